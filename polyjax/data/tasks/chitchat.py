@@ -1,0 +1,173 @@
+"""chitchat: human small talk (BYU Chit-Chat Challenge corpus, MIT, package ``chitchat-dataset``).
+
+A turn is one entry of ``messages``: its texts joined by a space, white space collapsed. Empty turns are
+skipped, a conversation ends before its first turn of more than 100 words, and kept are those with two
+senders and at least 4 turns: 2,927 / 157 / 132 in train / valid / test. Every turn but the first is the
+label of an example whose context is up to 20 turns before it, except turns without any word (":)", "?"):
+104,046 / 5,150 / 4,236 examples, of which 95,664 / 4,716 / 3,884 have a label of at least 3 words.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from polyjax.types import Example, InputError
+
+Split = Literal["train", "valid", "test"]
+DATASET_SHA256 = "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"
+MAX_CONTEXT_TURNS = 20
+_INSTALL = "pip install chitchat-dataset"
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """One conversation's turns, speakers alternating for the most part."""
+
+    id: str
+    turns: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChitchatConfig:
+    """The task's settings.
+
+    Attributes:
+        data_dir: where the prepared corpus is kept (array_record files, written once).
+        min_label_words: examples with a shorter label are left out; 0 keeps all.
+        n_candidates: candidates of a row to rank: the label and others of its split.
+        candidate_seed: of the draw of candidates and of the label's position.
+    """
+
+    data_dir: Path = Path("data")
+    min_label_words: int = 3
+    n_candidates: int = 20
+    candidate_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.n_candidates < 2:
+            raise InputError(f"task n_candidates must be at least 2, got {self.n_candidates}")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, lower-cased: runs of a-z, 0-9 and '.
+
+    >>> words("I'm OK :)")
+    ["i'm", 'ok']
+    """
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def normalise(text: str) -> str:
+    """A text's words joined by spaces; texts that agree in it count as the same."""
+    return " ".join(words(text))
+
+
+def split_of(conversation_id: str) -> Split:
+    """The split of a conversation, by a stable hash of its id: 5% test, 5% valid, the rest train."""
+    place = int(hashlib.sha1(conversation_id.encode()).hexdigest()[:8], 16) % 100
+    return "test" if place < 5 else "valid" if place < 10 else "train"
+
+
+def corpus_path() -> Path:
+    """The corpus inside its installed package, after checking its sha256."""
+    spec = importlib.util.find_spec("chitchat_dataset")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"task 'chitchat' needs the package chitchat-dataset, which is not installed; run: {_INSTALL}")
+    path = Path(spec.submodule_search_locations[0]) / "dataset.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing; run: {_INSTALL} --force-reinstall")
+    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    if got != DATASET_SHA256:
+        raise InputError(f"{path} has sha256 {got}, expected {DATASET_SHA256}; run: {_INSTALL} --force-reinstall")
+    return path
+
+
+def parse_conversations(path: Path) -> Iterator[Conversation]:
+    """The kept conversations of the corpus file, in its order."""
+    for conversation_id, entry in json.loads(path.read_text(encoding="utf-8")).items():
+        turns, senders = [], set()
+        for messages in entry["messages"]:
+            turn = " ".join(" ".join(message["text"] for message in messages).split())
+            if not turn:
+                continue
+            if len(turn.split()) > 100:
+                break
+            turns.append(turn)
+            senders.update(message["sender"] for message in messages)
+        if len(senders) == 2 and len(turns) >= 4:
+            yield Conversation(conversation_id, tuple(turns))
+
+
+def read_conversations(split: Split, data_dir: Path) -> list[Conversation]:
+    """The conversations of a split from the prepared corpus, which is prepared first where it is absent."""
+    from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
+
+    rows = builders.prepared("chitchat", data_dir, corpus_path)[split]
+    return [
+        Conversation(row["id"].decode(), tuple(turn.decode() for turn in row["turns"])) for row in rows
+    ]
+
+
+def make_examples(conversations: Sequence[Conversation], *, min_label_words: int) -> list[Example]:
+    """One example for each turn after the first that has at least max(1, min_label_words) words."""
+    examples = []
+    for conversation in conversations:
+        for i, label in enumerate(conversation.turns[1:], start=1):
+            if len(words(label)) < max(1, min_label_words):
+                continue
+            context = conversation.turns[max(0, i - MAX_CONTEXT_TURNS) : i]
+            examples.append(Example(f"{conversation.id}/{i}", context, (label,), 0, conversation.id))
+    return examples
+
+
+def add_candidates(examples: Sequence[Example], *, n_candidates: int, seed: int) -> list[Example]:
+    """Each example with ``n_candidates``: its label and others' labels, at random places.
+
+    The others differ from the label, from each context turn and from one another after ``normalise``.
+    The draw depends on the seed, the example's id and the split's labels only.
+
+    Raises:
+        InputError: the examples have too few different labels.
+    """
+    pool = [example.label_text for example in examples]
+    keys = [normalise(text) for text in pool]
+    if len(set(keys)) < n_candidates + MAX_CONTEXT_TURNS:
+        raise InputError(
+            f"task n_candidates of {n_candidates} needs {n_candidates + MAX_CONTEXT_TURNS} different labels in the "
+            f"split, got {len(set(keys))}; lower task.n_candidates"
+        )
+    rows = []
+    for example, key in zip(examples, keys, strict=True):
+        draw = random.Random(f"{seed}/{example.id}")
+        taken = {key, *map(normalise, example.context)}
+        candidates: list[str] = []
+        while len(candidates) < n_candidates - 1:
+            i = draw.randrange(len(pool))
+            if keys[i] not in taken:
+                taken.add(keys[i])
+                candidates.append(pool[i])
+        label = draw.randrange(n_candidates)
+        candidates.insert(label, example.label_text)
+        rows.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))
+    return rows
+
+
+def read(config: ChitchatConfig, split: Split) -> list[Example]:
+    """The examples of a split: with the label alone for training, with candidates otherwise."""
+    conversations = read_conversations(split, config.data_dir)
+    examples = make_examples(conversations, min_label_words=config.min_label_words)
+    if not examples:
+        raise InputError(
+            f"task chitchat: no example of split {split!r} has a label of {config.min_label_words} words; "
+            "lower task.min_label_words"
+        )
+    if split == "train":
+        return examples
+    return add_candidates(examples, n_candidates=config.n_candidates, seed=config.candidate_seed)

@@ -1,0 +1,195 @@
+"""Text -> token ids: WordPiece through Hugging Face ``tokenizers``, and SentencePiece trained here."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import sentencepiece
+import tokenizers
+
+from polyjax.types import InputError
+
+WORDPIECE_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "sentencepiece.model"
+
+
+class Tokenizer(Protocol):
+    """What the pipeline asks of a tokenizer; ids of special tokens come from here only, never from text."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that a token table needs."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Fills a sequence up to its bucket."""
+        ...
+
+    @property
+    def start_id(self) -> int:
+        """First token of every sequence."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """Last token of every sequence, and between context and candidate of a pair."""
+        ...
+
+    @property
+    def separator_id(self) -> int:
+        """Between the turns of a context."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what ``load_tokenizer`` needs into the folder."""
+        ...
+
+
+class WordPieceTokenizer:
+    """A BERT tokenizer from its tokenizer.json (normaliser, word split and vocabulary included).
+
+    Args:
+        path: the tokenizer.json file.
+
+    Raises:
+        InputError: the file is missing, unreadable, or lacks [PAD], [CLS] or [SEP].
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise InputError(f"{path} is missing; expected the tokenizer.json of a BERT model")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a file it cannot parse
+            raise InputError(f"{path} is not a readable tokenizer.json: {error}") from None
+        # The file may carry the truncation and padding of its training; both are the pipeline's job.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # "[SEP]" typed by a user is text, not the special token.
+        self._tokenizer.encode_special_tokens = True
+        ids = {name: self._tokenizer.token_to_id(name) for name in ("[PAD]", "[CLS]", "[SEP]")}
+        missing = sorted(name for name, id_ in ids.items() if id_ is None)
+        if missing:
+            raise InputError(f"{path}: the tokens {', '.join(missing)} are missing from the vocabulary")
+        self.pad_id = ids["[PAD]"]
+        self.start_id = ids["[CLS]"]
+        self.end_id = ids["[SEP]"]
+        self.separator_id = ids["[SEP]"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that a token table needs."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json into the folder."""
+        self._tokenizer.save(str(folder / WORDPIECE_FILE))
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model with polyjax's special tokens (see ``train_sentencepiece``).
+
+    Args:
+        path: the .model file.
+
+    Raises:
+        InputError: the file is missing, unreadable, or lacks the special tokens.
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise InputError(f"{path} is missing; expected a SentencePiece model")
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"{path} is not a readable SentencePiece model: {error}") from None
+        self._path = path
+        self.pad_id = self._processor.pad_id()
+        self.start_id = self._processor.bos_id()
+        self.end_id = self._processor.eos_id()
+        self.separator_id = self._processor.piece_to_id("<sep>")
+        if min(self.pad_id, self.start_id, self.end_id) < 0 or self.separator_id == self._processor.unk_id():
+            raise InputError(f"{path}: expected padding, start, end and <sep> pieces; train it with polyjax")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that a token table needs."""
+        return self._processor.get_piece_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        return self._processor.encode(list(texts))
+
+    def save(self, folder: Path) -> None:
+        """Write sentencepiece.model into the folder."""
+        target = folder / SENTENCEPIECE_FILE
+        if target.resolve() != self._path.resolve():
+            shutil.copyfile(self._path, target)
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    path: Path,
+    *,
+    vocab_size: int = 8000,
+    kind: Literal["unigram", "bpe"] = "unigram",
+    seed: int = 0,
+) -> SentencePieceTokenizer:
+    """Train a SentencePiece vocabulary with byte fallback: no text maps to an unknown token.
+
+    Args:
+        texts: the corpus, one sentence or turn each.
+        path: where the .model file goes; it is written aside and renamed.
+        vocab_size: pieces, special tokens and 256 bytes included.
+        kind: ``unigram`` or ``bpe``.
+        seed: of the trainer's sampling.
+
+    Raises:
+        InputError: the corpus is too small for the vocabulary.
+    """
+    sentencepiece.set_random_generator_seed(seed)
+    sentencepiece.set_min_log_level(2)
+    prefix = path.with_name(path.name + ".partial")
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(prefix),
+            vocab_size=vocab_size,
+            model_type=kind,
+            byte_fallback=True,
+            normalization_rule_name="nmt_nfkc_cf",
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            # Control symbols are never produced from text; <mask> is for pre-training.
+            control_symbols=["<sep>", "<mask>"],
+            num_threads=1,  # more threads sum in another order, and the vocabulary may differ
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"tokenizer vocab_size of {vocab_size} does not fit the corpus: {str(error).strip()}; choose a smaller one"
+        ) from None
+    os.replace(f"{prefix}.model", path)
+    os.remove(f"{prefix}.vocab")
+    return SentencePieceTokenizer(path)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a run directory or model folder, by the file that is there."""
+    if (folder / WORDPIECE_FILE).is_file():
+        return WordPieceTokenizer(folder / WORDPIECE_FILE)
+    if (folder / SENTENCEPIECE_FILE).is_file():
+        return SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
+    raise InputError(f"{folder}: no tokenizer there; expected {WORDPIECE_FILE} or {SENTENCEPIECE_FILE}")

@@ -1,0 +1,114 @@
+"""Scorers: an encoder (or two) and a head. Their common result is scores [b, c].
+
+A DualScorer can encode candidates once and keep the vectors; a CrossScorer cannot. That difference is
+the point of the paper, so the types say it.
+"""
+
+import dataclasses
+from typing import assert_never
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from polyjax.nn.encoder import Encoder, EncoderConfig
+from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, CrossHead, HeadConfig, PolyConfig, PolyHead
+from polyjax.types import DualInputs, InputError, PairInputs, Tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that fixes a scorer's parameters and arithmetic."""
+
+    encoder: EncoderConfig
+    head: HeadConfig
+
+
+class DualScorer(nnx.Module):
+    """Bi- or poly-encoder: contexts and candidates are encoded apart.
+
+    Args:
+        encoder: configuration of the transformer(s).
+        head: BiConfig or PolyConfig.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, encoder: EncoderConfig, head: BiConfig | PolyConfig, *, rngs: nnx.Rngs):
+        self.context_encoder = Encoder(encoder, rngs=rngs)
+        # A shared encoder is stored once: under two names plain jax.grad would see two parameters.
+        self.candidate_encoder = None if head.shared_encoder else Encoder(encoder, rngs=rngs)
+        match head:
+            case BiConfig():
+                self.head = BiHead(head, encoder.dim, rngs=rngs)
+            case PolyConfig():
+                self.head = PolyHead(head, encoder.dim, rngs=rngs)
+            case _:
+                assert_never(head)
+
+    def encode_context(
+        self, context: Tokens, *, key: Array | None = None
+    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+        """Tokens [b, t] -> context vectors [b, m, d] and which of them are real [b, m]."""
+        return self.head.context(self.context_encoder(context, key=key), jnp.asarray(context.mask))
+
+    def encode_candidates(self, candidates: Tokens, *, key: Array | None = None) -> Float[Array, "n d"]:
+        """Tokens [n, t] -> candidate vectors [n, d]: exactly what an index stores."""
+        encoder = self.context_encoder if self.candidate_encoder is None else self.candidate_encoder
+        return self.head.candidate(encoder(candidates, key=key), jnp.asarray(candidates.mask))
+
+    def score(
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
+    ) -> Float[Array, "b c"]:
+        """Context vectors against candidate vectors, [1, c, d] for all contexts or [b, c, d] for each."""
+        return self.head.score(vectors, mask, candidates)
+
+    def __call__(self, inputs: DualInputs, *, key: Array | None = None) -> Float[Array, "b c"]:
+        """Scores [b, c]; ``key`` draws the dropout while training."""
+        context_key, candidate_key = (None, None) if key is None else jax.random.split(key)
+        vectors, mask = self.encode_context(inputs.context, key=context_key)
+        shape = inputs.candidates.ids.shape
+        flat = jax.tree.map(lambda x: x.reshape(-1, shape[-1]), inputs.candidates)
+        candidates = self.encode_candidates(flat, key=candidate_key)
+        shared = len(shape) == 2
+        return self.score(vectors, mask, candidates.reshape(*((1,) if shared else ()), *shape[:-1], -1))
+
+
+class CrossScorer(nnx.Module):
+    """Cross-encoder: each context-candidate pair goes through the transformer.
+
+    Args:
+        encoder: configuration of the transformer; needs two segments to tell the sides apart.
+        head: CrossConfig.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, encoder: EncoderConfig, head: CrossConfig, *, rngs: nnx.Rngs):
+        if encoder.n_segments < 2:
+            raise InputError(f"a cross-encoder needs encoder n_segments of 2, got {encoder.n_segments}")
+        self.encoder = Encoder(encoder, rngs=rngs)
+        self.head = CrossHead(head, encoder.dim, rngs=rngs)
+
+    def score_pairs(self, pairs: Tokens, *, key: Array | None = None) -> Float[Array, " n"]:
+        """Pairs, Tokens [n, t] -> scores [n]."""
+        return self.head(self.encoder(pairs, key=key), jnp.asarray(pairs.mask))
+
+    def __call__(self, inputs: PairInputs, *, key: Array | None = None) -> Float[Array, "b c"]:
+        """Scores [b, c]; ``key`` draws the dropout while training."""
+        b, c, t = inputs.pairs.ids.shape
+        flat = jax.tree.map(lambda x: x.reshape(b * c, t), inputs.pairs)
+        return self.score_pairs(flat, key=key).reshape(b, c)
+
+
+Scorer = DualScorer | CrossScorer
+
+
+def make_scorer(encoder: EncoderConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> Scorer:
+    """The scorer that a head's configuration asks for."""
+    match head:
+        case BiConfig() | PolyConfig():
+            return DualScorer(encoder, head, rngs=rngs)
+        case CrossConfig():
+            return CrossScorer(encoder, head, rngs=rngs)
+        case _:
+            assert_never(head)

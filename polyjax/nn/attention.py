@@ -1,0 +1,103 @@
+"""Masked dot-product attention in two forms: over plain vectors, and multi-head with projections."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from polyjax.nn.linear import Linear, apply_dropout
+
+
+def masked_softmax(logits: Float[Array, "*b n"], mask: Bool[Array, "*#b n"] | None) -> Float[Array, "*b n"]:
+    """Softmax over the last axis in float32; masked places get weight 0, an all-masked row stays finite."""
+    logits = logits.astype(jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def attend(
+    query: Float[Array, "#b q d"],
+    memory: Float[Array, "b n d"],
+    mask: Bool[Array, "b n"] | None = None,
+    *,
+    scale: float = 1.0,
+) -> Float[Array, "b q d"]:
+    """softmax(scale * query memory^T) memory: attention without parameters (arXiv 1905.01969 §4.4).
+
+    Args:
+        query: [b or 1, q, d]; one set of queries may serve the whole batch.
+        memory: [b, n, d], keys and values alike.
+        mask: [b, n], True where memory is real.
+        scale: multiplies the logits; 1 is the paper's form, 1/sqrt(d) ParlAI's ``sqrt``.
+    """
+    query = jnp.broadcast_to(query, (memory.shape[0], *query.shape[1:])).astype(memory.dtype)
+    logits = jnp.einsum("bqd,bnd->bqn", query, memory) * scale
+    weights = masked_softmax(logits, None if mask is None else mask[:, None, :])
+    return jnp.einsum("bqn,bnd->bqd", weights.astype(memory.dtype), memory)
+
+
+def _multi_head(
+    q: Float[Array, "b q d"],
+    k: Float[Array, "b n d"],
+    v: Float[Array, "b n d"],
+    mask: Bool[Array, "b n"] | None,
+    *,
+    n_heads: int,
+    dropout: float = 0.0,
+    key: Array | None = None,
+) -> Float[Array, "b q d"]:
+    """Scaled dot-product attention over contiguous slices of width d / n_heads."""
+    b, n, d = k.shape
+    q, k, v = (x.reshape(b, -1, n_heads, d // n_heads).swapaxes(1, 2) for x in (q, k, v))
+    logits = jnp.einsum("bhqk,bhnk->bhqn", q * (d // n_heads) ** -0.5, k)
+    weights = masked_softmax(logits, None if mask is None else mask[:, None, None, :]).astype(v.dtype)
+    mixed = jnp.einsum("bhqn,bhnk->bhqk", apply_dropout(weights, dropout, key), v)
+    return mixed.swapaxes(1, 2).reshape(b, -1, d)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention; query, key and value projections are one product.
+
+    Args:
+        dim: width d.
+        n_heads: number of heads; divides dim.
+        dropout: rate on the attention weights.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, dim: int, n_heads: int, *, dropout: float, rngs: nnx.Rngs):
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.out = Linear(dim, dim, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"], *, key: Array | None = None
+    ) -> Float[Array, "b t d"]:
+        """[b, t, d] -> [b, t, d]; ``key`` draws the dropout, none without it."""
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        mixed = _multi_head(q, k, v, mask, n_heads=self.n_heads, dropout=self.dropout, key=key)
+        return self.out(mixed)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head attention of a set of queries over a memory, each with its own projection.
+
+    The ``multihead`` choice for a poly-encoder's codes or candidates. Args as in SelfAttention.
+    """
+
+    def __init__(self, dim: int, n_heads: int, *, rngs: nnx.Rngs):
+        self.n_heads = n_heads
+        self.query = Linear(dim, dim, init_std=dim**-0.5, rngs=rngs)
+        self.key = Linear(dim, dim, init_std=dim**-0.5, rngs=rngs)
+        self.value = Linear(dim, dim, init_std=dim**-0.5, rngs=rngs)
+        self.out = Linear(dim, dim, init_std=dim**-0.5, rngs=rngs)
+
+    def __call__(
+        self, query: Float[Array, "#b q d"], memory: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None
+    ) -> Float[Array, "b q d"]:
+        """[b or 1, q, d] attends over [b, n, d] -> [b, q, d]"""
+        q = jnp.broadcast_to(self.query(query.astype(memory.dtype)), (memory.shape[0], *query.shape[1:]))
+        mixed = _multi_head(q, self.key(memory), self.value(memory), mask, n_heads=self.n_heads)
+        return self.out(mixed)

@@ -1,0 +1,245 @@
+"""The three scoring heads (arXiv 1905.01969 §4.2-4.4) and their configurations."""
+
+import dataclasses
+import math
+from typing import Literal, assert_never
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from polyjax.nn.attention import MultiHeadAttention, attend, masked_softmax
+from polyjax.nn.linear import Linear
+from polyjax.nn.reduce import Reduction, reduce, unit
+from polyjax.types import InputError
+
+AttentionKind = Literal["basic", "sqrt", "multihead"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BiConfig:
+    """Bi-encoder: one vector a side, score = dot product (§4.2).
+
+    Attributes:
+        reduction: token outputs -> vector, on both sides.
+        shared_encoder: encode both sides with one transformer instead of two.
+        normalize: scale both vectors to length 1, so that the score is a cosine.
+        score_scale: multiplies the score; 1 for raw products, about 20 for cosines.
+    """
+
+    reduction: Reduction = "mean"
+    shared_encoder: bool = False
+    normalize: bool = False
+    score_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        _check_scale("score_scale", self.score_scale)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolyConfig:
+    """Poly-encoder: m context vectors, over which each candidate attends (§4.4).
+
+    Attributes:
+        n_codes: m, the number of context vectors.
+        codes: ``learnt`` codes attend over the context's outputs; ``first`` takes its first m outputs.
+        codes_attention: how learnt codes attend: ``basic`` (dot), ``sqrt`` (dot / sqrt(d)), ``multihead``.
+        codes_heads: heads of the codes' multi-head attention.
+        codes_std: standard deviation of the codes' initial values. Small codes attend almost evenly,
+            so that each starts as the mean of the outputs and the model as a bi-encoder.
+        candidate_attention: how a candidate attends over the context vectors; kinds as above.
+        candidate_heads: heads of the candidates' multi-head attention.
+        candidate_sharpness: multiplies the logits of the candidate's attention (basic, sqrt).
+        reduction: candidate's token outputs -> vector.
+        shared_encoder: encode both sides with one transformer instead of two.
+        normalize: scale context vectors and candidate vector to length 1.
+        score_scale: multiplies the score; 1 for raw products, about 20 for unit vectors.
+    """
+
+    n_codes: int = 64
+    codes: Literal["learnt", "first"] = "learnt"
+    codes_attention: AttentionKind = "basic"
+    codes_heads: int = 4
+    codes_std: float = 0.05
+    candidate_attention: AttentionKind = "basic"
+    candidate_heads: int = 4
+    candidate_sharpness: float = 1.0
+    reduction: Reduction = "mean"
+    shared_encoder: bool = False
+    normalize: bool = False
+    score_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.n_codes < 1:
+            raise InputError(f"head n_codes must be at least 1, got {self.n_codes}; the paper uses 16, 64 and 360")
+        for name in ("codes_heads", "candidate_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"head {name} must be at least 1, got {getattr(self, name)}")
+        _check_scale("score_scale", self.score_scale)
+        _check_scale("candidate_sharpness", self.candidate_sharpness)
+        if self.codes_std < 0:
+            raise InputError(f"head codes_std must be 0 or more, got {self.codes_std}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossConfig:
+    """Cross-encoder: context and candidate in one sequence, a linear layer scores it (§4.3).
+
+    Attributes:
+        reduction: the pair's token outputs -> vector.
+    """
+
+    reduction: Reduction = "first"
+
+
+HeadConfig = BiConfig | PolyConfig | CrossConfig
+
+
+def _check_scale(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"head {name} must be a positive number, got {value}")
+
+
+def _check_heads(name: str, n_heads: int, dim: int) -> None:
+    if dim % n_heads:
+        raise InputError(f"head {name} must divide the encoder's width: {n_heads} does not divide {dim}")
+
+
+class BiHead(nnx.Module):
+    """One context vector and one candidate vector; score = score_scale * dot product (§4.2)."""
+
+    def __init__(self, config: BiConfig, dim: int, *, rngs: nnx.Rngs):
+        self.config = config
+
+    def context(
+        self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
+    ) -> tuple[Float[Array, "b 1 d"], Bool[Array, "b 1"]]:
+        """Token outputs -> the context vector [b, 1, d] and its mask [b, 1]."""
+        vector = reduce(hidden, mask, self.config.reduction)
+        vector = unit(vector) if self.config.normalize else vector
+        return vector[:, None, :], jnp.ones((hidden.shape[0], 1), bool)
+
+    def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
+        """Token outputs -> candidate vectors [n, d]."""
+        vector = reduce(hidden, mask, self.config.reduction)
+        return unit(vector) if self.config.normalize else vector
+
+    def score(
+        self, vectors: Float[Array, "b 1 d"], mask: Bool[Array, "b 1"], candidates: Float[Array, "#b c d"]
+    ) -> Float[Array, "b c"]:
+        """Context vectors and candidate vectors (one set for all contexts, or one each) -> scores [b, c]."""
+        return self.config.score_scale * _products(vectors, candidates)[:, 0]
+
+
+class PolyHead(nnx.Module):
+    """m context vectors; each candidate attends over them, score = dot with what it attended (§4.4).
+
+    Args:
+        config: see PolyConfig.
+        dim: width d.
+        rngs: source of the codes' initial values.
+    """
+
+    def __init__(self, config: PolyConfig, dim: int, *, rngs: nnx.Rngs):
+        self.config = config
+        if config.codes == "learnt":
+            draw = nnx.initializers.normal(config.codes_std)
+            self.codes = nnx.Param(draw(rngs.params(), (config.n_codes, dim), jnp.float32))
+            if config.codes_attention == "multihead":
+                _check_heads("codes_heads", config.codes_heads, dim)
+                self.codes_attention = MultiHeadAttention(dim, config.codes_heads, rngs=rngs)
+        if config.candidate_attention == "multihead":
+            _check_heads("candidate_heads", config.candidate_heads, dim)
+            self.candidate_attention = MultiHeadAttention(dim, config.candidate_heads, rngs=rngs)
+
+    def context(
+        self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
+    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+        """Token outputs -> context vectors y_1..y_m [b, m, d] and their mask [b, m].
+
+        y_i = sum_j w_j h_j, w = softmax(c_i . h) with learnt codes c_i; h_i itself with ``first``, where
+        a context shorter than m has masked vectors.
+        """
+        config = self.config
+        b, t, d = hidden.shape
+        if config.codes == "first":
+            short = max(config.n_codes - t, 0)
+            vectors = jnp.pad(hidden[:, : config.n_codes], ((0, 0), (0, short), (0, 0)))
+            real = jnp.pad(mask[:, : config.n_codes], ((0, 0), (0, short)))
+            vectors = jnp.where(real[..., None], vectors, jnp.zeros((), vectors.dtype))
+        else:
+            real = jnp.ones((b, config.n_codes), bool)
+            match config.codes_attention:
+                case "basic":
+                    vectors = attend(self.codes[...][None], hidden, mask)
+                case "sqrt":
+                    vectors = attend(self.codes[...][None], hidden, mask, scale=d**-0.5)
+                case "multihead":
+                    vectors = self.codes_attention(self.codes[...][None], hidden, mask)
+                case other:
+                    assert_never(other)
+        vectors = vectors.astype(jnp.float32)
+        return unit(vectors) if config.normalize else vectors, real
+
+    def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
+        """Token outputs -> candidate vectors [n, d]."""
+        vector = reduce(hidden, mask, self.config.reduction)
+        return unit(vector) if self.config.normalize else vector
+
+    def score(
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
+    ) -> Float[Array, "b c"]:
+        """Context vectors and candidate vectors (one set for all contexts, or one each) -> scores [b, c].
+
+        With basic or sqrt attention the attended vector is never built: the m inner products
+        s_j = y_j . cand are both logits and values, score = sum_j softmax(sharpness * s)_j s_j.
+        """
+        config = self.config
+        match config.candidate_attention:
+            case "basic" | "sqrt":
+                products = _products(vectors, candidates)
+                root = vectors.shape[-1] ** -0.5 if config.candidate_attention == "sqrt" else 1.0
+                logits = products * (config.candidate_sharpness * root)
+                weights = masked_softmax(logits.swapaxes(1, 2), mask[:, None, :])
+                score = (weights * products.swapaxes(1, 2)).sum(-1)
+            case "multihead":
+                query = jnp.broadcast_to(candidates, (vectors.shape[0], *candidates.shape[1:]))
+                attended = self.candidate_attention(query, vectors, mask)
+                score = (attended * query).sum(-1)
+            case other:
+                assert_never(other)
+        return config.score_scale * score
+
+
+class CrossHead(nnx.Module):
+    """Linear layer over the reduced output of a context-candidate pair (§4.3)."""
+
+    def __init__(self, config: CrossConfig, dim: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.linear = Linear(dim, 1, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, " n"]:
+        """Token outputs of n pairs -> scores [n], float32."""
+        return self.linear(reduce(hidden, mask, self.config.reduction))[:, 0]
+
+
+def _products(vectors: Float[Array, "b m d"], candidates: Float[Array, "#b c d"]) -> Float[Array, "b m c"]:
+    """All inner products; one set of candidates for all contexts is one two-dimensional product."""
+    if candidates.shape[0] == 1:
+        return vectors @ candidates[0].T
+    return jnp.einsum("bmd,bcd->bmc", vectors, candidates)
+
+
+def head_label(config: HeadConfig) -> Literal["bi", "poly", "cross"]:
+    """The architecture's short name."""
+    match config:
+        case BiConfig():
+            return "bi"
+        case PolyConfig():
+            return "poly"
+        case CrossConfig():
+            return "cross"
+        case _:
+            assert_never(config)

@@ -1,0 +1,38 @@
+"""Reductions of token outputs to one vector (arXiv 1905.01969 §4.2: first, average or maximum)."""
+
+from typing import Literal, assert_never
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Reduction = Literal["first", "mean", "max"]
+
+
+def reduce(
+    hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"], reduction: Reduction
+) -> Float[Array, "n d"]:
+    """Token outputs to one float32 vector a row; padding never counts, an all-padding row gives zeros.
+
+    >>> hidden = jnp.array([[[1.0], [3.0], [9.0]]])
+    >>> mask = jnp.array([[True, True, False]])
+    >>> [reduce(hidden, mask, r).item() for r in ("first", "mean", "max")]
+    [1.0, 2.0, 3.0]
+    """
+    hidden = hidden.astype(jnp.float32)
+    real = mask[..., None]
+    match reduction:
+        case "first":
+            vector = hidden[:, 0]
+        case "mean":
+            count = jnp.maximum(mask.sum(-1, keepdims=True), 1).astype(jnp.float32)
+            vector = jnp.where(real, hidden, 0.0).sum(1) / count
+        case "max":
+            vector = jnp.where(real, hidden, -jnp.inf).max(1)
+        case _:
+            assert_never(reduction)
+    return jnp.where(mask.any(-1, keepdims=True), vector, 0.0)
+
+
+def unit(vector: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Scale to length 1; a zero vector stays zero and has a finite gradient."""
+    return vector * jnp.reciprocal(jnp.sqrt(jnp.maximum(jnp.square(vector).sum(-1, keepdims=True), 1e-24)))

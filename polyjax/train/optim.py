@@ -1,0 +1,151 @@
+"""Optimiser and learning-rate schedule: warm-up, then a plateau or linear decay."""
+
+import dataclasses
+import re
+from typing import Literal, assert_never
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from polyjax.types import InputError
+
+Trainable = Literal["all", "all-but-embeddings"] | int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimiser settings.
+
+    Attributes:
+        optimizer: ``adamw``, or ``adamax`` as in the paper's recipes.
+        learning_rate: the highest rate, reached at the end of the warm-up.
+        weight_decay: decoupled; matrices only, never biases, norms or embeddings.
+        clip: largest global norm of the gradient.
+        warmup: share of all steps, in [0, 1), in which the rate grows linearly from 0.
+        decay: ``linear`` to zero at the last step, ``plateau`` on the validation loss, or ``none``.
+        plateau_factor: a plateau multiplies the rate by this.
+        plateau_patience: validations without improvement that are borne before a cut, counted as
+            torch does: 0 cuts after the first one.
+        head_rate: the head's parameters (codes, linear layer) learn at this multiple of the rate.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+    """
+
+    optimizer: Literal["adamw", "adamax"] = "adamw"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: float = 0.1
+    decay: Literal["linear", "plateau", "none"] = "plateau"
+    plateau_factor: float = 0.4
+    plateau_patience: int = 0
+    head_rate: float = 10.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        for name in ("learning_rate", "clip", "head_rate", "eps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"optim {name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup", "b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"optim {name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.plateau_factor < 1:
+            raise InputError(f"optim plateau_factor must be in (0, 1), got {self.plateau_factor}")
+        if self.plateau_patience < 0 or self.weight_decay < 0:
+            raise InputError("optim plateau_patience and weight_decay must be 0 or more")
+
+
+def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
+    """The learning rate of update i (from 0): linear warm-up, then constant or linear to zero.
+
+    The first update has a rate above zero, and the last one too: i + 1 of the warm-up's steps.
+
+    >>> rate = schedule(OptimConfig(learning_rate=1.0, warmup=0.2, decay="linear"), 10)
+    >>> [round(float(rate(i)), 3) for i in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.125]
+    """
+    n_warmup = round(config.warmup * n_steps)
+
+    def rate(i: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(i, jnp.float32)
+        warm = (step + 1.0) / max(n_warmup, 1)
+        left = (n_steps - step) / max(n_steps - n_warmup, 1) if config.decay == "linear" else 1.0
+        return config.learning_rate * jnp.clip(jnp.minimum(warm, left), 0.0, 1.0)
+
+    return rate
+
+
+def plateau(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """Cut of the learning rate when the validation loss stops falling, with torch's meaning of patience.
+
+    optax counts a validation against its patience one earlier than torch: torch's 0 is optax's 1, and
+    optax's 0 would cut after every improvement.
+    """
+    return optax.contrib.reduce_on_plateau(
+        factor=config.plateau_factor, patience=config.plateau_patience + 1, rtol=1e-4, cooldown=0
+    )
+
+
+def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransformation:
+    """clip -> adam(w) or adamax -> rate multiples -> schedule.
+
+    The plateau's factor is not in the chain: it changes at validations only, and the train step takes
+    it as a number.
+    """
+    match config.optimizer:
+        case "adamw":
+            moments = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        case "adamax":
+            moments = optax.scale_by_adamax(config.b1, config.b2, config.eps)
+        case other:
+            assert_never(other)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        moments,
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+        _scale_head(config.head_rate),
+        optax.scale_by_learning_rate(schedule(config, n_steps)),
+    )
+
+
+def _decayed(params: nnx.State) -> nnx.State:
+    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
+
+
+def _scale_head(rate: float) -> optax.GradientTransformation:
+    def update(updates, state, params=None):
+        def scale(path, update):
+            return update * rate if jax.tree_util.keystr(path).startswith("['head']") else update
+
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def trainable_filter(trainable: Trainable, n_layers: int) -> nnx.filterlib.Filter:
+    """Which parameters are trained: ``all``, ``all-but-embeddings``, or the top k layers and the head.
+
+    Raises:
+        InputError: k is not between 0 and the number of layers.
+    """
+    if isinstance(trainable, int) and not 0 <= trainable <= n_layers:
+        raise InputError(f"train trainable of {trainable} layers must be between 0 and the encoder's {n_layers}")
+
+    def chosen(path: tuple, value: object) -> bool:
+        names = ".".join(map(str, path))
+        if trainable == "all" or names.startswith("head."):
+            return True
+        if "embeddings." in names:
+            return False
+        if trainable == "all-but-embeddings":
+            return True
+        layer = re.search(r"blocks\.(\d+)\.", names)
+        return layer is None or int(layer[1]) >= n_layers - int(trainable)
+
+    return nnx.All(nnx.Param, chosen)
