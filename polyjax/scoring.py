@@ -1,0 +1,184 @@
+"""Text in, scores out, with any scorer: length-sorted, bucketed, compiled once a shape.
+
+Evaluation, baselines and the Ranker all score through this one class.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from polyjax.data.text import Ids, TextEncoder
+from polyjax.models import CrossScorer, DualScorer, Scorer
+from polyjax.types import Tokens
+
+TOKENS_PER_BATCH = 4096
+"""Rows of a full batch times their padded length; larger batches are no faster on two cores."""
+
+Progress = Callable[[int], None]
+
+
+def _ignore(n: int) -> None:
+    """Progress that nobody watches."""
+
+
+def _row_bucket(n: int, length: int) -> int:
+    """Rows to which a batch of n sequences of a padded length is filled up: 1, 8 or a full batch."""
+    full = max(TOKENS_PER_BATCH // length, 1)
+    return next(rows for rows in (1, 8, full) if rows >= n or rows >= full)
+
+
+def _column_bucket(n: int) -> int:
+    """Candidates a context to which a score matrix is filled up: the next power of two, 16 at least."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def _fill_rows(tokens: Tokens, rows: int) -> Tokens:
+    short = rows - tokens.ids.shape[0]
+    return jax.tree.map(lambda x: np.pad(x, ((0, short), (0, 0))), tokens)
+
+
+def for_inference(scorer: Scorer) -> Scorer:
+    """The scorer with its encoders' matrices in the compute dtype, so that no call casts them again."""
+    graph, state = nnx.split(scorer)
+    encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
+
+    def cast(path: tuple, leaf: Array) -> Array:
+        in_head = jax.tree_util.keystr(path).startswith("['head']")
+        return leaf if in_head or leaf.ndim < 2 else leaf.astype(encoder.dtype)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, state))
+
+
+class TextScorer:
+    """Scores texts with a scorer.
+
+    Args:
+        scorer: bi-, poly- or cross-encoder.
+        text: tokenises and pads.
+
+    Attributes:
+        compilations: programs compiled so far; each is a shape, so the buckets bound their number.
+    """
+
+    def __init__(self, scorer: Scorer, text: TextEncoder):
+        self.text = text
+        self.compilations = 0
+        self._graph, self._state = nnx.split(for_inference(scorer))
+        self._is_dual = isinstance(scorer, DualScorer)
+        self._encode_candidates = jax.jit(self._traced_encode_candidates)
+        self._score_contexts = jax.jit(self._traced_score_contexts)
+        self._score_pairs = jax.jit(self._traced_score_pairs)
+
+    def update(self, scorer: Scorer) -> None:
+        """Take the parameters of a scorer of the same shape; nothing is compiled again."""
+        self._state = nnx.state(for_inference(scorer))
+
+    def _traced_encode_candidates(self, state: nnx.State, tokens: Tokens) -> Float[Array, "n d"]:
+        self.compilations += 1  # runs when a new shape is traced only
+        scorer = nnx.merge(self._graph, state)
+        assert isinstance(scorer, DualScorer)
+        return scorer.encode_candidates(tokens)
+
+    def _traced_score_contexts(
+        self, state: nnx.State, tokens: Tokens, candidates: Float[Array, "b c d"]
+    ) -> Float[Array, "b c"]:
+        self.compilations += 1
+        scorer = nnx.merge(self._graph, state)
+        assert isinstance(scorer, DualScorer)
+        return scorer.score(*scorer.encode_context(tokens), candidates)
+
+    def _traced_score_pairs(self, state: nnx.State, tokens: Tokens) -> Float[Array, " n"]:
+        self.compilations += 1
+        scorer = nnx.merge(self._graph, state)
+        assert isinstance(scorer, CrossScorer)
+        return scorer.score_pairs(tokens)
+
+    def encode_candidates(self, texts: Sequence[str], *, progress: Progress = _ignore) -> np.ndarray:
+        """Candidate vectors of a bi- or poly-encoder, float32 [n, d], in the order of the texts."""
+        self.text.prepare(texts)
+        rows = [self.text.candidate(text) for text in texts]
+        vectors: np.ndarray | None = None
+        for places, sequences in self._batches(rows, self.text.config.candidate_tokens):
+            tokens = self.text.pad_candidates(sequences)
+            tokens = _fill_rows(tokens, _row_bucket(len(sequences), tokens.ids.shape[1]))
+            batch = np.asarray(self._encode_candidates(self._state, tokens))
+            if vectors is None:
+                vectors = np.empty((len(rows), batch.shape[1]), np.float32)
+            vectors[places] = batch[: len(places)]
+            progress(len(places))
+        assert vectors is not None, "no candidates to encode"
+        return vectors
+
+    def score(
+        self,
+        contexts: Sequence[Sequence[str]],
+        candidates: Sequence[Sequence[str]],
+        *,
+        progress: Progress = _ignore,
+    ) -> np.ndarray:
+        """Scores of each context's candidates, float32 [b, c].
+
+        Args:
+            contexts: turns of each context, oldest first.
+            candidates: c texts for each context; c is the same for all.
+            progress: called with the number of contexts done.
+        """
+        self.text.prepare([*(t for turns in contexts for t in turns), *(t for row in candidates for t in row)])
+        if not self._is_dual:
+            return self._score_all_pairs(contexts, candidates, progress)
+        places = {text: i for i, text in enumerate(dict.fromkeys(t for row in candidates for t in row))}
+        vectors = self.encode_candidates(list(places))
+        index = np.array([[places[text] for text in row] for row in candidates])
+        return self._score_against(contexts, vectors, index, progress)
+
+    def _score_against(
+        self, contexts: Sequence[Sequence[str]], vectors: np.ndarray, index: np.ndarray, progress: Progress
+    ) -> np.ndarray:
+        """Scores [b, c] of contexts against the vectors [n, d] at the places index [b, c]."""
+        b, c = index.shape
+        rows = [self.text.context(turns) for turns in contexts]
+        scores = np.empty((b, c), np.float32)
+        width = _column_bucket(c)
+        for places, sequences in self._batches(rows, self.text.config.context_tokens):
+            tokens = self.text.pad_contexts(sequences)
+            n = _row_bucket(len(sequences), tokens.ids.shape[1])
+            listed = np.zeros((n, width, vectors.shape[1]), np.float32)
+            listed[: len(places), :c] = vectors[index[places]]
+            batch = np.asarray(self._score_contexts(self._state, _fill_rows(tokens, n), listed))
+            scores[places] = batch[: len(places), :c]
+            progress(len(places))
+        return scores
+
+    def _score_all_pairs(
+        self, contexts: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], progress: Progress
+    ) -> np.ndarray:
+        text, c = self.text, len(candidates[0])
+        encoded = [text.context(turns) for turns in contexts]
+        pairs = [
+            text.pair(context, text.candidate(candidate))
+            for context, row in zip(encoded, candidates, strict=True)
+            for candidate in row
+        ]
+        limit = text.config.context_tokens + text.config.candidate_tokens - 1
+        scores = np.empty(len(pairs), np.float32)
+        done = 0
+        for places, _ in self._batches([ids for ids, _ in pairs], limit):
+            tokens = text.pad_pairs([pairs[i] for i in places])
+            tokens = _fill_rows(tokens, _row_bucket(len(places), tokens.ids.shape[1]))
+            scores[places] = np.asarray(self._score_pairs(self._state, tokens))[: len(places)]
+            progress((done + len(places)) // c - done // c)
+            done += len(places)
+        return scores.reshape(-1, c)
+
+    def _batches(self, rows: Sequence[Ids], limit: int) -> Iterator[tuple[np.ndarray, list[Ids]]]:
+        """Places and sequences of batches of one bucket each, shortest first."""
+        lengths = np.array([self.text.config.bucket(len(row), limit) for row in rows])
+        for length in np.unique(lengths):
+            (places,) = np.nonzero(lengths == length)
+            size = max(TOKENS_PER_BATCH // int(length), 1)
+            for part in np.array_split(places, math.ceil(len(places) / size)):
+                yield part, [rows[i] for i in part]
