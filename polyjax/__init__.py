@@ -1,0 +1,33 @@
+"""polyjax: pick the best of many texts for a context, with bi-, poly- and cross-encoders in JAX.
+
+Poly-encoders: Humeau et al., ICLR 2020, arXiv 1905.01969.
+"""
+
+from polyjax.models import CrossScorer, DualScorer, ModelConfig, make_scorer
+from polyjax.nn.encoder import Encoder, EncoderConfig
+from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
+from polyjax.ranker import Ranked, Ranker
+from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs, Tokens
+from polyjax.version import __version__
+
+__all__ = [
+    "Batch",
+    "BiConfig",
+    "CrossConfig",
+    "CrossScorer",
+    "DualInputs",
+    "DualScorer",
+    "Encoder",
+    "EncoderConfig",
+    "Example",
+    "HeadConfig",
+    "InputError",
+    "ModelConfig",
+    "PairInputs",
+    "PolyConfig",
+    "Ranked",
+    "Ranker",
+    "Tokens",
+    "__version__",
+    "make_scorer",
+]

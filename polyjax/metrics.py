@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 
 
 def rank_of_label(
-    scores: Float[np.ndarray, "b c"], label: Int[np.ndarray, " b"], where: Bool[np.ndarray, "b c"] | None = None
+    scores: Float[np.ndarray, "b c"],
+    label: Int[np.ndarray, " b"],
+    where: Bool[np.ndarray, "b c"] | None = None,
 ) -> Int[np.ndarray, " b"]:
     """1-based rank of the labelled candidate; a tie counts against it, as does a score that is NaN.
 
@@ -41,7 +43,12 @@ def mean_reciprocal_rank(ranks: Int[np.ndarray, " b"]) -> float:
 
 
 def bootstrap_interval(
-    values: Float[np.ndarray, " b"], groups: Sequence[str], *, draws: int = 2000, seed: int = 0, level: float = 0.95
+    values: Float[np.ndarray, " b"],
+    groups: Sequence[str],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile interval of the mean of ``values``, resampling whole groups (conversations).
 

@@ -32,10 +32,18 @@ class DualScorer(nnx.Module):
         encoder: configuration of the transformer(s).
         head: BiConfig or PolyConfig.
         rngs: source of the initial values.
+        context_encoder: an encoder of that configuration to hold instead of a new one.
     """
 
-    def __init__(self, encoder: EncoderConfig, head: BiConfig | PolyConfig, *, rngs: nnx.Rngs):
-        self.context_encoder = Encoder(encoder, rngs=rngs)
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        head: BiConfig | PolyConfig,
+        *,
+        rngs: nnx.Rngs,
+        context_encoder: Encoder | None = None,
+    ):
+        self.context_encoder = context_encoder or Encoder(encoder, rngs=rngs)
         # A shared encoder is stored once: under two names plain jax.grad would see two parameters.
         self.candidate_encoder = None if head.shared_encoder else Encoder(encoder, rngs=rngs)
         match head:

@@ -21,7 +21,7 @@ TOKENS_PER_BATCH = 4096
 Progress = Callable[[int], None]
 
 
-def _ignore(n: int) -> None:
+def ignore(n: int) -> None:
     """Progress that nobody watches."""
 
 
@@ -97,7 +97,7 @@ class TextScorer:
         assert isinstance(scorer, CrossScorer)
         return scorer.score_pairs(tokens)
 
-    def encode_candidates(self, texts: Sequence[str], *, progress: Progress = _ignore) -> np.ndarray:
+    def encode_candidates(self, texts: Sequence[str], *, progress: Progress = ignore) -> np.ndarray:
         """Candidate vectors of a bi- or poly-encoder, float32 [n, d], in the order of the texts."""
         self.text.prepare(texts)
         rows = [self.text.candidate(text) for text in texts]
@@ -118,7 +118,7 @@ class TextScorer:
         contexts: Sequence[Sequence[str]],
         candidates: Sequence[Sequence[str]],
         *,
-        progress: Progress = _ignore,
+        progress: Progress = ignore,
     ) -> np.ndarray:
         """Scores of each context's candidates, float32 [b, c].
 
@@ -127,7 +127,9 @@ class TextScorer:
             candidates: c texts for each context; c is the same for all.
             progress: called with the number of contexts done.
         """
-        self.text.prepare([*(t for turns in contexts for t in turns), *(t for row in candidates for t in row)])
+        self.text.prepare(
+            [*(t for turns in contexts for t in turns), *(t for row in candidates for t in row)]
+        )
         if not self._is_dual:
             return self._score_all_pairs(contexts, candidates, progress)
         places = {text: i for i, text in enumerate(dict.fromkeys(t for row in candidates for t in row))}

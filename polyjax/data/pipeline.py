@@ -180,9 +180,7 @@ class Collator(grain.transforms.Map):
         shaped = dataclasses.replace(
             tokens, **{name: value.reshape(-1, c, value.shape[1]) for name, value in vars(tokens).items()}
         )
-        return Batch(
-            PairInputs(shaped), np.zeros(len(examples), np.int32), np.ones((1, c), bool), keys=None
-        )
+        return Batch(PairInputs(shaped), np.zeros(len(examples), np.int32), np.ones((1, c), bool), keys=None)
 
     def _sample_negatives(self, example: Example, index: int, epoch: int) -> list[str]:
         """Other examples' labels, none a copy of the label or of a context turn."""

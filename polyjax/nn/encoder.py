@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from polyjax.nn.attention import SelfAttention
 from polyjax.nn.linear import LayerNorm, Linear, apply_dropout
@@ -184,7 +184,9 @@ class Block(nnx.Module):
         rate = self.config.dropout
         attention_key, key_1, key_2 = (None,) * 3 if key is None else jax.random.split(key, 3)
         if self.config.norm == "pre":
-            x = x + apply_dropout(self.attention(self.attention_norm(x), mask, key=attention_key), rate, key_1)
+            x = x + apply_dropout(
+                self.attention(self.attention_norm(x), mask, key=attention_key), rate, key_1
+            )
             return x + apply_dropout(self._mlp(self.mlp_norm(x)), rate, key_2)
         x = self.attention_norm(x + apply_dropout(self.attention(x, mask, key=attention_key), rate, key_1))
         return self.mlp_norm(x + apply_dropout(self._mlp(x), rate, key_2))

@@ -73,7 +73,9 @@ class PolyConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.n_codes < 1:
-            raise InputError(f"head n_codes must be at least 1, got {self.n_codes}; the paper uses 16, 64 and 360")
+            raise InputError(
+                f"head n_codes must be at least 1, got {self.n_codes}; the paper uses 16, 64 and 360"
+            )
         for name in ("codes_heads", "candidate_heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"head {name} must be at least 1, got {getattr(self, name)}")

@@ -135,7 +135,9 @@ def trainable_filter(trainable: Trainable, n_layers: int) -> nnx.filterlib.Filte
         InputError: k is not between 0 and the number of layers.
     """
     if isinstance(trainable, int) and not 0 <= trainable <= n_layers:
-        raise InputError(f"train trainable of {trainable} layers must be between 0 and the encoder's {n_layers}")
+        raise InputError(
+            f"train trainable of {trainable} layers must be between 0 and the encoder's {n_layers}"
+        )
 
     def chosen(path: tuple, value: object) -> bool:
         names = ".".join(map(str, path))

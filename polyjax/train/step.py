@@ -25,7 +25,7 @@ class TrainState:
         trained: parameters that learn (nnx.State).
         frozen: parameters that do not.
         optimizer: state of the optimiser.
-        rate_scale: the plateau's factor on the learning rate, float32 [].
+        plateau: state of the plateau rule, whose ``scale`` multiplies the learning rate.
         step: updates made so far, int32 [].
         key: from which the dropout of each step is drawn.
     """
@@ -33,13 +33,18 @@ class TrainState:
     trained: nnx.State
     frozen: nnx.State
     optimizer: optax.OptState
-    rate_scale: Array
+    plateau: optax.contrib.ReduceLROnPlateauState
     step: Array
     key: Array
 
 
 def init_state(
-    scorer: Scorer, optimizer: optax.GradientTransformation, trainable: nnx.filterlib.Filter, *, seed: int
+    scorer: Scorer,
+    optimizer: optax.GradientTransformation,
+    plateau: optax.GradientTransformationExtraArgs,
+    trainable: nnx.filterlib.Filter,
+    *,
+    seed: int,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The scorer's graph, and the state before the first update."""
     graph, trained, frozen = nnx.split(scorer, trainable, ...)
@@ -47,7 +52,7 @@ def init_state(
         trained=trained,
         frozen=frozen,
         optimizer=optimizer.init(trained),
-        rate_scale=jnp.ones((), jnp.float32),
+        plateau=plateau.init(jnp.zeros((), jnp.float32)),
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.key(seed)),
     )
@@ -67,7 +72,10 @@ def batch_loss(scorer: Scorer, batch: Batch, key: Array | None) -> tuple[Array, 
 
 
 def make_train_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, on_trace: Callable[[], None] = lambda: None
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    on_trace: Callable[[], None] = lambda: None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The jitted update. It gives its state's memory away: use the state it returns.
 
@@ -87,7 +95,7 @@ def make_train_step(
         (_, figures), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counters and float32
             updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-            updates = jax.tree.map(lambda u: u * state.rate_scale, updates)
+            updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
             figures["gradient_norm"] = optax.global_norm(gradients)
             trained = optax.apply_updates(state.trained, updates)
         return dataclasses.replace(

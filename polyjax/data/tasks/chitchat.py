@@ -79,13 +79,17 @@ def corpus_path() -> Path:
     """The corpus inside its installed package, after checking its sha256."""
     spec = importlib.util.find_spec("chitchat_dataset")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"task 'chitchat' needs the package chitchat-dataset, which is not installed; run: {_INSTALL}")
+        raise InputError(
+            f"task 'chitchat' needs the package chitchat-dataset, which is not installed; run: {_INSTALL}"
+        )
     path = Path(spec.submodule_search_locations[0]) / "dataset.json"
     if not path.is_file():
         raise InputError(f"{path} is missing; run: {_INSTALL} --force-reinstall")
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if got != DATASET_SHA256:
-        raise InputError(f"{path} has sha256 {got}, expected {DATASET_SHA256}; run: {_INSTALL} --force-reinstall")
+        raise InputError(
+            f"{path} has sha256 {got}, expected {DATASET_SHA256}; run: {_INSTALL} --force-reinstall"
+        )
     return path
 
 
@@ -110,9 +114,7 @@ def read_conversations(split: Split, data_dir: Path) -> list[Conversation]:
     from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
 
     rows = builders.prepared("chitchat", data_dir, corpus_path)[split]
-    return [
-        Conversation(row["id"].decode(), tuple(turn.decode() for turn in row["turns"])) for row in rows
-    ]
+    return [Conversation(row["id"].decode(), tuple(turn.decode() for turn in row["turns"])) for row in rows]
 
 
 def make_examples(conversations: Sequence[Conversation], *, min_label_words: int) -> list[Example]:

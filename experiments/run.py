@@ -1,0 +1,255 @@
+"""Train a ranker and evaluate it: python experiments/run.py --arch poly"""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from flax import nnx
+from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig
+
+from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_ranking
+from polyjax.compilation import enable_compilation_cache
+from polyjax.data.tasks import chitchat
+from polyjax.data.text import TextEncoder
+from polyjax.data.tokenizers import (
+    SENTENCEPIECE_FILE,
+    WORDPIECE_FILE,
+    Tokenizer,
+    WordPieceTokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+)
+from polyjax.evaluation import evaluate
+from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.metrics import RankingResult
+from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
+from polyjax.nn.encoder import Encoder, EncoderConfig
+from polyjax.progress import console, meter
+from polyjax.scoring import TextScorer
+from polyjax.train.checkpoint import ModelCard, load_scorer, open_run, write_json
+from polyjax.train.loop import TrainResult, train
+from polyjax.train.report import console_table, gain_sentence, write_report
+from polyjax.types import Example, InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The two flags that choose the defaults of all others."""
+
+    arch: Arch = "poly"
+    preset: PresetName = "demo"
+
+
+def parse(arguments: Sequence[str]) -> RunConfig:
+    """The settings that the command line asks for."""
+    # The first look must not die of what only the second understands, nor print its own help.
+    choice, _ = tyro.cli(
+        Choice,
+        args=[a for a in arguments if a not in ("-h", "--help")],
+        return_unknown_args=True,
+        add_help=False,
+    )
+    default = PRESETS[choice.preset](choice.arch)
+    return tyro.cli(
+        tyro.conf.AvoidSubcommands[RunConfig],
+        args=list(arguments),
+        default=default,
+        prog="python experiments/run.py",
+    )
+
+
+def pretrained_folder(config: RunConfig) -> Path | None:
+    """The folder of pretrained weights, or None for an encoder from scratch."""
+    name = config.encoder.name
+    if name in SCRATCH:
+        return None
+    if name == "minilm":
+        return minilm_folder()
+    if not Path(name).is_dir():
+        raise InputError(
+            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, or the path of a local Hugging Face BERT folder"
+        )
+    return Path(name)
+
+
+def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], Iterator[str]]) -> Tokenizer:
+    """The run directory's tokenizer, put there first where it is absent."""
+    folder = config.folder / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    if config.tokenizer.kind == "sentencepiece":
+        path = folder / SENTENCEPIECE_FILE
+        if not path.exists():
+            console.print(f"training a SentencePiece vocabulary of {config.tokenizer.vocab_size} pieces")
+            train_sentencepiece(
+                turns(),
+                path,
+                vocab_size=config.tokenizer.vocab_size,
+                kind=config.tokenizer.model,
+                seed=config.train.seed,
+            )
+    elif not (folder / WORDPIECE_FILE).exists():
+        WordPieceTokenizer((source or minilm_folder()) / WORDPIECE_FILE).save(folder)
+    return load_tokenizer(folder)
+
+
+def encoder_config(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderConfig:
+    """The transformer's shape, with the run's arithmetic and dropout."""
+    if source is not None:
+        base = read_config(source)
+    else:
+        base = {"small": EncoderConfig.small, "tiny": EncoderConfig.tiny}[config.encoder.name](
+            tokenizer.vocab_size
+        )
+    chosen = {
+        f.name: getattr(config.encoder, f.name)
+        for f in dataclasses.fields(config.encoder)
+        if f.name != "name"
+    }
+    return dataclasses.replace(base, **chosen)
+
+
+def initial_scorer(config: RunConfig, shape: EncoderConfig, source: Path | None) -> Scorer:
+    """The scorer before training, its encoders with their pretrained weights."""
+    scorer = make_scorer(shape, config.head, rngs=nnx.Rngs(config.train.seed))
+    if source is not None:
+        if isinstance(scorer, CrossScorer):
+            encoders = [scorer.encoder]
+        else:
+            encoders = [scorer.context_encoder, *filter(None, [scorer.candidate_encoder])]
+        for encoder in encoders:
+            load_encoder_weights(encoder, source)
+    return scorer
+
+
+def run_baselines(
+    config: RunConfig,
+    shape: EncoderConfig,
+    source: Path | None,
+    tokenizer: Tokenizer,
+    examples: list[Example],
+    fit_on,
+) -> list[RankingResult]:
+    """Chance, TF-IDF and the untrained encoder on the test rows."""
+    results = [random_ranking(examples), tfidf_ranking(examples, fit_on)]
+    if source is not None:
+        encoder = Encoder(shape, rngs=nnx.Rngs(0))
+        load_encoder_weights(encoder, source)
+        for turns in (2, 4):
+            text = dataclasses.replace(config.text, max_turns=turns)
+            with meter(f"zero-shot, last {turns} turns", len(examples)) as shown:
+                results.append(zero_shot_ranking(encoder, tokenizer, text, examples, progress=shown.add)[0])
+    return results
+
+
+@contextlib.contextmanager
+def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any]], None]]:
+    """A log callback that writes event files, where they are asked for."""
+    if not config.tensorboard:
+        yield lambda step, kind, figures: None
+        return
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        raise InputError(
+            "--tensorboard needs tensorboardX; run: pip install 'polyjax[tensorboard]'"
+        ) from None
+    with SummaryWriter(str(config.folder / "tensorboard")) as writer:
+
+        def log(step: int, kind: str, figures: dict[str, Any]) -> None:
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    writer.add_scalar(f"{kind}/{name}", value, step)
+
+        yield log
+
+
+def run(config: RunConfig) -> list[RankingResult]:
+    """Train (or go on), evaluate beside the baselines, and write the report."""
+    began = time.monotonic()
+    enable_compilation_cache()
+    source = pretrained_folder(config)
+    open_run(config.folder, config)
+    examples = {split: chitchat.read(config.task, split) for split in ("train", "valid", "test")}
+    counts = " / ".join(f"{len(rows):,}" for rows in examples.values())
+    console.print(
+        f"chitchat: {counts} examples in train / valid / test, labels of at least {config.task.min_label_words} words"
+    )
+
+    def turns() -> Iterator[str]:
+        return (t for c in chitchat.read_conversations("train", config.task.data_dir) for t in c.turns)
+
+    tokenizer = make_tokenizer(config, source, turns)
+    shape = encoder_config(config, source, tokenizer)
+    config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
+    write_json(
+        config.folder / "model.json",
+        ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
+    )
+    text = TextEncoder(tokenizer, config.text)
+    scorer = initial_scorer(config, shape, source)
+    n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
+    console.print(
+        f"{config.arch}-encoder, {n_parameters / 1e6:.1f} M parameters, {shape.dtype}; run directory {config.folder}"
+    )
+    with tensorboard(config) as log:
+        outcome = train(
+            scorer,
+            text,
+            examples["train"],
+            examples["valid"],
+            config.folder,
+            batch=config.batch,
+            optim=config.optim,
+            config=config.train,
+            on_log=log,
+        )
+    return report(config, shape, source, tokenizer, examples, outcome, turns, began)
+
+
+def report(
+    config, shape, source, tokenizer, examples, outcome: TrainResult, turns, began: float
+) -> list[RankingResult]:
+    """Evaluate the best checkpoint on the test rows and write everything down."""
+    test = examples["test"]
+    scorer = TextScorer(*load_scorer(config.folder))
+    with meter("testing", len(test)) as shown:
+        model = evaluate(f"{config.arch}-encoder", scorer, test, progress=shown.add)
+    results = [*run_baselines(config, shape, source, tokenizer, test, list(turns())), model.ranking]
+    notes = [
+        f"task: chitchat test rows whose label has at least {config.task.min_label_words} words, "
+        f"{config.task.n_candidates} candidates, seed {config.task.candidate_seed}",
+        f"training: {outcome.steps} updates of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
+        f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
+        f"programs compiled: {outcome.compilations} for training and validation, {scorer.compilations} for testing; "
+        f"length buckets {config.text.buckets}",
+        f"whole command: {time.monotonic() - began:.0f} s",
+    ]
+    write_report(config.folder, results, title=f"chitchat, {config.arch}-encoder", notes=notes)
+    console.print(console_table(results, f"chitchat test, {len(test)} rows"))
+    console.print(gain_sentence(results[-1], max(results[:-1], key=lambda r: r.recall(1))))
+    for note in notes[1:]:
+        console.print(note)
+    console.print(f"report: {config.folder / 'report.md'}")
+    return results
+
+
+def main() -> None:
+    """Parse, run; a mistake of the user's is one line and exit status 2."""
+    try:
+        run(parse(sys.argv[1:]))
+    except InputError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

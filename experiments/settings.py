@@ -1,0 +1,162 @@
+"""Settings of a run, as typed flags, and the presets that fill them.
+
+A preset is a function arch -> RunConfig; its docstring says the command, the time and the figure to
+expect.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from polyjax.data.pipeline import BatchConfig
+from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.text import TextConfig
+from polyjax.nn.encoder import Dtype
+from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
+from polyjax.train.loop import TrainConfig
+from polyjax.train.optim import OptimConfig
+from polyjax.types import InputError
+
+Arch = Literal["bi", "poly", "cross"]
+PresetName = Literal["demo", "long"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderChoice:
+    """Which transformer, and how it computes.
+
+    Attributes:
+        name: ``minilm`` (all-MiniLM-L6-v2, pretrained), ``small`` or ``tiny`` (from scratch), or the
+            path of a local Hugging Face BERT folder.
+        dtype: of the arithmetic; parameters, scores and losses are float32.
+        dropout: rate while training.
+        attention_dropout: rate on attention weights while training.
+        output_scaling: multiplies the hidden states.
+        remat: recompute blocks in the backward pass to save memory.
+        scan: compile one block and loop over it.
+    """
+
+    name: Annotated[str, tyro.conf.arg(name="encoder", prefix_name=False)] = "minilm"
+    dtype: Dtype = "bfloat16"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    output_scaling: float = 1.0
+    remat: bool = False
+    scan: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerChoice:
+    """Which tokenizer.
+
+    Attributes:
+        kind: ``pretrained``, the encoder's own WordPiece; ``sentencepiece``, trained on the task's
+            training turns (needs an encoder from scratch).
+        vocab_size: pieces of a SentencePiece vocabulary.
+        model: SentencePiece's model, ``unigram`` or ``bpe``.
+    """
+
+    kind: Annotated[
+        Literal["pretrained", "sentencepiece"], tyro.conf.arg(name="tokenizer", prefix_name=False)
+    ] = "pretrained"
+    vocab_size: int = 8000
+    model: Literal["unigram", "bpe"] = "unigram"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that fixes a run.
+
+    Attributes:
+        arch: scoring architecture.
+        preset: where the other settings' defaults come from; see experiments/README.md.
+        task: the data set.
+        encoder: the transformer.
+        tokenizer: text to ids.
+        text: turns, lengths and buckets.
+        head: the scoring head of the architecture.
+        batch: how training batches are drawn.
+        optim: optimiser and schedule.
+        train: length, validation, checkpoints.
+        run_dir: where everything lands; runs/TASK-PRESET-ARCH-ENCODER by default. The same command
+            resumes it.
+        tensorboard: also write TensorBoard event files (needs polyjax[tensorboard]).
+    """
+
+    arch: Arch = "poly"
+    preset: PresetName = "demo"
+    task: ChitchatConfig = ChitchatConfig()
+    encoder: EncoderChoice = EncoderChoice()
+    tokenizer: TokenizerChoice = TokenizerChoice()
+    text: TextConfig = TextConfig()
+    head: HeadConfig = PolyConfig()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    run_dir: Path | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for settings that contradict each other."""
+        if self.tokenizer.kind == "sentencepiece" and self.encoder.name not in SCRATCH:
+            raise InputError(
+                f"--tokenizer sentencepiece needs an encoder from scratch, got --encoder {self.encoder.name}, whose "
+                f"weights belong to its own vocabulary; choose --encoder {' or '.join(SCRATCH)}"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        encoder = Path(self.encoder.name).name
+        return self.run_dir or Path("runs") / f"chitchat-{self.preset}-{self.arch}-{encoder}"
+
+
+SCRATCH = ("small", "tiny")
+
+
+def _head(arch: Arch) -> HeadConfig:
+    match arch:
+        case "bi":
+            return BiConfig(shared_encoder=True, normalize=True, score_scale=20.0)
+        case "poly":
+            return PolyConfig(shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0)
+        case "cross":
+            return CrossConfig()
+
+
+def demo(arch: Arch) -> RunConfig:
+    """The main job in five minutes of training on two cores.
+
+    python experiments/run.py --arch poly
+    """
+    return RunConfig(
+        arch=arch,
+        preset="demo",
+        text=TextConfig(buckets=(24, 48, 80, 128, 192)),
+        head=_head(arch),
+        batch=BatchConfig(batch_size=32 if arch != "cross" else 4),
+        optim=OptimConfig(decay="linear"),
+        train=TrainConfig(steps=230, validate_every_steps=115, validate_examples=500),
+    )
+
+
+def long(arch: Arch) -> RunConfig:
+    """About half an hour on two cores.
+
+    python experiments/run.py --arch poly --preset long
+    """
+    short = demo(arch)
+    steps = 1400
+    return dataclasses.replace(
+        short,
+        preset="long",
+        train=dataclasses.replace(
+            short.train, steps=steps, validate_every_steps=steps // 4, validate_examples=1000
+        ),
+    )
+
+
+PRESETS: dict[PresetName, Callable[[Arch], RunConfig]] = {"demo": demo, "long": long}

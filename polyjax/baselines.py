@@ -1,0 +1,76 @@
+"""What a model is compared with, on the same rows: chance, TF-IDF, and the encoder before training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from flax import nnx
+
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.data.tokenizers import Tokenizer
+from polyjax.evaluation import evaluate, ranking
+from polyjax.metrics import RankingResult
+from polyjax.models import DualScorer
+from polyjax.nn.encoder import Encoder
+from polyjax.nn.heads import BiConfig
+from polyjax.scoring import Progress, TextScorer, ignore
+from polyjax.types import Example, InputError
+
+TFIDF_TURNS = 5
+
+
+def random_ranking(examples: Sequence[Example], *, seed: int = 0) -> RankingResult:
+    """Uniformly random scores."""
+    scores = np.random.default_rng(seed).random((len(examples), len(examples[0].candidates)))
+    return ranking("random", scores, examples)
+
+
+def tfidf_ranking(examples: Sequence[Example], fit_on: Sequence[str]) -> RankingResult:
+    """Cosine of TF-IDF vectors (scikit-learn) of the last 5 turns and of each candidate.
+
+    Args:
+        examples: with listed candidates.
+        fit_on: texts (training turns) that give vocabulary and document frequencies.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ModuleNotFoundError:
+        raise InputError("the TF-IDF baseline needs scikit-learn; run: pip install 'polyjax[demo]'") from None
+    vectorizer = TfidfVectorizer(sublinear_tf=True).fit(fit_on)
+    contexts = vectorizer.transform(" ".join(e.context[-TFIDF_TURNS:]) for e in examples)
+    unique = {text: i for i, text in enumerate(dict.fromkeys(t for e in examples for t in e.candidates))}
+    candidates = vectorizer.transform(unique)
+    scores = np.empty((len(examples), len(examples[0].candidates)))
+    for column in range(scores.shape[1]):
+        chosen = candidates[[unique[e.candidates[column]] for e in examples]]
+        scores[:, column] = np.asarray(contexts.multiply(chosen).sum(axis=1)).ravel()
+    return ranking(f"TF-IDF, last {TFIDF_TURNS} turns", scores, examples)
+
+
+def zero_shot_ranking(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    config: TextConfig,
+    examples: Sequence[Example],
+    *,
+    progress: Progress = ignore,
+) -> tuple[RankingResult, TextScorer]:
+    """Cosine of mean-pooled outputs of an encoder that saw no training on the task.
+
+    Args:
+        encoder: with its pretrained parameters.
+        tokenizer: the encoder's.
+        config: turns and lengths.
+        examples: with listed candidates.
+        progress: called with the number of examples done.
+
+    Returns:
+        The result, and the scorer (for its count of compilations).
+    """
+    head = BiConfig(shared_encoder=True, normalize=True)
+    scorer = DualScorer(encoder.config, head, context_encoder=encoder, rngs=nnx.Rngs(0))
+    text = TextScorer(scorer, TextEncoder(tokenizer, config))
+    turns = "last turn" if config.max_turns == 1 else f"last {config.max_turns} turns"
+    return evaluate(f"zero-shot cosine, {turns}", text, examples, progress=progress).ranking, text

@@ -1,0 +1,17 @@
+"""The persistent compilation cache: programs compiled once a machine, not once a process."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, unless the user has chosen a place or switched the cache off.
+
+    jax's own variables take precedence: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "polyjax" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,61 @@
+"""Progress that a person can follow: a bar on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 20.0
+console = Console(highlight=False)
+
+
+class Meter:
+    """Counts work done; ``add`` moves it on, with figures shown beside it."""
+
+    def __init__(self, title: str, total: int, unit: str, bar: Progress | None, *, start: int = 0):
+        self._title, self._total, self._unit = title, total, unit
+        self._bar = bar
+        self._task = bar.add_task(title, total=total, completed=start, note="") if bar else None
+        self._start, self._done = start, start
+        self._began = self._shown = time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self._done - self._start) / max(time.monotonic() - self._began, 1e-9)
+
+    def add(self, n: int, note: str = "") -> None:
+        """n more units are done; ``note`` is shown beside the count."""
+        self.move_to(self._done + n, note)
+
+    def move_to(self, done: int, note: str = "") -> None:
+        """``done`` units are done in all."""
+        self._done = done
+        note = f"{self.rate:.3g} {self._unit}/s  {note}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+        now = time.monotonic()
+        if self._bar is None and (now - self._shown > LINE_EVERY_S or self._done == self._total):
+            self._shown = now
+            left = (self._total - self._done) / max(self.rate, 1e-9)
+            console.print(f"{self._title}: {self._done}/{self._total}  {note}  {left:.0f} s left")
+
+
+@contextmanager
+def meter(title: str, total: int, *, unit: str = "examples", start: int = 0) -> Iterator[Meter]:
+    """A Meter for the length of a piece of work.
+
+    Args:
+        title: what is done.
+        total: units in all.
+        unit: what is counted.
+        start: units done before (a resumed run).
+    """
+    if not console.is_terminal:
+        yield Meter(title, total, unit, None, start=start)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+        yield Meter(title, total, unit, bar, start=start)

@@ -1,0 +1,302 @@
+"""Run directories: everything that is needed to resume, evaluate or use a model, and nothing outside.
+
+    config.json           settings of the run, as given and resolved
+    model.json            shapes of the model and how texts become tokens
+    tokenizer/            tokenizer.json or sentencepiece.model
+    checkpoints/STEP/     orbax: ``model`` (parameters), ``training`` (the rest of the state), ``progress``
+    metrics.jsonl         one line a log, validation or test
+    report.md, results.json, figures/
+
+Small files are written aside and renamed; orbax does the same with a checkpoint's folder.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from polyjax.config import from_json, to_json
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.data.tokenizers import load_tokenizer
+from polyjax.models import ModelConfig, Scorer, make_scorer
+from polyjax.train.step import TrainState
+from polyjax.types import InputError
+
+CONFIG, MODEL, METRICS = "config.json", "model.json", "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What model.json holds: the model's shape and how texts become its tokens."""
+
+    model: ModelConfig
+    text: TextConfig
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: aside first, then renamed."""
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a configuration or plain data as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Plain data of a JSON file of a run directory.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; expected a run directory made by experiments/run.py") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def flat_parameters(state: nnx.State) -> dict[str, jax.Array]:
+    """Parameters by dotted path, as they are stored."""
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def fill_parameters(state: nnx.State, values: dict[str, Any]) -> nnx.State:
+    """A state of the same paths with other values."""
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(path, leaf.replace(values[".".join(map(str, path))])) for path, leaf in flat]
+    )
+
+
+class Checkpoints:
+    """The checkpoints of a run directory: the latest, to resume, and the best, to use.
+
+    Args:
+        run_dir: the run directory.
+        read_only: open to restore only; nothing is created or cleaned.
+    """
+
+    def __init__(self, run_dir: Path, *, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._folder = (run_dir / "checkpoints").absolute()
+        if read_only and not self._folder.is_dir():
+            raise InputError(
+                f"{run_dir} has no checkpoints; expected a run directory whose training has begun"
+            )
+        keep = [
+            preservation_policy.LatestN(1),
+            preservation_policy.BestN(
+                get_metric_fn=lambda metrics: metrics["best_by"], n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics["best_by"],
+                best_mode="max",
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                read_only=read_only,
+                create=not read_only,
+                # Donated buffers may be reused while an asynchronous save still reads them.
+                enable_async_checkpointing=False,
+            ),
+            item_names=("model", "training", "progress"),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last saved step, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best validation figure; the last one where none was validated."""
+        return self._manager.best_step() or self._manager.latest_step()
+
+    def save(self, state: TrainState, progress: dict[str, Any], *, best_by: float | None) -> None:
+        """Save the whole state after an update.
+
+        Args:
+            state: the training state.
+            progress: plain data: the data iterator's state, validations so far.
+            best_by: the validation figure, larger is better; None where this step was not validated.
+        """
+        step = int(state.step)
+        model = {**flat_parameters(state.trained), **flat_parameters(state.frozen)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(model),
+                training=ocp.args.StandardSave(_training_part(state)),
+                progress=ocp.args.JsonSave(progress),
+            ),
+            metrics=None if best_by is None else {"best_by": float(best_by)},
+        )
+
+    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The latest saved state, and its progress data.
+
+        Args:
+            state: a state of the same shapes; its values are dropped.
+        """
+        step = self.latest_step
+        assert step is not None
+        model = {**flat_parameters(state.trained), **flat_parameters(state.frozen)}
+        part = _training_part(state)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(_abstract(model)),
+                training=ocp.args.StandardRestore(_abstract(part)),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        treedef = jax.tree.structure(state.optimizer)
+        training = restored["training"]
+        return TrainState(
+            trained=fill_parameters(state.trained, restored["model"]),
+            frozen=fill_parameters(state.frozen, restored["model"]),
+            optimizer=treedef.unflatten(training["optimizer"][f"{i:04d}"] for i in range(treedef.num_leaves)),
+            plateau=type(state.plateau)(**training["plateau"]),
+            step=training["step"],
+            key=training["key"],
+        ), restored["progress"]
+
+    def restore_parameters(self, scorer: Scorer, step: int | None = None) -> Scorer:
+        """A scorer with the parameters of a saved step; of the best one by default.
+
+        Args:
+            scorer: gives the shapes; it may be abstract (from ``nnx.eval_shape``).
+            step: the saved step.
+
+        Raises:
+            InputError: nothing was saved, or another step was.
+        """
+        step = self.best_step if step is None else step
+        saved = sorted(self._manager.all_steps())
+        if step is None or step not in saved:
+            raise InputError(f"{self._folder}: no checkpoint of step {step}; saved are {saved}")
+        graph, state = nnx.split(scorer)
+        target = _abstract(flat_parameters(state))
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{self._folder / str(step)} cannot be restored: {reason}") from None
+        return nnx.merge(graph, fill_parameters(state, restored["model"]))
+
+
+def _training_part(state: TrainState) -> dict[str, Any]:
+    """What of the state is not parameters. The optimiser's leaves are numbered: its tree is code's matter."""
+    leaves = jax.tree.leaves(state.optimizer)
+    return {
+        "optimizer": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)},
+        "plateau": state.plateau._asdict(),
+        "step": state.step,
+        "key": state.key,
+    }
+
+
+def _abstract(tree: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+
+def open_run(run_dir: Path, config: Any) -> None:
+    """Create a run directory for these settings, or check that the one there belongs to the same.
+
+    Raises:
+        InputError: the directory belongs to other settings, is not a run directory, or cannot be written.
+    """
+    path = run_dir / CONFIG
+    wanted = json.loads(json.dumps(to_json(config)))
+    if path.exists():
+        differing = _differences(read_json(path), wanted)
+        if differing:
+            name, (old, new) = next(iter(differing.items()))
+            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            raise InputError(
+                f"{run_dir} belongs to a run with {name} = {old!r}, this one has {new!r}{more}; "
+                "choose another --run-dir, or remove that directory"
+            )
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # A kill may have left the file's first, unfinished writing.
+        if any(entry.name != path.name + ".partial" for entry in run_dir.iterdir()):
+            raise InputError(f"{run_dir} is not empty and holds no {CONFIG}; choose another --run-dir")
+        write_json(path, wanted)
+    except OSError as error:
+        raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
+
+
+def _differences(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    """Entries of two JSON values that differ, by dotted name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in sorted({*old, *new}):
+            found |= _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return found
+    return {} if old == new else {name: (old, new)}
+
+
+def load_scorer(run_dir: Path, *, step: int | None = None) -> tuple[Scorer, TextEncoder]:
+    """The scorer of a run directory with its best (or a given) step's parameters, and its text encoder.
+
+    Raises:
+        InputError: a file of the run directory is missing or broken.
+    """
+    card = from_json(ModelCard, read_json(run_dir / MODEL), source=str(run_dir / MODEL))
+    tokenizer = load_tokenizer(run_dir / "tokenizer")
+    abstract = nnx.eval_shape(lambda: make_scorer(card.model.encoder, card.model.head, rngs=nnx.Rngs(0)))
+    scorer = Checkpoints(run_dir, read_only=True).restore_parameters(abstract, step)
+    return scorer, TextEncoder(tokenizer, card.text)
+
+
+class MetricsLog:
+    """metrics.jsonl of a run: one JSON object a line, appended; cut back to a step when a run resumes.
+
+    Args:
+        run_dir: the run directory.
+        resume_step: lines of later steps, written before a kill, are dropped.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int):
+        self._path = run_dir / METRICS
+        kept = [row for row in self.read(run_dir) if row["step"] <= resume_step]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
+        """Append a line: {"step", "kind", figures...}."""
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in figures.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
+
+    @staticmethod
+    def read(run_dir: Path) -> list[dict[str, Any]]:
+        """All whole lines; a line cut short by a kill is left out."""
+        path = run_dir / METRICS
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                rows.append(json.loads(line))
+        return rows

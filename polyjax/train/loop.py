@@ -1,0 +1,250 @@
+"""Training from beginning to end: batches, validations, checkpoints, stopping. It owns time."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from polyjax.data.pipeline import BatchConfig, make_loader
+from polyjax.data.text import TextEncoder
+from polyjax.evaluation import Evaluation, evaluate
+from polyjax.models import DualScorer, Scorer
+from polyjax.progress import Meter, console, meter
+from polyjax.scoring import TextScorer
+from polyjax.train.checkpoint import Checkpoints, MetricsLog
+from polyjax.train.optim import OptimConfig, Trainable, make_optimizer, plateau, schedule, trainable_filter
+from polyjax.train.step import TrainState, init_state, make_train_step
+from polyjax.types import Example, InputError
+
+LOG_EVERY_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length of a run, validation, checkpoints.
+
+    Attributes:
+        steps: updates in all; 0 to give ``epochs`` instead.
+        epochs: passes over the training split, where ``steps`` is 0.
+        seed: of initial values, shuffling, dropout and sampled negatives.
+        trainable: ``all``, ``all-but-embeddings``, or a number k: the top k layers (and the head).
+        validate_every_steps: updates between validations; 0 to give ``validate_every_epochs`` instead.
+        validate_every_epochs: passes between validations, where ``validate_every_steps`` is 0.
+        validate_examples: at most so many examples of the valid split, drawn once.
+        save_every_steps: updates between checkpoints besides those at validations; 0 for none.
+        best_by: validation figure that chooses the checkpoint to use.
+        early_stopping: stop after so many validations without a better figure; 0 never stops early.
+        time_limit: seconds of training after which a run stops, validates and saves; 0 for no limit.
+    """
+
+    steps: int = 0
+    epochs: float = 1.0
+    seed: int = 0
+    trainable: Trainable = "all"
+    validate_every_steps: int = 0
+    validate_every_epochs: float = 0.5
+    validate_examples: int = 1000
+    save_every_steps: int = 200
+    best_by: Literal["recall@1", "mrr", "loss"] = "recall@1"
+    early_stopping: int = 0
+    time_limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        for name in ("steps", "validate_every_steps", "save_every_steps", "early_stopping", "time_limit"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train {name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("epochs", "validate_every_epochs", "validate_examples"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"train {name} must be positive, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run of the loop did.
+
+    Attributes:
+        steps: updates made in all, earlier sessions included.
+        seconds: time of training and validating, earlier sessions included.
+        compilations: programs compiled in this session.
+        stopped_by: why the run ended.
+    """
+
+    steps: int
+    seconds: float
+    compilations: int
+    stopped_by: str
+
+
+@dataclasses.dataclass
+class _Progress:
+    """What is saved beside the state, as plain data."""
+
+    loader: dict[str, Any]
+    best: float = -math.inf
+    bad_validations: int = 0
+    seconds: float = 0.0
+    finished: str = ""
+
+
+def train(
+    scorer: Scorer,
+    text: TextEncoder,
+    train_examples: Sequence[Example],
+    valid_examples: Sequence[Example],
+    run_dir: Path,
+    *,
+    batch: BatchConfig,
+    optim: OptimConfig,
+    config: TrainConfig,
+    on_log: Callable[[int, str, dict[str, Any]], None] = lambda step, kind, figures: None,
+) -> TrainResult:
+    """Train a scorer, or go on with the run that the directory holds.
+
+    The checkpoints of the run directory hold the result; ``Checkpoints.restore_parameters`` reads it.
+
+    Args:
+        scorer: with its initial parameters; they are given away.
+        text: tokenises and pads.
+        train_examples: their labels are learnt.
+        valid_examples: with listed candidates.
+        run_dir: where metrics and checkpoints go.
+        batch: how batches are drawn.
+        optim: optimiser and schedule.
+        config: length, validation, checkpoints.
+        on_log: called with (step, kind, figures) for every line of the log.
+
+    Raises:
+        InputError: settings cannot work, or the loss stopped being finite.
+    """
+    checkpoints = Checkpoints(run_dir)
+    inputs = "dual" if isinstance(scorer, DualScorer) else "pairs"
+    per_epoch = len(train_examples) // batch.batch_size
+    n_steps = config.steps or max(1, round(config.epochs * per_epoch))
+    validate_every = config.validate_every_steps or max(1, round(config.validate_every_epochs * per_epoch))
+    loader, _ = make_loader(train_examples, text, batch, inputs=inputs, n_batches=n_steps, seed=config.seed)
+    some = np.random.default_rng(0).permutation(len(valid_examples))[: config.validate_examples]
+    valid = [valid_examples[i] for i in sorted(some)]
+
+    n_layers = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config.n_layers
+    validator = TextScorer(scorer, text)
+    optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
+    graph, state = init_state(
+        scorer, optimizer, plateau_rule, trainable_filter(config.trainable, n_layers), seed=config.seed
+    )
+    progress = _Progress(loader.get_state())
+    if checkpoints.latest_step is not None:
+        state, saved = checkpoints.restore(state)
+        progress = _Progress(**saved)
+        loader.set_state(progress.loader)
+    first = int(state.step)
+    log = MetricsLog(run_dir, resume_step=first)
+    traces: list[int] = []
+    step_fn = make_train_step(graph, optimizer, on_trace=lambda: traces.append(1))
+    rate = schedule(optim, n_steps)
+    began = time.monotonic() - progress.seconds
+
+    def record(kind: str, step: int, figures: dict[str, Any]) -> None:
+        log.write(step, kind, figures)
+        on_log(step, kind, figures)
+
+    if first and not progress.finished:
+        console.print(f"resuming {run_dir} after step {first} of {n_steps}")
+    with meter("training", n_steps, unit="steps", start=first) as shown:
+        window: list[dict[str, jax.Array]] = []
+        for step in range(first + 1, n_steps + 1):
+            if progress.finished:
+                break
+            state, figures = step_fn(state, next(loader))
+            window.append(figures)
+            timed_out = bool(config.time_limit) and time.monotonic() - began > config.time_limit
+            last = step == n_steps or timed_out
+            due = last or step % validate_every == 0
+            save = due or (config.save_every_steps and step % config.save_every_steps == 0)
+            if save or step % LOG_EVERY_STEPS == 0:
+                means = _finite_means(window, step, optim)
+                means |= {
+                    "learning_rate": float(rate(step - 1) * state.plateau.scale),
+                    "seconds": time.monotonic() - began,
+                    "compilations": len(traces),
+                }
+                record("train", step, means)
+                window = []
+                shown.move_to(step, f"loss {means['loss']:.3f}")
+            if save:
+                best_by = None
+                if due:
+                    validator.update(nnx.merge(graph, state.trained, state.frozen))
+                    outcome = evaluate("valid", validator, valid)
+                    best_by = _better_is_larger(outcome, config.best_by)
+                    state = _step_plateau(plateau_rule, state, outcome.loss)
+                    improved = best_by > progress.best
+                    progress.best = max(best_by, progress.best)
+                    progress.bad_validations = 0 if improved else progress.bad_validations + 1
+                    figures = {"loss": outcome.loss, **outcome.ranking.summary()}
+                    record("valid", step, figures | {"seconds": time.monotonic() - began})
+                    _show_validation(shown, step, outcome)
+                progress.loader = loader.get_state()
+                progress.seconds = time.monotonic() - began
+                out_of_patience = (
+                    bool(config.early_stopping) and progress.bad_validations >= config.early_stopping
+                )
+                if last or (due and out_of_patience):
+                    progress.finished = (
+                        "all steps made"
+                        if step == n_steps
+                        else f"time limit of {config.time_limit:g} s"
+                        if timed_out
+                        else f"{progress.bad_validations} validations without a better {config.best_by}"
+                    )
+                checkpoints.save(state, dataclasses.asdict(progress), best_by=best_by)
+    return TrainResult(
+        int(state.step), progress.seconds, len(traces) + validator.compilations, progress.finished
+    )
+
+
+def _finite_means(window: Sequence[dict[str, jax.Array]], step: int, optim: OptimConfig) -> dict[str, Any]:
+    """Means of the figures since the last log; raise InputError if a loss is not finite."""
+    values = jax.device_get(list(window))
+    losses = [float(v["loss"]) for v in values]
+    if not all(map(math.isfinite, losses)):
+        place = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+        raise InputError(
+            f"the loss became {losses[place]} at step {step - len(losses) + 1 + place} (steps "
+            f"{step - len(losses) + 1}-{step} are not saved); try a lower optim.learning_rate than "
+            f"{optim.learning_rate:g}, a lower optim.clip than {optim.clip:g}, or float32"
+        )
+    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+
+
+def _better_is_larger(outcome: Evaluation, name: str) -> float:
+    match name:
+        case "loss":
+            return -outcome.loss
+        case "mrr":
+            return float((1.0 / outcome.ranking.ranks).mean())
+        case _:
+            return outcome.ranking.recall(1)
+
+
+def _step_plateau(rule, state: TrainState, loss: float) -> TrainState:
+    """Tell the plateau rule a validation loss."""
+    with jax.numpy_dtype_promotion("standard"):
+        _, new = rule.update(jnp.zeros((), jnp.float32), state.plateau, value=jnp.float32(loss))
+    return dataclasses.replace(state, plateau=new)
+
+
+def _show_validation(shown: Meter, step: int, outcome: Evaluation) -> None:
+    ranking = outcome.ranking
+    low, high = ranking.recall_interval(1)
+    console.print(
+        f"step {step}: valid loss {outcome.loss:.3f}, recall@1/{ranking.n_candidates} "
+        f"{ranking.recall(1):.3f} [{low:.3f}, {high:.3f}] on {len(ranking.ranks)} examples"
+    )

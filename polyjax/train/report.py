@@ -1,0 +1,180 @@
+"""What a run leaves for a reader: report.md, results.json, and three pictures."""
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from polyjax.metrics import RankingResult
+from polyjax.train.checkpoint import MetricsLog, write_json, write_text
+
+KS = (1, 2, 5, 10)
+_GREY, _BLUE, _ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
+
+
+def figures_row(result: RankingResult) -> list[str]:
+    """A table row: name, recalls, MRR, n, 95% interval of recall@1."""
+    low, high = result.recall_interval(1)
+    recalls = [f"{result.recall(k):.3f}" for k in KS if k < result.n_candidates]
+    return [
+        result.name,
+        *recalls,
+        f"{(1 / result.ranks).mean():.3f}",
+        str(len(result.ranks)),
+        f"[{low:.3f}, {high:.3f}]",
+    ]
+
+
+def header_row(result: RankingResult) -> list[str]:
+    """The names of ``figures_row``; every recall states its candidate count."""
+    recalls = [f"recall@{k}/{result.n_candidates}" for k in KS if k < result.n_candidates]
+    return ["", *recalls, "MRR", "n", f"95% interval of recall@1/{result.n_candidates}"]
+
+
+def console_table(results: Sequence[RankingResult], title: str) -> Table:
+    """The results as a table for a terminal; the last one, the model, stands out."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header_row(results[0])):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for result in results:
+        table.add_row(*figures_row(result), style="bold" if result is results[-1] else None)
+    return table
+
+
+def markdown_table(results: Sequence[RankingResult]) -> str:
+    """The results as a markdown table."""
+    rows = [
+        header_row(results[0]),
+        ["---"] + ["---:"] * (len(header_row(results[0])) - 1),
+        *map(figures_row, results),
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def hardware() -> str:
+    """What the run was made on, in one line."""
+    device = jax.devices()[0]
+    name = "CPU" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    return f"{name}, {os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}, Python {platform.python_version()}"
+
+
+def plot_learning_curve(rows: Sequence[dict[str, Any]], baseline: RankingResult | None) -> Figure:
+    """Training and validation loss, and validation recall@1, against updates."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    training = [(r["step"], r["loss"]) for r in rows if r["kind"] == "train"]
+    valid = [r for r in rows if r["kind"] == "valid"]
+    if training:
+        left.plot(
+            *zip(*training, strict=True), color=_GREY, linewidth=1.2, label="training (in-batch or sampled)"
+        )
+    if valid:
+        steps = [r["step"] for r in valid]
+        name = next(key for key in valid[0] if key.startswith("recall@1/") and "interval" not in key)
+        left.plot(steps, [r["loss"] for r in valid], "o-", color=_BLUE, label="validation")
+        low, high = zip(*(r[f"{name} 95% interval"] for r in valid), strict=True)
+        right.plot(steps, [r[name] for r in valid], "o-", color=_BLUE, label="validation, 95% interval")
+        right.fill_between(steps, low, high, color=_BLUE, alpha=0.15)
+        right.set_ylabel(name)
+    if baseline is not None:
+        right.axhline(baseline.recall(1), color=_ORANGE, linestyle="--", label=f"{baseline.name} (test)")
+    left.set_ylabel("cross-entropy (nats)")
+    for axes in (left, right):
+        axes.set_xlabel("updates")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+    return figure
+
+
+def plot_recall(results: Sequence[RankingResult]) -> Figure:
+    """recall@k against k, the model against the baselines."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    n = results[0].n_candidates
+    ks = np.arange(1, n + 1)
+    greys = iter(("#b9bdc4", "#8a8f98", _ORANGE, "#b05f10", "#555a63"))
+    for result in results:
+        is_model = result is results[-1]
+        color = _BLUE if is_model else next(greys)
+        axes.plot(
+            ks,
+            [result.recall(k) for k in ks],
+            "o-" if is_model else "-",
+            markersize=3.5,
+            color=color,
+            label=result.name,
+        )
+    axes.set(xlabel="k", ylabel=f"recall@k/{n}", xticks=ks, ylim=(0, 1.02))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def plot_ranks(result: RankingResult) -> Figure:
+    """How often the label came at each rank."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    n = result.n_candidates
+    counts = np.bincount(result.ranks, minlength=n + 1)[1:]
+    axes.bar(np.arange(1, n + 1), counts / counts.sum(), color=_BLUE)
+    axes.axhline(1 / n, color=_ORANGE, linestyle="--", label="chance")
+    axes.set(xlabel=f"rank of the label among {n}", ylabel="share of examples", xticks=np.arange(1, n + 1))
+    axes.legend(frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture whole or not at all, and free it."""
+    aside = path.with_name(path.name + ".partial")
+    figure.savefig(aside, dpi=130, format="png")
+    plt.close(figure)
+    os.replace(aside, path)
+
+
+def write_report(
+    run_dir: Path, results: Sequence[RankingResult], *, title: str, notes: Sequence[str]
+) -> None:
+    """Write report.md, results.json and figures/ into a run directory.
+
+    Args:
+        run_dir: the run directory; its metrics.jsonl gives the learning curve.
+        results: baselines first, the model last, all on the same examples.
+        title: of the report.
+        notes: facts about the run, a line each.
+    """
+    model = results[-1]
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    best_baseline = max(results[:-1], key=lambda r: r.recall(1), default=None)
+    save_figure(plot_learning_curve(MetricsLog.read(run_dir), best_baseline), folder / "learning_curve.png")
+    save_figure(plot_recall(results), folder / "recall.png")
+    save_figure(plot_ranks(model), folder / "ranks.png")
+    lines = [f"# {title}", "", markdown_table(results)]
+    if best_baseline is not None:
+        lines += [gain_sentence(model, best_baseline), ""]
+    lines += [*(f"* {note}" for note in notes), f"* hardware: {hardware()}", ""]
+    for name, caption in (
+        ("learning_curve", "Learning curve"),
+        ("recall", "Recall of the model against the baselines"),
+        ("ranks", "Rank of the label"),
+    ):
+        lines += [f"![{caption}](figures/{name}.png)", ""]
+    write_text(run_dir / "report.md", "\n".join(lines))
+    write_json(run_dir / "results.json", {result.name: result.summary(KS) for result in results})
+
+
+def gain_sentence(model: RankingResult, baseline: RankingResult) -> str:
+    """How far the model is ahead of a baseline on the same rows, with a paired interval."""
+    gain = model.recall(1) - baseline.recall(1)
+    low, high = model.gain_interval(baseline)
+    return (
+        f"{model.name} against {baseline.name} on the same rows: {gain:+.3f} recall@1/{model.n_candidates}, "
+        f"95% interval [{low:+.3f}, {high:+.3f}]"
+    )
