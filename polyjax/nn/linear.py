@@ -15,7 +15,13 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 
+def _row_major_transpose(x: Array) -> Array:
+    return with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+
+
 def _product(x: Array, w: Array) -> Array:
+    """x @ w in half precision."""
+
     def on_cpu(x: Array, w: Array) -> Array:
         return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
 
@@ -23,33 +29,37 @@ def _product(x: Array, w: Array) -> Array:
 
 
 @jax.custom_vjp
-def _half_dot(x: Array, w: Array) -> Array:
-    return _product(x, w)
+def _half_affine(x: Array, w: Array, b: Array) -> Array:
+    return _product(x, w) + b
 
 
-def _half_dot_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, w), (x, w)
+def _half_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _half_affine(x, w, b), (x, w)
 
 
-def _half_dot_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, w = saved
+def _half_affine_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    def on_cpu(x: Array, w: Array, g: Array) -> tuple[Array, Array, Array]:
+        def product(a: Array, b: Array) -> Array:
+            return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(g.dtype)
 
-    def on_cpu(x: Array, g: Array) -> Array:
-        row_major = with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
-        return jnp.matmul(row_major, g, preferred_element_type=jnp.float32).astype(x.dtype)
+        # A sum over rows becomes a slow windowed reduction; a product with ones reads g once.
+        sums = product(jnp.ones((1, g.shape[0]), g.dtype), g)[0]
+        return product(g, _row_major_transpose(w)), product(_row_major_transpose(x), g), sums
 
-    gradient = jax.lax.platform_dependent(x, g, cpu=on_cpu, default=lambda x, g: x.T @ g)
-    return _product(g, w.T), gradient
+    def elsewhere(x: Array, w: Array, g: Array) -> tuple[Array, Array, Array]:
+        return g @ w.T, x.T @ g, g.sum(0)
+
+    return jax.lax.platform_dependent(*saved, g, cpu=on_cpu, default=elsewhere)
 
 
-_half_dot.defvjp(_half_dot_forward, _half_dot_backward)
+_half_affine.defvjp(_half_affine_forward, _half_affine_backward)
 
 
-def dot(x: Float[Array, "*b i"], w: Float[Array, "i o"]) -> Float[Array, "*b o"]:
-    """x @ w over the last axis of x, as one two-dimensional product."""
-    rows = x.reshape(-1, x.shape[-1])
-    product = jnp.matmul if x.dtype == jnp.float32 else _half_dot
-    return product(rows, w).reshape(*x.shape[:-1], w.shape[1])
+def affine(x: Float[Array, "*b i"], w: Float[Array, "i o"], b: Float[Array, " o"]) -> Float[Array, "*b o"]:
+    """x w + b over the last axis of x, as one two-dimensional product, in the dtype of x."""
+    rows, w, b = x.reshape(-1, x.shape[-1]), w.astype(x.dtype), b.astype(x.dtype)
+    out = rows @ w + b if x.dtype == jnp.float32 else _half_affine(rows, w, b)
+    return out.reshape(*x.shape[:-1], w.shape[1])
 
 
 def apply_dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -77,7 +87,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """[*b, dim_in] -> [*b, dim_out]"""
-        return dot(x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
+        return affine(x, self.kernel[...], self.bias[...])
 
 
 class LayerNorm(nnx.Module):
