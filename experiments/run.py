@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,8 @@ def pretrained_folder(config: RunConfig) -> Path | None:
         return minilm_folder()
     if not Path(name).is_dir():
         raise InputError(
-            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, or the path of a local Hugging Face BERT folder"
+            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, "
+            "or the path of a local Hugging Face BERT folder"
         )
     return Path(name)
 
@@ -133,7 +134,7 @@ def run_baselines(
     source: Path | None,
     tokenizer: Tokenizer,
     examples: list[Example],
-    fit_on,
+    fit_on: Sequence[str],
 ) -> list[RankingResult]:
     """Chance, TF-IDF and the untrained encoder on the test rows."""
     results = [random_ranking(examples), tfidf_ranking(examples, fit_on)]
@@ -154,7 +155,7 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
         yield lambda step, kind, figures: None
         return
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # an optional extra
     except ModuleNotFoundError:
         raise InputError(
             "--tensorboard needs tensorboardX; run: pip install 'polyjax[tensorboard]'"
@@ -178,7 +179,8 @@ def run(config: RunConfig) -> list[RankingResult]:
     examples = {split: chitchat.read(config.task, split) for split in ("train", "valid", "test")}
     counts = " / ".join(f"{len(rows):,}" for rows in examples.values())
     console.print(
-        f"chitchat: {counts} examples in train / valid / test, labels of at least {config.task.min_label_words} words"
+        f"chitchat: {counts} examples in train / valid / test, "
+        f"labels of at least {config.task.min_label_words} words"
     )
 
     def turns() -> Iterator[str]:
@@ -195,7 +197,8 @@ def run(config: RunConfig) -> list[RankingResult]:
     scorer = initial_scorer(config, shape, source)
     n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
     console.print(
-        f"{config.arch}-encoder, {n_parameters / 1e6:.1f} M parameters, {shape.dtype}; run directory {config.folder}"
+        f"{config.arch}-encoder, {n_parameters / 1e6:.1f} M parameters, {shape.dtype}; "
+        f"run directory {config.folder}"
     )
     with tensorboard(config) as log:
         outcome = train(
@@ -213,7 +216,14 @@ def run(config: RunConfig) -> list[RankingResult]:
 
 
 def report(
-    config, shape, source, tokenizer, examples, outcome: TrainResult, turns, began: float
+    config: RunConfig,
+    shape: EncoderConfig,
+    source: Path | None,
+    tokenizer: Tokenizer,
+    examples: Mapping[str, list[Example]],
+    outcome: TrainResult,
+    turns: Callable[[], Iterator[str]],
+    began: float,
 ) -> list[RankingResult]:
     """Evaluate the best checkpoint on the test rows and write everything down."""
     test = examples["test"]
@@ -226,8 +236,8 @@ def report(
         f"{config.task.n_candidates} candidates, seed {config.task.candidate_seed}",
         f"training: {outcome.steps} updates of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
         f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
-        f"programs compiled: {outcome.compilations} for training and validation, {scorer.compilations} for testing; "
-        f"length buckets {config.text.buckets}",
+        f"programs compiled: {outcome.compilations} for training and validation, "
+        f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
         f"whole command: {time.monotonic() - began:.0f} s",
     ]
     write_report(config.folder, results, title=f"chitchat, {config.arch}-encoder", notes=notes)

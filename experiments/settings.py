@@ -103,8 +103,9 @@ class RunConfig:
         """Raise InputError for settings that contradict each other."""
         if self.tokenizer.kind == "sentencepiece" and self.encoder.name not in SCRATCH:
             raise InputError(
-                f"--tokenizer sentencepiece needs an encoder from scratch, got --encoder {self.encoder.name}, whose "
-                f"weights belong to its own vocabulary; choose --encoder {' or '.join(SCRATCH)}"
+                "--tokenizer sentencepiece needs an encoder from scratch, "
+                f"got --encoder {self.encoder.name}, whose weights belong to its own vocabulary; "
+                f"choose --encoder {' or '.join(SCRATCH)}"
             )
 
     @property

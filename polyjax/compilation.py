@@ -11,7 +11,8 @@ def enable_compilation_cache() -> None:
 
     jax's own variables take precedence: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    # jax adds its options to Config at run time, where type checkers do not see them.
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "polyjax" / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -42,7 +42,7 @@ def from_json(kind: type[T], data: Any, *, source: str) -> T:
 
 def _read(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, data, where)
     if origin in (types.UnionType, typing.Union):
         return _read_union(arguments, data, where)
@@ -68,12 +68,12 @@ def _expect(right: bool, data: Any, where: str, expected: str) -> Any:
     return data
 
 
-def _read_union(members: tuple, data: Any, where: str) -> Any:
+def _read_union(members: tuple[Any, ...], data: Any, where: str) -> Any:
     if data is None:
         return _expect(type(None) in members, data, where, "a value")
-    named = {m.__name__: m for m in members if dataclasses.is_dataclass(m)}
+    named = {m.__name__: m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)}
     if named:
-        kind = data.get("type") if isinstance(data, dict) else None
+        kind: Any = data.get("type") if isinstance(data, dict) else None
         _expect(kind in named, kind, f"{where}.type", f"one of {sorted(named)}")
         return _read(named[kind], data, where)
     for member in members:

@@ -31,7 +31,8 @@ def cross_entropy(
         label: index of the right candidate, [b]; it must be real.
         where: True at real candidates, [1 or b, c].
 
-    >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([0]), jnp.array([[True, True, False, False]])).round(4).item()
+    >>> where = jnp.array([[True, True, False, False]])
+    >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([0]), where).round(4).item()
     0.6931
     """
     masked = jnp.where(where, scores, jnp.finfo(scores.dtype).min)

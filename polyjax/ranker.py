@@ -93,4 +93,4 @@ class Ranker:
             raise InputError(f"top_k must be at least 1, got {top_k}")
         scores = self.score(context, candidates)
         order = np.argsort(-scores, kind="stable")[:top_k]
-        return [Ranked(candidates[i], float(scores[i]), int(i)) for i in order]
+        return [Ranked(candidates[i], float(scores[i]), i) for i in map(int, order)]

@@ -67,7 +67,8 @@ class BatchPlan:
     def __init__(self, shapes: np.ndarray, config: BatchConfig, *, seed: int, n_batches: int):
         if len(shapes) < config.batch_size:
             raise InputError(
-                f"batch batch_size of {config.batch_size} is larger than the training split of {len(shapes)} examples"
+                f"batch batch_size of {config.batch_size} is larger than the training split "
+                f"of {len(shapes)} examples"
             )
         self._shapes = shapes
         self._config = config
@@ -80,9 +81,9 @@ class BatchPlan:
         """Batches of all epochs."""
         return self._n_batches
 
-    def __getitem__(self, i: int) -> PlannedBatch:
-        """Batch number i, counted over epochs."""
-        epoch, place = divmod(int(i), self.batches_per_epoch)
+    def __getitem__(self, index: int) -> PlannedBatch:
+        """Batch number ``index``, counted over epochs."""
+        epoch, place = divmod(int(index), self.batches_per_epoch)
         return PlannedBatch(epoch, self._epoch(epoch)[place])
 
     def __getstate__(self) -> dict:
@@ -144,7 +145,8 @@ class Collator(grain.transforms.Map):
         self._inputs: Literal["dual", "pairs"] = inputs
         self._seed = seed
 
-    def map(self, element: PlannedBatch) -> Batch:
+    # grain's abstract ``map`` has no annotations, so its result is inferred to be None.
+    def map(self, element: PlannedBatch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The batch's arrays."""
         examples = [self._examples[i] for i in element.indices]
         match self._inputs:
@@ -195,8 +197,8 @@ class Collator(grain.transforms.Map):
                 if len(negatives) == self._config.n_negatives:
                     return negatives
         raise InputError(
-            f"batch n_negatives of {self._config.n_negatives}: the training split has too few different labels; "
-            "lower batch.n_negatives"
+            f"batch n_negatives of {self._config.n_negatives}: the training split has too few "
+            "different labels; lower batch.n_negatives"
         )
 
 

@@ -60,7 +60,8 @@ class TextConfig:
         if longest > n_positions:
             asked = "text.context_tokens + text.candidate_tokens - 1" if paired else "text.context_tokens"
             raise InputError(
-                f"{asked} is {longest}, longer than the encoder's {n_positions} positions; lower text.context_tokens"
+                f"{asked} is {longest}, longer than the encoder's {n_positions} positions; "
+                "lower text.context_tokens"
             )
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import sentencepiece
 import tokenizers
@@ -15,6 +15,7 @@ WORDPIECE_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the pipeline asks of a tokenizer; ids of special tokens come from here only, never from text."""
 
@@ -74,8 +75,9 @@ class WordPieceTokenizer:
         self._tokenizer.no_padding()
         # "[SEP]" typed by a user is text, not the special token.
         self._tokenizer.encode_special_tokens = True
-        ids = {name: self._tokenizer.token_to_id(name) for name in ("[PAD]", "[CLS]", "[SEP]")}
-        missing = sorted(name for name, id_ in ids.items() if id_ is None)
+        found = {name: self._tokenizer.token_to_id(name) for name in ("[PAD]", "[CLS]", "[SEP]")}
+        ids = {name: id_ for name, id_ in found.items() if id_ is not None}
+        missing = sorted(found.keys() - ids.keys())
         if missing:
             raise InputError(f"{path}: the tokens {', '.join(missing)} are missing from the vocabulary")
         self.pad_id = ids["[PAD]"]
@@ -179,7 +181,8 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise InputError(
-            f"tokenizer vocab_size of {vocab_size} does not fit the corpus: {str(error).strip()}; choose a smaller one"
+            f"tokenizer vocab_size of {vocab_size} does not fit the corpus: {str(error).strip()}; "
+            "choose a smaller one"
         ) from None
     os.replace(f"{prefix}.model", path)
     os.remove(f"{prefix}.vocab")

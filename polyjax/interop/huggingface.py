@@ -7,6 +7,7 @@ Nothing is downloaded. The default weights, all-MiniLM-L6-v2, come from the pack
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ def load_encoder_weights(encoder: Encoder, folder: Path) -> None:
     _assign(encoder, weights, path)
 
 
-def _bert_weights(config: EncoderConfig, tensor) -> dict[str, np.ndarray]:
+def _bert_weights(config: EncoderConfig, tensor: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
     """Encoder parameter path -> value."""
     weights = {
         "embeddings.tokens": tensor("embeddings.word_embeddings.weight"),

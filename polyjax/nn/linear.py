@@ -30,7 +30,7 @@ def _product(x: Array, w: Array) -> Array:
 
 @jax.custom_vjp
 def _half_affine(x: Array, w: Array, b: Array) -> Array:
-    return _product(x, w) + b
+    return _product(x, w) + b[None]
 
 
 def _half_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -58,7 +58,7 @@ _half_affine.defvjp(_half_affine_forward, _half_affine_backward)
 def affine(x: Float[Array, "*b i"], w: Float[Array, "i o"], b: Float[Array, " o"]) -> Float[Array, "*b o"]:
     """x w + b over the last axis of x, as one two-dimensional product, in the dtype of x."""
     rows, w, b = x.reshape(-1, x.shape[-1]), w.astype(x.dtype), b.astype(x.dtype)
-    out = rows @ w + b if x.dtype == jnp.float32 else _half_affine(rows, w, b)
+    out = rows @ w + b[None] if x.dtype == jnp.float32 else _half_affine(rows, w, b)
     return out.reshape(*x.shape[:-1], w.shape[1])
 
 
@@ -105,4 +105,5 @@ class LayerNorm(nnx.Module):
         centred = wide - mean
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.eps)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+        scale, bias = (jnp.expand_dims(p[...], range(x.ndim - 1)) for p in (self.scale, self.bias))
+        return (normal * scale + bias).astype(x.dtype)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from polyjax.data.pipeline import BatchConfig, make_loader
@@ -171,7 +172,7 @@ def train(
             if save or step % LOG_EVERY_STEPS == 0:
                 means = _finite_means(window, step, optim)
                 means |= {
-                    "learning_rate": float(rate(step - 1) * state.plateau.scale),
+                    "learning_rate": float(rate(step - 1) * jnp.asarray(state.plateau.scale)),
                     "seconds": time.monotonic() - began,
                     "compilations": len(traces),
                 }
@@ -234,7 +235,7 @@ def _better_is_larger(outcome: Evaluation, name: str) -> float:
             return outcome.ranking.recall(1)
 
 
-def _step_plateau(rule, state: TrainState, loss: float) -> TrainState:
+def _step_plateau(rule: optax.GradientTransformationExtraArgs, state: TrainState, loss: float) -> TrainState:
     """Tell the plateau rule a validation loss."""
     with jax.numpy_dtype_promotion("standard"):
         _, new = rule.update(jnp.zeros((), jnp.float32), state.plateau, value=jnp.float32(loss))

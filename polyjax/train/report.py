@@ -65,7 +65,8 @@ def hardware() -> str:
     """What the run was made on, in one line."""
     device = jax.devices()[0]
     name = "CPU" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
-    return f"{name}, {os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}, Python {platform.python_version()}"
+    versions = f"jax {jax.__version__}, Python {platform.python_version()}"
+    return f"{name}, {os.cpu_count()} cores ({platform.machine()}), {versions}"
 
 
 def plot_learning_curve(rows: Sequence[dict[str, Any]], baseline: RankingResult | None) -> Figure:
@@ -99,7 +100,7 @@ def plot_recall(results: Sequence[RankingResult]) -> Figure:
     """recall@k against k, the model against the baselines."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     n = results[0].n_candidates
-    ks = np.arange(1, n + 1)
+    ks = range(1, n + 1)
     greys = iter(("#b9bdc4", "#8a8f98", _ORANGE, "#b05f10", "#555a63"))
     for result in results:
         is_model = result is results[-1]

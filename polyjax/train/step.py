@@ -52,7 +52,7 @@ def init_state(
         trained=trained,
         frozen=frozen,
         optimizer=optimizer.init(trained),
-        plateau=plateau.init(jnp.zeros((), jnp.float32)),
+        plateau=typing.cast(optax.contrib.ReduceLROnPlateauState, plateau.init(jnp.zeros((), jnp.float32))),
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.key(seed)),
     )
@@ -60,7 +60,8 @@ def init_state(
 
 def batch_loss(scorer: Scorer, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
     """Mean cross-entropy of a batch (nats), and its figures."""
-    scores = scorer(batch.inputs, key=key).astype(jnp.float32)
+    score = typing.cast(Callable[..., Array], scorer)  # the loader made the inputs of this scorer's kind
+    scores = score(batch.inputs, key=key).astype(jnp.float32)
     where = jnp.asarray(batch.where)
     if batch.keys is not None:
         where = where & in_batch_where(batch.keys, batch.label)

@@ -6,7 +6,7 @@ TensorFlow is not needed, neither to prepare nor to read.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # tensorflow-datasets looks for TensorFlow's own logging switch; without TensorFlow it only warns.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -69,4 +69,4 @@ def prepared(name: str, data_dir: Path, source: Callable[[], Path]) -> Mapping[s
             builder.download_and_prepare(download_config=config)
     except OSError as error:
         raise InputError(f"task.data_dir {str(data_dir)!r} cannot be written: {error}") from None
-    return builder.as_data_source()
+    return cast(Mapping[str, Sequence[dict[str, Any]]], builder.as_data_source())

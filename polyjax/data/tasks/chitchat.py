@@ -142,8 +142,8 @@ def add_candidates(examples: Sequence[Example], *, n_candidates: int, seed: int)
     keys = [normalise(text) for text in pool]
     if len(set(keys)) < n_candidates + MAX_CONTEXT_TURNS:
         raise InputError(
-            f"task n_candidates of {n_candidates} needs {n_candidates + MAX_CONTEXT_TURNS} different labels in the "
-            f"split, got {len(set(keys))}; lower task.n_candidates"
+            f"task n_candidates of {n_candidates} needs {n_candidates + MAX_CONTEXT_TURNS} different labels "
+            f"in the split, got {len(set(keys))}; lower task.n_candidates"
         )
     rows = []
     for example, key in zip(examples, keys, strict=True):

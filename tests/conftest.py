@@ -1,0 +1,76 @@
+"""Strict jax for every test: promotion of ranks and dtypes raises, as a warning does."""
+
+import os
+
+# Eight simulated devices, for what is tested on a mesh; before jax is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, Tokens
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+VOCAB = 50
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded random numbers."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def rngs() -> nnx.Rngs:
+    """Seeded parameter initialisation."""
+    return nnx.Rngs(0)
+
+
+def tiny(**changes) -> EncoderConfig:
+    """A transformer small enough for a test."""
+    return EncoderConfig(
+        **({"vocab_size": VOCAB, "dim": 16, "n_layers": 2, "n_heads": 2, "mlp_dim": 32, "n_positions": 64} | changes)
+    )
+
+
+def random_tokens(rng: np.random.Generator, lengths, *, width: int, leading: tuple[int, ...] | None = None) -> Tokens:
+    """Random rows of the given lengths, padded with 0 to ``width``; row count or ``leading`` shape."""
+    lengths = np.asarray(lengths)
+    mask = np.arange(width) < lengths[..., None]
+    ids = np.where(mask, rng.integers(1, VOCAB, mask.shape), 0).astype(np.int32)
+    return Tokens(ids, mask, np.zeros_like(ids))
+
+
+DUAL_HEADS = {
+    "bi-mean": BiConfig(),
+    "bi-first": BiConfig(reduction="first"),
+    "bi-max-unit": BiConfig(reduction="max", normalize=True, score_scale=20.0),
+    "bi-shared": BiConfig(shared_encoder=True),
+    "poly-basic": PolyConfig(n_codes=5, codes_std=1.0),
+    "poly-sqrt": PolyConfig(n_codes=5, codes_std=1.0, codes_attention="sqrt", candidate_attention="sqrt"),
+    "poly-multihead": PolyConfig(
+        n_codes=5, codes_attention="multihead", candidate_attention="multihead", codes_heads=2, candidate_heads=2
+    ),
+    "poly-first": PolyConfig(n_codes=5, codes="first"),
+    "poly-unit-shared": PolyConfig(
+        n_codes=5, shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0
+    ),
+}
+CROSS_HEADS = {"cross-first": CrossConfig(), "cross-mean": CrossConfig(reduction="mean")}
+HEADS = DUAL_HEADS | CROSS_HEADS
+ENCODERS = {
+    "bert": {},
+    "xlm": {"output_scaling": 0.06, "norm_eps": 1e-5, "n_segments": 2},
+    "pre-norm": {"norm": "pre", "embedding_norm": False},
+    "aiayn": {
+        "embedding_norm": False,
+        "positions": "sinusoidal",
+        "embedding_scale": True,
+        "activation": "relu",
+        "n_segments": 0,
+    },
+}

@@ -1,0 +1,128 @@
+"""Plans of batches, collation, exact resumption."""
+
+import numpy as np
+import pytest
+from test_text import Letters
+
+from polyjax import DualInputs, Example, InputError, PairInputs
+from polyjax.data.pipeline import BatchConfig, BatchPlan, make_loader
+from polyjax.data.text import TextConfig, TextEncoder
+
+
+def word(i: int) -> str:
+    """A different text for each i."""
+    return "abcdefgh"[: 1 + i % 8] + "".join(chr(ord("a") + int(d)) for d in str(i))
+
+
+@pytest.fixture
+def examples():
+    return [Example(str(i), (word(i + 500), word(i + 900)), (word(i),), 0, str(i // 5)) for i in range(103)]
+
+
+@pytest.fixture
+def text():
+    return TextEncoder(Letters(), TextConfig(context_tokens=32, candidate_tokens=16, buckets=(8, 16, 24)))
+
+
+def shapes(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 5, (n, 2))
+
+
+@pytest.mark.parametrize("group", [1, 3, 64])
+def test_an_epoch_takes_each_example_at_most_once_and_leaves_out_less_than_a_batch(group):
+    plan = BatchPlan(shapes(103), BatchConfig(batch_size=8, group_batches=group), seed=0, n_batches=24)
+    for epoch in range(2):
+        taken = np.concatenate([plan[epoch * 12 + i].indices for i in range(12)])
+        assert len(set(taken)) == 96
+        assert all(plan[epoch * 12 + i].epoch == epoch for i in range(12))
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    make = lambda seed: BatchPlan(shapes(103), BatchConfig(batch_size=8), seed=seed, n_batches=24)  # noqa: E731
+    plan = make(0)
+    np.testing.assert_array_equal(plan[17].indices, make(0)[17].indices)
+    assert plan[0].indices.tolist() != plan[12].indices.tolist()
+    assert plan[0].indices.tolist() != make(1)[0].indices.tolist()
+
+
+def test_grouping_pads_less():
+    sizes = shapes(4096)
+
+    def padded(group):
+        plan = BatchPlan(sizes, BatchConfig(batch_size=32, group_batches=group), seed=0, n_batches=128)
+        return sum(sizes[plan[i].indices].max(0).sum() for i in range(128))
+
+    assert padded(64) < 0.8 * padded(1)
+
+
+def test_in_batch_candidates_are_the_labels(examples, text):
+    loader, plan = make_loader(examples, text, BatchConfig(batch_size=8), inputs="dual", n_batches=3, seed=0)
+    batch = next(loader)
+    assert isinstance(batch.inputs, DualInputs)
+    assert batch.label.tolist() == list(range(8))
+    for row, i in zip(batch.inputs.candidates.ids, plan[0].indices, strict=True):
+        assert [t for t in row if t] == text.candidate(examples[i].label_text)
+    for row, i in zip(batch.inputs.context.ids, plan[0].indices, strict=True):
+        assert [t for t in row if t] == text.context(examples[i].context)
+    assert len(list(loader)) == 2
+
+
+def test_duplicate_labels_share_a_key_unless_switched_off(text):
+    make = lambda mask: make_loader(  # noqa: E731
+        [Example(str(i), ("a",), (t,), 0, "g") for i, t in enumerate(["yes", "yes", "no", "maybe"])],
+        text,
+        BatchConfig(batch_size=4, mask_duplicates=mask),
+        inputs="dual",
+        n_batches=1,
+        seed=0,
+    )[0]
+    keys = next(make(True)).keys
+    assert len(set(keys.tolist())) == 3
+    assert next(make(False)).keys is None
+
+
+def test_sampled_negatives_are_others_labels(examples, text):
+    config = BatchConfig(batch_size=4, n_negatives=5)
+    loader, plan = make_loader(examples, text, config, inputs="pairs", n_batches=30, seed=0)
+    texts = {tuple(text.candidate(e.label_text)[1:]): e.label_text for e in examples}
+    for number, batch in enumerate(loader):
+        assert isinstance(batch.inputs, PairInputs)
+        pairs = batch.inputs.pairs
+        assert pairs.ids.shape[:2] == (4, 6)
+        assert batch.label.tolist() == [0] * 4
+        for i, row in enumerate(plan[number].indices):
+            candidates = [
+                texts[tuple(pairs.ids[i, j][(pairs.segments[i, j] == 1) & pairs.mask[i, j]].tolist())] for j in range(6)
+            ]
+            assert candidates[0] == examples[row].label_text
+            assert len(set(candidates)) == 6
+
+
+@pytest.mark.parametrize("inputs", ["dual", "pairs"])
+def test_a_restored_iterator_takes_the_same_batches(examples, text, inputs):
+    make = lambda: make_loader(  # noqa: E731
+        examples, text, BatchConfig(batch_size=8, n_negatives=3), inputs=inputs, n_batches=30, seed=3
+    )[0]
+    loader = make()
+    for _ in range(13):
+        next(loader)
+    state = loader.get_state()
+    resumed = make()
+    resumed.set_state(state)
+    for _ in range(17):
+        one, other = next(loader), next(resumed)
+        ids = lambda b: (b.inputs.context if inputs == "dual" else b.inputs.pairs).ids  # noqa: E731
+        np.testing.assert_array_equal(ids(one), ids(other))
+
+
+def test_a_batch_larger_than_the_split_is_refused(examples, text):
+    with pytest.raises(InputError, match="batch_size of 200 is larger than the training split of 103 examples"):
+        make_loader(examples, text, BatchConfig(batch_size=200), inputs="dual", n_batches=1, seed=0)
+
+
+def test_more_negatives_than_labels_are_refused(examples, text):
+    loader, _ = make_loader(
+        examples[:5], text, BatchConfig(batch_size=4, n_negatives=10), inputs="pairs", n_batches=1, seed=0
+    )
+    with pytest.raises(InputError, match=r"lower batch\.n_negatives"):
+        next(loader)

@@ -1,0 +1,164 @@
+"""What holds for every scorer: a candidate's score depends on its context and itself alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CROSS_HEADS, DUAL_HEADS, HEADS, random_tokens, tiny
+from flax import nnx
+
+from polyjax import DualInputs, InputError, PairInputs, PolyConfig, make_scorer
+from polyjax.nn.attention import attend
+from polyjax.nn.heads import PolyHead
+
+
+@pytest.fixture(params=DUAL_HEADS)
+def dual(request, rngs):
+    return make_scorer(tiny(), DUAL_HEADS[request.param], rngs=rngs)
+
+
+@pytest.fixture(params=HEADS)
+def inputs_and_scorer(request, rng, rngs):
+    """A scorer with inputs of 3 contexts and 4 listed candidates each."""
+    scorer = make_scorer(tiny(), HEADS[request.param], rngs=rngs)
+    if request.param in CROSS_HEADS:
+        pairs = random_tokens(rng, rng.integers(4, 12, (3, 4)), width=12)
+        return PairInputs(dataclasses.replace(pairs, segments=(pairs.mask & (np.arange(12) > 5)).astype(np.int32))), scorer
+    context = random_tokens(rng, [9, 3, 6], width=9)
+    return DualInputs(context, random_tokens(rng, rng.integers(2, 6, (3, 4)), width=6)), scorer
+
+
+def pick(inputs, rows, columns):
+    """Some contexts and some candidates of an input with listed candidates."""
+    listed = lambda tokens: jax.tree.map(lambda x: x[rows][:, columns], tokens)  # noqa: E731
+    if isinstance(inputs, PairInputs):
+        return PairInputs(listed(inputs.pairs))
+    return DualInputs(jax.tree.map(lambda x: x[rows], inputs.context), listed(inputs.candidates))
+
+
+def test_permuting_contexts_and_candidates_permutes_scores(inputs_and_scorer):
+    inputs, scorer = inputs_and_scorer
+    rows, columns = np.array([2, 0, 1]), np.array([3, 1, 0, 2])
+    np.testing.assert_allclose(
+        scorer(pick(inputs, rows, columns)), scorer(inputs)[rows][:, columns], rtol=2e-5, atol=2e-6
+    )
+
+
+def test_a_score_does_not_depend_on_its_company(inputs_and_scorer):
+    inputs, scorer = inputs_and_scorer
+    scores = scorer(inputs)
+    alone = np.array([[scorer(pick(inputs, [i], [j])).item() for j in range(4)] for i in range(3)])
+    np.testing.assert_allclose(alone, scores, rtol=2e-5, atol=2e-6)
+
+
+def test_padding_changes_no_score(inputs_and_scorer):
+    inputs, scorer = inputs_and_scorer
+    wide = jax.tree.map(lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 5)]), inputs)
+    np.testing.assert_allclose(scorer(wide), scorer(inputs), rtol=2e-5, atol=2e-6)
+
+
+def test_scores_are_float32_in_half_precision(inputs_and_scorer, rngs):
+    inputs, scorer = inputs_and_scorer
+    half = make_scorer(tiny(dtype="bfloat16"), scorer.head.config, rngs=nnx.Rngs(0))
+    assert half(inputs).dtype == jnp.float32
+
+
+def test_shared_candidates_equal_listed_ones(dual, rng):
+    context = random_tokens(rng, [9, 3, 6], width=9)
+    candidates = random_tokens(rng, [4, 2, 5, 6], width=6)
+    listed = jax.tree.map(lambda x: np.broadcast_to(x, (3, *x.shape)), candidates)
+    np.testing.assert_allclose(
+        dual(DualInputs(context, candidates)), dual(DualInputs(context, listed)), rtol=2e-5, atol=2e-6
+    )
+
+
+def test_cached_candidates_give_the_same_scores(dual, rng):
+    context = random_tokens(rng, [9, 3], width=9)
+    candidates = random_tokens(rng, [4, 2, 5], width=6)
+    vectors = dual.encode_candidates(candidates)
+    cached = dual.score(*dual.encode_context(context), vectors[None])
+    np.testing.assert_allclose(cached, dual(DualInputs(context, candidates)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["basic", "sqrt"])
+@pytest.mark.parametrize("sharpness", [1.0, 10.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_product_form_equals_the_textbook_form(rng, rngs, attention, sharpness, masked):
+    """Attend over the context vectors, then take the dot product (arXiv 1905.01969 §4.4)."""
+    config = PolyConfig(n_codes=7, candidate_attention=attention, candidate_sharpness=sharpness)
+    head = PolyHead(config, 16, rngs=rngs)
+    vectors, candidates = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 7, 16), (2, 5, 16)))
+    mask = jnp.asarray(np.arange(7)[None] < np.array([[7], [3 if masked else 7]]))
+    scale = sharpness * (16**-0.5 if attention == "sqrt" else 1.0)
+    attended = attend(candidates, vectors, mask, scale=scale)
+    textbook = (attended * candidates).sum(-1)
+    np.testing.assert_allclose(head.score(vectors, mask, candidates), textbook, rtol=1e-4, atol=1e-4)
+
+
+def test_one_code_is_a_bi_encoder_with_attention_pooling(rng, rngs):
+    scorer = make_scorer(tiny(), PolyConfig(n_codes=1, codes_std=1.0), rngs=rngs)
+    context, candidates = random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6)
+    pooled = attend(scorer.head.codes[...][None], scorer.context_encoder(context), jnp.asarray(context.mask))[:, 0]
+    expected = pooled @ scorer.encode_candidates(candidates).T
+    np.testing.assert_allclose(scorer(DualInputs(context, candidates)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_codes_of_zero_start_as_the_mean_pooled_bi_encoder(rng):
+    """So a poly-encoder put on pretrained weights starts no worse than the bi-encoder."""
+    from polyjax import BiConfig
+
+    shared = {"shared_encoder": True, "normalize": True, "score_scale": 20.0}
+    poly = make_scorer(tiny(), PolyConfig(codes_std=0.0, candidate_sharpness=10.0, **shared), rngs=nnx.Rngs(0))
+    bi = make_scorer(tiny(), BiConfig(**shared), rngs=nnx.Rngs(0))
+    inputs = DualInputs(random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6))
+    np.testing.assert_allclose(poly(inputs), bi(inputs), rtol=1e-4)
+
+
+def test_first_codes_of_a_short_context_equal_fewer_codes(rng):
+    """A context of 3 tokens has 3 context vectors, however many codes are asked for."""
+    context, candidates = random_tokens(rng, [3], width=3), random_tokens(rng, [4, 2], width=6)
+    scores = [
+        make_scorer(tiny(), PolyConfig(codes="first", n_codes=n), rngs=nnx.Rngs(0))(DualInputs(context, candidates))
+        for n in (3, 8)
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
+
+
+def test_unit_vectors_bound_the_score(rng, rngs):
+    scorer = make_scorer(tiny(), DUAL_HEADS["poly-unit-shared"], rngs=rngs)
+    inputs = DualInputs(random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6))
+    assert np.abs(scorer(inputs)).max() <= 20.0 + 1e-4
+
+
+def test_separate_encoders_are_two_and_a_shared_one_is_one(rngs):
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(make_scorer(tiny(), head, rngs=rngs))))
+        for name, head in DUAL_HEADS.items()
+        if name in ("bi-mean", "bi-shared")
+    }
+    assert sizes["bi-mean"] == 2 * sizes["bi-shared"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PolyConfig(n_codes=0), "n_codes must be at least 1, got 0"),
+        (lambda: PolyConfig(score_scale=0.0), "score_scale must be a positive number, got 0.0"),
+        (lambda: PolyConfig(codes_std=-1.0), "codes_std must be 0 or more"),
+        (
+            lambda: make_scorer(
+                tiny(), PolyConfig(codes_attention="multihead", codes_heads=3), rngs=nnx.Rngs(0)
+            ),
+            "codes_heads must divide the encoder's width: 3 does not divide 16",
+        ),
+        (
+            lambda: make_scorer(tiny(n_segments=1), CROSS_HEADS["cross-first"], rngs=nnx.Rngs(0)),
+            "n_segments of 2, got 1",
+        ),
+    ],
+)
+def test_heads_that_cannot_work_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

@@ -1,0 +1,71 @@
+"""Ranks, recall, MRR and intervals."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyjax.metrics import RankingResult, bootstrap_interval, rank_of_label, recall_at
+
+
+def test_a_constant_model_ranks_last():
+    assert rank_of_label(np.zeros((2, 20)), np.array([0, 19])).tolist() == [20, 20]
+
+
+def test_a_nan_score_never_wins():
+    scores = np.array([[np.nan, 1.0, 2.0], [1.0, np.nan, 0.5]])
+    assert rank_of_label(scores, np.array([0, 0])).tolist() == [3, 2]
+
+
+def test_masked_candidates_do_not_count():
+    scores = np.array([[1.0, 5.0, 0.0]])
+    assert rank_of_label(scores, np.array([0]), np.array([[True, False, True]])).tolist() == [1]
+
+
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=12), st.integers(0, 11))
+def test_rank_equals_counting(scores, place):
+    label = place % len(scores)
+    others = [s for i, s in enumerate(scores) if i != label]
+    expected = 1 + sum(s >= scores[label] for s in others)
+    assert rank_of_label(np.array([scores], float), np.array([label])).tolist() == [expected]
+
+
+def test_interval_of_groups_is_wider_than_of_rows(rng):
+    """50 conversations whose rows all agree carry 50 pieces of information, not 1,000."""
+    by_group = rng.random(50) < 0.5
+    values = np.repeat(by_group, 20).astype(float)
+    groups = [f"g{i // 20}" for i in range(1000)]
+    low, high = bootstrap_interval(values, groups)
+    row_low, row_high = bootstrap_interval(values, [str(i) for i in range(1000)])
+    assert low < values.mean() < high
+    assert 3.5 < (high - low) / (row_high - row_low) < 5.5  # sqrt(20) = 4.5
+
+
+def test_interval_covers_the_truth_as_often_as_it_says(rng):
+    covered = 0
+    for i in range(200):
+        values = (rng.random(100) < 0.6).astype(float)
+        low, high = bootstrap_interval(values, [str(j) for j in range(100)], draws=500, seed=i)
+        covered += low <= 0.6 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_summary_names_the_candidate_count():
+    result = RankingResult("m", np.array([1, 2, 11, 20]), ("a", "a", "b", "b"), 20)
+    summary = result.summary()
+    assert summary["recall@1/20"] == 0.25
+    assert summary["recall@10/20"] == 0.5
+    assert summary["n"] == 4
+    assert recall_at(result.ranks, 20) == 1.0
+    assert not any(key.startswith("recall@20") for key in summary)
+
+
+def test_paired_gain_of_equal_results_is_zero():
+    result = RankingResult("m", np.array([1, 2, 3]), ("a", "b", "c"), 5)
+    assert result.gain_interval(result) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_recall_grows_with_k(k):
+    ranks = np.array([1, 2, 3, 4])
+    assert recall_at(ranks, k + 1) >= recall_at(ranks, k)
