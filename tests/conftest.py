@@ -33,11 +33,16 @@ def rngs() -> nnx.Rngs:
 def tiny(**changes) -> EncoderConfig:
     """A transformer small enough for a test."""
     return EncoderConfig(
-        **({"vocab_size": VOCAB, "dim": 16, "n_layers": 2, "n_heads": 2, "mlp_dim": 32, "n_positions": 64} | changes)
+        **(
+            {"vocab_size": VOCAB, "dim": 16, "n_layers": 2, "n_heads": 2, "mlp_dim": 32, "n_positions": 64}
+            | changes
+        )
     )
 
 
-def random_tokens(rng: np.random.Generator, lengths, *, width: int, leading: tuple[int, ...] | None = None) -> Tokens:
+def random_tokens(
+    rng: np.random.Generator, lengths, *, width: int, leading: tuple[int, ...] | None = None
+) -> Tokens:
     """Random rows of the given lengths, padded with 0 to ``width``; row count or ``leading`` shape."""
     lengths = np.asarray(lengths)
     mask = np.arange(width) < lengths[..., None]
@@ -53,7 +58,11 @@ DUAL_HEADS = {
     "poly-basic": PolyConfig(n_codes=5, codes_std=1.0),
     "poly-sqrt": PolyConfig(n_codes=5, codes_std=1.0, codes_attention="sqrt", candidate_attention="sqrt"),
     "poly-multihead": PolyConfig(
-        n_codes=5, codes_attention="multihead", candidate_attention="multihead", codes_heads=2, candidate_heads=2
+        n_codes=5,
+        codes_attention="multihead",
+        candidate_attention="multihead",
+        codes_heads=2,
+        candidate_heads=2,
     ),
     "poly-first": PolyConfig(n_codes=5, codes="first"),
     "poly-unit-shared": PolyConfig(

@@ -97,7 +97,7 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counters and float32
             updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
             updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
-            figures["gradient_norm"] = optax.global_norm(gradients)
+            figures["gradient_norm"] = optax.tree.norm(gradients)
             trained = optax.apply_updates(state.trained, updates)
         return dataclasses.replace(
             state, trained=trained, optimizer=optimizer_state, step=state.step + 1

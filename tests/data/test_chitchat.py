@@ -69,7 +69,10 @@ def test_a_context_is_at_most_twenty_turns(rows):
 def conversation(texts, senders="ab"):
     return {
         "messages": [
-            [{"text": part, "sender": senders[i % len(senders)]} for part in (t if isinstance(t, list) else [t])]
+            [
+                {"text": part, "sender": senders[i % len(senders)]}
+                for part in (t if isinstance(t, list) else [t])
+            ]
             for i, t in enumerate(texts)
         ]
     }
@@ -110,7 +113,9 @@ def test_a_label_length_that_empties_the_split(data_dir):
 
 def test_a_changed_corpus_is_refused(monkeypatch):
     monkeypatch.setattr(chitchat, "DATASET_SHA256", "0" * 64)
-    with pytest.raises(InputError, match="has sha256 d2a5d0bf.*, expected 0000.*pip install chitchat-dataset"):
+    with pytest.raises(
+        InputError, match="has sha256 d2a5d0bf.*, expected 0000.*pip install chitchat-dataset"
+    ):
         chitchat.corpus_path()
 
 

@@ -92,7 +92,8 @@ def test_sampled_negatives_are_others_labels(examples, text):
         assert batch.label.tolist() == [0] * 4
         for i, row in enumerate(plan[number].indices):
             candidates = [
-                texts[tuple(pairs.ids[i, j][(pairs.segments[i, j] == 1) & pairs.mask[i, j]].tolist())] for j in range(6)
+                texts[tuple(pairs.ids[i, j][(pairs.segments[i, j] == 1) & pairs.mask[i, j]].tolist())]
+                for j in range(6)
             ]
             assert candidates[0] == examples[row].label_text
             assert len(set(candidates)) == 6
@@ -116,7 +117,9 @@ def test_a_restored_iterator_takes_the_same_batches(examples, text, inputs):
 
 
 def test_a_batch_larger_than_the_split_is_refused(examples, text):
-    with pytest.raises(InputError, match="batch_size of 200 is larger than the training split of 103 examples"):
+    with pytest.raises(
+        InputError, match="batch_size of 200 is larger than the training split of 103 examples"
+    ):
         make_loader(examples, text, BatchConfig(batch_size=200), inputs="dual", n_batches=1, seed=0)
 
 

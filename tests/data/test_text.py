@@ -25,7 +25,9 @@ class Letters:
 
 @pytest.fixture
 def text() -> TextEncoder:
-    return TextEncoder(Letters(), TextConfig(max_turns=3, context_tokens=8, candidate_tokens=5, buckets=(4, 8, 16)))
+    return TextEncoder(
+        Letters(), TextConfig(max_turns=3, context_tokens=8, candidate_tokens=5, buckets=(4, 8, 16))
+    )
 
 
 def test_context_joins_turns_with_separators(text):

@@ -9,9 +9,25 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from polyjax import InputError
-from polyjax.data.tokenizers import SentencePieceTokenizer, WordPieceTokenizer, load_tokenizer, train_sentencepiece
+from polyjax.data.tokenizers import (
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+)
 
-ODD = ["", " ", "naïve café", "日本語テキスト", "🙂🙂", "a\x00b", "tab\there", "</s> <s> <pad> <sep> <mask>", "\u200b", "x" * 5000]
+ODD = [
+    "",
+    " ",
+    "naïve café",
+    "日本語テキスト",
+    "🙂🙂",
+    "a\x00b",
+    "tab\there",
+    "</s> <s> <pad> <sep> <mask>",
+    "\u200b",
+    "x" * 5000,
+]
 
 
 @pytest.fixture

@@ -68,7 +68,9 @@ def test_scan_and_remat_change_nothing(encoder, rng):
     for changes in ({"scan": True}, {"remat": True}, {"scan": True, "remat": True}):
         other_value, other_gradient = loss(changes)
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), other_gradient, gradient)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), other_gradient, gradient
+        )
 
 
 def test_dropout_needs_a_key_and_follows_it(rng, rngs):
@@ -82,7 +84,9 @@ def test_dropout_needs_a_key_and_follows_it(rng, rngs):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_dropout_keeps_the_mean(rng, scan):
-    encoder = Encoder(tiny(dropout=0.2, n_layers=1, scan=scan, embedding_norm=False, norm="pre"), rngs=nnx.Rngs(0))
+    encoder = Encoder(
+        tiny(dropout=0.2, n_layers=1, scan=scan, embedding_norm=False, norm="pre"), rngs=nnx.Rngs(0)
+    )
     tokens = random_tokens(rng, [6], width=6)
     draw = jax.jit(lambda key: encoder.embeddings(tokens) * 0 + encoder(tokens, key=key))
     mean = jnp.stack([draw(jax.random.key(i)) for i in range(400)]).mean(0)

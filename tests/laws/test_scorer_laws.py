@@ -25,7 +25,9 @@ def inputs_and_scorer(request, rng, rngs):
     scorer = make_scorer(tiny(), HEADS[request.param], rngs=rngs)
     if request.param in CROSS_HEADS:
         pairs = random_tokens(rng, rng.integers(4, 12, (3, 4)), width=12)
-        return PairInputs(dataclasses.replace(pairs, segments=(pairs.mask & (np.arange(12) > 5)).astype(np.int32))), scorer
+        return PairInputs(
+            dataclasses.replace(pairs, segments=(pairs.mask & (np.arange(12) > 5)).astype(np.int32))
+        ), scorer
     context = random_tokens(rng, [9, 3, 6], width=9)
     return DualInputs(context, random_tokens(rng, rng.integers(2, 6, (3, 4)), width=6)), scorer
 
@@ -100,7 +102,9 @@ def test_one_product_form_equals_the_textbook_form(rng, rngs, attention, sharpne
 def test_one_code_is_a_bi_encoder_with_attention_pooling(rng, rngs):
     scorer = make_scorer(tiny(), PolyConfig(n_codes=1, codes_std=1.0), rngs=rngs)
     context, candidates = random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6)
-    pooled = attend(scorer.head.codes[...][None], scorer.context_encoder(context), jnp.asarray(context.mask))[:, 0]
+    pooled = attend(scorer.head.codes[...][None], scorer.context_encoder(context), jnp.asarray(context.mask))[
+        :, 0
+    ]
     expected = pooled @ scorer.encode_candidates(candidates).T
     np.testing.assert_allclose(scorer(DualInputs(context, candidates)), expected, rtol=1e-5, atol=1e-6)
 
@@ -110,7 +114,9 @@ def test_codes_of_zero_start_as_the_mean_pooled_bi_encoder(rng):
     from polyjax import BiConfig
 
     shared = {"shared_encoder": True, "normalize": True, "score_scale": 20.0}
-    poly = make_scorer(tiny(), PolyConfig(codes_std=0.0, candidate_sharpness=10.0, **shared), rngs=nnx.Rngs(0))
+    poly = make_scorer(
+        tiny(), PolyConfig(codes_std=0.0, candidate_sharpness=10.0, **shared), rngs=nnx.Rngs(0)
+    )
     bi = make_scorer(tiny(), BiConfig(**shared), rngs=nnx.Rngs(0))
     inputs = DualInputs(random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6))
     np.testing.assert_allclose(poly(inputs), bi(inputs), rtol=1e-4)
@@ -120,7 +126,9 @@ def test_first_codes_of_a_short_context_equal_fewer_codes(rng):
     """A context of 3 tokens has 3 context vectors, however many codes are asked for."""
     context, candidates = random_tokens(rng, [3], width=3), random_tokens(rng, [4, 2], width=6)
     scores = [
-        make_scorer(tiny(), PolyConfig(codes="first", n_codes=n), rngs=nnx.Rngs(0))(DualInputs(context, candidates))
+        make_scorer(tiny(), PolyConfig(codes="first", n_codes=n), rngs=nnx.Rngs(0))(
+            DualInputs(context, candidates)
+        )
         for n in (3, 8)
     ]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)

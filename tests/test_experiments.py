@@ -1,0 +1,173 @@
+"""The commands as a user types them, on a model small enough for a test."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyjax import InputError, Ranker
+
+ROOT = Path(__file__).parents[1]
+FROM_SCRATCH = ["--encoder", "tiny", "--tokenizer", "sentencepiece", "--tokenizer.vocab-size", "600"]
+SHORT = ["--train.steps", "6", "--train.validate-every-steps", "3", "--train.validate-examples", "20"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("experiments")
+
+
+def command(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "COLUMNS": "200", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    environment.pop("XLA_FLAGS", None)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / script), *arguments],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def arguments(arch: str, folder: Path) -> list[str]:
+    return ["--arch", arch, "--run-dir", str(folder / arch), *FROM_SCRATCH, *SHORT]
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A run from scratch, with its own vocabulary."""
+    done = command("run.py", *arguments("poly", folder), folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "poly", done.stdout
+
+
+def test_a_run_prints_a_table_and_leaves_everything_in_one_folder(finished):
+    run_dir, printed = finished
+    for expected in ("random", "TF-IDF", "poly-encoder", "recall@1/20", "95% interval", "programs compiled"):
+        assert expected in printed
+    for name in ("config.json", "model.json", "metrics.jsonl", "report.md", "results.json", "tokenizer", "checkpoints"):
+        assert (run_dir / name).exists(), name
+    assert {p.name for p in (run_dir / "figures").iterdir()} == {"learning_curve.png", "recall.png", "ranks.png"}
+    assert not list(run_dir.rglob("*.partial"))
+
+
+def test_tfidf_is_as_expected(finished):
+    """About .390 recall@1/20 on the test rows: the proof that the readers feed the right text."""
+    results = json.loads((finished[0] / "results.json").read_text())
+    tfidf = next(figures for name, figures in results.items() if name.startswith("TF-IDF"))
+    assert tfidf["n"] == 3884
+    assert 0.375 < tfidf["recall@1/20"] < 0.405
+    assert 0.03 < results["random"]["recall@1/20"] < 0.07
+
+
+def test_evaluate_gives_the_same_figures(finished, folder):
+    run_dir, _ = finished
+    done = command("evaluate.py", str(run_dir), "--split", "test", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = next(line for line in done.stdout.splitlines() if "poly-encoder" in line)
+    printed = [float(x) for x in re.findall(r"\d\.\d+", row)[:4]]
+    results = json.loads((run_dir / "results.json").read_text())["poly-encoder"]
+    assert printed == [round(results[f"recall@{k}/20"], 3) for k in (1, 2, 5, 10)]
+
+
+def test_the_ranker_ranks(finished):
+    ranker = Ranker.load(finished[0])
+    candidates = ["great!", "a red car", "", "x " * 400]
+    ranked = ranker.rank(["hello", "hi, how are you?"], candidates)
+    assert sorted(r.index for r in ranked) == [0, 1, 2, 3]
+    assert [r.score for r in ranked] == sorted((r.score for r in ranked), reverse=True)
+    np.testing.assert_allclose(
+        ranker.score(["hello", "hi, how are you?"], candidates[:1])[0],
+        next(r.score for r in ranked if r.index == 0),
+        rtol=1e-5,
+    )
+    assert ranker.rank("hi", candidates, top_k=2) == ranker.rank("hi", candidates)[:2]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.rank("hi", []), "candidates: expected at least one text, got none"),
+        (lambda r: r.rank([], ["a"]), "context: expected at least one text, got none"),
+        (lambda r: r.rank("hi", "a b"), r"expected a list of texts, got one text; write \[text\]"),
+        (lambda r: r.rank("hi", ["a", 3]), "candidates: expected texts, got int 3"),
+        (lambda r: r.rank("hi", ["a"], top_k=0), "top_k must be at least 1, got 0"),
+    ],
+)
+def test_the_ranker_says_what_is_wrong(finished, call, message):
+    with pytest.raises(InputError, match=message):
+        call(Ranker.load(finished[0]))
+
+
+def test_the_same_command_again_reports_the_same_figures(finished, folder):
+    before = json.loads((finished[0] / "results.json").read_text())
+    done = command("run.py", *arguments("poly", folder), folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((finished[0] / "results.json").read_text()) == before
+
+
+def test_another_config_is_refused_and_nothing_is_lost(finished, folder):
+    run_dir, _ = finished
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    done = command("run.py", *arguments("poly", folder), "--optim.learning-rate", "1", folder=folder)
+    assert done.returncode == 2
+    line = done.stdout.strip()
+    assert "optim.learning_rate = 0.0001, this one has 1.0" in line and "choose another --run-dir" in line
+    assert "\n" not in line
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.json"])
+@pytest.mark.parametrize("content", [None, "", "{", '{"type": "ModelCard"}', "[]"])
+def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, name, content):
+    copy = tmp_path / "run"
+    shutil.copytree(finished[0], copy)
+    (copy / name).unlink()
+    if content is not None:
+        (copy / name).write_text(content)
+    if name == "model.json":
+        with pytest.raises(InputError) as caught:
+            Ranker.load(copy)
+        assert str(copy / name) in str(caught.value) and "\n" not in str(caught.value)
+        return
+    done = command("evaluate.py", str(copy), folder=folder)
+    assert done.returncode == 2
+    assert str(copy / name) in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--arch", "pooly"], "invalid choice 'pooly'"),
+        (["--arch", "bi", "--head.n-codes", "16"], "Unrecognized options: --head.n-codes"),
+        (["--head.n-codes", "0"], "n_codes must be at least 1, got 0"),
+        (["--encoder", "no/such/folder"], "expected minilm, small, tiny, or the path"),
+        (["--tokenizer", "sentencepiece"], "needs an encoder from scratch, got --encoder minilm"),
+        (["--text.context-tokens", "600"], "longer than the encoder's 512 positions"),
+        (["--task.min-label-words", "500"], "no example of split 'train' has a label of 500 words"),
+        (["--train.trainable", "9"], "must be between 0 and the encoder's 6"),
+        (["--run-dir", "/proc/nowhere"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_named_with_status_2(folder, tmp_path, extra, message):
+    run_dir = [] if "--run-dir" in extra else ["--run-dir", str(tmp_path / "run")]
+    done = command("run.py", *run_dir, *extra, folder=folder)
+    assert done.returncode == 2
+    printed = " ".join((done.stdout + done.stderr).replace("│", " ").split())
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_help_is_readable(folder):
+    done = command("run.py", "--arch", "bi", "--help", folder=folder)
+    assert done.returncode == 0
+    for flag in ("--arch", "--encoder", "--head.score-scale", "--optim.learning-rate", "--train.steps", "--run-dir"):
+        assert flag in done.stdout
+    assert "--head.n-codes" not in done.stdout

@@ -1,0 +1,185 @@
+"""The loop: learning, saving, resuming, stopping."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+from flax import nnx
+
+from polyjax import InputError, make_scorer
+from polyjax.train.checkpoint import Checkpoints, MetricsLog, flat_parameters
+from polyjax.train.optim import OptimConfig
+
+SCRIPT = Path(toy.__file__)
+
+
+def parameters(run_dir: Path, arch: str, step: int) -> dict[str, np.ndarray]:
+    from polyjax import EncoderConfig
+
+    shape = EncoderConfig(
+        vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, dropout=0.1, norm_eps=1e-5
+    )
+    scorer = make_scorer(shape, toy.HEADS[arch], rngs=nnx.Rngs(1))
+    restored = Checkpoints(run_dir, read_only=True).restore_parameters(scorer, step)
+    return {name: np.asarray(value) for name, value in flat_parameters(nnx.state(restored)).items()}
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+@pytest.fixture(scope="module", params=toy.HEADS)
+def finished(request, tmp_path_factory):
+    """An uninterrupted run of each architecture."""
+    run_dir = tmp_path_factory.mktemp("runs") / request.param
+    result = toy.run(run_dir, request.param)
+    return request.param, run_dir, result
+
+
+def test_every_architecture_learns(finished):
+    _, run_dir, result = finished
+    rows = MetricsLog.read(run_dir)
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses[-1] < 0.75 * losses[0]
+    assert result.steps == 60
+    assert result.stopped_by == "all steps made"
+
+
+def test_programs_are_bounded_by_the_buckets(finished):
+    arch, _, result = finished
+    # Training: at most two context buckets x one candidate bucket, or three pair buckets; validation:
+    # three row sizes for each bucket.
+    assert result.compilations <= (3 if arch == "cross" else 2) + 3 * 3
+
+
+def test_best_and_latest_are_kept(finished):
+    _, run_dir, _ = finished
+    saved = sorted(int(p.name) for p in (run_dir / "checkpoints").iterdir())
+    valid = {row["step"]: row["recall@1/8"] for row in MetricsLog.read(run_dir) if row["kind"] == "valid"}
+    best = Checkpoints(run_dir, read_only=True).best_step
+    assert saved == sorted({best, 60})
+    assert valid[best] == max(valid.values())
+
+
+def test_a_finished_run_is_left_alone(finished):
+    arch, run_dir, result = finished
+    before = parameters(run_dir, arch, 60)
+    again = toy.run(run_dir, arch)
+    assert again.steps == 60
+    assert again.seconds == result.seconds
+    assert_same(parameters(run_dir, arch, 60), before)
+
+
+def start(run_dir: Path, arch: str, cache: Path) -> subprocess.Popen:
+    import os
+
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment.pop("XLA_FLAGS", None)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(run_dir), arch], env=environment, stdout=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.mark.parametrize("arch", ["poly", "cross"])
+def test_a_run_killed_at_any_moment_ends_bit_identical(arch, tmp_path, cache):
+    whole = tmp_path / "whole"
+    assert start(whole, arch, cache).wait(timeout=300) == 0
+
+    killed = tmp_path / "killed"
+    moments = 0
+    for pause in (0.0, 0.15, 0.0, 0.4):
+        process = start(killed, arch, cache)
+        folder, steps = killed / "checkpoints", saved_steps(killed)
+        while process.poll() is None:
+            # Kill while a checkpoint is being written, or a while after one was.
+            writing = folder.exists() and any("tmp" in p.name for p in folder.iterdir())
+            if (writing and saved_steps(killed) != steps) if pause == 0.0 else saved_steps(killed) != steps:
+                time.sleep(pause)
+                process.send_signal(signal.SIGKILL)
+                moments += 1
+                break
+            time.sleep(0.0005)
+        process.wait()
+    assert moments >= 2, "the runs ended before they could be killed"
+    assert start(killed, arch, cache).wait(timeout=300) == 0
+    assert_same(parameters(killed, arch, 60), parameters(whole, arch, 60))
+    steps = [row["step"] for row in MetricsLog.read(killed)]
+    assert steps == sorted(steps)
+    assert steps == [row["step"] for row in MetricsLog.read(whole)]
+
+
+def saved_steps(run_dir: Path) -> list[str]:
+    folder = run_dir / "checkpoints"
+    return sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_steps_and_saves_nothing_bad(tmp_path, monkeypatch):
+    explosive = OptimConfig(learning_rate=1e20, warmup=0.0, head_rate=1.0, clip=1e9, decay="none")
+    monkeypatch.setattr(toy, "OptimConfig", lambda **settings: explosive)
+    with pytest.raises(InputError, match=r"loss became (nan|inf) at step \d+ .*lower optim\.learning_rate"):
+        toy.run(tmp_path, "bi")
+
+
+def test_early_stopping_and_time_limit(tmp_path, monkeypatch):
+    frozen = OptimConfig(learning_rate=1e-30, decay="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "OptimConfig", lambda **settings: frozen)
+        result = toy.run(tmp_path / "patience", "bi", early_stopping=1, dropout=0.0)
+    assert result.steps == 40
+    assert "without a better" in result.stopped_by
+    result = toy.run(tmp_path / "time", "bi", time_limit=1e-6)
+    assert result.steps == 1
+    assert "time limit" in result.stopped_by
+
+
+def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):
+    log = MetricsLog(tmp_path, resume_step=0)
+    log.write(1, "train", {"loss": np.float32(1.0)})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + json.dumps({"step": 2, "kind": "train"})[:-5])
+    assert MetricsLog.read(tmp_path) == [{"step": 1, "kind": "train", "loss": 1.0}]
+
+
+def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
+    arch, run_dir, _ = finished
+    with pytest.raises(InputError, match="no checkpoint of step 3; saved are"):
+        parameters(run_dir, arch, 3)
+    with pytest.raises(InputError, match="has no checkpoints"):
+        parameters(tmp_path, arch, 3)
+    copy = tmp_path / "other"
+    shutil.copytree(run_dir, copy)
+    shutil.rmtree(copy / "checkpoints" / "60" / "model")
+    with pytest.raises(InputError, match="cannot be restored"):
+        parameters(copy, arch, 60)
+
+
+@pytest.mark.parametrize("arch", toy.HEADS)
+def test_ten_examples_are_learnt_by_heart(arch, tmp_path, monkeypatch):
+    ten = toy.examples(10, seed=5)
+    ten = [e for e in {e.label_text: e for e in ten}.values()]
+    monkeypatch.setattr(toy, "examples", lambda n, **kwargs: ten if n == 100 else toy_valid)
+    toy_valid = ORIGINAL_EXAMPLES(30, candidates=8, seed=1)
+    monkeypatch.setattr(
+        toy, "BatchConfig", lambda **kwargs: ORIGINAL_BATCH(batch_size=len(ten), n_negatives=4)
+    )
+    toy.run(tmp_path, arch, dropout=0.0, steps=150, validate_every_steps=150, save_every_steps=0)
+    losses = [row["loss"] for row in MetricsLog.read(tmp_path) if row["kind"] == "train"]
+    assert losses[-1] < 0.02
+    assert losses[0] > 1.0
+
+
+ORIGINAL_EXAMPLES, ORIGINAL_BATCH = toy.examples, toy.BatchConfig

@@ -1,0 +1,84 @@
+"""A run small enough to be killed many times: python toy.py RUN_DIR ARCH
+
+Contexts name a letter, labels repeat it: a problem that a tiny scorer learns.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from polyjax import BiConfig, CrossConfig, EncoderConfig, Example, PolyConfig, make_scorer
+from polyjax.compilation import enable_compilation_cache
+from polyjax.data.pipeline import BatchConfig
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.train.loop import TrainConfig, TrainResult, train
+from polyjax.train.optim import OptimConfig
+
+HEADS = {
+    "bi": BiConfig(),
+    "poly": PolyConfig(n_codes=4, codes_std=0.3),
+    "cross": CrossConfig(reduction="mean"),
+}
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    vocab_size, pad_id, start_id, end_id, separator_id = 40, 0, 1, 2, 3
+
+    def encode(self, texts):
+        """a -> 10, b -> 11, ..."""
+        return [[ord(letter) - ord("a") + 10 for letter in text] for text in texts]
+
+    def save(self, folder):
+        """Nothing to save."""
+
+
+def examples(n: int, *, candidates: int = 1, seed: int = 0) -> list[Example]:
+    """Contexts of random letters whose right answer starts with the context's first letter."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        letters = draw.permutation(20)[: max(candidates, 1)]
+        texts = tuple("abcdefghijklmnopqrst"[j] * 2 + "uvwxyz"[draw.integers(6)] for j in letters)
+        context = (
+            "uvwxyz"[draw.integers(6)] * int(draw.integers(1, 4)),
+            texts[0][0] * 2 + "uvwxyz"[draw.integers(6)],
+        )
+        rows.append(Example(str(i), context, texts, 0, str(i // 3)))
+    return rows
+
+
+def run(run_dir: Path, arch: str, *, dropout: float = 0.1, **changes) -> TrainResult:
+    """Train the architecture on the toy problem."""
+    enable_compilation_cache()
+    shape = EncoderConfig(
+        vocab_size=40,
+        dim=32,
+        n_layers=2,
+        n_heads=2,
+        mlp_dim=64,
+        n_positions=32,
+        dropout=dropout,
+        norm_eps=1e-5,
+    )
+    from flax import nnx
+
+    config = TrainConfig(steps=60, validate_every_steps=20, save_every_steps=7, validate_examples=30)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return train(
+        make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(0)),
+        TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24))),
+        examples(100),
+        examples(30, candidates=8, seed=1),
+        run_dir,
+        batch=BatchConfig(batch_size=10, n_negatives=4),
+        optim=OptimConfig(learning_rate=3e-3, head_rate=1.0, decay="plateau"),
+        config=dataclasses.replace(config, **changes),
+    )
+
+
+if __name__ == "__main__":
+    print(run(Path(sys.argv[1]), sys.argv[2]))
