@@ -52,9 +52,21 @@ def test_a_run_prints_a_table_and_leaves_everything_in_one_folder(finished):
     run_dir, printed = finished
     for expected in ("random", "TF-IDF", "poly-encoder", "recall@1/20", "95% interval", "programs compiled"):
         assert expected in printed
-    for name in ("config.json", "model.json", "metrics.jsonl", "report.md", "results.json", "tokenizer", "checkpoints"):
+    for name in (
+        "config.json",
+        "model.json",
+        "metrics.jsonl",
+        "report.md",
+        "results.json",
+        "tokenizer",
+        "checkpoints",
+    ):
         assert (run_dir / name).exists(), name
-    assert {p.name for p in (run_dir / "figures").iterdir()} == {"learning_curve.png", "recall.png", "ranks.png"}
+    assert {p.name for p in (run_dir / "figures").iterdir()} == {
+        "learning_curve.png",
+        "recall.png",
+        "ranks.png",
+    }
     assert not list(run_dir.rglob("*.partial"))
 
 
@@ -168,6 +180,13 @@ def test_mistakes_are_named_with_status_2(folder, tmp_path, extra, message):
 def test_help_is_readable(folder):
     done = command("run.py", "--arch", "bi", "--help", folder=folder)
     assert done.returncode == 0
-    for flag in ("--arch", "--encoder", "--head.score-scale", "--optim.learning-rate", "--train.steps", "--run-dir"):
+    for flag in (
+        "--arch",
+        "--encoder",
+        "--head.score-scale",
+        "--optim.learning-rate",
+        "--train.steps",
+        "--run-dir",
+    ):
         assert flag in done.stdout
     assert "--head.n-codes" not in done.stdout

@@ -19,18 +19,16 @@ def _row_major_transpose(x: Array) -> Array:
     return with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
 
 
-def _product(x: Array, w: Array) -> Array:
-    """x @ w in half precision."""
-
-    def on_cpu(x: Array, w: Array) -> Array:
-        return jnp.matmul(x, w, preferred_element_type=jnp.float32).astype(x.dtype)
-
-    return jax.lax.platform_dependent(x, w, cpu=on_cpu, default=jnp.matmul)
-
-
 @jax.custom_vjp
 def _half_affine(x: Array, w: Array, b: Array) -> Array:
-    return _product(x, w) + b[None]
+    def on_cpu(x: Array, w: Array, b: Array) -> Array:
+        product = jnp.matmul(x, w, preferred_element_type=jnp.float32)
+        return (product + b.astype(jnp.float32)[None]).astype(x.dtype)
+
+    def elsewhere(x: Array, w: Array, b: Array) -> Array:
+        return x @ w + b[None]
+
+    return jax.lax.platform_dependent(x, w, b, cpu=on_cpu, default=elsewhere)
 
 
 def _half_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -98,9 +96,13 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
 
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """[*b, d] -> [*b, d], in the dtype of x."""
+    def __call__(
+        self, x: Float[Array, "*b d"], residual: Float[Array, "*b d"] | None = None
+    ) -> Float[Array, "*b d"]:
+        """[*b, d] -> [*b, d], in the dtype of x; a residual is added first, in float32."""
         wide = x.astype(jnp.float32)
+        if residual is not None:
+            wide = wide + residual.astype(jnp.float32)
         mean = wide.mean(-1, keepdims=True)
         centred = wide - mean
         variance = jnp.square(centred).mean(-1, keepdims=True)

@@ -114,7 +114,7 @@ def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransform
     )
 
 
-def _decayed(params: nnx.State) -> nnx.State:
+def _decayed(params: optax.Params) -> optax.Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
 
 

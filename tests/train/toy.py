@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 
 from polyjax import BiConfig, CrossConfig, EncoderConfig, Example, PolyConfig, make_scorer
 from polyjax.compilation import enable_compilation_cache
@@ -51,8 +52,24 @@ def examples(n: int, *, candidates: int = 1, seed: int = 0) -> list[Example]:
     return rows
 
 
-def run(run_dir: Path, arch: str, *, dropout: float = 0.1, **changes) -> TrainResult:
-    """Train the architecture on the toy problem."""
+OPTIM = {
+    "bi": OptimConfig(learning_rate=3e-3, head_rate=1.0),
+    "poly": OptimConfig(learning_rate=3e-3, head_rate=1.0),
+    "cross": OptimConfig(learning_rate=1e-3, head_rate=10.0),
+}
+
+
+def run(
+    run_dir: Path,
+    arch: str,
+    *,
+    dropout: float = 0.1,
+    batch_size: int = 10,
+    optim: OptimConfig | None = None,
+    train_examples: list[Example] | None = None,
+    **changes,
+) -> TrainResult:
+    """Train the architecture on the toy problem; ``changes`` are those of TrainConfig."""
     enable_compilation_cache()
     shape = EncoderConfig(
         vocab_size=40,
@@ -64,18 +81,16 @@ def run(run_dir: Path, arch: str, *, dropout: float = 0.1, **changes) -> TrainRe
         dropout=dropout,
         norm_eps=1e-5,
     )
-    from flax import nnx
-
     config = TrainConfig(steps=60, validate_every_steps=20, save_every_steps=7, validate_examples=30)
     run_dir.mkdir(parents=True, exist_ok=True)
     return train(
         make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(0)),
         TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24))),
-        examples(100),
+        train_examples or examples(100),
         examples(30, candidates=8, seed=1),
         run_dir,
-        batch=BatchConfig(batch_size=10, n_negatives=4),
-        optim=OptimConfig(learning_rate=3e-3, head_rate=1.0, decay="plateau"),
+        batch=BatchConfig(batch_size=batch_size, n_negatives=4),
+        optim=optim or OPTIM[arch],
         config=dataclasses.replace(config, **changes),
     )
 
