@@ -58,7 +58,12 @@ def polyjax_encoder(dtype: Dtype) -> Callable[[np.ndarray], np.ndarray]:
     scorer = DualScorer(shape, BiConfig(shared_encoder=True), rngs=nnx.Rngs(0))
     load_encoder_weights(scorer.context_encoder, folder)
     graph, state = nnx.split(for_inference(scorer))
-    run = jax.jit(lambda state, tokens: nnx.merge(graph, state).encode_candidates(tokens))
+
+    @jax.jit
+    def run(state: nnx.State, tokens: Tokens) -> jax.Array:
+        scorer = nnx.merge(graph, state)
+        assert isinstance(scorer, DualScorer)
+        return scorer.encode_candidates(tokens)
 
     def encode(ids: np.ndarray) -> np.ndarray:
         return np.asarray(run(state, Tokens(ids, ids != 0, np.zeros_like(ids))))
@@ -84,7 +89,8 @@ def interleaved_medians(runs: dict[str, Callable[[], object]], repeats: int) -> 
     """Milliseconds of each, taking turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run(), run()
+        run()
+        run()
     for _ in range(repeats):
         for name, run in runs.items():
             began = time.perf_counter()

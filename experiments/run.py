@@ -13,7 +13,7 @@ import tyro
 from flax import nnx
 from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig
 
-from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_ranking
+from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.tasks import chitchat
 from polyjax.data.text import TextEncoder
@@ -141,10 +141,8 @@ def run_baselines(
     if source is not None:
         encoder = Encoder(shape, rngs=nnx.Rngs(0))
         load_encoder_weights(encoder, source)
-        for turns in (2, 4):
-            text = dataclasses.replace(config.text, max_turns=turns)
-            with meter(f"zero-shot, last {turns} turns", len(examples)) as shown:
-                results.append(zero_shot_ranking(encoder, tokenizer, text, examples, progress=shown.add)[0])
+        with meter("zero-shot baselines", 2 * len(examples), unit="contexts") as shown:
+            results += zero_shot_rankings(encoder, tokenizer, config.text, examples, progress=shown.add)
     return results
 
 

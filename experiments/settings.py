@@ -136,11 +136,11 @@ def demo(arch: Arch) -> RunConfig:
     return RunConfig(
         arch=arch,
         preset="demo",
-        text=TextConfig(buckets=(24, 48, 80, 128, 192)),
+        text=TextConfig(context_tokens=80, candidate_tokens=32, buckets=(32, 48, 80)),
         head=_head(arch),
         batch=BatchConfig(batch_size=32 if arch != "cross" else 4),
         optim=OptimConfig(decay="linear"),
-        train=TrainConfig(steps=230, validate_every_steps=115, validate_examples=500),
+        train=TrainConfig(steps=200, validate_every_steps=100, validate_examples=300),
     )
 
 

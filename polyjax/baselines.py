@@ -1,5 +1,6 @@
 """What a model is compared with, on the same rows: chance, TF-IDF, and the encoder before training."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from flax import nnx
 
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.evaluation import evaluate, ranking
+from polyjax.evaluation import ranking
 from polyjax.metrics import RankingResult
 from polyjax.models import DualScorer
 from polyjax.nn.encoder import Encoder
@@ -49,28 +50,33 @@ def tfidf_ranking(examples: Sequence[Example], fit_on: Sequence[str]) -> Ranking
     return ranking(f"TF-IDF, last {TFIDF_TURNS} turns", scores, examples)
 
 
-def zero_shot_ranking(
+def zero_shot_rankings(
     encoder: Encoder,
     tokenizer: Tokenizer,
     config: TextConfig,
     examples: Sequence[Example],
     *,
+    turns: Sequence[int] = (2, 4),
     progress: Progress = ignore,
-) -> tuple[RankingResult, TextScorer]:
+) -> list[RankingResult]:
     """Cosine of mean-pooled outputs of an encoder that saw no training on the task.
 
     Args:
         encoder: with its pretrained parameters.
         tokenizer: the encoder's.
-        config: turns and lengths.
+        config: lengths.
         examples: with listed candidates.
-        progress: called with the number of examples done.
-
-    Returns:
-        The result, and the scorer (for its count of compilations).
+        turns: the last so many turns of the context; a result for each.
+        progress: called with the number of contexts done, ``len(turns)`` for each example.
     """
     head = BiConfig(shared_encoder=True, normalize=True)
     scorer = DualScorer(encoder.config, head, context_encoder=encoder, rngs=nnx.Rngs(0))
-    text = TextScorer(scorer, TextEncoder(tokenizer, config))
-    turns = "last turn" if config.max_turns == 1 else f"last {config.max_turns} turns"
-    return evaluate(f"zero-shot cosine, {turns}", text, examples, progress=progress).ranking, text
+    text = TextEncoder(tokenizer, dataclasses.replace(config, max_turns=max(turns)))
+    # One call for all, so that each candidate is encoded once.
+    contexts = [e.context[-n:] for n in turns for e in examples]
+    candidates = [e.candidates for e in examples] * len(turns)
+    scores = np.split(TextScorer(scorer, text).score(contexts, candidates, progress=progress), len(turns))
+    return [
+        ranking(f"zero-shot cosine, last {n} turns", part, examples)
+        for n, part in zip(turns, scores, strict=True)
+    ]
