@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 def flat_parameters(state: nnx.State) -> dict[str, jax.Array]:
     """Parameters by dotted path, as they are stored."""
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def fill_parameters(state: nnx.State, values: dict[str, Any]) -> nnx.State:
