@@ -91,6 +91,11 @@ class RankingResult:
         """recall@k/n_candidates."""
         return recall_at(self.ranks, k)
 
+    @property
+    def mrr(self) -> float:
+        """Mean reciprocal rank."""
+        return mean_reciprocal_rank(self.ranks)
+
     def recall_interval(self, k: int) -> tuple[float, float]:
         """95% interval of recall@k by bootstrap over groups."""
         return bootstrap_interval((self.ranks <= k).astype(float), self.groups)
@@ -105,7 +110,7 @@ class RankingResult:
         figures: dict[str, float | int | list[float]] = {
             f"recall@{k}/{self.n_candidates}": self.recall(k) for k in ks if k < self.n_candidates
         }
-        figures["mrr"] = mean_reciprocal_rank(self.ranks)
+        figures["mrr"] = self.mrr
         figures[f"recall@1/{self.n_candidates} 95% interval"] = list(self.recall_interval(1))
         figures["n"] = len(self.ranks)
         return figures

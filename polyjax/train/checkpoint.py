@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
 
 
-def flat_parameters(state: nnx.State) -> dict[str, jax.Array]:
+def flat_parameters(state: nnx.State) -> dict[str, Any]:
     """Parameters by dotted path, as they are stored."""
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 

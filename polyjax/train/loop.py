@@ -230,7 +230,7 @@ def _better_is_larger(outcome: Evaluation, name: str) -> float:
         case "loss":
             return -outcome.loss
         case "mrr":
-            return float((1.0 / outcome.ranking.ranks).mean())
+            return outcome.ranking.mrr
         case _:
             return outcome.ranking.recall(1)
 

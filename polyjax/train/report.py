@@ -13,6 +13,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from polyjax.metrics import RankingResult
@@ -23,29 +24,23 @@ _GREY, _BLUE, _ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
 
 
 def figures_row(result: RankingResult) -> list[str]:
-    """A table row: name, recalls, MRR, n, 95% interval of recall@1."""
+    """A table row: name, recall@1 with its 95% interval, the other recalls, MRR."""
     low, high = result.recall_interval(1)
-    recalls = [f"{result.recall(k):.3f}" for k in KS if k < result.n_candidates]
-    return [
-        result.name,
-        *recalls,
-        f"{(1 / result.ranks).mean():.3f}",
-        str(len(result.ranks)),
-        f"[{low:.3f}, {high:.3f}]",
-    ]
+    others = [f"{result.recall(k):.3f}" for k in KS[1:] if k < result.n_candidates]
+    return [result.name, f"{result.recall(1):.3f}", f"[{low:.3f}, {high:.3f}]", *others, f"{result.mrr:.3f}"]
 
 
 def header_row(result: RankingResult) -> list[str]:
-    """The names of ``figures_row``; every recall states its candidate count."""
-    recalls = [f"recall@{k}/{result.n_candidates}" for k in KS if k < result.n_candidates]
-    return ["", *recalls, "MRR", "n", f"95% interval of recall@1/{result.n_candidates}"]
+    """The names of ``figures_row``; recall@1 states the candidate count of all."""
+    others = [f"@{k}" for k in KS[1:] if k < result.n_candidates]
+    return ["", f"recall@1/{result.n_candidates}", "95% interval", *others, "MRR"]
 
 
 def console_table(results: Sequence[RankingResult], title: str) -> Table:
-    """The results as a table for a terminal; the last one, the model, stands out."""
-    table = Table(title=title, title_justify="left")
+    """The results as a table of at most 80 columns; the last one, the model, stands out."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header_row(results[0])):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for result in results:
         table.add_row(*figures_row(result), style="bold" if result is results[-1] else None)
     return table
