@@ -18,12 +18,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]  (extra bench)
 import tyro
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
 from polyjax import BiConfig, DualScorer, Tokens
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
