@@ -16,6 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 VOCAB = 50
+collect_ignore = ["golden"]  # scripts that made the golden files; they need torch
 
 
 @pytest.fixture
