@@ -32,7 +32,7 @@ def cross_entropy(
         where: True at real candidates, [1 or b, c].
 
     >>> where = jnp.array([[True, True, False, False]])
-    >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([0]), where).round(4).item()
+    >>> round(cross_entropy(jnp.zeros((1, 4)), jnp.array([0]), where).item(), 4)
     0.6931
     """
     masked = jnp.where(where, scores, jnp.finfo(scores.dtype).min)

@@ -27,12 +27,10 @@ class Ranked:
 class Ranker:
     """Ranks candidate texts for a context with a trained model.
 
+    ``Ranker.load(run_dir).rank(context, candidates)`` is its use.
+
     Args:
         scorer: scores texts; ``load`` makes one from a run directory.
-
-    >>> from polyjax import Ranker  # doctest: +SKIP
-    >>> Ranker.load("runs/demo").rank("hi, how are you?", ["great!", "a red car"])[0].text  # doctest: +SKIP
-    'great!'
     """
 
     def __init__(self, scorer: TextScorer):

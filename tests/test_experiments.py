@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FAST_COMPILATION
 
 from polyjax import InputError, Ranker
 
@@ -24,8 +25,12 @@ def folder(tmp_path_factory):
 
 
 def command(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "COLUMNS": "200", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    environment.pop("XLA_FLAGS", None)
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": FAST_COMPILATION,
+        "COLUMNS": "200",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+    }
     return subprocess.run(
         [sys.executable, str(ROOT / "experiments" / script), *arguments],
         env=environment,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
+from conftest import FAST_COMPILATION
 from flax import nnx
 
 from polyjax import EncoderConfig, InputError, make_scorer
@@ -99,8 +100,7 @@ def test_a_finished_run_is_left_alone(finished):
 
 
 def start(run_dir: Path, arch: str, cache: Path) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    environment.pop("XLA_FLAGS", None)
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(run_dir), arch], env=environment, stdout=subprocess.DEVNULL
     )
