@@ -4,8 +4,9 @@ import os
 
 # Before jax is imported: small programs compile twice as fast unoptimised. Eight simulated devices are
 # for what is tested on a mesh.
-FAST_COMPILATION = "--xla_backend_optimization_level=0"
-os.environ.setdefault("XLA_FLAGS", f"{FAST_COMPILATION} --xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+)
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 VOCAB = 50
+FAST_COMPILATION = "--xla_backend_optimization_level=0"  # XLA_FLAGS of commands that a test starts
 collect_ignore = ["golden"]  # scripts that made the golden files; they need torch
 
 

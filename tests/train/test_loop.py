@@ -111,14 +111,14 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
-@pytest.mark.parametrize("arch", ["poly", "cross"])
-def test_a_run_killed_at_any_moment_ends_bit_identical(arch, tmp_path, cache):
+def test_a_run_killed_at_any_moment_ends_bit_identical(tmp_path, cache):
+    arch = "poly"
     whole = tmp_path / "whole"
     assert start(whole, arch, cache).wait(timeout=300) == 0
 
     killed = tmp_path / "killed"
     moments = 0
-    for pause in (0.0, 0.15, 0.0, 0.4):
+    for pause in (0.0, 0.15, 0.0):
         process = start(killed, arch, cache)
         folder, steps = killed / "checkpoints", saved_steps(killed)
         while process.poll() is None:
