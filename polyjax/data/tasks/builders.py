@@ -3,18 +3,18 @@
 TensorFlow is not needed, neither to prepare nor to read.
 """
 
+import contextlib
+import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-# tensorflow-datasets looks for TensorFlow's own logging switch; without TensorFlow it only warns.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import numpy as np
 import tensorflow_datasets as tfds
 
 from polyjax.data.tasks import chitchat
+from polyjax.progress import console
 from polyjax.types import InputError
 
 
@@ -61,12 +61,15 @@ def prepared(name: str, data_dir: Path, source: Callable[[], Path]) -> Mapping[s
     Raises:
         InputError: ``data_dir`` cannot be written.
     """
-    np.dtype(np.int32)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of folders that are not there yet
     try:
         builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
         if not builder.is_prepared():
             config = tfds.download.DownloadConfig(manual_dir=source().parent)
-            builder.download_and_prepare(download_config=config)
+            console.print(f"preparing {name} in {data_dir} (once)")
+            tfds.disable_progress_bar()
+            with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
+                builder.download_and_prepare(download_config=config)
     except OSError as error:
         raise InputError(f"task.data_dir {str(data_dir)!r} cannot be written: {error}") from None
     return cast(Mapping[str, Sequence[dict[str, Any]]], builder.as_data_source())
