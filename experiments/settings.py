@@ -140,7 +140,7 @@ def demo(arch: Arch) -> RunConfig:
         head=_head(arch),
         batch=BatchConfig(batch_size=32 if arch != "cross" else 4),
         optim=OptimConfig(decay="linear"),
-        train=TrainConfig(steps=200, validate_every_steps=100, validate_examples=300),
+        train=TrainConfig(steps=180, validate_every_steps=90, validate_examples=300),
     )
 
 

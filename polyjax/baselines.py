@@ -47,7 +47,7 @@ def tfidf_ranking(examples: Sequence[Example], fit_on: Sequence[str]) -> Ranking
     for column in range(scores.shape[1]):
         chosen = candidates[[unique[e.candidates[column]] for e in examples]]
         scores[:, column] = np.asarray(contexts.multiply(chosen).sum(axis=1)).ravel()
-    return ranking(f"TF-IDF, last {TFIDF_TURNS} turns", scores, examples)
+    return ranking(f"TF-IDF, {TFIDF_TURNS} turns", scores, examples)
 
 
 def zero_shot_rankings(
@@ -76,7 +76,4 @@ def zero_shot_rankings(
     contexts = [e.context[-n:] for n in turns for e in examples]
     candidates = [e.candidates for e in examples] * len(turns)
     scores = np.split(TextScorer(scorer, text).score(contexts, candidates, progress=progress), len(turns))
-    return [
-        ranking(f"zero-shot cosine, last {n} turns", part, examples)
-        for n, part in zip(turns, scores, strict=True)
-    ]
+    return [ranking(f"zero-shot, {n} turns", part, examples) for n, part in zip(turns, scores, strict=True)]

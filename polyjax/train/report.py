@@ -38,7 +38,7 @@ def header_row(result: RankingResult) -> list[str]:
 
 def console_table(results: Sequence[RankingResult], title: str) -> Table:
     """The results as a table of at most 80 columns; the last one, the model, stands out."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for i, name in enumerate(header_row(results[0])):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for result in results:
