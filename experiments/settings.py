@@ -145,7 +145,7 @@ def demo(arch: Arch) -> RunConfig:
 
 
 def long(arch: Arch) -> RunConfig:
-    """About half an hour on two cores.
+    """About half an hour on two cores; not measured yet, for any architecture.
 
     python experiments/run.py --arch poly --preset long
     """

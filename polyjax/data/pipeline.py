@@ -12,6 +12,7 @@ from typing import Literal, assert_never
 
 import grain
 import numpy as np
+from absl import flags
 
 from polyjax.data.text import TextEncoder
 from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs
@@ -235,5 +236,6 @@ def make_loader(
     dataset = grain.MapDataset.source(plan).map(collator)
     loader = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if config.workers:
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which polyjax does not use
         loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     return iter(loader), plan

@@ -86,6 +86,8 @@ def plot_learning_curve(rows: Sequence[dict[str, Any]], baseline: RankingResult 
     left.set_ylabel("cross-entropy (nats)")
     for axes in (left, right):
         axes.set_xlabel("updates")
+        axes.set_xlim(left=0)
+        axes.margins(y=0.25)  # room for the legend
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
     return figure

@@ -116,6 +116,22 @@ def test_a_restored_iterator_takes_the_same_batches(examples, text, inputs):
         np.testing.assert_array_equal(ids(one), ids(other))
 
 
+def test_worker_processes_give_the_same_batches_and_resume(examples, text):
+    make = lambda workers: make_loader(  # noqa: E731
+        examples, text, BatchConfig(batch_size=8, workers=workers), inputs="dual", n_batches=9, seed=3
+    )[0]
+    alone = [batch.inputs.context.ids for batch in make(0)]
+    loader = make(2)
+    several = [next(loader).inputs.context.ids for _ in range(4)]
+    state = loader.get_state()
+    resumed = make(2)
+    resumed.set_state(state)
+    several += [batch.inputs.context.ids for batch in resumed]
+    assert len(several) == 9
+    for one, other in zip(alone, several, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_batch_larger_than_the_split_is_refused(examples, text):
     with pytest.raises(
         InputError, match="batch_size of 200 is larger than the training split of 103 examples"
