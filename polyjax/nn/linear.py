@@ -1,11 +1,11 @@
 """What every layer is made of: the matrix product, affine maps, layer norm, dropout.
 
-In half precision a CPU wants its products asked for in its own way, which ``dot`` does on CPUs only:
-XLA keeps a bfloat16 product in bfloat16 only when its result is float32 (asked for a bfloat16 result
-it widens both operands first and runs at the float32 rate), and only when the left operand is not
-transposed, as it is in the gradient of the weights; forcing that one into row-major memory first costs
-less than a millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores; elsewhere, and in
-float32, ``dot`` is the plain product.
+In half precision a CPU wants its products asked for in its own way, which ``affine`` does on CPUs only:
+XLA keeps a bfloat16 product in bfloat16 only when its result is float32 (asked for a bfloat16 result it
+widens both operands first and runs at the float32 rate), and only when neither operand is transposed, as
+one is in each product of the backward pass; forcing it into row-major memory first costs less than a
+millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores. Elsewhere, and in float32,
+``affine`` is the plain product.
 """
 
 import jax
