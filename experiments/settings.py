@@ -131,7 +131,10 @@ def _head(arch: Arch) -> HeadConfig:
 def demo(arch: Arch) -> RunConfig:
     """The main job in five minutes of training on two cores.
 
-    python experiments/run.py --arch poly
+    python experiments/run.py --arch poly    # test recall@1/20 .608 [.582, .635]
+    python experiments/run.py --arch bi      # .605 [.577, .632]
+
+    Seed 0, 180 updates; untrained .515. For a cross-encoder the budget is far too short: use ``long``.
     """
     return RunConfig(
         arch=arch,
