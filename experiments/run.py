@@ -32,7 +32,7 @@ from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import ModelCard, load_scorer, open_run, write_json
+from polyjax.train.checkpoint import MODEL, ModelCard, load_scorer, open_run, write_json
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.types import Example, InputError
@@ -188,7 +188,7 @@ def run(config: RunConfig) -> list[RankingResult]:
     shape = encoder_config(config, source, tokenizer)
     config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
     write_json(
-        config.folder / "model.json",
+        config.folder / MODEL,
         ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
     )
     text = TextEncoder(tokenizer, config.text)
