@@ -1,13 +1,13 @@
 """Evaluate a run directory's best checkpoint: python experiments/evaluate.py RUN_DIR --split test"""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from settings import RunConfig
 
+from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
 from polyjax.data.tasks import chitchat
@@ -17,7 +17,6 @@ from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import CONFIG, load_scorer, read_json
 from polyjax.train.report import console_table
-from polyjax.types import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,11 +53,8 @@ def run(config: EvaluateConfig) -> RankingResult:
 
 def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
-    try:
-        run(tyro.cli(EvaluateConfig, prog="python experiments/evaluate.py"))
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+    with user_errors():
+        run(parse_flags(EvaluateConfig, prog="python experiments/evaluate.py"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from flax import nnx
 from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig
 
 from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
+from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.tasks import chitchat
 from polyjax.data.text import TextEncoder
@@ -37,6 +39,9 @@ from polyjax.train.loop import TrainResult, train
 from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.types import Example, InputError
 
+PROG = "python experiments/run.py"
+CHOICE = re.compile(r"--(arch|preset)(=|$)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -48,20 +53,12 @@ class Choice:
 
 def parse(arguments: Sequence[str]) -> RunConfig:
     """The settings that the command line asks for."""
-    # The first look must not die of what only the second understands, nor print its own help.
-    choice, _ = tyro.cli(
-        Choice,
-        args=[a for a in arguments if a not in ("-h", "--help")],
-        return_unknown_args=True,
-        add_help=False,
-    )
+    # These two are looked at alone: the first look must not trip over flags that only the second knows.
+    pairs = zip(["", *arguments], arguments, strict=False)
+    chosen = [word for before, word in pairs if CHOICE.match(word) or before in ("--arch", "--preset")]
+    choice = parse_flags(Choice, chosen, prog=PROG)
     default = PRESETS[choice.preset](choice.arch)
-    return tyro.cli(
-        tyro.conf.AvoidSubcommands[RunConfig],
-        args=list(arguments),
-        default=default,
-        prog="python experiments/run.py",
-    )
+    return parse_flags(tyro.conf.AvoidSubcommands[RunConfig], arguments, prog=PROG, default=default)
 
 
 def pretrained_folder(config: RunConfig) -> Path | None:
@@ -249,14 +246,8 @@ def report(
 
 def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
-    try:
+    with user_errors():
         run(parse(sys.argv[1:]))
-    except InputError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from the last checkpoint")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LINE_EVERY_S = 20.0
 console = Console(highlight=False)
+errors = Console(highlight=False, stderr=True)
 
 
 class Meter:
