@@ -46,6 +46,8 @@ class DualScorer(nnx.Module):
         self.context_encoder = context_encoder or Encoder(encoder, rngs=rngs)
         # A shared encoder is stored once: under two names plain jax.grad would see two parameters.
         self.candidate_encoder = None if head.shared_encoder else Encoder(encoder, rngs=rngs)
+        if self.candidate_encoder is not None and isinstance(head, BiConfig) and head.shared_words:
+            self.candidate_encoder.embeddings.tokens = self.context_encoder.embeddings.tokens
         match head:
             case BiConfig():
                 self.head = BiHead(head, encoder.dim, rngs=rngs)

@@ -41,6 +41,12 @@ def _fill_rows(tokens: Tokens, rows: int) -> Tokens:
     return jax.tree.map(lambda x: np.pad(x, ((0, short), (0, 0))), tokens)
 
 
+def _real(candidates: Sequence[Sequence[str]]) -> np.ndarray:
+    """True where a context has a candidate, bool [b, c]."""
+    counts = np.array([len(row) for row in candidates])
+    return np.arange(counts.max()) < counts[:, None]
+
+
 def for_inference(scorer: Scorer) -> Scorer:
     """The scorer with its encoders' matrices in the compute dtype, so that no call casts them again."""
     graph, state = nnx.split(scorer)
@@ -102,9 +108,9 @@ class TextScorer:
         self.text.prepare(texts)
         rows = [self.text.candidate(text) for text in texts]
         vectors: np.ndarray | None = None
-        for places, sequences in self._batches(rows, self.text.config.candidate_tokens):
-            tokens = self.text.pad_candidates(sequences)
-            tokens = _fill_rows(tokens, _row_bucket(len(sequences), tokens.ids.shape[1]))
+        for places, length in self._batches(rows, self.text.config.candidate_tokens):
+            tokens = self.text.pad([rows[i] for i in places], length=length)
+            tokens = _fill_rows(tokens, _row_bucket(len(places), length))
             batch = np.asarray(self._encode_candidates(self._state, tokens))
             if vectors is None:
                 vectors = np.empty((len(rows), batch.shape[1]), np.float32)
@@ -124,7 +130,7 @@ class TextScorer:
 
         Args:
             contexts: turns of each context, oldest first.
-            candidates: c texts for each context; c is the same for all.
+            candidates: texts for each context, c of them at most; places of missing ones get -inf.
             progress: called with the number of contexts done.
         """
         self.text.prepare(
@@ -134,8 +140,10 @@ class TextScorer:
             return self._score_all_pairs(contexts, candidates, progress)
         places = {text: i for i, text in enumerate(dict.fromkeys(t for row in candidates for t in row))}
         vectors = self.encode_candidates(list(places))
-        index = np.array([[places[text] for text in row] for row in candidates])
-        return self._score_against(contexts, vectors, index, progress)
+        real = _real(candidates)
+        index = np.zeros(real.shape, int)
+        index[real] = [places[text] for row in candidates for text in row]
+        return np.where(real, self._score_against(contexts, vectors, index, progress), -np.inf)
 
     def _score_against(
         self, contexts: Sequence[Sequence[str]], vectors: np.ndarray, index: np.ndarray, progress: Progress
@@ -145,9 +153,9 @@ class TextScorer:
         rows = [self.text.context(turns) for turns in contexts]
         scores = np.empty((b, c), np.float32)
         width = _column_bucket(c)
-        for places, sequences in self._batches(rows, self.text.config.context_tokens):
-            tokens = self.text.pad_contexts(sequences)
-            n = _row_bucket(len(sequences), tokens.ids.shape[1])
+        for places, length in self._batches(rows, self.text.config.context_tokens):
+            tokens = self.text.pad([rows[i] for i in places], length=length)
+            n = _row_bucket(len(places), length)
             listed = np.zeros((n, width, vectors.shape[1]), np.float32)
             listed[: len(places), :c] = vectors[index[places]]
             batch = np.asarray(self._score_contexts(self._state, _fill_rows(tokens, n), listed))
@@ -158,29 +166,41 @@ class TextScorer:
     def _score_all_pairs(
         self, contexts: Sequence[Sequence[str]], candidates: Sequence[Sequence[str]], progress: Progress
     ) -> np.ndarray:
-        text, c = self.text, len(candidates[0])
+        text = self.text
         encoded = [text.context(turns) for turns in contexts]
+        answers = [[text.candidate(candidate) for candidate in row] for row in candidates]
         pairs = [
-            text.pair(context, text.candidate(candidate))
-            for context, row in zip(encoded, candidates, strict=True)
-            for candidate in row
+            text.pair(context, answer)
+            for context, row in zip(encoded, answers, strict=True)
+            for answer in row
         ]
-        limit = text.config.context_tokens + text.config.candidate_tokens - 1
+        # The longest context and the longest candidate need not meet in a pair, but ParlAI has room for it.
+        longest = max(map(len, encoded)) + max(len(answer) for row in answers for answer in row)
         scores = np.empty(len(pairs), np.float32)
         done = 0
-        for places, _ in self._batches([ids for ids, _ in pairs], limit):
-            tokens = text.pad_pairs([pairs[i] for i in places])
-            tokens = _fill_rows(tokens, _row_bucket(len(places), tokens.ids.shape[1]))
+        for places, length in self._batches([ids for ids, _ in pairs], text.config.pair_limit(), longest):
+            tokens = text.pad_pairs([pairs[i] for i in places], length=length)
+            tokens = _fill_rows(tokens, _row_bucket(len(places), length))
             scores[places] = np.asarray(self._score_pairs(self._state, tokens))[: len(places)]
-            progress((done + len(places)) // c - done // c)
+            finished = len(contexts) * (done + len(places)) // len(pairs)
+            progress(finished - len(contexts) * done // len(pairs))
             done += len(places)
-        return scores.reshape(-1, c)
+        real = _real(candidates)
+        table = np.full(real.shape, -np.inf, np.float32)
+        table[real] = scores
+        return table
 
-    def _batches(self, rows: Sequence[Ids], limit: int) -> Iterator[tuple[np.ndarray, list[Ids]]]:
-        """Places and sequences of batches of one bucket each, shortest first."""
-        lengths = np.array([self.text.config.bucket(len(row), limit) for row in rows])
-        for length in np.unique(lengths):
+    def _batches(
+        self, rows: Sequence[Ids], limit: int, longest: int | None = None
+    ) -> Iterator[tuple[np.ndarray, int]]:
+        """Places and padded length of batches, shortest first; of one length in all for ``longest``."""
+        config = self.text.config
+        if config.padding == "longest":
+            lengths = np.full(len(rows), max(longest or max(map(len, rows)), 1))
+        else:
+            lengths = np.array([config.bucket(len(row), limit) for row in rows])
+        for length in map(int, np.unique(lengths)):
             (places,) = np.nonzero(lengths == length)
-            size = max(TOKENS_PER_BATCH // int(length), 1)
+            size = max(TOKENS_PER_BATCH // length, 1)
             for part in np.array_split(places, math.ceil(len(places) / size)):
-                yield part, [rows[i] for i in part]
+                yield part, length

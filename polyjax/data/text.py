@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -21,12 +22,20 @@ class TextConfig:
         context_tokens: longest context, special tokens included; older tokens are cut (left).
         candidate_tokens: longest candidate, special tokens included; later tokens are cut (right).
         buckets: lengths to which sequences are padded, in tokens; few, because each is a compilation.
+        padding: ``bucket``, or ``longest``: to the longest sequence of a call, as ParlAI pads, whose
+            scores can depend on it; a compilation for every new length.
+        layout: where special tokens go. ``standard`` keeps the end token of a candidate that is cut, and
+            drops the candidate's start token in a pair. ``parlai`` cuts the end token off with the rest,
+            keeps both start tokens in a pair, masks padding tokens that a text spells out, and makes an
+            empty context an empty sequence.
     """
 
     max_turns: int = 4
     context_tokens: int = 128
     candidate_tokens: int = 48
     buckets: tuple[int, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    padding: Literal["bucket", "longest"] = "bucket"
+    layout: Literal["standard", "parlai"] = "standard"
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -50,15 +59,23 @@ class TextConfig:
         >>> TextConfig(buckets=(16, 32)).bucket(17, limit=24)
         24
         """
+        if self.padding == "longest":
+            return length
         return min(next((b for b in self.buckets if b >= length), limit), limit)
+
+    def pair_limit(self) -> int:
+        """The longest pair of a context and a candidate, in tokens."""
+        return self.context_tokens + self.candidate_tokens - (self.layout == "standard")
 
     def check_positions(self, n_positions: int, *, paired: bool) -> None:
         """Raise InputError if a sequence may be longer than the encoder's positions."""
         longest = max(self.context_tokens, self.candidate_tokens)
         if paired:
-            longest = self.context_tokens + self.candidate_tokens - 1
+            longest = self.pair_limit()
         if longest > n_positions:
-            asked = "text.context_tokens + text.candidate_tokens - 1" if paired else "text.context_tokens"
+            asked = (
+                "a pair of text.context_tokens and text.candidate_tokens" if paired else "text.context_tokens"
+            )
             raise InputError(
                 f"{asked} is {longest}, longer than the encoder's {n_positions} positions; "
                 "lower text.context_tokens"
@@ -90,17 +107,25 @@ class TextEncoder:
         """start, turns with separators between them, end; the oldest tokens are cut."""
         tokenizer, room = self.tokenizer, self.config.context_tokens - 2
         recent = [self._plain(turn) for turn in turns[-self.config.max_turns :]]
-        joined = list(itertools.chain.from_iterable([tokenizer.separator_id, *ids] for ids in recent))[1:]
+        separator = tokenizer.separator_ids
+        joined = list(itertools.chain.from_iterable([*separator, *ids] for ids in recent))[len(separator) :]
+        if not joined and self.config.layout == "parlai":
+            return []
         return [tokenizer.start_id, *joined[-room:], tokenizer.end_id]
 
     def candidate(self, text: str) -> Ids:
         """start, text, end; the last tokens are cut."""
-        room = self.config.candidate_tokens - 2
-        return [self.tokenizer.start_id, *self._plain(text)[:room], self.tokenizer.end_id]
+        start, ids, end = self.tokenizer.start_id, self._plain(text), self.tokenizer.end_id
+        if self.config.layout == "parlai":
+            return [start, *ids, end][: self.config.candidate_tokens]
+        return [start, *ids[: self.config.candidate_tokens - 2], end]
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
-        """A context and a candidate in one sequence (the candidate's start left out), and the
-        number of its tokens that belong to segment 0."""
+        """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
+        if self.config.layout == "parlai":
+            # ParlAI copies as many ids as are no padding, from the front.
+            context = context[: sum(id_ != self.tokenizer.pad_id for id_ in context)]
+            return context + candidate, len(context)
         return context + candidate[1:], len(context)
 
     def pad(self, sequences: Sequence[Ids], *, length: int) -> Tokens:
@@ -109,6 +134,8 @@ class TextEncoder:
         lengths = np.fromiter(map(len, sequences), int, len(sequences))
         mask = np.arange(length)[None, :] < lengths[:, None]
         ids[mask] = np.fromiter(itertools.chain.from_iterable(sequences), np.int32, lengths.sum())
+        if self.config.layout == "parlai":
+            mask &= ids != self.tokenizer.pad_id
         return Tokens(ids, mask, np.zeros_like(ids))
 
     def pad_contexts(self, sequences: Sequence[Ids]) -> Tokens:
@@ -121,11 +148,11 @@ class TextEncoder:
         longest = max(map(len, sequences))
         return self.pad(sequences, length=self.config.bucket(longest, self.config.candidate_tokens))
 
-    def pad_pairs(self, pairs: Sequence[tuple[Ids, int]]) -> Tokens:
-        """Pairs -> Tokens with segments, padded to their bucket."""
-        limit = self.config.context_tokens + self.config.candidate_tokens - 1
-        longest = max(len(ids) for ids, _ in pairs)
-        tokens = self.pad([ids for ids, _ in pairs], length=self.config.bucket(longest, limit))
+    def pad_pairs(self, pairs: Sequence[tuple[Ids, int]], *, length: int | None = None) -> Tokens:
+        """Pairs -> Tokens with segments, padded to their bucket or to the length given."""
+        if length is None:
+            length = self.config.bucket(max(len(ids) for ids, _ in pairs), self.config.pair_limit())
+        tokens = self.pad([ids for ids, _ in pairs], length=length)
         first = np.fromiter((n for _, n in pairs), int, len(pairs))[:, None]
-        segments = (np.arange(tokens.ids.shape[1])[None, :] >= first) & tokens.mask
+        segments = (np.arange(length)[None, :] >= first) & tokens.mask
         return dataclasses.replace(tokens, segments=segments.astype(np.int32))

@@ -9,6 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import sentencepiece
 import tokenizers
 
+from polyjax.data.dictionary import DICTIONARY_FILE, DictionaryTokenizer
 from polyjax.types import InputError
 
 WORDPIECE_FILE = "tokenizer.json"
@@ -40,7 +41,7 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def separator_id(self) -> int:
+    def separator_ids(self) -> tuple[int, ...]:
         """Between the turns of a context."""
         ...
 
@@ -83,7 +84,7 @@ class WordPieceTokenizer:
         self.pad_id = ids["[PAD]"]
         self.start_id = ids["[CLS]"]
         self.end_id = ids["[SEP]"]
-        self.separator_id = ids["[SEP]"]
+        self.separator_ids = (ids["[SEP]"],)
 
     @property
     def vocab_size(self) -> int:
@@ -120,8 +121,9 @@ class SentencePieceTokenizer:
         self.pad_id = self._processor.pad_id()
         self.start_id = self._processor.bos_id()
         self.end_id = self._processor.eos_id()
-        self.separator_id = self._processor.piece_to_id("<sep>")
-        if min(self.pad_id, self.start_id, self.end_id) < 0 or self.separator_id == self._processor.unk_id():
+        separator = self._processor.piece_to_id("<sep>")
+        self.separator_ids = (separator,)
+        if min(self.pad_id, self.start_id, self.end_id) < 0 or separator == self._processor.unk_id():
             raise InputError(f"{path}: expected padding, start, end and <sep> pieces; train it with polyjax")
 
     @property
@@ -195,4 +197,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return WordPieceTokenizer(folder / WORDPIECE_FILE)
     if (folder / SENTENCEPIECE_FILE).is_file():
         return SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
-    raise InputError(f"{folder}: no tokenizer there; expected {WORDPIECE_FILE} or {SENTENCEPIECE_FILE}")
+    if (folder / DICTIONARY_FILE).is_file():
+        return DictionaryTokenizer.load(folder)
+    raise InputError(
+        f"{folder}: no tokenizer there; expected {WORDPIECE_FILE}, {SENTENCEPIECE_FILE} or {DICTIONARY_FILE}"
+    )

@@ -40,6 +40,8 @@ class EncoderConfig:
         norm_eps: added to the variance in every layer norm.
         embedding_scale: multiply token embeddings by sqrt(dim).
         output_scaling: multiplies the hidden states (ParlAI's recipes use 0.06).
+        zero_padding: hidden states of padding are zero before the last norm and the scaling, as in ParlAI;
+            it matters only where a head reduces over padding.
         dropout: rate on embeddings and sub-layer outputs while training.
         attention_dropout: rate on attention weights while training.
         dtype: of the arithmetic; parameters stay float32, scores are float32.
@@ -61,6 +63,7 @@ class EncoderConfig:
     norm_eps: float = 1e-12
     embedding_scale: bool = False
     output_scaling: float = 1.0
+    zero_padding: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     dtype: Dtype = "float32"
@@ -122,6 +125,10 @@ def sinusoidal_positions(n_positions: int, dim: int) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(n_positions, dim).astype(np.float32)
 
 
+class FixedTable(nnx.Variable):
+    """A table that is saved with the parameters and never trained."""
+
+
 class Embeddings(nnx.Module):
     """Token + position + segment embeddings, normalised where the configuration says so."""
 
@@ -133,6 +140,8 @@ class Embeddings(nnx.Module):
         self.tokens = table(config.vocab_size)
         if config.positions == "learnt":
             self.positions = table(config.n_positions)
+        else:
+            self.positions = FixedTable(jnp.asarray(sinusoidal_positions(config.n_positions, config.dim)))
         if config.n_segments:
             self.segments = table(config.n_segments)
         if config.embedding_norm:
@@ -144,13 +153,9 @@ class Embeddings(nnx.Module):
         x = jnp.take(self.tokens[...], tokens.ids, axis=0)
         if config.embedding_scale:
             x = x * math.sqrt(config.dim)
-        if config.positions == "learnt":
-            positions = self.positions[...]
-        else:
-            positions = jnp.asarray(sinusoidal_positions(config.n_positions, config.dim))
         # Counting real tokens, not places, makes padding on either side change nothing.
         place = jnp.maximum(jnp.cumsum(tokens.mask.astype(jnp.int32), axis=-1) - 1, 0)
-        x = x + jnp.take(positions, place, axis=0)
+        x = x + jnp.take(self.positions[...], place, axis=0)
         if config.n_segments:
             x = x + jnp.take(self.segments[...], tokens.segments, axis=0)
         x = x.astype(config.dtype)
@@ -222,6 +227,8 @@ class Encoder(nnx.Module):
         keys = [None] * n_keys if key is None else list(jax.random.split(key, n_keys))
         x = apply_dropout(self.embeddings(tokens), self.config.dropout, keys[-1])
         x = self._run_blocks(x, jnp.asarray(tokens.mask), keys[:-1])
+        if self.config.zero_padding:
+            x = jnp.where(jnp.asarray(tokens.mask)[..., None], x, jnp.zeros((), x.dtype))
         if self.config.norm == "pre":
             x = self.final_norm(x)
         return x * self.config.output_scaling if self.config.output_scaling != 1.0 else x

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Literal, assert_never
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -25,12 +26,19 @@ class BiConfig:
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale both vectors to length 1, so that the score is a cosine.
         score_scale: multiplies the score; 1 for raw products, about 20 for cosines.
+        shared_words: two encoders, but one table of token embeddings.
+        candidate_mlp: two linear layers with a relu between them after the candidate's reduction, which
+            ParlAI adds to tell the sides of a shared encoder apart.
+        over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
     """
 
     reduction: Reduction = "mean"
     shared_encoder: bool = False
     normalize: bool = False
     score_scale: float = 1.0
+    shared_words: bool = False
+    candidate_mlp: bool = False
+    over_padding: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -55,6 +63,7 @@ class PolyConfig:
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale context vectors and candidate vector to length 1.
         score_scale: multiplies the score; 1 for raw products, about 20 for unit vectors.
+        over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
     """
 
     n_codes: int = 64
@@ -69,6 +78,7 @@ class PolyConfig:
     shared_encoder: bool = False
     normalize: bool = False
     score_scale: float = 1.0
+    over_padding: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -91,9 +101,11 @@ class CrossConfig:
 
     Attributes:
         reduction: the pair's token outputs -> vector.
+        over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
     """
 
     reduction: Reduction = "first"
+    over_padding: bool = False
 
 
 HeadConfig = BiConfig | PolyConfig | CrossConfig
@@ -114,18 +126,22 @@ class BiHead(nnx.Module):
 
     def __init__(self, config: BiConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
+        if config.candidate_mlp:
+            self.candidate_mlp = nnx.List([Linear(dim, dim, init_std=dim**-0.5, rngs=rngs) for _ in range(2)])
 
     def context(
         self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b 1 d"], Bool[Array, "b 1"]]:
         """Token outputs -> the context vector [b, 1, d] and its mask [b, 1]."""
-        vector = reduce(hidden, mask, self.config.reduction)
+        vector = _reduce(hidden, mask, self.config)
         vector = unit(vector) if self.config.normalize else vector
         return vector[:, None, :], jnp.ones((hidden.shape[0], 1), bool)
 
     def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
         """Token outputs -> candidate vectors [n, d]."""
-        vector = reduce(hidden, mask, self.config.reduction)
+        vector = _reduce(hidden, mask, self.config)
+        if self.config.candidate_mlp:
+            vector = self.candidate_mlp[1](jax.nn.relu(self.candidate_mlp[0](vector)))
         return unit(vector) if self.config.normalize else vector
 
     def score(
@@ -187,7 +203,7 @@ class PolyHead(nnx.Module):
 
     def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
         """Token outputs -> candidate vectors [n, d]."""
-        vector = reduce(hidden, mask, self.config.reduction)
+        vector = _reduce(hidden, mask, self.config)
         return unit(vector) if self.config.normalize else vector
 
     def score(
@@ -224,7 +240,13 @@ class CrossHead(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, " n"]:
         """Token outputs of n pairs -> scores [n], float32."""
-        return self.linear(reduce(hidden, mask, self.config.reduction))[:, 0]
+        return self.linear(_reduce(hidden, mask, self.config))[:, 0]
+
+
+def _reduce(
+    hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"], config: HeadConfig
+) -> Float[Array, "n d"]:
+    return reduce(hidden, mask, config.reduction, over_padding=config.over_padding)
 
 
 def _products(vectors: Float[Array, "b m d"], candidates: Float[Array, "#b c d"]) -> Float[Array, "b m c"]:

@@ -9,9 +9,16 @@ Reduction = Literal["first", "mean", "max"]
 
 
 def reduce(
-    hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"], reduction: Reduction
+    hidden: Float[Array, "n t d"],
+    mask: Bool[Array, "n t"],
+    reduction: Reduction,
+    *,
+    over_padding: bool = False,
 ) -> Float[Array, "n d"]:
     """Token outputs to one float32 vector a row; padding never counts, an all-padding row gives zeros.
+
+    With ``over_padding`` the sum and the maximum run over padding too, as they do in ParlAI: the result
+    then depends on how far a row is padded. It is there for models trained that way.
 
     >>> hidden = jnp.array([[[1.0], [3.0], [9.0]]])
     >>> mask = jnp.array([[True, True, False]])
@@ -24,13 +31,15 @@ def reduce(
         case "first":
             vector = hidden[:, 0]
         case "mean":
+            real = real | over_padding
             count = jnp.maximum(mask.sum(-1, keepdims=True), 1).astype(jnp.float32)
             vector = jnp.where(real, hidden, 0.0).sum(1) / count
         case "max":
+            real = real | over_padding
             vector = jnp.where(real, hidden, -jnp.inf).max(1)
         case _:
             assert_never(reduction)
-    return jnp.where(mask.any(-1, keepdims=True), vector, 0.0)
+    return jnp.where(mask.any(-1, keepdims=True) | over_padding, vector, 0.0)
 
 
 def unit(vector: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

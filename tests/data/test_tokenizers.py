@@ -86,7 +86,12 @@ def test_wordpiece_round_trip(wordpiece_file, tmp_path):
 @pytest.mark.parametrize("text", ODD)
 def test_sentencepiece_takes_any_text_and_yields_no_special_token(sentencepiece, text):
     (ids,) = sentencepiece.encode([text])
-    special = {sentencepiece.pad_id, sentencepiece.start_id, sentencepiece.end_id, sentencepiece.separator_id}
+    special = {
+        sentencepiece.pad_id,
+        sentencepiece.start_id,
+        sentencepiece.end_id,
+        *sentencepiece.separator_ids,
+    }
     assert all(0 <= i < sentencepiece.vocab_size for i in ids)
     assert not special & set(ids)
 

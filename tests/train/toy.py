@@ -27,7 +27,7 @@ HEADS = {
 class Letters:
     """A tokenizer whose tokens are letters."""
 
-    vocab_size, pad_id, start_id, end_id, separator_id = 40, 0, 1, 2, 3
+    vocab_size, pad_id, start_id, end_id, separator_ids = 40, 0, 1, 2, (3,)
 
     def encode(self, texts):
         """a -> 10, b -> 11, ..."""
