@@ -125,42 +125,48 @@ def _head(arch: Arch) -> HeadConfig:
         case "poly":
             return PolyConfig(shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0)
         case "cross":
-            return CrossConfig()
+            return CrossConfig(reduction="mean")
+
+
+def _batch(arch: Arch) -> BatchConfig:
+    # A pair costs as much as a context: for cross-encoders fewer negatives, and so more contexts.
+    return BatchConfig(batch_size=8, n_negatives=7) if arch == "cross" else BatchConfig(batch_size=32)
 
 
 def demo(arch: Arch) -> RunConfig:
-    """The main job in five minutes of training on two cores.
+    """The main job in less than five minutes of training on two cores.
 
-    python experiments/run.py --arch poly    # test recall@1/20 .608 [.582, .635]
-    python experiments/run.py --arch bi      # .605 [.577, .632]
+    python experiments/run.py --arch poly
+    python experiments/run.py --arch bi
 
-    Seed 0, 180 updates; untrained .515. For a cross-encoder the budget is far too short: use ``long``.
+    For a cross-encoder the budget is too short: use ``long``.
     """
     return RunConfig(
         arch=arch,
         preset="demo",
-        text=TextConfig(context_tokens=80, candidate_tokens=32, buckets=(32, 48, 80)),
+        text=TextConfig(context_tokens=80, candidate_tokens=48, buckets=(32, 80)),
         head=_head(arch),
-        batch=BatchConfig(batch_size=32 if arch != "cross" else 4),
+        batch=_batch(arch),
         optim=OptimConfig(decay="linear"),
-        train=TrainConfig(steps=180, validate_every_steps=90, validate_examples=300),
+        train=TrainConfig(steps=230, validate_every_steps=115, validate_examples=300),
     )
 
 
 def long(arch: Arch) -> RunConfig:
-    """About half an hour on two cores; not measured yet, for any architecture.
+    """About half an hour on two cores.
 
     python experiments/run.py --arch poly --preset long
+    python experiments/run.py --arch bi --preset long
+    python experiments/run.py --arch cross --preset long
     """
     short = demo(arch)
-    steps = 1400
-    return dataclasses.replace(
-        short,
-        preset="long",
-        train=dataclasses.replace(
-            short.train, steps=steps, validate_every_steps=steps // 4, validate_examples=1000
-        ),
-    )
+    if arch == "cross":
+        text = TextConfig(context_tokens=80, candidate_tokens=48, buckets=(48, 64, 80, 104))
+        train = TrainConfig(steps=1000, validate_every_steps=250, validate_examples=200)
+    else:
+        text = TextConfig(context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128))
+        train = TrainConfig(steps=1500, validate_every_steps=300, validate_examples=1000)
+    return dataclasses.replace(short, preset="long", text=text, train=train)
 
 
 PRESETS: dict[PresetName, Callable[[Arch], RunConfig]] = {"demo": demo, "long": long}
