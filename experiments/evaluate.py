@@ -12,6 +12,7 @@ from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
 from polyjax.data.tasks import chitchat
 from polyjax.evaluation import evaluate
+from polyjax.memory import keep_freed_memory
 from polyjax.metrics import RankingResult
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
@@ -38,6 +39,7 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
+    keep_freed_memory()
     enable_compilation_cache()
     path = config.run_dir / CONFIG
     trained = from_json(RunConfig, read_json(path), source=str(path))

@@ -29,6 +29,7 @@ from polyjax.data.tokenizers import (
 )
 from polyjax.evaluation import evaluate
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.memory import keep_freed_memory
 from polyjax.metrics import RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
@@ -168,6 +169,7 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
 def run(config: RunConfig) -> list[RankingResult]:
     """Train (or go on), evaluate beside the baselines, and write the report."""
     began = time.monotonic()
+    keep_freed_memory()
     enable_compilation_cache()
     source = pretrained_folder(config)
     open_run(config.folder, config)

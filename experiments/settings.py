@@ -148,7 +148,7 @@ def demo(arch: Arch) -> RunConfig:
         head=_head(arch),
         batch=_batch(arch),
         optim=OptimConfig(decay="linear"),
-        train=TrainConfig(steps=230, validate_every_steps=115, validate_examples=300),
+        train=TrainConfig(steps=280, validate_every_steps=140, validate_examples=300),
     )
 
 
@@ -162,7 +162,7 @@ def long(arch: Arch) -> RunConfig:
     short = demo(arch)
     if arch == "cross":
         text = TextConfig(context_tokens=80, candidate_tokens=48, buckets=(48, 64, 80, 104))
-        train = TrainConfig(steps=1000, validate_every_steps=250, validate_examples=200)
+        train = TrainConfig(steps=800, validate_every_steps=200, validate_examples=200)
     else:
         text = TextConfig(context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128))
         train = TrainConfig(steps=1500, validate_every_steps=300, validate_examples=1000)

@@ -143,7 +143,8 @@ class TextScorer:
         real = _real(candidates)
         index = np.zeros(real.shape, int)
         index[real] = [places[text] for row in candidates for text in row]
-        return np.where(real, self._score_against(contexts, vectors, index, progress), -np.inf)
+        scores = self._score_against(contexts, vectors, index, progress)
+        return np.where(real, scores, np.float32(-np.inf))
 
     def _score_against(
         self, contexts: Sequence[Sequence[str]], vectors: np.ndarray, index: np.ndarray, progress: Progress

@@ -24,6 +24,7 @@ from polyjax.nn.encoder import EncoderConfig
 from polyjax.nn.heads import AttentionKind, BiConfig, CrossConfig, HeadConfig, PolyConfig, head_label
 from polyjax.nn.reduce import Reduction
 from polyjax.train.checkpoint import fill_parameters, flat_parameters
+from polyjax.train.optim import OptimConfig
 from polyjax.types import InputError
 
 Arch = Literal["bi", "poly", "cross"]
@@ -83,6 +84,17 @@ class Flags:
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise InputError(f"{self.path}: {name} must be a number, got {value!r}")
         return float(value)
+
+    def pair(self, name: str, default: tuple[float, float]) -> tuple[float, float]:
+        """Two numbers."""
+        value = self._get(name, default)
+        if (
+            not isinstance(value, list | tuple)
+            or len(value) < 2
+            or not all(isinstance(v, float) for v in value)
+        ):
+            raise InputError(f"{self.path}: {name} must be two numbers, got {value!r}")
+        return value[0], value[1]
 
     def truth(self, name: str, default: bool) -> bool:
         """True or false."""
@@ -232,6 +244,28 @@ def dictionary_settings(flags: Flags) -> DictionarySettings:
     )
 
 
+def optim_config(flags: Flags) -> OptimConfig:
+    """The optimiser and warm-up that a model was trained with; no dropout or weight decay beyond it."""
+    first, second = flags.pair("betas", (0.9, 0.999))
+    return OptimConfig(
+        optimizer=flags.choice(
+            "optimizer", "adamax", {"adamax": "adamax", "adamw": "adamw", "adam": "adamw"}
+        ),
+        learning_rate=flags.decimal("learningrate", 1e-4),
+        weight_decay=0.0,
+        clip=flags.decimal("gradient_clip", 0.1),
+        warmup=0.0,
+        parlai_warmup=max(flags.number("warmup_updates", -1), 0),
+        decay="plateau",
+        plateau_factor=flags.decimal("lr_scheduler_decay", 0.5),
+        plateau_patience=flags.number("lr_scheduler_patience", 3),
+        head_rate=1.0,
+        b1=first,
+        b2=second,
+        eps=flags.decimal("adam_eps", 1e-8),
+    )
+
+
 ENCODERS: dict[Arch, tuple[str, str]] = {
     "bi": ("context_encoder.", "cand_encoder."),
     "poly": ("encoder_ctxt.", "encoder_cand."),
@@ -352,13 +386,16 @@ def _shape(weights: Weights, name: str, path: Path) -> tuple[int, int]:
     return value.shape
 
 
-def load_parlai(model_file: Path, *, padding: Padding = "none") -> tuple[Scorer, TextEncoder, ModelConfig]:
+def load_parlai(
+    model_file: Path, *, padding: Padding = "none", weights: Path | None = None
+) -> tuple[Scorer, TextEncoder, ModelConfig]:
     """A ParlAI model's scorer and text encoder, and its configuration.
 
     Args:
         model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` lie beside it.
         padding: ``parlai`` pads and reduces as ParlAI does, so that a score can depend on the other
             sequences of a call; ``none`` is free of that.
+        weights: another file of the same model's weights; ``model_file`` itself by default.
 
     Raises:
         InputError: a file is missing, broken or foreign, or the model is of another kind.
@@ -369,20 +406,17 @@ def load_parlai(model_file: Path, *, padding: Padding = "none") -> tuple[Scorer,
     tokenizer = DictionaryTokenizer(
         beside(model_file, ".dict"), beside(model_file, ".dict.codecs") if settings.bpe else None, settings
     )
-    saved = read_torch_file(model_file)
-    weights = saved.get("model") if isinstance(saved, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(w, np.ndarray) for w in weights.values()):
-        raise InputError(f"{model_file} holds no ParlAI model: expected weights under 'model'")
-    weights = _without_wrapper(weights)
+    source = weights or model_file
+    loaded = _read_weights(source)
     head = head_config(flags, padding=padding)
-    shape = encoder_config(flags, weights, ENCODERS[arch][0])
+    shape = encoder_config(flags, loaded, ENCODERS[arch][0])
     text = text_config(flags, shape, padding=padding)
     if tokenizer.vocab_size > shape.vocab_size:
         raise InputError(
             f"{beside(model_file, '.dict')} has {tokenizer.vocab_size} tokens, more than the "
             f"{shape.vocab_size} rows of the model's table; do they belong together?"
         )
-    found = parameters(shape, head, weights, model_file)
+    found = parameters(shape, head, loaded, source)
     abstract = nnx.eval_shape(lambda: make_scorer(shape, head, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(abstract)
     expected = flat_parameters(state)
@@ -390,7 +424,7 @@ def load_parlai(model_file: Path, *, padding: Padding = "none") -> tuple[Scorer,
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"{model_file}: {name} has shape {found[name].shape}, the flags ask for {expected[name].shape}"
+            f"{source}: {name} has shape {found[name].shape}, the flags ask for {expected[name].shape}"
         )
     values = {name: jnp.asarray(found[name]) for name in expected}
     return (
@@ -405,8 +439,12 @@ def beside(model_file: Path, suffix: str) -> Path:
     return model_file.with_name(model_file.name + suffix)
 
 
-def _without_wrapper(weights: Weights) -> Weights:
-    """Names without the prefixes that wrappers of the module put before them."""
+def _read_weights(path: Path) -> Weights:
+    """The state dict, its names without the prefixes that wrappers of the module put before them."""
+    saved = read_torch_file(path)
+    weights = saved.get("model") if isinstance(saved, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, np.ndarray) for w in weights.values()):
+        raise InputError(f"{path} holds no ParlAI model: expected weights under 'model'")
     return {
         name.replace("cand_encoder.transformer.", "cand_encoder.").removeprefix("module."): value
         for name, value in weights.items()

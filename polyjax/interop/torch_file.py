@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -93,7 +93,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def read_pickle(file: IO[bytes]) -> Any:
+def read_pickle(file: BinaryIO | io.BytesIO) -> Any:
     """The object of one pickle, made of plain containers, numbers, texts and ``Tensor``.
 
     Raises:

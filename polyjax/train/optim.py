@@ -11,6 +11,7 @@ from flax import nnx
 
 from polyjax.types import InputError
 
+PARLAI_WARMUP_RATE = 1e-4
 Trainable = Literal["all", "all-but-embeddings"] | int
 
 
@@ -24,6 +25,8 @@ class OptimConfig:
         weight_decay: decoupled; matrices only, never biases, norms or embeddings.
         clip: largest global norm of the gradient.
         warmup: share of all steps, in [0, 1), in which the rate grows linearly from 0.
+        parlai_warmup: warm up over so many updates as ParlAI does instead: from 1e-4 of the rate, and
+            stopping one update short of the full one, for good; 0 for polyjax's own warm-up.
         decay: ``linear`` to zero at the last step, ``plateau`` on the validation loss, or ``none``.
         plateau_factor: a plateau multiplies the rate by this.
         plateau_patience: validations without improvement that are borne before a cut, counted as
@@ -39,6 +42,7 @@ class OptimConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     warmup: float = 0.1
+    parlai_warmup: int = 0
     decay: Literal["linear", "plateau", "none"] = "plateau"
     plateau_factor: float = 0.4
     plateau_patience: int = 0
@@ -57,8 +61,9 @@ class OptimConfig:
                 raise InputError(f"optim {name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.plateau_factor < 1:
             raise InputError(f"optim plateau_factor must be in (0, 1), got {self.plateau_factor}")
-        if self.plateau_patience < 0 or self.weight_decay < 0:
-            raise InputError("optim plateau_patience and weight_decay must be 0 or more")
+        for name in ("plateau_patience", "weight_decay", "parlai_warmup"):
+            if getattr(self, name) < 0:
+                raise InputError(f"optim {name} must be 0 or more, got {getattr(self, name)}")
 
 
 def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
@@ -75,6 +80,9 @@ def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
     def rate(i: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(i, jnp.float32)
         warm = (step + 1.0) / max(n_warmup, 1)
+        if config.parlai_warmup:
+            done = jnp.minimum(step, config.parlai_warmup - 1.0) / config.parlai_warmup
+            warm = PARLAI_WARMUP_RATE + (1.0 - PARLAI_WARMUP_RATE) * done
         left = (n_steps - step) / max(n_steps - n_warmup, 1) if config.decay == "linear" else 1.0
         return config.learning_rate * jnp.clip(jnp.minimum(warm, left), 0.0, 1.0)
 
