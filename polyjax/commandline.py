@@ -5,23 +5,21 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any
 
 import tyro
 
 from polyjax.progress import console, errors
 from polyjax.types import InputError
 
-T = TypeVar("T")
-
 
 def parse_flags(
-    settings: type[T], arguments: Sequence[str] | None = None, *, prog: str, default: T | None = None
-) -> T:
+    settings: Any, arguments: Sequence[str] | None = None, *, prog: str, default: Any = None
+) -> Any:
     """The settings that a command line asks for.
 
     Args:
-        settings: a dataclass; each field is a flag.
+        settings: a dataclass, whose fields are flags, or a union of dataclasses: subcommands.
         arguments: those of the process by default.
         prog: the command, as help and errors show it.
         default: what flags that are not given keep.

@@ -15,7 +15,17 @@ errors = Console(highlight=False, stderr=True)
 class Meter:
     """Counts work done; ``add`` moves it on, with figures shown beside it."""
 
-    def __init__(self, title: str, total: int, unit: str, bar: Progress | None, *, start: int = 0):
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str,
+        bar: Progress | None,
+        *,
+        start: int = 0,
+        out: Console = console,
+    ):
+        self._out = out
         self._title, self._total, self._unit = title, total, unit
         self._bar = bar
         self._task = bar.add_task(title, total=total, completed=start, note="") if bar else None
@@ -41,11 +51,13 @@ class Meter:
         if self._bar is None and (now - self._shown > LINE_EVERY_S or self._done == self._total):
             self._shown = now
             left = (self._total - self._done) / max(self.rate, 1e-9)
-            console.print(f"{self._title}: {self._done}/{self._total}  {note}  {left:.0f} s left")
+            self._out.print(f"{self._title}: {self._done}/{self._total}  {note}  {left:.0f} s left")
 
 
 @contextmanager
-def meter(title: str, total: int, *, unit: str = "examples", start: int = 0) -> Iterator[Meter]:
+def meter(
+    title: str, total: int, *, unit: str = "examples", start: int = 0, out: Console = console
+) -> Iterator[Meter]:
     """A Meter for the length of a piece of work.
 
     Args:
@@ -53,10 +65,11 @@ def meter(title: str, total: int, *, unit: str = "examples", start: int = 0) -> 
         total: units in all.
         unit: what is counted.
         start: units done before (a resumed run).
+        out: where it is shown.
     """
-    if not console.is_terminal:
-        yield Meter(title, total, unit, None, start=start)
+    if not out.is_terminal:
+        yield Meter(title, total, unit, None, start=start, out=out)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
         yield Meter(title, total, unit, bar, start=start)

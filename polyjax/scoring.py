@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from polyjax.data.text import Ids, TextEncoder
-from polyjax.models import CrossScorer, DualScorer, Scorer
+from polyjax.models import CrossScorer, DualScorer, ModelConfig, Scorer
 from polyjax.types import Tokens
 
 TOKENS_PER_BATCH = 4096
@@ -67,6 +67,7 @@ class TextScorer:
         text: tokenises and pads.
 
     Attributes:
+        settings: the scorer's configuration.
         compilations: programs compiled so far; each is a shape, so the buckets bound their number.
     """
 
@@ -75,9 +76,12 @@ class TextScorer:
         self.compilations = 0
         self._graph, self._state = nnx.split(for_inference(scorer))
         self._is_dual = isinstance(scorer, DualScorer)
+        encoder = scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder
+        self.settings = ModelConfig(encoder=encoder.config, head=scorer.head.config)
         self._encode_candidates = jax.jit(self._traced_encode_candidates)
         self._score_contexts = jax.jit(self._traced_score_contexts)
         self._score_pairs = jax.jit(self._traced_score_pairs)
+        self._best = jax.jit(self._traced_best, static_argnames="k")
 
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""
@@ -102,6 +106,40 @@ class TextScorer:
         scorer = nnx.merge(self._graph, state)
         assert isinstance(scorer, CrossScorer)
         return scorer.score_pairs(tokens)
+
+    def _traced_best(
+        self, state: nnx.State, tokens: Tokens, candidates: Float[Array, "n d"], k: int
+    ) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
+        self.compilations += 1
+        scorer = nnx.merge(self._graph, state)
+        assert isinstance(scorer, DualScorer)
+        scores = scorer.score(*scorer.encode_context(tokens), candidates[None])
+        best, places = jax.lax.top_k(scores[0], k)
+        return best, places
+
+    def best(
+        self, turns: Sequence[str], candidates: Float[Array, "n d"], k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and places of the k best of all candidates for one context, best first.
+
+        Args:
+            turns: of the context, oldest first.
+            candidates: encoded before, float32 [n, d], on the device.
+            k: at most n.
+        """
+        tokens = self.text.pad_contexts([self.text.context(turns)])
+        scores, places = self._best(self._state, tokens, candidates, k)
+        return np.asarray(scores), np.asarray(places)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The parameters as they are used, by dotted path."""
+        flat = nnx.to_flat_state(self._state)
+        return {".".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in flat}
+
+    @property
+    def is_dual(self) -> bool:
+        """Whether candidates can be encoded apart from contexts."""
+        return self._is_dual
 
     def encode_candidates(self, texts: Sequence[str], *, progress: Progress = ignore) -> np.ndarray:
         """Candidate vectors of a bi- or poly-encoder, float32 [n, d], in the order of the texts."""

@@ -6,6 +6,7 @@ anything in them. Where padding changes a score in ParlAI (maximum over padding;
 pre-norm encoder) the converted model can keep that (``padding="parlai"``) or be free of it.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.nn.heads import AttentionKind, BiConfig, CrossConfig, HeadConfig, PolyConfig, head_label
 from polyjax.nn.reduce import Reduction
-from polyjax.train.checkpoint import fill_parameters, flat_parameters
+from polyjax.train.checkpoint import ModelCard, fill_parameters, flat_parameters, write_model
 from polyjax.train.optim import OptimConfig
 from polyjax.types import InputError
 
@@ -432,6 +433,44 @@ def load_parlai(
         TextEncoder(tokenizer, text),
         ModelConfig(encoder=shape, head=head),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertedFrom:
+    """What config.json of a converted model says: where it comes from.
+
+    Attributes:
+        library: whose model it was.
+        arch: its architecture.
+        padding: as ``load_parlai``.
+        optim: the settings that it was trained with.
+    """
+
+    library: Literal["parlai"] = "parlai"
+    arch: Arch
+    padding: Padding
+    optim: OptimConfig
+
+
+def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none") -> None:
+    """Make a run directory of a ParlAI model.
+
+    Args:
+        model_file: as ``load_parlai``.
+        out_dir: must not exist yet.
+        padding: as ``load_parlai``.
+
+    Raises:
+        InputError: a file is missing, broken or foreign, or the directory exists or cannot be written.
+    """
+    if out_dir.exists():
+        raise InputError(f"{out_dir} exists already; choose another directory, or remove it")
+    opt = beside(model_file, ".opt")
+    flags = Flags(read_opt(opt), opt)
+    scorer, text, model = load_parlai(model_file, padding=padding)
+    origin = ConvertedFrom(arch=arch_of(flags), padding=padding, optim=optim_config(flags))
+    card = ModelCard(model=model, text=text.config)
+    write_model(out_dir, scorer, card, text.tokenizer, config=origin)
 
 
 def beside(model_file: Path, suffix: str) -> Path:

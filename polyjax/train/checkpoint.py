@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.data.tokenizers import load_tokenizer
+from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.train.step import TrainState
 from polyjax.types import InputError
@@ -126,7 +127,8 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step with the best validation figure; the last one where none was validated."""
-        return self._manager.best_step() or self._manager.latest_step()
+        best = self._manager.best_step()
+        return self._manager.latest_step() if best is None else best
 
     def save(self, state: TrainState, progress: dict[str, Any], *, best_by: float | None) -> None:
         """Save the whole state after an update.
@@ -147,6 +149,12 @@ class Checkpoints:
             ),
             metrics=None if best_by is None else {"best_by": float(best_by)},
         )
+
+    def save_parameters(self, scorer: Scorer) -> None:
+        """Save a model that was not trained here as step 0."""
+        model = flat_parameters(nnx.state(scorer))
+        self._manager.save(0, args=ocp.args.Composite(model=ocp.args.StandardSave(model)))
+        self._manager.wait_until_finished()
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The latest saved state, and its progress data.
@@ -255,6 +263,34 @@ def _differences(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any
             found |= _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         return found
     return {} if old == new else {name: (old, new)}
+
+
+def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Tokenizer, *, config: Any) -> None:
+    """Make a run directory of a model that comes from elsewhere; whole or not at all.
+
+    Args:
+        run_dir: must not exist yet.
+        scorer: its parameters become step 0.
+        card: the model's shape and text settings.
+        tokenizer: saved with it.
+        config: what config.json says about where the model comes from.
+
+    Raises:
+        InputError: the directory exists, or cannot be written.
+    """
+    if run_dir.exists():
+        raise InputError(f"{run_dir} exists already; choose another directory, or remove it")
+    aside = run_dir.with_name(run_dir.name + ".partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "tokenizer").mkdir(parents=True)
+        write_json(aside / CONFIG, config)
+        write_json(aside / MODEL, card)
+        tokenizer.save(aside / "tokenizer")
+        Checkpoints(aside).save_parameters(scorer)
+        os.replace(aside, run_dir)
+    except OSError as error:
+        raise InputError(f"{run_dir} cannot be written: {error}") from None
 
 
 def load_scorer(run_dir: Path, *, step: int | None = None) -> tuple[Scorer, TextEncoder]:

@@ -1,0 +1,142 @@
+"""The ``polyjax`` command: using models. Training is experiments/run.py."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from polyjax.chat import HELP, ChatSession, chat, load_index
+from polyjax.commandline import parse_flags, user_errors
+from polyjax.compilation import enable_compilation_cache
+from polyjax.interop.export import export_safetensors
+from polyjax.interop.parlai import convert_parlai
+from polyjax.memory import keep_freed_memory
+from polyjax.progress import errors
+from polyjax.scoring import TextScorer
+from polyjax.train.checkpoint import load_scorer
+from polyjax.types import InputError
+
+PROG = "polyjax"
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Convert a model of another library into a run directory.
+
+    Attributes:
+        source: the library.
+        model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` lie beside it.
+        out_dir: the run directory to make; must not exist.
+        padding: ``parlai`` keeps ParlAI's dependence of scores on padding; ``none`` is free of it.
+    """
+
+    source: Annotated[Literal["parlai"], tyro.conf.Positional]
+    model_file: Annotated[Path, tyro.conf.Positional]
+    out_dir: Annotated[Path, tyro.conf.Positional]
+    padding: Literal["none", "parlai"] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a run directory's parameters as safetensors, with a page of names and shapes.
+
+    Attributes:
+        run_dir: a run directory.
+        out: the folder to make; must not exist.
+        step: a saved step; the best one by default.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional]
+    step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Talk with a bi- or poly-encoder over a file of candidates, on a terminal or in a pipe.
+
+    Attributes:
+        run_dir: a run directory.
+        candidates: replies to choose from, one a line.
+        index: folder of the encoded candidates; RUN_DIR/index/FILE by default. It is built when there is
+            none that fits.
+        top: candidates to show, with their scores.
+        repeat: allow replies that were said before.
+        json: write one JSON object a line.
+        step: a saved step; the best one by default.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    candidates: Path
+    index: Path | None = None
+    top: int = 1
+    repeat: bool = False
+    json: bool = False
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.top < 1:
+            raise InputError(f"top must be at least 1, got {self.top}")
+
+
+Command = (
+    Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Chat, tyro.conf.subcommand("chat")]
+)
+
+
+def run_chat(config: Chat) -> None:
+    """Load, index where it is needed, and talk."""
+    enable_compilation_cache()
+    scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
+    folder = config.index or config.run_dir / "index" / config.candidates.name
+    # What is said goes to standard output; all else would spoil a pipe.
+    index = load_index(scorer, config.candidates, folder, _say)
+    session = ChatSession(scorer, index, repeat=config.repeat)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        errors.print(HELP)
+    chat(session, _lines(interactive), _write, top=config.top, as_json=config.json)
+
+
+def _say(text: str) -> None:
+    errors.print(text, soft_wrap=True)
+
+
+def _lines(interactive: bool) -> Iterable[str]:
+    while True:
+        if interactive:
+            errors.print("> ", end="")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
+def _write(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    """Entry point; a mistake of the user's is one line and exit status 2."""
+    with user_errors():
+        command: Convert | Export | Chat = parse_flags(Command, prog=PROG)
+        keep_freed_memory()
+        match command:
+            case Convert():
+                convert_parlai(command.model_file, command.out_dir, padding=command.padding)
+                _say(f"{command.out_dir} is a run directory: polyjax.Ranker.load, polyjax chat")
+            case Export():
+                export_safetensors(command.run_dir, command.out, step=command.step)
+                _say(f"{command.out}: model.safetensors, model.json, tokenizer, README.md")
+            case Chat():
+                run_chat(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A run directory's parameters as safetensors, with a page that says what each array is."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from polyjax.train.checkpoint import MODEL, flat_parameters, load_scorer, write_text
+from polyjax.types import InputError
+
+KINDS = {
+    "kernel": "matrix w [in, out] of y = x w + b",
+    "bias": "vector b, or a layer norm's offset",
+    "scale": "a layer norm's gain",
+    "tokens": "token embeddings [vocabulary, d]",
+    "positions": "position embeddings [n_positions, d]",
+    "segments": "segment embeddings [n_segments, d]",
+    "codes": "the poly-encoder's codes [m, d]",
+}
+
+
+def export_safetensors(run_dir: Path, out: Path, *, step: int | None = None) -> None:
+    """Write model.safetensors (float32), model.json, the tokenizer, and a README.md of names and shapes.
+
+    Args:
+        run_dir: a run directory.
+        out: a folder that does not exist yet.
+        step: a saved step; the best one by default.
+
+    Raises:
+        InputError: the run directory is broken, or the folder exists or cannot be written.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another folder, or remove it")
+    scorer, text = load_scorer(run_dir, step=step)
+    arrays = {name: np.asarray(value) for name, value in flat_parameters(nnx.state(scorer)).items()}
+    aside = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "tokenizer").mkdir(parents=True)
+        save_file(arrays, aside / "model.safetensors")
+        shutil.copyfile(run_dir / MODEL, aside / MODEL)
+        text.tokenizer.save(aside / "tokenizer")
+        write_text(aside / "README.md", _page(run_dir, arrays))
+        os.replace(aside, out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error}") from None
+
+
+def _page(run_dir: Path, arrays: dict[str, np.ndarray]) -> str:
+    rows = [
+        f"| `{name}` | {list(array.shape)} | {KINDS.get(name.rpartition('.')[2], '')} |"
+        for name, array in arrays.items()
+    ]
+    return "\n".join(
+        [
+            f"# {run_dir.name}",
+            "",
+            "`model.safetensors` holds the parameters, float32. `model.json` says the model's shape and how",
+            "texts become tokens; `tokenizer/` is what polyjax reads. Blocks count from 0; `qkv` is the",
+            "query's, key's and value's projection side by side.",
+            "",
+            "| name | shape | what it is |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )

@@ -1,0 +1,145 @@
+"""Using a converted model: convert, export, chat over an index that is kept."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from polyjax import Ranker, cli
+from polyjax.chat import ChatSession, load_index
+from polyjax.interop.parlai import load_parlai
+from polyjax.retrieval.index import CandidateIndex, open_index, read_candidates
+from polyjax.scoring import TextScorer
+from polyjax.train.checkpoint import load_scorer
+from polyjax.types import InputError
+
+GOLDEN = Path(__file__).parent / "golden" / "parlai"
+MODEL = GOLDEN / "poly_codes64_fp16_legacy"
+CANDIDATES = MODEL / "fixed_cands.txt"
+
+
+def polyjax(*arguments: str, monkeypatch, stdin: str = "") -> None:
+    monkeypatch.setattr("sys.argv", ["polyjax", *arguments])
+    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    cli.main()
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        polyjax("convert", "parlai", str(MODEL / "model"), str(folder), monkeypatch=patch)
+    return folder
+
+
+def test_a_converted_model_scores_as_the_files_do(converted):
+    context, texts = ["hi there", "hello", "what do you do?"], read_candidates(CANDIDATES)
+    expected = Ranker.from_parlai(MODEL / "model").score(context, texts)
+    np.testing.assert_array_equal(Ranker.load(converted).score(context, texts), expected)
+    assert not list(converted.parent.glob("*.partial"))
+
+
+def test_converting_again_is_refused(converted, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        polyjax("convert", "parlai", str(MODEL / "model"), str(converted), monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_export_holds_every_parameter_and_says_its_shape(converted, tmp_path, monkeypatch):
+    polyjax("export", str(converted), str(tmp_path / "out"), monkeypatch=monkeypatch)
+    arrays = load_file(tmp_path / "out" / "model.safetensors")
+    scorer = TextScorer(*load_scorer(converted))
+    assert {k: v.shape for k, v in arrays.items()} == {k: v.shape for k, v in scorer.parameters().items()}
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"| `{name}` | {list(array.shape)} |" in page for name, array in arrays.items())
+
+
+def test_chat_in_a_pipe_answers_line_by_line(converted, monkeypatch, capsys):
+    arguments = ("chat", str(converted), "--candidates", str(CANDIDATES), "--json")
+    said = "hi\n/top 3\nhow are you?\n/persona i like tea\n/persona\n\n/reset\nhi\n/quit\nnever read\n"
+    polyjax(*arguments, monkeypatch=monkeypatch, stdin=said)
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
+    assert ["reply" in line for line in lines] == [True, False, True, False, False, False, False, True]
+    assert len(lines[0]["top"]) == 1 and len(lines[2]["top"]) == 3
+    scores = [best["score"] for best in lines[2]["top"]]
+    assert scores == sorted(scores, reverse=True)
+    assert lines[2]["reply"] != lines[0]["reply"], "a reply is not given twice"
+    assert lines[-1]["reply"] == lines[0]["reply"], "after /reset nothing is remembered"
+    assert "encoding" in printed.err and "there is none yet" in printed.err
+
+    polyjax(*arguments, monkeypatch=monkeypatch, stdin="hi\n")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["reply"] == lines[0]["reply"]
+    assert "from the index" in printed.err and "encoding" not in printed.err
+
+
+def test_replies_are_the_rankers_best(converted):
+    texts = read_candidates(CANDIDATES)
+    ranker, scorer = Ranker.load(converted), TextScorer(*load_scorer(converted))
+    session = ChatSession(scorer, CandidateIndex(texts, scorer.encode_candidates(texts)))
+    first = session.reply("hi", top=4)
+    expected = ranker.rank(["hi"], texts)
+    assert first.texts == [r.text for r in expected[:4]]
+    np.testing.assert_allclose(first.scores, [r.score for r in expected[:4]], atol=1e-5)
+    second = session.reply("ok", top=2)
+    fresh = [r.text for r in ranker.rank(["hi", first.texts[0], "ok"], texts) if r.text != first.texts[0]]
+    assert second.texts == fresh[:2]
+    session.reset()
+    session.persona.append("i am a nurse")
+    with_persona = ranker.rank(["your persona: i am a nurse\nhi"], texts)
+    assert session.reply("hi").texts == [with_persona[0].text]
+
+
+def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
+    scorer = TextScorer(*load_scorer(converted))
+    file, folder, said = tmp_path / "candidates.txt", tmp_path / "index", []
+    file.write_text("one\ntwo words\n")
+    load_index(scorer, file, folder, said.append)
+    load_index(scorer, file, folder, said.append)
+    file.write_text("one\ntwo words\nthree\n")
+    assert len(load_index(scorer, file, folder, said.append).texts) == 3
+    other = TextScorer(*load_parlai_other())
+    load_index(other, file, folder, said.append)
+    (folder / "vectors.npy").write_bytes(b"broken")
+    load_index(other, file, folder, said.append)
+    expected = ["none yet", "from the index", "another candidates", "another model", "is broken"]
+    assert len(said) == len(expected)
+    assert all(part in line for part, line in zip(expected, said, strict=True))
+    assert isinstance(open_index(folder, {"model": "x"}), str)
+
+
+def load_parlai_other():
+    return load_parlai(GOLDEN / "bi_shared_max_trained" / "model")[:2]
+
+
+def test_a_candidate_file_that_cannot_be_used_is_named(tmp_path):
+    path = tmp_path / "c.txt"
+    with pytest.raises(InputError, match="c.txt is missing"):
+        read_candidates(path)
+    for content, message in (
+        (b"\n", "holds no candidate"),
+        (b"a\n\nb\n", ":2: an empty line"),
+        (b"\xff", "UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_candidates(path)
+
+
+def test_a_cross_encoder_cannot_chat(tmp_path):
+    scorer = TextScorer(*load_parlai(GOLDEN / "cross_prelayernorm_mean" / "model")[:2])
+    with pytest.raises(InputError, match="cross-encoder cannot encode candidates"):
+        load_index(scorer, CANDIDATES, tmp_path / "index", print)
+
+
+def test_unknown_commands_explain_themselves(converted, monkeypatch, capsys):
+    arguments = ("chat", str(converted), "--candidates", str(CANDIDATES))
+    polyjax(*arguments, monkeypatch=monkeypatch, stdin="/what\n/top none\n")
+    written = capsys.readouterr().out.splitlines()
+    assert len(written) == 2
+    assert all("is not understood; /top N" in line for line in written)
