@@ -2,6 +2,7 @@
 
 from typing import Literal, assert_never
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -36,7 +37,11 @@ def reduce(
             vector = jnp.where(real, hidden, 0.0).sum(1) / count
         case "max":
             real = real | over_padding
-            vector = jnp.where(real, hidden, -jnp.inf).max(1)
+            # The gradient of max divides by the number of places equal to it, which is none (and the
+            # gradient NaN) where a compiler computes them twice with other roundings. Taking the place of
+            # the maximum cannot fail, and gives one place the gradient, as torch does.
+            place = jnp.where(real, jax.lax.stop_gradient(hidden), -jnp.inf).argmax(1, keepdims=True)
+            vector = jnp.take_along_axis(hidden, place, axis=1)[:, 0]
         case _:
             assert_never(reduction)
     return jnp.where(mask.any(-1, keepdims=True) | over_padding, vector, 0.0)
