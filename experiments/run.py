@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import tyro
 from flax import nnx
-from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig
+from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig, from_run
 
 from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
+from polyjax.config import from_json
 from polyjax.data.tasks import chitchat
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import (
@@ -29,43 +30,73 @@ from polyjax.data.tokenizers import (
 )
 from polyjax.evaluation import evaluate
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import keep_freed_memory
 from polyjax.metrics import RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
+from polyjax.nn.heads import head_label
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import MODEL, ModelCard, load_scorer, open_run, write_json
+from polyjax.train.checkpoint import (
+    CONFIG,
+    MODEL,
+    Checkpoints,
+    ModelCard,
+    load_scorer,
+    open_run,
+    read_card,
+    read_json,
+    write_json,
+)
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.types import Example, InputError
 
 PROG = "python experiments/run.py"
-CHOICE = re.compile(r"--(arch|preset)(=|$)")
+CHOICES = ("--arch", "--preset", "--init")
+CHOICE = re.compile(rf"({'|'.join(CHOICES)})(=|$)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The two flags that choose the defaults of all others."""
+    """The flags that choose the defaults of all others."""
 
-    arch: Arch = "poly"
+    arch: Arch | None = None
     preset: PresetName = "demo"
+    init: Path | None = None
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:
     """The settings that the command line asks for."""
-    # These two are looked at alone: the first look must not trip over flags that only the second knows.
+    # These are looked at alone: the first look must not trip over flags that only the second knows.
     pairs = zip(["", *arguments], arguments, strict=False)
-    chosen = [word for before, word in pairs if CHOICE.match(word) or before in ("--arch", "--preset")]
+    chosen = [word for before, word in pairs if CHOICE.match(word) or before in CHOICES]
     choice = parse_flags(Choice, chosen, prog=PROG)
-    default = PRESETS[choice.preset](choice.arch)
+    if choice.init is None:
+        default = PRESETS[choice.preset](choice.arch or "poly")
+    else:
+        default = default_of_run(choice, choice.init)
     return parse_flags(tyro.conf.AvoidSubcommands[RunConfig], arguments, prog=PROG, default=default)
+
+
+def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
+    """The settings' defaults for going on from a run directory's model."""
+    card = read_card(run_dir)
+    arch = head_label(card.model.head)
+    if choice.arch not in (None, arch):
+        raise InputError(f"--arch {choice.arch}: --init {run_dir} is a {arch}-encoder; leave --arch out")
+    origin = read_json(run_dir / CONFIG)
+    optim = None
+    if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
+        optim = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG)).optim
+    return from_run(PRESETS[choice.preset](arch), run_dir, card, optim)
 
 
 def pretrained_folder(config: RunConfig) -> Path | None:
     """The folder of pretrained weights, or None for an encoder from scratch."""
     name = config.encoder.name
-    if name in SCRATCH:
+    if name in SCRATCH or config.init is not None:
         return None
     if name == "minilm":
         return minilm_folder()
@@ -92,6 +123,8 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
                 kind=config.tokenizer.model,
                 seed=config.train.seed,
             )
+    elif config.init is not None:
+        load_tokenizer(config.init / "tokenizer").save(folder)
     elif not (folder / WORDPIECE_FILE).exists():
         WordPieceTokenizer((source or minilm_folder()) / WORDPIECE_FILE).save(folder)
     return load_tokenizer(folder)
@@ -99,7 +132,9 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
 
 def encoder_config(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderConfig:
     """The transformer's shape, with the run's arithmetic and dropout."""
-    if source is not None:
+    if config.init is not None:
+        base = read_card(config.init).model.encoder
+    elif source is not None:
         base = read_config(source)
     else:
         base = {"small": EncoderConfig.small, "tiny": EncoderConfig.tiny}[config.encoder.name](
@@ -116,6 +151,8 @@ def encoder_config(config: RunConfig, source: Path | None, tokenizer: Tokenizer)
 def initial_scorer(config: RunConfig, shape: EncoderConfig, source: Path | None) -> Scorer:
     """The scorer before training, its encoders with their pretrained weights."""
     scorer = make_scorer(shape, config.head, rngs=nnx.Rngs(config.train.seed))
+    if config.init is not None:
+        return Checkpoints(config.init, read_only=True).restore_parameters(scorer)
     if source is not None:
         if isinstance(scorer, CrossScorer):
             encoders = [scorer.encoder]
@@ -134,8 +171,12 @@ def run_baselines(
     examples: list[Example],
     fit_on: Sequence[str],
 ) -> list[RankingResult]:
-    """Chance, TF-IDF and the untrained encoder on the test rows."""
+    """Chance, TF-IDF and the untrained encoder (or the model of --init) on the test rows."""
     results = [random_ranking(examples), tfidf_ranking(examples, fit_on)]
+    if config.init is not None:
+        before = TextScorer(initial_scorer(config, shape, None), TextEncoder(tokenizer, config.text))
+        with meter("before training", len(examples), unit="contexts") as shown:
+            results.append(evaluate("before training", before, examples, progress=shown.add).ranking)
     if source is not None:
         encoder = Encoder(shape, rngs=nnx.Rngs(0))
         load_encoder_weights(encoder, source)

@@ -16,6 +16,7 @@ from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.text import TextConfig
 from polyjax.nn.encoder import Dtype
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
+from polyjax.train.checkpoint import ModelCard
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig
 from polyjax.types import InputError
@@ -83,6 +84,8 @@ class RunConfig:
         train: length, validation, checkpoints.
         run_dir: where everything lands; runs/TASK-PRESET-ARCH-ENCODER by default. The same command
             resumes it.
+        init: start from the model of this run directory (``polyjax convert`` makes one of a ParlAI model)
+            instead of ``--encoder``: its architecture, text settings, tokenizer and parameters.
         tensorboard: also write TensorBoard event files (needs polyjax[tensorboard]).
     """
 
@@ -97,10 +100,16 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     run_dir: Path | None = None
+    init: Path | None = None
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that contradict each other."""
+        if self.init is not None and (self.encoder.name, self.tokenizer.kind) != (INIT, "pretrained"):
+            raise InputError(
+                f"--init {self.init} brings its own encoder and tokenizer; "
+                "leave --encoder and --tokenizer out"
+            )
         if self.tokenizer.kind == "sentencepiece" and self.encoder.name not in SCRATCH:
             raise InputError(
                 "--tokenizer sentencepiece needs an encoder from scratch, "
@@ -111,11 +120,13 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The run directory."""
-        encoder = Path(self.encoder.name).name
-        return self.run_dir or Path("runs") / f"chitchat-{self.preset}-{self.arch}-{encoder}"
+        source = Path(self.encoder.name).name if self.init is None else self.init.name
+        return self.run_dir or Path("runs") / f"chitchat-{self.preset}-{self.arch}-{source}"
 
 
 SCRATCH = ("small", "tiny")
+INIT = "init"
+"""The encoder's name where --init brings it."""
 
 
 def _head(arch: Arch) -> HeadConfig:
@@ -162,11 +173,28 @@ def long(arch: Arch) -> RunConfig:
     short = demo(arch)
     if arch == "cross":
         text = TextConfig(context_tokens=80, candidate_tokens=48, buckets=(48, 64, 80, 104))
-        train = TrainConfig(steps=800, validate_every_steps=200, validate_examples=200)
+        train = TrainConfig(steps=600, validate_every_steps=150, validate_examples=200)
     else:
         text = TextConfig(context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128))
         train = TrainConfig(steps=1500, validate_every_steps=300, validate_examples=1000)
     return dataclasses.replace(short, preset="long", text=text, train=train)
+
+
+def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, optim: OptimConfig | None) -> RunConfig:
+    """A preset with a run directory's model and text settings, and an optimiser's settings if given."""
+    shape = card.model.encoder
+    encoder = EncoderChoice(
+        name=INIT,
+        **{f.name: getattr(shape, f.name) for f in dataclasses.fields(EncoderChoice) if f.name != "name"},
+    )
+    return dataclasses.replace(
+        preset,
+        init=run_dir,
+        encoder=encoder,
+        head=card.model.head,
+        text=card.text,
+        optim=preset.optim if optim is None else optim,
+    )
 
 
 PRESETS: dict[PresetName, Callable[[Arch], RunConfig]] = {"demo": demo, "long": long}

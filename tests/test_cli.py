@@ -1,5 +1,6 @@
 """Using a converted model: convert, export, chat over an index that is kept."""
 
+import importlib
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 
 from polyjax import Ranker, cli
 from polyjax.chat import ChatSession, load_index
+from polyjax.data.text import TextEncoder
 from polyjax.interop.parlai import load_parlai
 from polyjax.retrieval.index import CandidateIndex, open_index, read_candidates
 from polyjax.scoring import TextScorer
@@ -47,6 +49,23 @@ def test_converting_again_is_refused(converted, monkeypatch, capsys):
         polyjax("convert", "parlai", str(MODEL / "model"), str(converted), monkeypatch=monkeypatch)
     assert stopped.value.code == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_converted_model(converted, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    run = importlib.import_module("run")
+    config = run.parse(["--init", str(converted), "--run-dir", str(tmp_path), "--train.steps", "1"])
+    assert (config.arch, config.head.n_codes, config.text.layout) == ("poly", 64, "parlai")
+    assert (config.optim.optimizer, config.optim.clip, config.optim.parlai_warmup) == ("adamax", 0.1, 3)
+    assert config.encoder.dropout == 0.1
+    tokenizer = run.make_tokenizer(config, None, lambda: iter(()))
+    scorer = run.initial_scorer(config, run.encoder_config(config, None, tokenizer), None)
+    context, texts = ["hi there"], read_candidates(CANDIDATES)[:3]
+    scores = Ranker(TextScorer(scorer, TextEncoder(tokenizer, config.text))).score(context, texts)
+    np.testing.assert_array_equal(scores, Ranker.load(converted).score(context, texts))
+    for wrong in (["--arch", "bi"], ["--encoder", "tiny"], ["--tokenizer", "sentencepiece"]):
+        with pytest.raises(InputError, match="leave --"):
+            run.parse(["--init", str(converted), *wrong])
 
 
 def test_export_holds_every_parameter_and_says_its_shape(converted, tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def head_config(flags: Flags, *, padding: Padding) -> HeadConfig:
             assert_never(other)
 
 
-def encoder_config(flags: Flags, weights: Weights, prefix: str) -> EncoderConfig:
+def encoder_config(flags: Flags, weights: Weights, prefix: str, *, dropout: bool) -> EncoderConfig:
     """The transformer's configuration; sizes are those of the weights."""
     vocab_size, dim = _shape(weights, f"{prefix}embeddings.weight", flags.path)
     n_positions, _ = _shape(weights, f"{prefix}position_embeddings.weight", flags.path)
@@ -199,6 +199,8 @@ def encoder_config(flags: Flags, weights: Weights, prefix: str) -> EncoderConfig
         embedding_scale=flags.truth("embeddings_scale", True),
         output_scaling=flags.decimal("output_scaling", 1.0),
         zero_padding=True,
+        dropout=flags.decimal("dropout", 0.0) if dropout else 0.0,
+        attention_dropout=flags.decimal("attention_dropout", 0.0) if dropout else 0.0,
     )
 
 
@@ -388,7 +390,7 @@ def _shape(weights: Weights, name: str, path: Path) -> tuple[int, int]:
 
 
 def load_parlai(
-    model_file: Path, *, padding: Padding = "none", weights: Path | None = None
+    model_file: Path, *, padding: Padding = "none", weights: Path | None = None, dropout: bool = False
 ) -> tuple[Scorer, TextEncoder, ModelConfig]:
     """A ParlAI model's scorer and text encoder, and its configuration.
 
@@ -397,6 +399,7 @@ def load_parlai(
         padding: ``parlai`` pads and reduces as ParlAI does, so that a score can depend on the other
             sequences of a call; ``none`` is free of that.
         weights: another file of the same model's weights; ``model_file`` itself by default.
+        dropout: keep the rates that the model was trained with, for training it further.
 
     Raises:
         InputError: a file is missing, broken or foreign, or the model is of another kind.
@@ -410,7 +413,7 @@ def load_parlai(
     source = weights or model_file
     loaded = _read_weights(source)
     head = head_config(flags, padding=padding)
-    shape = encoder_config(flags, loaded, ENCODERS[arch][0])
+    shape = encoder_config(flags, loaded, ENCODERS[arch][0], dropout=dropout)
     text = text_config(flags, shape, padding=padding)
     if tokenizer.vocab_size > shape.vocab_size:
         raise InputError(
@@ -467,7 +470,7 @@ def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none"
         raise InputError(f"{out_dir} exists already; choose another directory, or remove it")
     opt = beside(model_file, ".opt")
     flags = Flags(read_opt(opt), opt)
-    scorer, text, model = load_parlai(model_file, padding=padding)
+    scorer, text, model = load_parlai(model_file, padding=padding, dropout=True)
     origin = ConvertedFrom(arch=arch_of(flags), padding=padding, optim=optim_config(flags))
     card = ModelCard(model=model, text=text.config)
     write_model(out_dir, scorer, card, text.tokenizer, config=origin)

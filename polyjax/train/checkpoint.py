@@ -265,6 +265,15 @@ def _differences(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any
     return {} if old == new else {name: (old, new)}
 
 
+def read_card(run_dir: Path) -> ModelCard:
+    """The shape and text settings of a run directory's model.
+
+    Raises:
+        InputError: model.json is missing or broken.
+    """
+    return from_json(ModelCard, read_json(run_dir / MODEL), source=str(run_dir / MODEL))
+
+
 def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Tokenizer, *, config: Any) -> None:
     """Make a run directory of a model that comes from elsewhere; whole or not at all.
 
@@ -299,7 +308,7 @@ def load_scorer(run_dir: Path, *, step: int | None = None) -> tuple[Scorer, Text
     Raises:
         InputError: a file of the run directory is missing or broken.
     """
-    card = from_json(ModelCard, read_json(run_dir / MODEL), source=str(run_dir / MODEL))
+    card = read_card(run_dir)
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     abstract = nnx.eval_shape(lambda: make_scorer(card.model.encoder, card.model.head, rngs=nnx.Rngs(0)))
     scorer = Checkpoints(run_dir, read_only=True).restore_parameters(abstract, step)
