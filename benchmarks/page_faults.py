@@ -1,0 +1,117 @@
+"""Time training steps with and without ``keep_freed_memory``, each in a process of its own.
+
+    python benchmarks/page_faults.py
+
+A MiniLM-sized poly-encoder, random weights, 32 contexts of 80 and candidates of 48 tokens, bfloat16. Prints a
+table with the page faults of a step, and writes benchmarks/results/page_faults.json.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from polyjax import Batch, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
+from polyjax.compilation import enable_compilation_cache
+from polyjax.memory import keep_freed_memory
+from polyjax.train.checkpoint import write_json
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.report import hardware
+from polyjax.train.step import init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is timed.
+
+    Attributes:
+        steps: timed in each process, after two that are not.
+        rounds: processes of each kind, taking turns.
+        out: where the figures go.
+        measure: time one kind in this process and print it; for the benchmark's own use.
+    """
+
+    steps: int = 6
+    rounds: int = 2
+    out: Path = Path(__file__).parent / "results" / "page_faults.json"
+    measure: bool | None = None
+
+
+def measure(keep: bool, steps: int) -> dict[str, float]:
+    """Median seconds and mean page faults of a step."""
+    if keep:
+        keep_freed_memory()
+    enable_compilation_cache()
+    shape = EncoderConfig(vocab_size=30522, dim=384, n_layers=6, n_heads=12, mlp_dim=1536, dtype="bfloat16")
+    head = PolyConfig(shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0)
+    optim, draw = OptimConfig(), np.random.default_rng(0)
+    optimizer = make_optimizer(optim, 100)
+    graph, state = init_state(
+        make_scorer(shape, head, rngs=nnx.Rngs(0)),
+        optimizer,
+        plateau(optim),
+        trainable_filter("all", 6),
+        seed=0,
+    )
+    update = make_train_step(graph, optimizer)
+
+    def tokens(rows: int, length: int) -> Tokens:
+        ids = draw.integers(1000, 20000, (rows, length)).astype(np.int32)
+        return Tokens(ids, ids > 0, np.zeros_like(ids))
+
+    inputs = DualInputs(tokens(32, 80), tokens(32, 48))
+    batch = Batch(inputs, np.arange(32, dtype=np.int32), np.ones((1, 32), bool), None)
+    times: list[float] = []
+    faults = 0
+    for i in range(steps + 2):
+        if i == 2:
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        began = time.perf_counter()
+        state, figures = update(state, batch)
+        jax.block_until_ready((state.step, figures))
+        times.append(time.perf_counter() - began)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": statistics.median(times[2:]), "page_faults": faults / steps, "peak_gib": peak}
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Time both kinds in turn, print and write the table."""
+    if config.measure is not None:
+        print(json.dumps(measure(config.measure, config.steps)))
+        return
+    runs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    for _ in range(config.rounds):
+        for keep, rows in runs.items():
+            flag = "True" if keep else "False"
+            command = [sys.executable, __file__, "--measure", flag, "--steps", str(config.steps)]
+            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    table = Table(title="a training step", title_justify="left")
+    for name in ("memory freed", "seconds", "page faults", "peak GiB"):
+        table.add_column(name, justify="right")
+    figures = {}
+    for keep, rows in runs.items():
+        best = min(rows, key=lambda row: row["seconds"])
+        name = "kept" if keep else "returned"
+        figures[name] = best
+        table.add_row(
+            name, f"{best['seconds']:.3f}", f"{best['page_faults']:,.0f}", f"{best['peak_gib']:.1f}"
+        )
+    Console().print(table)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(config.out, {"hardware": hardware(), "best of rounds": figures})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))
