@@ -173,7 +173,7 @@ def long(arch: Arch) -> RunConfig:
     short = demo(arch)
     if arch == "cross":
         text = TextConfig(context_tokens=80, candidate_tokens=48, buckets=(48, 64, 80, 104))
-        train = TrainConfig(steps=600, validate_every_steps=150, validate_examples=200)
+        train = TrainConfig(steps=500, validate_every_steps=125, validate_examples=200)
     else:
         text = TextConfig(context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128))
         train = TrainConfig(steps=1500, validate_every_steps=300, validate_examples=1000)
