@@ -42,6 +42,7 @@ from polyjax.train.checkpoint import (
     CONFIG,
     MODEL,
     Checkpoints,
+    MetricsLog,
     ModelCard,
     load_scorer,
     open_run,
@@ -65,6 +66,10 @@ class Choice:
     arch: Arch | None = None
     preset: PresetName = "demo"
     init: Path | None = None
+
+
+INCIDENTAL = ("run_dir", "tensorboard", "task.data_dir", "batch.workers")
+"""Settings that change no result: a run may go on with others."""
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:
@@ -197,7 +202,9 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
         raise InputError(
             "--tensorboard needs tensorboardX; run: pip install 'polyjax[tensorboard]'"
         ) from None
-    with SummaryWriter(str(config.folder / "tensorboard")) as writer:
+    # What was written after the last checkpoint, before a kill, is written again.
+    step = Checkpoints(config.folder).latest_step or 0
+    with SummaryWriter(str(config.folder / "tensorboard"), purge_step=step + 1) as writer:
 
         def log(step: int, kind: str, figures: dict[str, Any]) -> None:
             for name, value in figures.items():
@@ -213,7 +220,7 @@ def run(config: RunConfig) -> list[RankingResult]:
     keep_freed_memory()
     enable_compilation_cache()
     source = pretrained_folder(config)
-    open_run(config.folder, config)
+    open_run(config.folder, config, incidental=INCIDENTAL)
     examples = {split: chitchat.read(config.task, split) for split in ("train", "valid", "test")}
     counts = " / ".join(f"{len(rows):,}" for rows in examples.values())
     console.print(
@@ -226,6 +233,11 @@ def run(config: RunConfig) -> list[RankingResult]:
 
     tokenizer = make_tokenizer(config, source, turns)
     shape = encoder_config(config, source, tokenizer)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {shape.vocab_size} rows of the "
+            f"table of --encoder {config.encoder.name}; do its files belong together?"
+        )
     config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
     write_json(
         config.folder / MODEL,
@@ -269,6 +281,9 @@ def report(
     with meter("testing", len(test)) as shown:
         model = evaluate(f"{config.arch}-encoder", scorer, test, progress=shown.add)
     results = [*run_baselines(config, shape, source, tokenizer, test, list(turns())), model.ranking]
+    MetricsLog(config.folder, resume_step=outcome.steps).write(
+        outcome.steps, "test", {"loss": model.loss, **model.ranking.summary()}
+    )
     notes = [
         f"task: chitchat test rows whose label has at least {config.task.min_label_words} words, "
         f"{config.task.n_candidates} candidates, seed {config.task.candidate_seed}",

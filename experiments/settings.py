@@ -110,11 +110,31 @@ class RunConfig:
                 f"--init {self.init} brings its own encoder and tokenizer; "
                 "leave --encoder and --tokenizer out"
             )
+        self._check_used()
         if self.tokenizer.kind == "sentencepiece" and self.encoder.name not in SCRATCH:
             raise InputError(
                 "--tokenizer sentencepiece needs an encoder from scratch, "
                 f"got --encoder {self.encoder.name}, whose weights belong to its own vocabulary; "
                 f"choose --encoder {' or '.join(SCRATCH)}"
+            )
+
+    def _check_used(self) -> None:
+        """Raise InputError for a setting that is given and would do nothing."""
+        batch, optim = BatchConfig(), OptimConfig()
+        in_batch, linear = self.arch != "cross", self.optim.decay != "plateau"
+        unused = {
+            "batch.n-negatives": in_batch and self.batch.n_negatives != batch.n_negatives,
+            "batch.mask-duplicates": not in_batch and self.batch.mask_duplicates != batch.mask_duplicates,
+            "optim.plateau-factor": linear and self.optim.plateau_factor != optim.plateau_factor,
+            "optim.plateau-patience": linear and self.optim.plateau_patience != optim.plateau_patience,
+            "optim.warmup": bool(self.optim.parlai_warmup) and self.optim.warmup not in (0.0, optim.warmup),
+            "tokenizer.vocab-size": self.tokenizer.kind == "pretrained"
+            and self.tokenizer.vocab_size != TokenizerChoice().vocab_size,
+        }
+        for name in (name for name, idle in unused.items() if idle):
+            raise InputError(
+                f"--{name} does nothing with --arch {self.arch}, --optim.decay {self.optim.decay} and "
+                f"--tokenizer {self.tokenizer.kind}; leave it out"
             )
 
     @property

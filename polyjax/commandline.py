@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from polyjax.progress import console, errors
+from polyjax.progress import errors
 from polyjax.types import InputError
 
 
@@ -63,5 +63,5 @@ def user_errors() -> Iterator[None]:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from what was saved")
+        errors.print("interrupted; what was saved is kept")
         sys.exit(130)

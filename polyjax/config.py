@@ -91,7 +91,14 @@ def _read_dataclass(kind: type, data: Any, where: str) -> Any:
     names = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(data) - names - {"type"})
     _expect(not unknown, unknown, where, "no other entries")
-    missing = sorted(names - set(data))
+    # An entry with a default may have come after the file was written: its default is what there was before.
+    optional = {
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+    }
+    missing = sorted(names - optional - set(data))
     if missing:
         raise InputError(f"{where}: the entries {missing} are missing")
-    return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in sorted(names)})
+    given = sorted(names & set(data))
+    return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in given})

@@ -58,8 +58,17 @@ def test_wrong_entries_are_named(changes, message):
         from_json(Sample, to_json(Sample()) | changes, source="file")
 
 
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    size: int
+    rate: float = 0.5
+
+
 def test_missing_entries_are_named():
-    data = to_json(Sample())
-    del data["rate"]
-    with pytest.raises(InputError, match=r"file: the entries \['rate'\] are missing"):
-        from_json(Sample, data, source="file")
+    with pytest.raises(InputError, match=r"file: the entries \['size'\] are missing"):
+        from_json(Needed, {"type": "Needed"}, source="file")
+
+
+def test_an_entry_that_came_later_takes_its_default():
+    """A run directory stays readable when a setting is added."""
+    assert from_json(Needed, {"type": "Needed", "size": 2}, source="file") == Needed(2)

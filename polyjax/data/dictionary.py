@@ -8,11 +8,11 @@ typed in a text are found in the dictionary like any word, as ParlAI finds them.
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from polyjax.files import copy_file, write_text
 from polyjax.types import InputError
 
 DICTIONARY_FILE, CODES_FILE, SETTINGS_FILE = "parlai.dict", "parlai.dict.codecs", "parlai.json"
@@ -152,9 +152,9 @@ class DictionaryTokenizer:
     def save(self, folder: Path) -> None:
         """Copy the dictionary, its codes and its settings into the folder."""
         for source, name in zip(self._files, (DICTIONARY_FILE, CODES_FILE), strict=True):
-            if source is not None and source.resolve() != (folder / name).resolve():
-                shutil.copyfile(source, folder / name)
-        (folder / SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
+            if source is not None:
+                copy_file(source, folder / name)
+        write_text(folder / SETTINGS_FILE, json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "DictionaryTokenizer":

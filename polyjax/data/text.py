@@ -11,6 +11,8 @@ from polyjax.data.tokenizers import Tokenizer
 from polyjax.types import InputError, Tokens
 
 Ids = list[int]
+MAX_KEPT_TEXTS = 1_000_000
+"""Beyond so many, a long-lived server forgets the ids of all texts and begins again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,15 +72,13 @@ class TextConfig:
     def check_positions(self, n_positions: int, *, paired: bool) -> None:
         """Raise InputError if a sequence may be longer than the encoder's positions."""
         longest = max(self.context_tokens, self.candidate_tokens)
+        name = "text.context_tokens" if longest == self.context_tokens else "text.candidate_tokens"
         if paired:
             longest = self.pair_limit()
         if longest > n_positions:
-            asked = (
-                "a pair of text.context_tokens and text.candidate_tokens" if paired else "text.context_tokens"
-            )
+            asked = "a pair of text.context_tokens and text.candidate_tokens" if paired else name
             raise InputError(
-                f"{asked} is {longest}, longer than the encoder's {n_positions} positions; "
-                "lower text.context_tokens"
+                f"{asked} is {longest}, longer than the encoder's {n_positions} positions; lower {name}"
             )
 
 
@@ -96,6 +96,8 @@ class TextEncoder:
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenise all texts at once, and keep their ids."""
+        if len(self._ids) > MAX_KEPT_TEXTS:
+            self._ids.clear()
         new = list(dict.fromkeys(text for text in texts if text not in self._ids))
         self._ids.update(zip(new, self.tokenizer.encode(new), strict=True))
 

@@ -1,7 +1,6 @@
 """Text -> token ids: WordPiece through Hugging Face ``tokenizers``, and SentencePiece trained here."""
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -10,6 +9,7 @@ import sentencepiece
 import tokenizers
 
 from polyjax.data.dictionary import DICTIONARY_FILE, DictionaryTokenizer
+from polyjax.files import copy_file, write_text
 from polyjax.types import InputError
 
 WORDPIECE_FILE = "tokenizer.json"
@@ -97,7 +97,7 @@ class WordPieceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into the folder."""
-        self._tokenizer.save(str(folder / WORDPIECE_FILE))
+        write_text(folder / WORDPIECE_FILE, self._tokenizer.to_str(pretty=True))
 
 
 class SentencePieceTokenizer:
@@ -137,9 +137,7 @@ class SentencePieceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write sentencepiece.model into the folder."""
-        target = folder / SENTENCEPIECE_FILE
-        if target.resolve() != self._path.resolve():
-            shutil.copyfile(self._path, target)
+        copy_file(self._path, folder / SENTENCEPIECE_FILE)
 
 
 def train_sentencepiece(
@@ -183,8 +181,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise InputError(
-            f"tokenizer vocab_size of {vocab_size} does not fit the corpus: {str(error).strip()}; "
-            "choose a smaller one"
+            f"tokenizer vocab_size of {vocab_size} does not fit the corpus: {' '.join(str(error).split())}"
         ) from None
     os.replace(f"{prefix}.model", path)
     os.remove(f"{prefix}.vocab")

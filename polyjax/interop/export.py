@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from polyjax.train.checkpoint import MODEL, flat_parameters, load_scorer, write_text
+from polyjax.files import write_text
+from polyjax.train.checkpoint import MODEL, flat_parameters, load_scorer
 from polyjax.types import InputError
 
 KINDS = {

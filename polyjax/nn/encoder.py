@@ -84,6 +84,8 @@ class EncoderConfig:
             raise InputError(f"sinusoidal positions need an even dim, got {self.dim}")
         if not 0 <= self.n_segments:
             raise InputError(f"encoder n_segments must be 0 or more, got {self.n_segments}")
+        if not 0.0 < abs(self.output_scaling) < math.inf:
+            raise InputError(f"encoder output_scaling must be a finite number, got {self.output_scaling}")
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"encoder {name} must be in [0, 1), got {getattr(self, name)}")
@@ -222,7 +224,15 @@ class Encoder(nnx.Module):
         Args:
             tokens: t is at most n_positions.
             key: draws the dropout; without it the encoder is deterministic.
+
+        Raises:
+            InputError: the tokens are longer than the positions.
         """
+        if tokens.ids.shape[-1] > self.config.n_positions:
+            # jnp.take would fill the missing positions with NaN.
+            raise InputError(
+                f"tokens are {tokens.ids.shape[-1]} long, the encoder has {self.config.n_positions} positions"
+            )
         n_keys = self.config.n_layers + 1
         keys = [None] * n_keys if key is None else list(jax.random.split(key, n_keys))
         x = apply_dropout(self.embeddings(tokens), self.config.dropout, keys[-1])

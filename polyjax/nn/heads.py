@@ -80,6 +80,11 @@ class PolyConfig:
     score_scale: float = 1.0
     over_padding: bool = False
 
+    @classmethod
+    def paper(cls, n_codes: Literal[16, 64, 360]) -> "PolyConfig":
+        """The paper's head (§4.4) with one of its numbers of codes: raw products, two encoders."""
+        return cls(n_codes=n_codes, codes_std=1.0, reduction="first")
+
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.n_codes < 1:

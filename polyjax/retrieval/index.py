@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from polyjax.files import write_text
 from polyjax.scoring import Progress, TextScorer, ignore
-from polyjax.train.checkpoint import read_json, write_json, write_text
+from polyjax.train.checkpoint import read_json, write_json
 from polyjax.types import InputError
 
 MANIFEST, TEXTS, VECTORS = "manifest.json", "texts.txt", "vectors.npy"

@@ -10,11 +10,13 @@
 Small files are written aside and renamed; orbax does the same with a checkpoint's folder.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
+from polyjax.files import PARTIAL, write_text
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.train.step import TrainState
 from polyjax.types import InputError
 
-CONFIG, MODEL, METRICS = "config.json", "model.json", "metrics.jsonl"
+CONFIG, MODEL, METRICS, LOCK = "config.json", "model.json", "metrics.jsonl", ".lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,16 +43,6 @@ class ModelCard:
 
     model: ModelConfig
     text: TextConfig
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside first, then renamed."""
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -166,13 +159,11 @@ class Checkpoints:
         assert step is not None
         model = {**flat_parameters(state.trained), **flat_parameters(state.frozen)}
         part = _training_part(state)
-        restored = self._manager.restore(
+        restored = self._restore(
             step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(_abstract(model)),
-                training=ocp.args.StandardRestore(_abstract(part)),
-                progress=ocp.args.JsonRestore(),
-            ),
+            model=ocp.args.StandardRestore(_abstract(model)),
+            training=ocp.args.StandardRestore(_abstract(part)),
+            progress=ocp.args.JsonRestore(),
         )
         treedef = jax.tree.structure(state.optimizer)
         training = restored["training"]
@@ -184,6 +175,23 @@ class Checkpoints:
             step=training["step"],
             key=training["key"],
         ), restored["progress"]
+
+    def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        """The items of a saved step.
+
+        Raises:
+            InputError: a file of the step is missing or damaged, or holds another model.
+        """
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            if missing := [name for name in items if restored[name] is None]:
+                raise KeyError(missing[0])
+            return restored
+        except Exception as error:  # orbax and tensorstore raise bare ones for damaged files
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+            others = [other for other in sorted(self._manager.all_steps()) if other != step]
+            way_out = f"remove that folder to use step {others[-1]}" if others else "no other step is saved"
+            raise InputError(f"{self._folder / str(step)} cannot be restored ({reason}); {way_out}") from None
 
     def restore_parameters(self, scorer: Scorer, step: int | None = None) -> Scorer:
         """A scorer with the parameters of a saved step; of the best one by default.
@@ -201,13 +209,7 @@ class Checkpoints:
             raise InputError(f"{self._folder}: no checkpoint of step {step}; saved are {saved}")
         graph, state = nnx.split(scorer)
         target = _abstract(flat_parameters(state))
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
-            )
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{self._folder / str(step)} cannot be restored: {reason}") from None
+        restored = self._restore(step, model=ocp.args.StandardRestore(target))
         return nnx.merge(graph, fill_parameters(state, restored["model"]))
 
 
@@ -227,8 +229,37 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
 
 
-def open_run(run_dir: Path, config: Any) -> None:
+@contextlib.contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in a run directory; the system frees it if this one is killed.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not on Windows
+        yield
+        return
+    with (run_dir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"{run_dir}: another process trains there; wait for it, or choose another --run-dir"
+            ) from None
+        yield
+
+
+def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> None:
     """Create a run directory for these settings, or check that the one there belongs to the same.
+
+    As long as nothing was trained there, other settings take a directory over: there is nothing to lose.
+
+    Args:
+        run_dir: the run directory.
+        config: the run's settings.
+        incidental: dotted names of settings that change no result, and may differ.
 
     Raises:
         InputError: the directory belongs to other settings, is not a run directory, or cannot be written.
@@ -237,7 +268,11 @@ def open_run(run_dir: Path, config: Any) -> None:
     wanted = json.loads(json.dumps(to_json(config)))
     if path.exists():
         differing = _differences(read_json(path), wanted)
-        if differing:
+        differing = {name: pair for name, pair in differing.items() if name not in incidental}
+        if differing and not _any_checkpoint(run_dir):
+            shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
+            write_json(path, wanted)
+        elif differing:
             name, (old, new) = next(iter(differing.items()))
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise InputError(
@@ -248,11 +283,16 @@ def open_run(run_dir: Path, config: Any) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         # A kill may have left the file's first, unfinished writing.
-        if any(entry.name != path.name + ".partial" for entry in run_dir.iterdir()):
+        if any(entry.name not in (path.name + PARTIAL, LOCK) for entry in run_dir.iterdir()):
             raise InputError(f"{run_dir} is not empty and holds no {CONFIG}; choose another --run-dir")
         write_json(path, wanted)
     except OSError as error:
         raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
+
+
+def _any_checkpoint(run_dir: Path) -> bool:
+    folder = run_dir / "checkpoints"
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
 def _differences(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
@@ -289,7 +329,7 @@ def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Token
     """
     if run_dir.exists():
         raise InputError(f"{run_dir} exists already; choose another directory, or remove it")
-    aside = run_dir.with_name(run_dir.name + ".partial")
+    aside = run_dir.with_name(run_dir.name + PARTIAL)
     try:
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "tokenizer").mkdir(parents=True)
@@ -325,7 +365,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, resume_step: int):
         self._path = run_dir / METRICS
-        kept = [row for row in self.read(run_dir) if row["step"] <= resume_step]
+        kept = [row for row in self.read(run_dir) if row["step"] <= resume_step and row["kind"] != "test"]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
@@ -336,12 +376,19 @@ class MetricsLog:
 
     @staticmethod
     def read(run_dir: Path) -> list[dict[str, Any]]:
-        """All whole lines; a line cut short by a kill is left out."""
+        """All whole lines; a line cut short by a kill is left out.
+
+        Raises:
+            InputError: a line is not JSON.
+        """
         path = run_dir / METRICS
         if not path.exists():
             return []
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
             if line.endswith("\n"):
-                rows.append(json.loads(line))
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{path}:{i} is not JSON ({error}); remove the line") from None
         return rows

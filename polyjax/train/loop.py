@@ -17,9 +17,10 @@ from polyjax.data.pipeline import BatchConfig, make_loader
 from polyjax.data.text import TextEncoder
 from polyjax.evaluation import Evaluation, evaluate
 from polyjax.models import DualScorer, Scorer
+from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import Meter, console, meter
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import Checkpoints, MetricsLog
+from polyjax.train.checkpoint import Checkpoints, MetricsLog, run_lock
 from polyjax.train.optim import OptimConfig, Trainable, make_optimizer, plateau, schedule, trainable_filter
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Example, InputError
@@ -33,11 +34,11 @@ class TrainConfig:
 
     Attributes:
         steps: updates in all; 0 to give ``epochs`` instead.
-        epochs: passes over the training split, where ``steps`` is 0.
+        epochs: passes over the training split instead of ``steps``; with neither, one pass.
         seed: of initial values, shuffling, dropout and sampled negatives.
         trainable: ``all``, ``all-but-embeddings``, or a number k: the top k layers (and the head).
         validate_every_steps: updates between validations; 0 to give ``validate_every_epochs`` instead.
-        validate_every_epochs: passes between validations, where ``validate_every_steps`` is 0.
+        validate_every_epochs: passes between validations instead; with neither, half a pass.
         validate_examples: at most so many examples of the valid split, drawn once.
         save_every_steps: updates between checkpoints besides those at validations; 0 for none.
         best_by: validation figure that chooses the checkpoint to use.
@@ -46,11 +47,11 @@ class TrainConfig:
     """
 
     steps: int = 0
-    epochs: float = 1.0
+    epochs: float = 0.0
     seed: int = 0
     trainable: Trainable = "all"
     validate_every_steps: int = 0
-    validate_every_epochs: float = 0.5
+    validate_every_epochs: float = 0.0
     validate_examples: int = 1000
     save_every_steps: int = 200
     best_by: Literal["recall@1", "mrr", "loss"] = "recall@1"
@@ -59,12 +60,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
-        for name in ("steps", "validate_every_steps", "save_every_steps", "early_stopping", "time_limit"):
-            if getattr(self, name) < 0:
-                raise InputError(f"train {name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("epochs", "validate_every_epochs", "validate_examples"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"train {name} must be positive, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not (0 <= value < math.inf):
+                raise InputError(f"train {field.name} must be 0 or more and finite, got {value}")
+        if self.validate_examples < 1:
+            raise InputError(f"train validate_examples must be at least 1, got {self.validate_examples}")
+        for steps, epochs in (("steps", "epochs"), ("validate_every_steps", "validate_every_epochs")):
+            if getattr(self, steps) and getattr(self, epochs):
+                raise InputError(
+                    f"train {steps} of {getattr(self, steps)} and {epochs} of {getattr(self, epochs):g} are "
+                    f"both given; set {steps} to 0 to go by epochs"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,24 +130,52 @@ def train(
         on_log: called with (step, kind, figures) for every line of the log.
 
     Raises:
-        InputError: settings cannot work, or the loss stopped being finite.
+        InputError: settings cannot work, the loss stopped being finite, or another process trains there.
     """
-    checkpoints = Checkpoints(run_dir)
+    with run_lock(run_dir):
+        return _train(
+            scorer,
+            text,
+            train_examples,
+            valid_examples,
+            run_dir,
+            batch=batch,
+            optim=optim,
+            config=config,
+            on_log=on_log,
+        )
+
+
+def _train(
+    scorer: Scorer,
+    text: TextEncoder,
+    train_examples: Sequence[Example],
+    valid_examples: Sequence[Example],
+    run_dir: Path,
+    *,
+    batch: BatchConfig,
+    optim: OptimConfig,
+    config: TrainConfig,
+    on_log: Callable[[int, str, dict[str, Any]], None],
+) -> TrainResult:
     inputs = "dual" if isinstance(scorer, DualScorer) else "pairs"
+    encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
+    _check_trainable(inputs, encoder, batch)
     per_epoch = len(train_examples) // batch.batch_size
-    n_steps = config.steps or max(1, round(config.epochs * per_epoch))
-    validate_every = config.validate_every_steps or max(1, round(config.validate_every_epochs * per_epoch))
+    n_steps = config.steps or max(1, round((config.epochs or 1.0) * per_epoch))
+    validate_every = config.validate_every_steps or max(
+        1, round((config.validate_every_epochs or 0.5) * per_epoch)
+    )
     loader, _ = make_loader(train_examples, text, batch, inputs=inputs, n_batches=n_steps, seed=config.seed)
     some = np.random.default_rng(0).permutation(len(valid_examples))[: config.validate_examples]
     valid = [valid_examples[i] for i in sorted(some)]
 
-    n_layers = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config.n_layers
     validator = TextScorer(scorer, text)
     optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
-    graph, state = init_state(
-        scorer, optimizer, plateau_rule, trainable_filter(config.trainable, n_layers), seed=config.seed
-    )
+    trained = trainable_filter(config.trainable, encoder.n_layers)
+    graph, state = init_state(scorer, optimizer, plateau_rule, trained, seed=config.seed)
     progress = _Progress(loader.get_state())
+    checkpoints = Checkpoints(run_dir)
     if checkpoints.latest_step is not None:
         state, saved = checkpoints.restore(state)
         progress = _Progress(**saved)
@@ -170,20 +205,27 @@ def train(
             due = last or step % validate_every == 0
             save = due or (config.save_every_steps and step % config.save_every_steps == 0)
             if save or step % LOG_EVERY_STEPS == 0:
-                means = _finite_means(window, step, optim)
+                means = _finite_means(window, step, optim, saved=checkpoints.latest_step)
                 means |= {
+                    "examples_per_second": batch.batch_size * shown.rate,
                     "learning_rate": float(rate(step - 1) * jnp.asarray(state.plateau.scale)),
                     "seconds": time.monotonic() - began,
                     "compilations": len(traces),
                 }
                 record("train", step, means)
                 window = []
-                shown.move_to(step, f"loss {means['loss']:.3f}")
+                shown.move_to(
+                    step, f"{batch.batch_size * shown.rate:.3g} examples/s  loss {means['loss']:.3f}"
+                )
             if save:
+                _check_finite(state, step, optim, saved=checkpoints.latest_step)
                 best_by = None
                 if due:
                     validator.update(nnx.merge(graph, state.trained, state.frozen))
                     outcome = evaluate("valid", validator, valid)
+                    _raise_unless_finite(
+                        "validation loss", [outcome.loss], step, optim, saved=checkpoints.latest_step
+                    )
                     best_by = _better_is_larger(outcome, config.best_by)
                     state = _step_plateau(plateau_rule, state, outcome.loss)
                     improved = best_by > progress.best
@@ -211,18 +253,47 @@ def train(
     )
 
 
-def _finite_means(window: Sequence[dict[str, jax.Array]], step: int, optim: OptimConfig) -> dict[str, Any]:
-    """Means of the figures since the last log; raise InputError if a loss is not finite."""
-    values = jax.device_get(list(window))
-    losses = [float(v["loss"]) for v in values]
-    if not all(map(math.isfinite, losses)):
-        place = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+def _check_trainable(inputs: str, encoder: EncoderConfig, batch: BatchConfig) -> None:
+    """Raise InputError for what would train without learning."""
+    if inputs == "dual" and batch.batch_size < 2:
         raise InputError(
-            f"the loss became {losses[place]} at step {step - len(losses) + 1 + place} (steps "
-            f"{step - len(losses) + 1}-{step} are not saved); try a lower optim.learning_rate than "
-            f"{optim.learning_rate:g}, a lower optim.clip than {optim.clip:g}, or float32"
+            f"batch batch_size of {batch.batch_size}: bi- and poly-encoders learn from the other labels of "
+            "the batch; choose at least 2"
         )
+    if encoder.dtype == "float16":
+        raise InputError("encoder dtype float16 cannot be trained yet (no loss scaling); use bfloat16")
+
+
+def _finite_means(
+    window: Sequence[dict[str, jax.Array]], step: int, optim: OptimConfig, *, saved: int | None
+) -> dict[str, Any]:
+    """Means of the figures since the last log; raise InputError if a loss or gradient is not finite."""
+    values = jax.device_get(list(window))
+    for name, what in (("loss", "loss"), ("gradient_norm", "gradient's norm")):
+        _raise_unless_finite(what, [float(v[name]) for v in values], step, optim, saved=saved)
     return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+
+
+def _check_finite(state: TrainState, step: int, optim: OptimConfig, *, saved: int | None) -> None:
+    """Raise InputError if a parameter is not finite: such a state is never saved."""
+    finite = jax.device_get([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trained)])
+    if not all(finite):
+        _raise_unless_finite("value of a parameter", [math.nan], step, optim, saved=saved)
+
+
+def _raise_unless_finite(
+    what: str, values: Sequence[float], step: int, optim: OptimConfig, *, saved: int | None
+) -> None:
+    """Raise InputError naming the first step whose value is not finite; the values end at ``step``."""
+    place = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+    if place is None:
+        return
+    kept = "nothing was saved" if saved is None else f"the last saved step is {saved}"
+    raise InputError(
+        f"the {what} became {values[place]} at step {step - len(values) + 1 + place} ({kept}); in another "
+        f"--run-dir, try a lower optim.learning_rate than {optim.learning_rate:g}, a lower optim.clip than "
+        f"{optim.clip:g}, or float32"
+    )
 
 
 def _better_is_larger(outcome: Evaluation, name: str) -> float:

@@ -1,6 +1,7 @@
 """Optimiser and learning-rate schedule: warm-up, then a plateau or linear decay."""
 
 import dataclasses
+import math
 import re
 from typing import Literal, assert_never
 
@@ -54,16 +55,16 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         for name in ("learning_rate", "clip", "head_rate", "eps"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"optim {name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"optim {name} must be positive and finite, got {getattr(self, name)}")
         for name in ("warmup", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"optim {name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.plateau_factor < 1:
             raise InputError(f"optim plateau_factor must be in (0, 1), got {self.plateau_factor}")
         for name in ("plateau_patience", "weight_decay", "parlai_warmup"):
-            if getattr(self, name) < 0:
-                raise InputError(f"optim {name} must be 0 or more, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"optim {name} must be 0 or more and finite, got {getattr(self, name)}")
 
 
 def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:

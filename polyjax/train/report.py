@@ -16,24 +16,26 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from polyjax.files import write_text
 from polyjax.metrics import RankingResult
-from polyjax.train.checkpoint import MetricsLog, write_json, write_text
+from polyjax.train.checkpoint import MetricsLog, write_json
 
 KS = (1, 2, 5, 10)
 _GREY, _BLUE, _ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
 
 
 def figures_row(result: RankingResult) -> list[str]:
-    """A table row: name, recall@1 with its 95% interval, the other recalls, MRR."""
+    """A table row: name, rows, recall@1 with its 95% interval, the other recalls, MRR."""
     low, high = result.recall_interval(1)
     others = [f"{result.recall(k):.3f}" for k in KS[1:] if k < result.n_candidates]
-    return [result.name, f"{result.recall(1):.3f}", f"[{low:.3f}, {high:.3f}]", *others, f"{result.mrr:.3f}"]
+    first = [result.name, f"{len(result.ranks):,}", f"{result.recall(1):.3f}", f"[{low:.3f}, {high:.3f}]"]
+    return [*first, *others, f"{result.mrr:.3f}"]
 
 
 def header_row(result: RankingResult) -> list[str]:
     """The names of ``figures_row``; recall@1 states the candidate count of all."""
     others = [f"@{k}" for k in KS[1:] if k < result.n_candidates]
-    return ["", f"recall@1/{result.n_candidates}", "95% interval", *others, "MRR"]
+    return ["", "n", f"recall@1/{result.n_candidates}", "95% interval", *others, "MRR"]
 
 
 def console_table(results: Sequence[RankingResult], title: str) -> Table:

@@ -16,18 +16,16 @@ import toy
 from conftest import FAST_COMPILATION
 from flax import nnx
 
-from polyjax import EncoderConfig, InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints, MetricsLog, flat_parameters
-from polyjax.train.optim import OptimConfig
+from polyjax import InputError, make_scorer
+from polyjax.train.checkpoint import Checkpoints, MetricsLog, flat_parameters, open_run, run_lock
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.step import init_state
 
 SCRIPT = Path(toy.__file__)
 
 
 def parameters(run_dir: Path, arch: str, step: int) -> dict[str, np.ndarray]:
-    shape = EncoderConfig(
-        vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, dropout=0.1, norm_eps=1e-5
-    )
-    scorer = make_scorer(shape, toy.HEADS[arch], rngs=nnx.Rngs(1))
+    scorer = make_scorer(toy.SHAPE, toy.HEADS[arch], rngs=nnx.Rngs(1))
     restored = Checkpoints(run_dir, read_only=True).restore_parameters(scorer, step)
     return {name: np.asarray(value) for name, value in flat_parameters(nnx.state(restored)).items()}
 
@@ -144,11 +142,40 @@ def saved_steps(run_dir: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_steps_and_saves_nothing_bad(tmp_path):
-    explosive = OptimConfig(learning_rate=1e20, warmup=0.0, head_rate=1.0, clip=1e9, decay="none")
-    with pytest.raises(InputError, match=r"loss became (nan|inf) at step \d+ .*lower optim\.learning_rate"):
-        toy.run(tmp_path, "bi", optim=explosive)
+@pytest.mark.parametrize(("save_every", "steps"), [(0, 60), (1, 60), (0, 2)])
+def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, save_every, steps):
+    """Whenever it is saved, and also when the last step does it."""
+    explosive = OptimConfig(learning_rate=1e30, warmup=0.0, head_rate=1.0, clip=1e9, decay="none")
+    with pytest.raises(InputError, match=r"became (nan|inf) at step \d+ .*lower optim\.learning_rate"):
+        toy.run(tmp_path, "bi", optim=explosive, save_every_steps=save_every, steps=steps)
+    for step in map(int, saved_steps(tmp_path)):
+        assert all(np.isfinite(value).all() for value in parameters(tmp_path, "bi", step).values())
+    assert all(np.isfinite(row["loss"]) for row in MetricsLog.read(tmp_path))
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path):
+    with run_lock(tmp_path), pytest.raises(InputError, match="another process trains there"):
+        toy.run(tmp_path, "bi")
+
+
+def test_bi_and_poly_need_other_labels(tmp_path):
+    with pytest.raises(InputError, match="choose at least 2"):
+        toy.run(tmp_path, "poly", batch_size=1)
     assert not saved_steps(tmp_path)
+
+
+def test_a_plateau_cut_survives_a_restart(tmp_path):
+    """Validation figures that never improve cut the rate; the run that goes on keeps the cut."""
+    still = OptimConfig(learning_rate=1e-30, decay="plateau", warmup=0.0)
+    changes = {"optim": still, "dropout": 0.0, "validate_every_steps": 2}
+    toy.run(tmp_path, "bi", steps=4, **changes)
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "before")
+    scorer = make_scorer(toy.SHAPE, toy.HEADS["bi"], rngs=nnx.Rngs(0))
+    rule, optimizer = plateau(still), make_optimizer(still, 4)
+    _, fresh = init_state(scorer, optimizer, rule, trainable_filter("all", 2), seed=0)
+    state, _ = Checkpoints(tmp_path, read_only=True).restore(fresh)
+    assert float(fresh.plateau.scale) == 1.0
+    assert float(state.plateau.scale) == pytest.approx(still.plateau_factor)
 
 
 def test_early_stopping_and_time_limit(tmp_path):
@@ -180,3 +207,44 @@ def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
     shutil.rmtree(copy / "checkpoints" / "60" / "model")
     with pytest.raises(InputError, match="cannot be restored"):
         parameters(copy, arch, 60)
+
+
+@pytest.mark.parametrize("item", ["model", "training", "progress"])
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_a_damaged_checkpoint_is_one_line(finished, tmp_path, item, damage):
+    arch, run_dir, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    for folder in (copy / "checkpoints").iterdir():
+        if folder.name.isdigit():
+            _damage(folder / item, damage)
+    with pytest.raises(InputError, match="cannot be restored") as caught:
+        toy.run(copy, arch)
+    assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def _damage(folder: Path, damage: str) -> None:
+    if damage == "removed":
+        shutil.rmtree(folder)
+        return
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_log_line_that_is_not_json_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"step"\n')
+    with pytest.raises(InputError, match="metrics.jsonl:2 is not JSON"):
+        MetricsLog.read(tmp_path)
+
+
+def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_path):
+    first, second = OptimConfig(), OptimConfig(learning_rate=1e-3)
+    open_run(tmp_path / "run", first)
+    (tmp_path / "run" / "tokenizer").mkdir()
+    open_run(tmp_path / "run", second)
+    assert not (tmp_path / "run" / "tokenizer").exists(), "it belonged to the other settings"
+    (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
+    with pytest.raises(InputError, match="belongs to a run with learning_rate = 0.001"):
+        open_run(tmp_path / "run", first)
+    open_run(tmp_path / "run", first, incidental=("learning_rate",))

@@ -17,6 +17,7 @@ from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
 
+SHAPE = EncoderConfig(vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, norm_eps=1e-5)
 HEADS = {
     "bi": BiConfig(),
     "poly": PolyConfig(n_codes=4, codes_std=0.3),
@@ -71,16 +72,7 @@ def run(
 ) -> TrainResult:
     """Train the architecture on the toy problem; ``changes`` are those of TrainConfig."""
     enable_compilation_cache()
-    shape = EncoderConfig(
-        vocab_size=40,
-        dim=32,
-        n_layers=2,
-        n_heads=2,
-        mlp_dim=64,
-        n_positions=32,
-        dropout=dropout,
-        norm_eps=1e-5,
-    )
+    shape = dataclasses.replace(SHAPE, dropout=dropout)
     config = TrainConfig(steps=60, validate_every_steps=20, save_every_steps=7, validate_examples=30)
     run_dir.mkdir(parents=True, exist_ok=True)
     return train(
