@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     XLA allocates a step's temporary arrays, a gigabyte for a MiniLM training step of 32 contexts, and
     frees them at its end. glibc returns such blocks to the system at once, so that each step faults
     every page in again: 260,000 faults, a third of the step's time (benchmarks/page_faults.py).
-    The memory in use at the peak does not grow; it stays the process's own between the peaks.
+    The price is memory: blocks of different sizes leave gaps, and the peak can be twice as high.
 
     Called by the commands, not at import: it concerns the whole process. Call it before the first
     computation.

@@ -1,0 +1,74 @@
+"""Time from ``import polyjax`` to the first ranked answer, in fresh processes with a warm compilation cache.
+
+    python benchmarks/startup.py runs/chitchat-demo-poly-minilm
+
+Prints a table and writes benchmarks/results/startup.json.
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from polyjax.train.checkpoint import write_json
+from polyjax.train.report import hardware
+
+PROGRAM = """
+import json, sys, time
+began = time.perf_counter()
+import polyjax
+imported = time.perf_counter()
+ranker = polyjax.Ranker.load(sys.argv[1])
+loaded = time.perf_counter()
+ranker.rank("hi, how are you?", ["great!", "a red car"])
+first = time.perf_counter()
+ranker.rank("hi, how are you today?", ["great, thanks!", "a blue car"])
+second = time.perf_counter()
+print(json.dumps({"import": imported - began, "load": loaded - imported, "first answer": first - loaded,
+    "in all": first - began, "second answer": second - first, "programs": ranker.compilations}))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """What is timed.
+
+    Attributes:
+        run_dir: a trained run.
+        repeats: processes, after one that fills the cache.
+        out: where the figures go.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    repeats: int = 5
+    out: Path = Path(__file__).parent / "results" / "startup.json"
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Start processes, print and write medians."""
+    command = [sys.executable, "-c", PROGRAM, str(config.run_dir)]
+    rows = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(config.repeats + 1)
+    ][1:]
+    table = Table(title="seconds, medians", title_justify="left")
+    figures = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_row(
+        *(f"{value:.2f}" if name != "programs" else f"{value:.0f}" for name, value in figures.items())
+    )
+    Console().print(table)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(config.out, {"hardware": hardware(), **figures})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))
