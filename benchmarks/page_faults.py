@@ -1,4 +1,4 @@
-"""Time training steps with and without ``keep_freed_memory``, each in a process of its own.
+"""Time training steps with and without huge pages, each in a process of its own.
 
     python benchmarks/page_faults.py
 
@@ -8,6 +8,7 @@ table with the page faults of a step, and writes benchmarks/results/page_faults.
 
 import dataclasses
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from polyjax import Batch, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
 from polyjax.compilation import enable_compilation_cache
-from polyjax.memory import keep_freed_memory
+from polyjax.memory import TUNABLE
 from polyjax.train.checkpoint import write_json
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.report import hardware
@@ -45,13 +46,11 @@ class BenchmarkConfig:
     steps: int = 6
     rounds: int = 2
     out: Path = Path(__file__).parent / "results" / "page_faults.json"
-    measure: bool | None = None
+    measure: bool = False
 
 
-def measure(keep: bool, steps: int) -> dict[str, float]:
+def measure(steps: int) -> dict[str, float]:
     """Median seconds and mean page faults of a step."""
-    if keep:
-        keep_freed_memory()
     enable_compilation_cache()
     shape = EncoderConfig(vocab_size=30522, dim=384, n_layers=6, n_heads=12, mlp_dim=1536, dtype="bfloat16")
     head = PolyConfig(shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0)
@@ -88,22 +87,23 @@ def measure(keep: bool, steps: int) -> dict[str, float]:
 
 def main(config: BenchmarkConfig) -> None:
     """Time both kinds in turn, print and write the table."""
-    if config.measure is not None:
-        print(json.dumps(measure(config.measure, config.steps)))
+    if config.measure:
+        print(json.dumps(measure(config.steps)))
         return
     runs: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     for _ in range(config.rounds):
-        for keep, rows in runs.items():
-            flag = "True" if keep else "False"
-            command = [sys.executable, __file__, "--measure", flag, "--steps", str(config.steps)]
-            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+        for huge, rows in runs.items():
+            environment = {**os.environ, "GLIBC_TUNABLES": TUNABLE if huge else "glibc.malloc.hugetlb=0"}
+            command = [sys.executable, __file__, "--measure", "--steps", str(config.steps)]
+            done = subprocess.run(command, check=True, capture_output=True, env=environment)
+            rows.append(json.loads(done.stdout))
     table = Table(title="a training step", title_justify="left")
-    for name in ("memory freed", "seconds", "page faults", "peak GiB"):
+    for name in ("pages", "seconds", "page faults", "peak GiB"):
         table.add_column(name, justify="right")
     figures = {}
-    for keep, rows in runs.items():
+    for huge, rows in runs.items():
         best = min(rows, key=lambda row: row["seconds"])
-        name = "kept" if keep else "returned"
+        name = "huge" if huge else "4 KiB"
         figures[name] = best
         table.add_row(
             name, f"{best['seconds']:.3f}", f"{best['page_faults']:,.0f}", f"{best['peak_gib']:.1f}"

@@ -26,7 +26,6 @@ from rich.console import Console
 
 from polyjax.chat import ChatSession, load_index
 from polyjax.compilation import enable_compilation_cache
-from polyjax.memory import keep_freed_memory
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer, write_json
 from polyjax.train.report import hardware
@@ -153,7 +152,6 @@ def main(config: BenchmarkConfig) -> None:
         convert_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         say(f"{n_parameters / 1e6:.0f} M parameters: {convert_s:.1f} s, peak {convert_gib:.1f} GiB")
 
-        keep_freed_memory()
         enable_compilation_cache()
         (folder / "candidates.txt").write_text("\n".join(sentences(config.candidates)) + "\n")
         scorer = TextScorer(*load_scorer(folder / "run"))

@@ -12,7 +12,7 @@ from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
 from polyjax.data.tasks import chitchat
 from polyjax.evaluation import evaluate
-from polyjax.memory import keep_freed_memory
+from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
@@ -39,7 +39,6 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
-    keep_freed_memory()
     enable_compilation_cache()
     path = config.run_dir / CONFIG
     trained = from_json(RunConfig, read_json(path), source=str(path))
@@ -55,6 +54,7 @@ def run(config: EvaluateConfig) -> RankingResult:
 
 def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
+    restart_with_huge_pages()
     with user_errors():
         run(parse_flags(EvaluateConfig, prog="python experiments/evaluate.py"))
 

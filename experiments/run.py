@@ -31,7 +31,7 @@ from polyjax.data.tokenizers import (
 from polyjax.evaluation import evaluate
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.interop.parlai import ConvertedFrom
-from polyjax.memory import keep_freed_memory
+from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
@@ -217,7 +217,6 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
 def run(config: RunConfig) -> list[RankingResult]:
     """Train (or go on), evaluate beside the baselines, and write the report."""
     began = time.monotonic()
-    keep_freed_memory()
     enable_compilation_cache()
     source = pretrained_folder(config)
     open_run(config.folder, config, incidental=INCIDENTAL)
@@ -304,6 +303,7 @@ def report(
 
 def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
+    restart_with_huge_pages()
     with user_errors():
         run(parse(sys.argv[1:]))
 

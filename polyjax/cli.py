@@ -13,7 +13,6 @@ from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.interop.export import export_safetensors
 from polyjax.interop.parlai import convert_parlai
-from polyjax.memory import keep_freed_memory
 from polyjax.progress import errors
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
@@ -126,7 +125,6 @@ def main() -> None:
     """Entry point; a mistake of the user's is one line and exit status 2."""
     with user_errors():
         command: Convert | Export | Chat = parse_flags(Command, prog=PROG)
-        keep_freed_memory()
         match command:
             case Convert():
                 convert_parlai(command.model_file, command.out_dir, padding=command.padding)

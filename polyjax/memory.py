@@ -1,34 +1,33 @@
 """Memory of a process that computes on CPUs."""
 
-import ctypes
-import functools
+import os
+import platform
 import sys
+from pathlib import Path
 
-# glibc's names for mallopt's parameters (malloc.h).
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+TUNABLE = "glibc.malloc.hugetlb=1"
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Make this process keep the memory it frees instead of handing it back to the system.
+def restart_with_huge_pages() -> None:
+    """Start this process again with huge pages for large blocks, where the system has them on request.
 
     XLA allocates a step's temporary arrays, a gigabyte for a MiniLM training step of 32 contexts, and
-    frees them at its end. glibc returns such blocks to the system at once, so that each step faults
-    every page in again: 260,000 faults, a third of the step's time (benchmarks/page_faults.py).
-    The price is memory: blocks of different sizes leave gaps, and the peak can be twice as high.
+    frees them at its end. The C library returns such blocks to the system, so that each step faults every
+    page in again: 260,000 faults, more than a quarter of the step's time (benchmarks/page_faults.py).
+    With huge pages it is a few hundred. glibc takes that setting from the environment, when a process
+    starts; keeping freed memory instead (mallopt) was as fast, and needed four times the memory.
 
-    Called by the commands, not at import: it concerns the whole process. Call it before the first
-    computation.
-
-    Returns:
-        Whether the C library took the settings; False where it is not glibc.
+    For commands, as their first act: what ran before runs again. Where the system has no such setting, or
+    GLIBC_TUNABLES is the user's own, nothing happens.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    # One arena: a thread's own would not be grown by the large blocks, which would be mapped after all.
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    name, version = platform.libc_ver()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not sys.platform.startswith("linux") or name != "glibc" or numbers < (2, 35):
+        return
+    if "GLIBC_TUNABLES" in os.environ or not THP.exists() or "[madvise]" not in THP.read_text():
+        return
+    os.environ["GLIBC_TUNABLES"] = TUNABLE
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
