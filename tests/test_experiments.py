@@ -1,5 +1,6 @@
 """The commands as a user types them, on a model small enough for a test."""
 
+import importlib
 import json
 import os
 import re
@@ -187,6 +188,18 @@ def test_mistakes_are_named_with_status_2(folder, tmp_path, extra, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_tensorboard_gets_the_figures(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    run = importlib.import_module("run")
+    config = run.parse(["--run-dir", str(tmp_path), "--tensorboard"])
+    with run.tensorboard(config) as log:
+        log(3, "train", {"loss": 1.5, "note": "left out"})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"train/loss" in content and b"note" not in content
+    assert np.float32(1.5).tobytes() in content
 
 
 def test_help_is_readable(folder):
