@@ -185,7 +185,8 @@ def _train(
     traces: list[int] = []
     step_fn = make_train_step(graph, optimizer, on_trace=lambda: traces.append(1))
     rate = schedule(optim, n_steps)
-    began = time.monotonic() - progress.seconds
+    started = time.monotonic()
+    began = started - progress.seconds
 
     def record(kind: str, step: int, figures: dict[str, Any]) -> None:
         log.write(step, kind, figures)
@@ -207,7 +208,7 @@ def _train(
             if save or step % LOG_EVERY_STEPS == 0:
                 means = _finite_means(window, step, optim, saved=checkpoints.latest_step)
                 means |= {
-                    "examples_per_second": batch.batch_size * shown.rate,
+                    "examples_per_second": batch.batch_size * (step - first) / (time.monotonic() - started),
                     "learning_rate": float(rate(step - 1) * jnp.asarray(state.plateau.scale)),
                     "seconds": time.monotonic() - began,
                     "compilations": len(traces),
@@ -215,7 +216,7 @@ def _train(
                 record("train", step, means)
                 window = []
                 shown.move_to(
-                    step, f"{batch.batch_size * shown.rate:.3g} examples/s  loss {means['loss']:.3f}"
+                    step, f"{means['examples_per_second']:.3g} examples/s  loss {means['loss']:.3f}"
                 )
             if save:
                 _check_finite(state, step, optim, saved=checkpoints.latest_step)
