@@ -167,10 +167,10 @@ def _batch(arch: Arch) -> BatchConfig:
 def demo(arch: Arch) -> RunConfig:
     """The main job in less than five minutes of training on two cores.
 
-    python experiments/run.py --arch poly
-    python experiments/run.py --arch bi
+    python experiments/run.py --arch poly    # test recall@1/20 .626 [.598, .653]
+    python experiments/run.py --arch bi      # .626 [.600, .653]
 
-    For a cross-encoder the budget is too short: use ``long``.
+    Seed 0, 280 updates; untrained .526. For a cross-encoder the budget is too short: use ``long``.
     """
     return RunConfig(
         arch=arch,
@@ -186,9 +186,9 @@ def demo(arch: Arch) -> RunConfig:
 def long(arch: Arch) -> RunConfig:
     """About half an hour on two cores.
 
-    python experiments/run.py --arch poly --preset long
-    python experiments/run.py --arch bi --preset long
-    python experiments/run.py --arch cross --preset long
+    python experiments/run.py --arch poly --preset long     # test recall@1/20 .673 [.647, .701]
+    python experiments/run.py --arch bi --preset long       # not run yet
+    python experiments/run.py --arch cross --preset long    # CROSSFIGURE
     """
     short = demo(arch)
     if arch == "cross":

@@ -101,4 +101,8 @@ def _read_dataclass(kind: type, data: Any, where: str) -> Any:
     if missing:
         raise InputError(f"{where}: the entries {missing} are missing")
     given = sorted(names & set(data))
-    return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in given})
+    values = {name: _read(hints[name], data[name], f"{where}.{name}") for name in given}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
