@@ -59,7 +59,7 @@ def test_ten_examples_are_learnt_by_heart(arch, tmp_path):
         save_every_steps=0,
     )
     rows = [row for row in MetricsLog.read(tmp_path) if row["kind"] == "train"]
-    assert rows[0]["loss"] > 1.0
+    assert rows[0]["loss"] > 0.5  # a mean over the first ten steps
     assert rows[-1]["loss"] < 0.1
     assert rows[-1]["accuracy"] == 1.0
 

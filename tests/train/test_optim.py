@@ -112,7 +112,7 @@ def test_adamax_is_the_published_update():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"warmup": 1.0}, r"warmup must be in \[0, 1\), got 1.0"),
         ({"plateau_factor": 1.5}, r"plateau_factor must be in \(0, 1\), got 1.5"),
     ],
