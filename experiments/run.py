@@ -68,6 +68,7 @@ class Choice:
     init: Path | None = None
 
 
+BEFORE = "before training"
 INCIDENTAL = ("run_dir", "tensorboard", "task.data_dir", "batch.workers")
 """Settings that change no result: a run may go on with others."""
 
@@ -181,7 +182,7 @@ def run_baselines(
     if config.init is not None:
         before = TextScorer(initial_scorer(config, shape, None), TextEncoder(tokenizer, config.text))
         with meter("before training", len(examples), unit="contexts") as shown:
-            results.append(evaluate("before training", before, examples, progress=shown.add).ranking)
+            results.append(evaluate(BEFORE, before, examples, progress=shown.add).ranking)
     if source is not None:
         encoder = Encoder(shape, rngs=nnx.Rngs(0))
         load_encoder_weights(encoder, source)
@@ -294,7 +295,9 @@ def report(
     ]
     write_report(config.folder, results, title=f"chitchat, {config.arch}-encoder", notes=notes)
     console.print(console_table(results, f"chitchat test, {len(test)} rows"))
-    console.print(gain_sentence(results[-1], max(results[:-1], key=lambda r: r.recall(1))))
+    # What --init asks is whether training helped; otherwise, what the best baseline is.
+    before = [result for result in results if result.name == BEFORE]
+    console.print(gain_sentence(results[-1], *(before or [max(results[:-1], key=lambda r: r.recall(1))])))
     for note in notes[1:]:
         console.print(note)
     console.print(f"report: {config.folder / 'report.md'}")

@@ -188,7 +188,7 @@ def long(arch: Arch) -> RunConfig:
 
     python experiments/run.py --arch poly --preset long     # test recall@1/20 .673 [.647, .701]
     python experiments/run.py --arch bi --preset long       # not run yet
-    python experiments/run.py --arch cross --preset long    # CROSSFIGURE
+    python experiments/run.py --arch cross --preset long    # .500 [.475, .526]; still learning
     """
     short = demo(arch)
     if arch == "cross":

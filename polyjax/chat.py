@@ -122,7 +122,7 @@ def chat(
     for line in lines:
         text = line.strip()
         command, _, rest = text.partition(" ")
-        if not text:
+        if not text or command == "/help":
             note = HELP
         elif not text.startswith("/"):
             reply = session.reply(text, top=top)

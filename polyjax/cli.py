@@ -114,11 +114,16 @@ def _lines(interactive: bool) -> Iterable[str]:
         line = sys.stdin.readline()
         if not line:
             return
-        yield line
+        # Bytes that are not UTF-8 reach a text as lone surrogates, which no tokenizer takes.
+        yield line.encode("utf-8", "replace").decode("utf-8")
 
 
 def _write(text: str) -> None:
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read has gone, as `head` does
+        sys.stdout = None
+        sys.exit(0)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -100,19 +100,20 @@ class Ranker:
         Raises:
             InputError: the two differ in length, a context has no turn, or there is no candidate.
         """
-        if isinstance(contexts, str) or len(contexts) != len(candidates):
+        for name, lists in (("contexts", contexts), ("candidates", candidates)):
+            if isinstance(lists, str) or not isinstance(lists, Sequence):
+                raise InputError(f"{name}: expected a list, got {type(lists).__name__}")
+        if len(contexts) != len(candidates):
             raise InputError(
                 f"contexts and candidates: expected lists of one length, got {len(contexts)} contexts "
                 f"and {len(candidates)} lists of candidates"
             )
         if not len(contexts):
             return []
-        turns = [[context] if isinstance(context, str) else list(context) for context in contexts]
-        for name, lists in (("context", turns), ("candidates", candidates)):
-            for texts in lists:
-                _check_texts(name, texts)
-        scores = self._scorer.score(turns, [list(texts) for texts in candidates])
-        return [row[: len(texts)] for row, texts in zip(scores, candidates, strict=True)]
+        turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
+        rows = [_texts("candidates", texts) for texts in candidates]
+        scores = self._scorer.score(turns, rows)
+        return [row[: len(texts)] for row, texts in zip(scores, rows, strict=True)]
 
     def rank(self, context: Context, candidates: Sequence[str], top_k: int | None = None) -> list[Ranked]:
         """The candidates, best first; equal scores keep their order.
@@ -127,16 +128,29 @@ class Ranker:
         """
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k must be at least 1, got {top_k}")
-        scores = self.score(context, candidates)
+        texts = _texts("candidates", candidates)
+        scores = self.score(context, texts)
         order = np.argsort(-scores, kind="stable")[:top_k]
-        return [Ranked(candidates[i], float(scores[i]), i) for i in map(int, order)]
+        return [Ranked(texts[i], float(scores[i]), i) for i in map(int, order)]
 
 
-def _check_texts(name: str, texts: Sequence[str]) -> None:
+def _texts(name: str, texts: Iterable[str]) -> list[str]:
+    """A list of texts that can be encoded, or InputError."""
     if isinstance(texts, str):
         raise InputError(f"{name}: expected a list of texts, got one text; write [text]")
-    if not len(texts):
+    if isinstance(texts, set | frozenset | Mapping) or not isinstance(texts, Iterable):
+        raise InputError(f"{name}: expected a list of texts, got {type(texts).__name__}")
+    found = list(texts)
+    if not found:
         raise InputError(f"{name}: expected at least one text, got none")
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise InputError(f"{name}: expected texts, got {type(wrong).__name__} {wrong!r}")
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise InputError(f"{name}[{i}]: expected a text, got {type(text).__name__} {text!r}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{name}[{i}]: {text[:40]!r} holds half a character (a lone surrogate); was it read with "
+                "another encoding?"
+            ) from None
+    return found

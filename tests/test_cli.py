@@ -97,6 +97,12 @@ def test_chat_in_a_pipe_answers_line_by_line(converted, monkeypatch, capsys):
     assert "from the index" in printed.err and "encoding" not in printed.err
 
 
+def test_bytes_that_are_no_text_do_not_end_a_chat(converted, monkeypatch, capsys):
+    arguments = ("chat", str(converted), "--candidates", str(CANDIDATES))
+    polyjax(*arguments, monkeypatch=monkeypatch, stdin="caf\udce9\nok\n")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_replies_are_the_rankers_best(converted):
     texts = read_candidates(CANDIDATES)
     ranker, scorer = Ranker.load(converted), TextScorer(*load_scorer(converted))
@@ -126,10 +132,21 @@ def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
     load_index(other, file, folder, said.append)
     (folder / "vectors.npy").write_bytes(b"broken")
     load_index(other, file, folder, said.append)
-    expected = ["none yet", "from the index", "another candidates", "another model", "is broken"]
+    expected = ["none yet", "from the index", "candidates differ", "model differ", "is broken"]
     assert len(said) == len(expected)
     assert all(part in line for part, line in zip(expected, said, strict=True))
     assert isinstance(open_index(folder, {"model": "x"}), str)
+
+
+def test_a_folder_that_is_no_index_is_left_alone(converted, tmp_path):
+    scorer = TextScorer(*load_scorer(converted))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for place in (tmp_path / "mine", tmp_path / "file"):
+        with pytest.raises(InputError, match="is not an index; choose another place"):
+            load_index(scorer, CANDIDATES, place, lambda text: None)
+    assert (tmp_path / "mine" / "notes").read_text() == (tmp_path / "file").read_text() == "precious"
 
 
 def load_parlai_other():

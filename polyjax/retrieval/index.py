@@ -9,6 +9,7 @@ An index is written aside and renamed, and one of another model or source is nev
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 
 from polyjax.files import write_text
 from polyjax.scoring import Progress, TextScorer, ignore
-from polyjax.train.checkpoint import read_json, write_json
+from polyjax.train.checkpoint import write_json
 from polyjax.types import InputError
 
 MANIFEST, TEXTS, VECTORS = "manifest.json", "texts.txt", "vectors.npy"
@@ -87,15 +88,15 @@ def open_index(folder: Path, expected: dict[str, object]) -> CandidateIndex | st
     if not folder.exists():
         return "there is none yet"
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(manifest, dict):
             return "its manifest is broken"
         for name, value in {"version": VERSION, **expected}.items():
             if manifest.get(name) != value:
-                return f"it was made with another {name}"
+                return f"its {name} differ"
         texts = (folder / TEXTS).read_text(encoding="utf-8").split("\n")[:-1]
         vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
-    except (InputError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return f"it is broken ({error})"
     if len(texts) != manifest.get("count") or vectors.ndim != 2 or len(vectors) != len(texts):
         return "its texts and vectors differ in number"
@@ -120,8 +121,9 @@ def build_index(
         progress: called with the number of candidates done.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder holds something else than an index, or cannot be written.
     """
+    _check_replaceable(folder)
     vectors = scorer.encode_candidates(texts, progress=progress)
     aside = folder.with_name(folder.name + ".partial")
     try:
@@ -130,8 +132,18 @@ def build_index(
         np.save(aside / VECTORS, vectors)
         write_text(aside / TEXTS, "".join(f"{text}\n" for text in texts))
         write_json(aside / MANIFEST, {"version": VERSION, "count": len(texts), **expected})
+        _check_replaceable(folder)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}") from None
     return CandidateIndex(texts, np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False))
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise InputError unless the folder is missing, empty, or holds an index and nothing else."""
+    if not folder.exists():
+        return
+    known = {MANIFEST, TEXTS, VECTORS}
+    if not folder.is_dir() or any(entry.name not in known for entry in folder.iterdir()):
+        raise InputError(f"{folder} is not an index; choose another place for it")
