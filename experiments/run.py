@@ -48,6 +48,7 @@ from polyjax.train.checkpoint import (
     open_run,
     read_card,
     read_json,
+    run_lock,
     write_json,
 )
 from polyjax.train.loop import TrainResult, train
@@ -217,10 +218,16 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
 
 def run(config: RunConfig) -> list[RankingResult]:
     """Train (or go on), evaluate beside the baselines, and write the report."""
-    began = time.monotonic()
     enable_compilation_cache()
     source = pretrained_folder(config)
     open_run(config.folder, config, incidental=INCIDENTAL)
+    with run_lock(config.folder):
+        return train_and_report(config, source)
+
+
+def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResult]:
+    """The run itself, in a run directory that is this process's own."""
+    began = time.monotonic()
     examples = {split: chitchat.read(config.task, split) for split in ("train", "valid", "test")}
     counts = " / ".join(f"{len(rows):,}" for rows in examples.values())
     console.print(

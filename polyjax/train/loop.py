@@ -20,7 +20,7 @@ from polyjax.models import DualScorer, Scorer
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import Meter, console, meter
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import Checkpoints, MetricsLog, run_lock
+from polyjax.train.checkpoint import Checkpoints, MetricsLog
 from polyjax.train.optim import OptimConfig, Trainable, make_optimizer, plateau, schedule, trainable_filter
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Example, InputError
@@ -116,6 +116,7 @@ def train(
 ) -> TrainResult:
     """Train a scorer, or go on with the run that the directory holds.
 
+    Hold ``run_lock`` meanwhile, so that no other process writes there.
     The checkpoints of the run directory hold the result; ``Checkpoints.restore_parameters`` reads it.
 
     Args:
@@ -130,34 +131,8 @@ def train(
         on_log: called with (step, kind, figures) for every line of the log.
 
     Raises:
-        InputError: settings cannot work, the loss stopped being finite, or another process trains there.
+        InputError: settings cannot work, or the loss stopped being finite.
     """
-    with run_lock(run_dir):
-        return _train(
-            scorer,
-            text,
-            train_examples,
-            valid_examples,
-            run_dir,
-            batch=batch,
-            optim=optim,
-            config=config,
-            on_log=on_log,
-        )
-
-
-def _train(
-    scorer: Scorer,
-    text: TextEncoder,
-    train_examples: Sequence[Example],
-    valid_examples: Sequence[Example],
-    run_dir: Path,
-    *,
-    batch: BatchConfig,
-    optim: OptimConfig,
-    config: TrainConfig,
-    on_log: Callable[[int, str, dict[str, Any]], None],
-) -> TrainResult:
     inputs = "dual" if isinstance(scorer, DualScorer) else "pairs"
     encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
     _check_trainable(inputs, encoder, batch)

@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 
 from polyjax import Batch, CrossScorer, DualInputs, PairInputs, Ranker
-from polyjax.interop.parlai import Flags, beside, load_parlai, optim_config, read_opt
+from polyjax.interop.parlai import load_parlai
+from polyjax.interop.parlai_flags import Flags, beside, optim_config, read_opt
 from polyjax.train.optim import make_optimizer, plateau, schedule, trainable_filter
 from polyjax.train.step import init_state, make_train_step
 

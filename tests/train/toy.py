@@ -14,6 +14,7 @@ from polyjax import BiConfig, CrossConfig, EncoderConfig, Example, PolyConfig, m
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import BatchConfig
 from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.train.checkpoint import run_lock
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
 
@@ -75,16 +76,17 @@ def run(
     shape = dataclasses.replace(SHAPE, dropout=dropout)
     config = TrainConfig(steps=60, validate_every_steps=20, save_every_steps=7, validate_examples=30)
     run_dir.mkdir(parents=True, exist_ok=True)
-    return train(
-        make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(0)),
-        TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24))),
-        train_examples or examples(100),
-        examples(30, candidates=8, seed=1),
-        run_dir,
-        batch=BatchConfig(batch_size=batch_size, n_negatives=4),
-        optim=optim or OPTIM[arch],
-        config=dataclasses.replace(config, **changes),
-    )
+    with run_lock(run_dir):
+        return train(
+            make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(0)),
+            TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24))),
+            train_examples or examples(100),
+            examples(30, candidates=8, seed=1),
+            run_dir,
+            batch=BatchConfig(batch_size=batch_size, n_negatives=4),
+            optim=optim or OPTIM[arch],
+            config=dataclasses.replace(config, **changes),
+        )
 
 
 if __name__ == "__main__":
