@@ -47,7 +47,7 @@ class DualScorer(nnx.Module):
         # A shared encoder is stored once: under two names plain jax.grad would see two parameters.
         self.candidate_encoder = None if head.shared_encoder else Encoder(encoder, rngs=rngs)
         if self.candidate_encoder is not None:
-            # Both start alike (§4.1). Copies, because a step gives the memory of each parameter away.
+            # Both start alike (§4.2). Copies, because a step gives the memory of each parameter away.
             nnx.update(self.candidate_encoder, jax.tree.map(jnp.copy, nnx.state(self.context_encoder)))
         if self.candidate_encoder is not None and isinstance(head, BiConfig) and head.shared_words:
             self.candidate_encoder.embeddings.tokens = self.context_encoder.embeddings.tokens

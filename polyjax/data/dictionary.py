@@ -58,7 +58,7 @@ class SubwordCodes:
 
     def __init__(self, path: Path):
         lines = _read_lines(path, what="BPE codes (model.dict.codecs)")
-        self._glued_end = True
+        # Version 0.1 holds the word's end apart from its last letter.
         if lines and lines[0].startswith("#version:"):
             self._glued_end = not lines[0].split(":", 1)[1].strip().startswith("0.1")
             lines, first = lines[1:], 2
