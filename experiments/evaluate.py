@@ -11,13 +11,17 @@ from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
 from polyjax.data.tasks import chitchat
-from polyjax.evaluation import evaluate
+from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.evaluation import evaluate, some
+from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
+from polyjax.nn.heads import head_label
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import CONFIG, load_scorer, read_json
 from polyjax.train.report import console_table
+from polyjax.types import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,27 +32,42 @@ class EvaluateConfig:
         run_dir: made by experiments/run.py.
         split: of the run's task.
         step: a saved step; the best one by default.
+        examples: evaluate on at most so many rows, always the same ones; 0 for all.
         data_dir: where the prepared data is, if not where the run had it.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     split: Literal["valid", "test"] = "test"
     step: int | None = None
+    examples: int = 0
     data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.examples < 0:
+            raise InputError(f"--examples must be 0 (all) or more, got {self.examples}")
+
+
+def task_of(run_dir: Path) -> ChitchatConfig:
+    """The task that a run was trained on; for a model from elsewhere, the task as run.py has it."""
+    origin = read_json(run_dir / CONFIG)
+    if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
+        return ChitchatConfig()
+    return from_json(RunConfig, origin, source=str(run_dir / CONFIG)).task
 
 
 def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
     enable_compilation_cache()
-    path = config.run_dir / CONFIG
-    trained = from_json(RunConfig, read_json(path), source=str(path))
-    task = dataclasses.replace(trained.task, data_dir=config.data_dir or trained.task.data_dir)
+    task = task_of(config.run_dir)
+    task = dataclasses.replace(task, data_dir=config.data_dir or task.data_dir)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
-    examples = chitchat.read(task, config.split)
+    examples = some(chitchat.read(task, config.split), config.examples)
+    arch = head_label(scorer.settings.head)
     with meter(f"scoring {config.split}", len(examples)) as shown:
-        result = evaluate(f"{trained.arch}-encoder", scorer, examples, progress=shown.add).ranking
+        result = evaluate(f"{arch}-encoder", scorer, examples, progress=shown.add).ranking
     console.print(console_table([result], f"chitchat {config.split}, {len(examples)} rows"))
-    console.print(f"programs compiled: {scorer.compilations}; length buckets {trained.text.buckets}")
+    console.print(f"programs compiled: {scorer.compilations}; length buckets {scorer.text.config.buckets}")
     return result
 
 

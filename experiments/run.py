@@ -28,7 +28,7 @@ from polyjax.data.tokenizers import (
     load_tokenizer,
     train_sentencepiece,
 )
-from polyjax.evaluation import evaluate
+from polyjax.evaluation import evaluate, some
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
@@ -70,7 +70,7 @@ class Choice:
 
 
 BEFORE = "before training"
-INCIDENTAL = ("run_dir", "tensorboard", "task.data_dir", "batch.workers")
+INCIDENTAL = ("run_dir", "test_examples", "tensorboard", "task.data_dir", "batch.workers")
 """Settings that change no result: a run may go on with others."""
 
 
@@ -201,9 +201,7 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # an optional extra
     except ModuleNotFoundError:
-        raise InputError(
-            "--tensorboard needs tensorboardX; run: pip install 'polyjax[tensorboard]'"
-        ) from None
+        raise InputError("--tensorboard needs tensorboardX; run: pip install -e '.[tensorboard]'") from None
     # What was written after the last checkpoint, before a kill, is written again.
     step = Checkpoints(config.folder).latest_step or 0
     with SummaryWriter(str(config.folder / "tensorboard"), purge_step=step + 1) as writer:
@@ -283,7 +281,7 @@ def report(
     began: float,
 ) -> list[RankingResult]:
     """Evaluate the best checkpoint on the test rows and write everything down."""
-    test = examples["test"]
+    test = some(examples["test"], config.test_examples)
     scorer = TextScorer(*load_scorer(config.folder))
     with meter("testing", len(test)) as shown:
         model = evaluate(f"{config.arch}-encoder", scorer, test, progress=shown.add)
@@ -292,7 +290,7 @@ def report(
         outcome.steps, "test", {"loss": model.loss, **model.ranking.summary()}
     )
     notes = [
-        f"task: chitchat test rows whose label has at least {config.task.min_label_words} words, "
+        f"task: {len(test):,} chitchat test rows; label of at least {config.task.min_label_words} words, "
         f"{config.task.n_candidates} candidates, seed {config.task.candidate_seed}",
         f"training: {outcome.steps} updates of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
         f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",

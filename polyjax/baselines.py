@@ -38,7 +38,7 @@ def tfidf_ranking(examples: Sequence[Example], fit_on: Sequence[str]) -> Ranking
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ModuleNotFoundError:
-        raise InputError("the TF-IDF baseline needs scikit-learn; run: pip install 'polyjax[demo]'") from None
+        raise InputError("the TF-IDF baseline needs scikit-learn; run: pip install -e '.[demo]'") from None
     vectorizer = TfidfVectorizer(sublinear_tf=True).fit(fit_on)
     contexts = vectorizer.transform(" ".join(e.context[-TFIDF_TURNS:]) for e in examples)
     unique = {text: i for i, text in enumerate(dict.fromkeys(t for e in examples for t in e.candidates))}

@@ -1,8 +1,11 @@
 """The ``polyjax`` command: using models. Training is experiments/run.py."""
 
+import contextlib
 import dataclasses
+import difflib
 import sys
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +20,7 @@ from polyjax.progress import errors
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
+from polyjax.version import __version__
 
 PROG = "polyjax"
 
@@ -60,8 +64,8 @@ class Chat:
     Attributes:
         run_dir: a run directory.
         candidates: replies to choose from, one a line.
-        index: folder of the encoded candidates; RUN_DIR/index/FILE by default. It is built when there is
-            none that fits.
+        index: folder of the encoded candidates; by default in RUN_DIR/index, under the file's name.
+            It is built when there is none that fits.
         top: candidates to show, with their scores.
         repeat: allow replies that were said before.
         json: write one JSON object a line.
@@ -82,37 +86,43 @@ class Chat:
             raise InputError(f"top must be at least 1, got {self.top}")
 
 
-Command = (
-    Annotated[Convert, tyro.conf.subcommand("convert")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Chat, tyro.conf.subcommand("chat")]
-)
+COMMANDS = {"convert": Convert, "export": Export, "chat": Chat}
+
+
+def default_index(run_dir: Path, candidates: Path) -> Path:
+    """Where the index of a candidate file is kept; files of one name in different folders do not collide."""
+    place = zlib.crc32(str(candidates.resolve()).encode())
+    return run_dir / "index" / f"{candidates.name}-{place:08x}"
 
 
 def run_chat(config: Chat) -> None:
     """Load, index where it is needed, and talk."""
     enable_compilation_cache()
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
-    folder = config.index or config.run_dir / "index" / config.candidates.name
+    folder = config.index or default_index(config.run_dir, config.candidates)
     # What is said goes to standard output; all else would spoil a pipe.
     index = load_index(scorer, config.candidates, folder, _say)
     session = ChatSession(scorer, index, repeat=config.repeat)
     interactive = sys.stdin.isatty()
     if interactive:
+        with contextlib.suppress(ModuleNotFoundError):  # not on Windows
+            import readline  # noqa: F401  # lines can be edited and called back
         errors.print(HELP)
     chat(session, _lines(interactive), _write, top=config.top, as_json=config.json)
 
 
 def _say(text: str) -> None:
-    errors.print(text, soft_wrap=True)
+    errors.print(text)
 
 
 def _lines(interactive: bool) -> Iterable[str]:
     while True:
-        if interactive:
-            errors.print("> ", end="")
-        line = sys.stdin.readline()
-        if not line:
+        try:
+            # With readline, input() edits lines; it drops their ends, and raises at the last.
+            line = input("> ") if interactive else sys.stdin.readline()
+        except EOFError:
+            return
+        if not interactive and not line:
             return
         # Bytes that are not UTF-8 reach a text as lone surrogates, which no tokenizer takes.
         yield line.encode("utf-8", "replace").decode("utf-8")
@@ -126,10 +136,37 @@ def _write(text: str) -> None:
         sys.exit(0)
 
 
+def overview() -> str:
+    """What ``polyjax --help`` prints: a line a command."""
+    lines = [f"  {name:<9}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+    return "\n".join([f"polyjax {__version__}", "", *lines, "", "polyjax COMMAND --help says more."])
+
+
+def parse(arguments: Sequence[str]) -> Convert | Export | Chat:
+    """The command that the command line asks for.
+
+    Raises:
+        InputError: it is unknown, or its flags are wrong.
+    """
+    name, *rest = arguments or [""]
+    if name not in COMMANDS:
+        got = f"got {name!r}" if name else "got none"
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"expected a command: {', '.join(COMMANDS)}; {got}{advice}; see {PROG} --help")
+    return parse_flags(COMMANDS[name], rest, prog=f"{PROG} {name}")
+
+
 def main() -> None:
     """Entry point; a mistake of the user's is one line and exit status 2."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(overview())
+        return
+    if sys.argv[1:] == ["--version"]:
+        print(__version__)
+        return
     with user_errors():
-        command: Convert | Export | Chat = parse_flags(Command, prog=PROG)
+        command = parse(sys.argv[1:])
         match command:
             case Convert():
                 convert_parlai(command.model_file, command.out_dir, padding=command.padding)

@@ -1,6 +1,7 @@
 """What the commands share: flags from a dataclass, and a user's mistake as one line with status 2."""
 
 import contextlib
+import difflib
 import io
 import re
 import sys
@@ -36,21 +37,40 @@ def parse_flags(
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        raise InputError(one_line(printed.getvalue(), prog)) from None
+        given = [word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
+        raise InputError(one_line(printed.getvalue(), prog, given)) from None
 
 
-def one_line(box: str, prog: str) -> str:
+def one_line(box: str, prog: str, given: Sequence[str] = ()) -> str:
     """tyro's box around a mistake, as one line.
+
+    Args:
+        box: what tyro printed.
+        prog: the command.
+        given: the words of the command line, among which a misspelt flag is looked for.
 
     >>> print(one_line("╭─ Invalid choice ─╮\\n│ invalid choice 'x' for │\\n│ '--a'. │\\n╰────╯", "run"))
     invalid choice 'x' for '--a'; see run --help
+    >>> print(one_line(" Invalid choice\\n ----------\\n  invalid choice 'x' for\\n  '--a'.\\n", "run"))
+    invalid choice 'x' for '--a'; see run --help
     """
-    parts = re.split(r"^│?\s*─+\s*│?$", re.sub(r"^[╭╰].*$", "", box, flags=re.MULTILINE), flags=re.MULTILINE)
+    bare = re.sub(r"^[╭╰].*$", "", box, flags=re.MULTILINE)
+    parts = re.split(r"^│?\s*(?:─+|-{3,})\s*│?$", bare, flags=re.MULTILINE)
+    if bare == box:  # without line drawing the title is a part of its own
+        parts = parts[1:]
     texts = [" ".join(part.replace("│", " ").split()).rstrip(".") for part in parts]
     mistake = next((text for text in texts if text), "the command line could not be read")
     mistake = re.sub(r"^Error parsing (?!-)\S+: ", "", mistake)  # a group's own check names the flag
     near = [re.findall(r"(?<!\S)--[\w.-]+", text) for text in texts if text.startswith("Perhaps you meant")]
     advice = f"; did you mean {' or '.join(near[0][:3])}?" if near and near[0] else ""
+    if unknown := re.fullmatch(r"Unrecognized options: (.*)", mistake):
+        # tyro lists the values that follow unknown flags as well.
+        words = unknown[1].split(", ")
+        flags = [word for word in words if word.startswith("-")]
+        mistake = f"Unrecognized options: {', '.join(flags or words)}"
+    if missing := re.match(r"Missing from .*?: (--[\w.-]+)", mistake):
+        meant = difflib.get_close_matches(missing[1], [w for w in given if w != missing[1]], n=1, cutoff=0.8)
+        advice = f"; is {meant[0]} meant to be {missing[1]}?" if meant else ""
     return f"{mistake}{advice}; see {prog} --help"
 
 
@@ -60,7 +80,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        errors.print(f"error: {error}", style="red", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print("interrupted; what was saved is kept")

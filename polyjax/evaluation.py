@@ -19,6 +19,18 @@ class Evaluation:
     loss: float
 
 
+def some(examples: Sequence[Example], n: int) -> list[Example]:
+    """At most n of the examples, always the same ones, in their order; all of them where n is 0.
+
+    >>> some(["a", "b", "c", "d"], 2) == some(["a", "b", "c", "d"], 2)
+    True
+    """
+    if not n:
+        return list(examples)
+    chosen = np.random.default_rng(0).permutation(len(examples))[:n]
+    return [examples[i] for i in sorted(chosen)]
+
+
 def check_listed(examples: Sequence[Example], *, source: str) -> int:
     """The candidates of each example, the same number for all.
 

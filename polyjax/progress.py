@@ -1,6 +1,7 @@
 """Progress that a person can follow: a bar on a terminal, a line now and then elsewhere."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,8 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 20.0
-console = Console(highlight=False)
-errors = Console(highlight=False, stderr=True)
+RATE_OVER_S = 60.0
+"""A rate is that of the last minute: what was compiled before says nothing of the time left."""
+# Lines are left whole: a terminal wraps them itself, and a file or pipe should not hold wrapped ones.
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
 class Meter:
@@ -29,13 +33,15 @@ class Meter:
         self._title, self._total, self._unit = title, total, unit
         self._bar = bar
         self._task = bar.add_task(title, total=total, completed=start, note="") if bar else None
-        self._start, self._done = start, start
-        self._began = self._shown = time.monotonic()
+        self._done = start
+        self._shown = time.monotonic()
+        self._marks = deque([(self._shown, start)])
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
-        return (self._done - self._start) / max(time.monotonic() - self._began, 1e-9)
+        """Units a second, over the last minute."""
+        (began, first), (now, done) = self._marks[0], self._marks[-1]
+        return (done - first) / max(now - began, 1e-9)
 
     def add(self, n: int, note: str = "") -> None:
         """n more units are done; ``note`` is shown beside the count."""
@@ -44,10 +50,13 @@ class Meter:
     def move_to(self, done: int, note: str = "") -> None:
         """``done`` units are done in all."""
         self._done = done
+        now = time.monotonic()
+        self._marks.append((now, done))
+        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_OVER_S:
+            self._marks.popleft()
         note = f"{self.rate:.3g} {self._unit}/s  {note}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, note=note)
-        now = time.monotonic()
         if self._bar is None and (now - self._shown > LINE_EVERY_S or self._done == self._total):
             self._shown = now
             left = (self._total - self._done) / max(self.rate, 1e-9)

@@ -17,6 +17,7 @@ from polyjax.retrieval.index import CandidateIndex, open_index, read_candidates
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
+from polyjax.version import __version__
 
 GOLDEN = Path(__file__).parent / "golden" / "parlai"
 MODEL = GOLDEN / "poly_codes64_fp16_legacy"
@@ -138,6 +139,38 @@ def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
     assert isinstance(open_index(folder, {"model": "x"}), str)
 
 
+def test_files_of_one_name_have_their_own_index(tmp_path):
+    places = {cli.default_index(tmp_path, tmp_path / folder / "replies.txt") for folder in "ab"}
+    assert len(places) == 2 and all(place.name.startswith("replies.txt-") for place in places)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chatt"], "expected a command: convert, export, chat; got 'chatt'; did you mean chat?"),
+        ([], "got none; see polyjax --help"),
+        (["chat", "x", "--candidats", "y"], "is --candidats meant to be --candidates?"),
+        (["chat", "x", "--candidates", "y", "--topp", "3"], "Unrecognized options: --topp; did you mean"),
+        (["convert", "parlai", "x"], "directory to make; must not exist. (required); see polyjax convert"),
+        (["convert", "parlai", str(MODEL), "out"], f"is a folder; expected the model file in it, as {MODEL}"),
+        (["chat", str(CANDIDATES), "--candidates", "y"], f"{CANDIDATES} is no folder; expected a run"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        polyjax(*arguments, monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+
+
+def test_help_and_version(monkeypatch, capsys):
+    polyjax("--version", monkeypatch=monkeypatch)
+    polyjax("--help", monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed.count(__version__) == 2 and all(name in printed for name in cli.COMMANDS)
+
+
 def test_a_folder_that_is_no_index_is_left_alone(converted, tmp_path):
     scorer = TextScorer(*load_scorer(converted))
     (tmp_path / "mine").mkdir()
@@ -157,6 +190,8 @@ def test_a_candidate_file_that_cannot_be_used_is_named(tmp_path):
     path = tmp_path / "c.txt"
     with pytest.raises(InputError, match="c.txt is missing"):
         read_candidates(path)
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\none\n")
+    assert read_candidates(path) == ["one", "two"]
     for content, message in (
         (b"\n", "holds no candidate"),
         (b"a\n\nb\n", ":2: an empty line"),

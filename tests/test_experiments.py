@@ -96,6 +96,12 @@ def test_evaluate_gives_the_same_figures(finished, folder):
     assert printed == [round(results[f"recall@{k}/20"], 3) for k in (1, 2, 5, 10)]
 
 
+def test_evaluate_on_some_rows(finished, folder):
+    done = command("evaluate.py", str(finished[0]), "--examples", "50", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "chitchat test, 50 rows" in done.stdout
+
+
 def test_the_ranker_ranks(finished):
     ranker = Ranker.load(finished[0])
     candidates = ["great!", "a red car", "", "x " * 400]

@@ -259,7 +259,15 @@ def optim_config(flags: Flags) -> OptimConfig:
 
 
 def beside(model_file: Path, suffix: str) -> Path:
-    """A file of the model's family, by its suffix."""
+    """A file of the model's family, by its suffix.
+
+    Raises:
+        InputError: a folder is given for the model.
+    """
+    if model_file.is_dir():
+        raise InputError(
+            f"{model_file} is a folder; expected the model file in it, as {model_file / 'model'}"
+        )
     return model_file.with_name(model_file.name + suffix)
 
 

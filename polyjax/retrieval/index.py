@@ -37,13 +37,13 @@ class CandidateIndex:
 
 
 def read_candidates(path: Path) -> list[str]:
-    """The candidates of a text file, one a line; white space at a line's ends is dropped.
+    """The candidates of a text file, one a line, each once; white space at a line's ends is dropped.
 
     Raises:
         InputError: the file is missing, is not UTF-8, is empty, or has an empty line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no text
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected a file of candidates, one a line") from None
     except UnicodeDecodeError as error:
@@ -57,7 +57,7 @@ def read_candidates(path: Path) -> list[str]:
         raise InputError(f"{path} holds no candidate; expected one a line")
     if "" in texts:
         raise InputError(f"{path}:{texts.index('') + 1}: an empty line; expected a candidate")
-    return texts
+    return list(dict.fromkeys(texts))
 
 
 def fingerprint(scorer: TextScorer) -> str:

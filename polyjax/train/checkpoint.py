@@ -58,8 +58,10 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a run directory made by experiments/run.py") from None
+    except (FileNotFoundError, NotADirectoryError):
+        folder = path.parent
+        what = "is missing" if folder.is_dir() else f"cannot be read: {folder} is no folder"
+        raise InputError(f"{path} {what}; expected a run directory made by experiments/run.py") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from polyjax.data.pipeline import BatchConfig, make_loader
 from polyjax.data.text import TextEncoder
-from polyjax.evaluation import Evaluation, evaluate
+from polyjax.evaluation import Evaluation, evaluate, some
 from polyjax.models import DualScorer, Scorer
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import Meter, console, meter
@@ -142,8 +142,7 @@ def train(
         1, round((config.validate_every_epochs or 0.5) * per_epoch)
     )
     loader, _ = make_loader(train_examples, text, batch, inputs=inputs, n_batches=n_steps, seed=config.seed)
-    some = np.random.default_rng(0).permutation(len(valid_examples))[: config.validate_examples]
-    valid = [valid_examples[i] for i in sorted(some)]
+    valid = some(valid_examples, config.validate_examples)
 
     validator = TextScorer(scorer, text)
     optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
@@ -160,8 +159,8 @@ def train(
     traces: list[int] = []
     step_fn = make_train_step(graph, optimizer, on_trace=lambda: traces.append(1))
     rate = schedule(optim, n_steps)
-    started = time.monotonic()
-    began = started - progress.seconds
+    window_began = time.monotonic()
+    began = window_began - progress.seconds
 
     def record(kind: str, step: int, figures: dict[str, Any]) -> None:
         log.write(step, kind, figures)
@@ -183,13 +182,13 @@ def train(
             if save or step % LOG_EVERY_STEPS == 0:
                 means = _finite_means(window, step, optim, saved=checkpoints.latest_step)
                 means |= {
-                    "examples_per_second": batch.batch_size * (step - first) / (time.monotonic() - started),
+                    "examples_per_second": batch.batch_size * len(window) / (time.monotonic() - window_began),
                     "learning_rate": float(rate(step - 1) * jnp.asarray(state.plateau.scale)),
                     "seconds": time.monotonic() - began,
                     "compilations": len(traces),
                 }
                 record("train", step, means)
-                window = []
+                window, window_began = [], time.monotonic()
                 shown.move_to(
                     step, f"{means['examples_per_second']:.3g} examples/s  loss {means['loss']:.3f}"
                 )
@@ -224,6 +223,7 @@ def train(
                         else f"{progress.bad_validations} validations without a better {config.best_by}"
                     )
                 checkpoints.save(state, dataclasses.asdict(progress), best_by=best_by)
+                window_began = time.monotonic()
     return TrainResult(
         int(state.step), progress.seconds, len(traces) + validator.compilations, progress.finished
     )
