@@ -1,7 +1,7 @@
 """Convert and talk with a random model of the geometry of ParlAI's published poly-encoders.
 
     python benchmarks/zoo.py                         # 2,000 candidates
-    python benchmarks/zoo.py --candidates 100000     # the whole job: about an hour on two cores
+    python benchmarks/zoo.py --candidates 100000 --dtype bfloat16
 
 12 layers, 768 wide, 55,000 words, 64 codes, two encoders, float32: 1 GB. The file is written in torch's zip
 format without torch. Prints seconds and peak memory, and writes benchmarks/results/zoo.json.
@@ -26,6 +26,7 @@ from rich.console import Console
 
 from polyjax.chat import ChatSession, load_index
 from polyjax.compilation import enable_compilation_cache
+from polyjax.nn.encoder import Dtype
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer, write_json
 from polyjax.train.report import hardware
@@ -60,11 +61,13 @@ class BenchmarkConfig:
     Attributes:
         candidates: replies to choose from.
         replies: timed replies.
+        dtype: of the arithmetic; ParlAI's scores are float32's.
         out: where the figures go.
     """
 
     candidates: int = 2000
     replies: int = 20
+    dtype: Dtype = "float32"
     out: Path = Path(__file__).parent / "results" / "zoo.json"
 
 
@@ -154,7 +157,7 @@ def main(config: BenchmarkConfig) -> None:
 
         enable_compilation_cache()
         (folder / "candidates.txt").write_text("\n".join(sentences(config.candidates)) + "\n")
-        scorer = TextScorer(*load_scorer(folder / "run"))
+        scorer = TextScorer(*load_scorer(folder / "run", dtype=config.dtype))
         began = time.perf_counter()
         index = load_index(scorer, folder / "candidates.txt", folder / "index", say)
         index_s = time.perf_counter() - began
@@ -164,6 +167,7 @@ def main(config: BenchmarkConfig) -> None:
             times.append(session.reply(f"{i} how are you today? i am well.", top=5).ms)
             session.reset()
         figures = {
+            "dtype": config.dtype,
             "parameters": n_parameters,
             "convert_seconds": convert_s,
             "convert_peak_gib": convert_gib,
@@ -173,7 +177,7 @@ def main(config: BenchmarkConfig) -> None:
             "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
         for name, value in figures.items():
-            say(f"{name:>24} {value:,.1f}")
+            say(f"{name:>24} {value if isinstance(value, str) else format(value, ',.1f')}")
         config.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(config.out, {"hardware": hardware(), **figures})
 

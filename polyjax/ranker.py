@@ -10,6 +10,7 @@ import numpy as np
 
 from polyjax.compilation import enable_compilation_cache
 from polyjax.interop.parlai import load_parlai
+from polyjax.nn.encoder import Dtype
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
@@ -39,18 +40,21 @@ class Ranker:
         self._scorer = scorer
 
     @classmethod
-    def load(cls, run_dir: str | os.PathLike[str], *, step: int | None = None) -> "Ranker":
+    def load(
+        cls, run_dir: str | os.PathLike[str], *, step: int | None = None, dtype: Dtype | None = None
+    ) -> "Ranker":
         """The model of a run directory.
 
         Args:
             run_dir: made by experiments/run.py.
             step: a saved step; by default the one with the best validation figure.
+            dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
 
         Raises:
             InputError: a file of the run directory is missing or broken.
         """
         enable_compilation_cache()
-        return cls(TextScorer(*load_scorer(Path(run_dir), step=step)))
+        return cls(TextScorer(*load_scorer(Path(run_dir), step=step, dtype=dtype)))
 
     @classmethod
     def from_parlai(

@@ -45,6 +45,13 @@ def test_a_converted_model_scores_as_the_files_do(converted):
     assert not list(converted.parent.glob("*.partial"))
 
 
+def test_a_model_can_compute_in_another_dtype(converted):
+    context, texts = ["hi there"], ["hello", "what do you do?"]
+    exact = Ranker.load(converted).score(context, texts)
+    half = Ranker.load(converted, dtype="bfloat16").score(context, texts)
+    assert 0 < np.abs(half - exact).max() < 0.02 * np.abs(exact).max()
+
+
 def test_converting_again_is_refused(converted, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         polyjax("convert", "parlai", str(MODEL / "model"), str(converted), monkeypatch=monkeypatch)

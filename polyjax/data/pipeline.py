@@ -225,15 +225,17 @@ def make_loader(
     inputs: Literal["dual", "pairs"],
     n_batches: int,
     seed: int,
+    first: int = 0,
 ) -> tuple[grain.DatasetIterator, BatchPlan]:
-    """A checkpointable iterator over ``n_batches`` training batches, and its plan.
+    """An iterator over the training batches from number ``first`` up to ``n_batches``, and the plan of all.
 
-    Its state (``get_state``, ``set_state``) is a small dict of plain values.
+    A batch is a function of its number, so that the number of updates made is all that a resumed run needs
+    to know: grain's own iterator state would tie it to the same number of workers.
     """
     text.prepare([*(turn for e in examples for turn in e.context), *(e.label_text for e in examples)])
     plan = BatchPlan(padded_shapes(examples, text), config, seed=seed, n_batches=n_batches)
     collator = Collator(examples, text, config, inputs=inputs, seed=seed)
-    dataset = grain.MapDataset.source(plan).map(collator)
+    dataset = grain.MapDataset.source(plan)[first:].map(collator)
     loader = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if config.workers:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which polyjax does not use

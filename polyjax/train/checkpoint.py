@@ -31,6 +31,7 @@ from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.files import PARTIAL, write_text
 from polyjax.models import ModelConfig, Scorer, make_scorer
+from polyjax.nn.encoder import Dtype
 from polyjax.train.step import TrainState
 from polyjax.types import InputError
 
@@ -344,15 +345,23 @@ def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Token
         raise InputError(f"{run_dir} cannot be written: {error}") from None
 
 
-def load_scorer(run_dir: Path, *, step: int | None = None) -> tuple[Scorer, TextEncoder]:
+def load_scorer(
+    run_dir: Path, *, step: int | None = None, dtype: Dtype | None = None
+) -> tuple[Scorer, TextEncoder]:
     """The scorer of a run directory with its best (or a given) step's parameters, and its text encoder.
+
+    Args:
+        run_dir: the run directory.
+        step: a saved step; the best one by default.
+        dtype: of the encoders' arithmetic; as the model was made by default.
 
     Raises:
         InputError: a file of the run directory is missing or broken.
     """
     card = read_card(run_dir)
     tokenizer = load_tokenizer(run_dir / "tokenizer")
-    abstract = nnx.eval_shape(lambda: make_scorer(card.model.encoder, card.model.head, rngs=nnx.Rngs(0)))
+    shape = card.model.encoder if dtype is None else dataclasses.replace(card.model.encoder, dtype=dtype)
+    abstract = nnx.eval_shape(lambda: make_scorer(shape, card.model.head, rngs=nnx.Rngs(0)))
     scorer = Checkpoints(run_dir, read_only=True).restore_parameters(abstract, step)
     return scorer, TextEncoder(tokenizer, card.text)
 

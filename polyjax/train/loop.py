@@ -95,7 +95,6 @@ class TrainResult:
 class _Progress:
     """What is saved beside the state, as plain data."""
 
-    loader: dict[str, Any]
     best: float = -math.inf
     bad_validations: int = 0
     seconds: float = 0.0
@@ -141,20 +140,22 @@ def train(
     validate_every = config.validate_every_steps or max(
         1, round((config.validate_every_epochs or 0.5) * per_epoch)
     )
-    loader, _ = make_loader(train_examples, text, batch, inputs=inputs, n_batches=n_steps, seed=config.seed)
     valid = some(valid_examples, config.validate_examples)
 
     validator = TextScorer(scorer, text)
     optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
     trained = trainable_filter(config.trainable, encoder.n_layers)
     graph, state = init_state(scorer, optimizer, plateau_rule, trained, seed=config.seed)
-    progress = _Progress(loader.get_state())
+    progress = _Progress()
     checkpoints = Checkpoints(run_dir)
     if checkpoints.latest_step is not None:
         state, saved = checkpoints.restore(state)
-        progress = _Progress(**saved)
-        loader.set_state(progress.loader)
+        # What an earlier version saved besides is not needed any more.
+        progress = _Progress(**{f.name: saved[f.name] for f in dataclasses.fields(_Progress)})
     first = int(state.step)
+    loader, _ = make_loader(
+        train_examples, text, batch, inputs=inputs, n_batches=n_steps, seed=config.seed, first=first
+    )
     log = MetricsLog(run_dir, resume_step=first)
     traces: list[int] = []
     step_fn = make_train_step(graph, optimizer, on_trace=lambda: traces.append(1))
@@ -209,7 +210,6 @@ def train(
                     figures = {"loss": outcome.loss, **outcome.ranking.summary()}
                     record("valid", step, figures | {"seconds": time.monotonic() - began})
                     _show_validation(shown, step, outcome)
-                progress.loader = loader.get_state()
                 progress.seconds = time.monotonic() - began
                 out_of_patience = (
                     bool(config.early_stopping) and progress.bad_validations >= config.early_stopping

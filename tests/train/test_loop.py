@@ -97,10 +97,10 @@ def test_a_finished_run_is_left_alone(finished):
     assert_same(parameters(run_dir, arch, 60), before)
 
 
-def start(run_dir: Path, arch: str, cache: Path) -> subprocess.Popen:
+def start(run_dir: Path, arch: str, cache: Path, *more: str) -> subprocess.Popen:
     environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(run_dir), arch], env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, str(SCRIPT), str(run_dir), arch, *more], env=environment, stdout=subprocess.DEVNULL
     )
 
 
@@ -136,6 +136,21 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path, c
     steps = [row["step"] for row in MetricsLog.read(killed)]
     assert steps == sorted(steps)
     assert steps == [row["step"] for row in MetricsLog.read(whole)]
+
+
+def test_bfloat16_and_worker_processes_resume_as_exactly(tmp_path, cache):
+    """Killed with a worker, gone on without one: the same batches and parameters."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, "poly", cache, "bfloat16", "0").wait(timeout=300) == 0
+    process = start(killed, "poly", cache, "bfloat16", "1")
+    while not saved_steps(killed):
+        assert process.poll() is None
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "60" not in saved_steps(killed), "the run ended before it could be killed"
+    assert start(killed, "poly", cache, "bfloat16", "0").wait(timeout=300) == 0
+    assert_same(parameters(killed, "poly", 60), parameters(whole, "poly", 60))
 
 
 def saved_steps(run_dir: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run small enough to be killed many times: python toy.py RUN_DIR ARCH
+"""A run small enough to be killed many times: python toy.py RUN_DIR ARCH [DTYPE WORKERS]
 
 Contexts name a letter, labels repeat it: a problem that a tiny scorer learns.
 """
@@ -6,6 +6,7 @@ Contexts name a letter, labels repeat it: a problem that a tiny scorer learns.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from flax import nnx
@@ -14,6 +15,7 @@ from polyjax import BiConfig, CrossConfig, EncoderConfig, Example, PolyConfig, m
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import BatchConfig
 from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.nn.encoder import Dtype
 from polyjax.train.checkpoint import run_lock
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
@@ -67,13 +69,15 @@ def run(
     *,
     dropout: float = 0.1,
     batch_size: int = 10,
+    dtype: Dtype = "float32",
+    workers: int = 0,
     optim: OptimConfig | None = None,
     train_examples: list[Example] | None = None,
     **changes,
 ) -> TrainResult:
     """Train the architecture on the toy problem; ``changes`` are those of TrainConfig."""
     enable_compilation_cache()
-    shape = dataclasses.replace(SHAPE, dropout=dropout)
+    shape = dataclasses.replace(SHAPE, dropout=dropout, dtype=dtype)
     config = TrainConfig(steps=60, validate_every_steps=20, save_every_steps=7, validate_examples=30)
     run_dir.mkdir(parents=True, exist_ok=True)
     with run_lock(run_dir):
@@ -83,11 +87,12 @@ def run(
             train_examples or examples(100),
             examples(30, candidates=8, seed=1),
             run_dir,
-            batch=BatchConfig(batch_size=batch_size, n_negatives=4),
+            batch=BatchConfig(batch_size=batch_size, n_negatives=4, workers=workers),
             optim=optim or OPTIM[arch],
             config=dataclasses.replace(config, **changes),
         )
 
 
 if __name__ == "__main__":
-    print(run(Path(sys.argv[1]), sys.argv[2]))
+    folder, arch, dtype, workers = [*sys.argv[1:], "float32", "0"][:4]
+    print(run(Path(folder), arch, dtype=cast(Dtype, dtype), workers=int(workers)))
