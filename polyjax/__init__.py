@@ -7,12 +7,15 @@ from polyjax.models import CrossScorer, DualScorer, ModelConfig, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
 from polyjax.ranker import Ranked, Ranker
+from polyjax.retrieval.search import Found
+from polyjax.retrieval.store import CandidateIndex
 from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs, Tokens
 from polyjax.version import __version__
 
 __all__ = [
     "Batch",
     "BiConfig",
+    "CandidateIndex",
     "CrossConfig",
     "CrossScorer",
     "DualInputs",
@@ -20,6 +23,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "Example",
+    "Found",
     "HeadConfig",
     "InputError",
     "ModelConfig",

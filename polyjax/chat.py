@@ -6,18 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from polyjax.progress import errors, meter
-from polyjax.retrieval.index import (
-    CandidateIndex,
-    build_index,
-    fingerprint,
-    open_index,
-    read_candidates,
-    text_fingerprint,
-)
+from polyjax.retrieval.build import build_index, check_dual, fingerprint, read_candidates, text_fingerprint
+from polyjax.retrieval.search import Searcher
+from polyjax.retrieval.store import CandidateIndex, open_index
 from polyjax.scoring import TextScorer
 from polyjax.types import InputError
 
@@ -43,8 +35,7 @@ class ChatSession:
     """
 
     def __init__(self, scorer: TextScorer, index: CandidateIndex, *, repeat: bool = False):
-        self._scorer, self._index, self._repeat = scorer, index, repeat
-        self._candidates = jax.device_put(jnp.asarray(index.vectors))
+        self._searcher, self._repeat = Searcher(scorer, index), repeat
         self.turns: list[str] = []
         self.persona: list[str] = []
 
@@ -65,14 +56,12 @@ class ChatSession:
             # As ConvAI2 has it: persona lines come first, within the first turn.
             said = ["\n".join([*(f"your persona: {line}" for line in self.persona), said[0]]), *said[1:]]
         used = set() if self._repeat else {*self.turns, text}
-        # A power of two, so that a longer conversation compiles nothing new.
-        wanted = min(1 << (top + len(used) - 1).bit_length(), len(self._index.texts))
-        scores, places = self._scorer.best(said, self._candidates, max(wanted, 1))
-        found = [(self._index.texts[i], float(s)) for i, s in zip(places, scores, strict=True)]
+        best = self._searcher.search([said], top + len(used))[0]
+        found = [(one.text, one.score) for one in best]
         fresh = [pair for pair in found if pair[0] not in used] or found
-        texts, best = zip(*fresh[:top], strict=True)
+        texts, scores = zip(*fresh[:top], strict=True)
         self.turns += [text, texts[0]]
-        return Reply(list(texts), list(best), 1e3 * (time.perf_counter() - began))
+        return Reply(list(texts), list(scores), 1e3 * (time.perf_counter() - began))
 
 
 def load_index(
@@ -89,17 +78,16 @@ def load_index(
     Raises:
         InputError: the model is a cross-encoder, or a file cannot be read or written.
     """
-    if not scorer.is_dual:
-        raise InputError("a cross-encoder cannot encode candidates beforehand; use a bi- or poly-encoder")
+    check_dual(scorer)
     texts = read_candidates(candidates)
-    expected: dict[str, object] = {"model": fingerprint(scorer), "candidates": text_fingerprint(texts)}
-    found = open_index(folder, expected)
-    if isinstance(found, CandidateIndex):
-        say(f"{len(texts):,} candidates from the index {folder}")
-        return found
-    say(f"encoding {len(texts):,} candidates into the index {folder}: {found}")
-    with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
-        return build_index(folder, texts, scorer, expected, progress=shown.add)
+    try:
+        found = open_index(folder, model=fingerprint(scorer), source=text_fingerprint(texts))
+    except InputError as reason:
+        say(f"encoding {len(texts):,} candidates into {folder} ({reason})")
+        with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
+            return build_index(folder, texts, scorer, progress=shown.add)
+    say(f"{len(found):,} candidates from the index {folder}")
+    return found
 
 
 def chat(

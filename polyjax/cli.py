@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,10 +14,13 @@ import tyro
 from polyjax.chat import HELP, ChatSession, chat, load_index
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
+from polyjax.index_cli import INDEX_COMMANDS, IndexCommand, run_index
 from polyjax.interop.export import export_safetensors
 from polyjax.interop.parlai import convert_parlai
 from polyjax.nn.encoder import Dtype
 from polyjax.progress import errors
+from polyjax.retrieval.build import check_dual, fingerprint
+from polyjax.retrieval.store import open_index
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
@@ -60,13 +63,13 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """Talk with a bi- or poly-encoder over a file of candidates, on a terminal or in a pipe.
+    """Talk with a bi- or poly-encoder over many candidates, on a terminal or in a pipe.
 
     Attributes:
         run_dir: a run directory.
-        candidates: replies to choose from, one a line.
-        index: folder of the encoded candidates; by default in RUN_DIR/index, under the file's name.
-            It is built when there is none that fits.
+        candidates: a file of replies to choose from, one a line.
+        index: an index made by ``polyjax index build``. With ``--candidates`` it is the folder where theirs
+            is kept, by default in RUN_DIR/index under the file's name; built when there is none that fits.
         top: candidates to show, with their scores.
         repeat: allow replies that were said before.
         json: write one JSON object a line.
@@ -75,7 +78,7 @@ class Chat:
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    candidates: Path
+    candidates: Path | None = None
     index: Path | None = None
     top: int = 1
     repeat: bool = False
@@ -87,9 +90,12 @@ class Chat:
         """Raise InputError for a value that cannot work."""
         if self.top < 1:
             raise InputError(f"top must be at least 1, got {self.top}")
+        if self.candidates is None and self.index is None:
+            raise InputError("name the replies to choose from: --candidates FILE or --index FOLDER")
 
 
 COMMANDS = {"convert": Convert, "export": Export, "chat": Chat}
+Command = Convert | Export | Chat | IndexCommand
 
 
 def default_index(run_dir: Path, candidates: Path) -> Path:
@@ -102,9 +108,16 @@ def run_chat(config: Chat) -> None:
     """Load, index where it is needed, and talk."""
     enable_compilation_cache()
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step, dtype=config.dtype))
-    folder = config.index or default_index(config.run_dir, config.candidates)
     # What is said goes to standard output; all else would spoil a pipe.
-    index = load_index(scorer, config.candidates, folder, _say)
+    if config.candidates is None:
+        check_dual(scorer)
+        assert config.index is not None
+        index = open_index(config.index, model=fingerprint(scorer))
+        if not len(index):
+            raise InputError(f"{config.index}: every candidate was removed; add some")
+    else:
+        folder = config.index or default_index(config.run_dir, config.candidates)
+        index = load_index(scorer, config.candidates, folder, _say)
     session = ChatSession(scorer, index, repeat=config.repeat)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -141,28 +154,36 @@ def _write(text: str) -> None:
 
 def overview() -> str:
     """What ``polyjax --help`` prints: a line a command."""
-    lines = [f"  {name:<9}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+    commands = COMMANDS | {f"index {name}": kind for name, kind in INDEX_COMMANDS.items()}
+    lines = [f"  {name:<15}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in commands.items()]
     return "\n".join([f"polyjax {__version__}", "", *lines, "", "polyjax COMMAND --help says more."])
 
 
-def parse(arguments: Sequence[str]) -> Convert | Export | Chat:
+def parse(arguments: Sequence[str]) -> Command:
     """The command that the command line asks for.
 
     Raises:
         InputError: it is unknown, or its flags are wrong.
     """
+    if arguments[:1] == ["index"]:
+        return _parse(INDEX_COMMANDS, arguments[1:], f"{PROG} index")
+    return _parse(COMMANDS, arguments, PROG)
+
+
+def _parse(commands: Mapping[str, type], arguments: Sequence[str], prog: str) -> Command:
     name, *rest = arguments or [""]
-    if name not in COMMANDS:
+    if name not in commands:
+        known = [*commands, *(["index"] if prog == PROG else [])]
         got = f"got {name!r}" if name else "got none"
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         advice = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"expected a command: {', '.join(COMMANDS)}; {got}{advice}; see {PROG} --help")
-    return parse_flags(COMMANDS[name], rest, prog=f"{PROG} {name}")
+        raise InputError(f"{prog} expects a command: {', '.join(known)}; {got}{advice}; see {PROG} --help")
+    return parse_flags(commands[name], rest, prog=f"{prog} {name}")
 
 
 def main() -> None:
     """Entry point; a mistake of the user's is one line and exit status 2."""
-    if sys.argv[1:] in (["--help"], ["-h"]):
+    if sys.argv[1:] in (["--help"], ["-h"], ["index", "--help"], ["index", "-h"]):
         print(overview())
         return
     if sys.argv[1:] == ["--version"]:
@@ -179,6 +200,9 @@ def main() -> None:
                 _say(f"{command.out}: model.safetensors, model.json, tokenizer, README.md")
             case Chat():
                 run_chat(command)
+            case _:
+                enable_compilation_cache()
+                run_index(command, print)
 
 
 if __name__ == "__main__":

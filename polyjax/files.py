@@ -1,8 +1,12 @@
 """Files written whole or not at all: aside first, then renamed, so that no reader sees half of one."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from polyjax.types import InputError
 
 PARTIAL = ".partial"
 
@@ -31,3 +35,27 @@ def copy_file(source: Path, target: Path) -> None:
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(aside, target)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file; the system frees it when this process ends, killed or not.
+
+    Args:
+        path: of the lock file, whose folder exists.
+        message: of the error.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # not on Windows
+        yield
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(message) from None
+        yield

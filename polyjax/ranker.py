@@ -11,6 +11,10 @@ import numpy as np
 from polyjax.compilation import enable_compilation_cache
 from polyjax.interop.parlai import load_parlai
 from polyjax.nn.encoder import Dtype
+from polyjax.progress import errors, meter
+from polyjax.retrieval.build import build_index, check_dual, fingerprint, read_candidates
+from polyjax.retrieval.search import Found, Searcher
+from polyjax.retrieval.store import CandidateIndex, IndexDtype, in_memory, open_index
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
@@ -38,6 +42,7 @@ class Ranker:
 
     def __init__(self, scorer: TextScorer):
         self._scorer = scorer
+        self._searcher: Searcher | None = None
 
     @classmethod
     def load(
@@ -78,7 +83,7 @@ class Ranker:
     @property
     def compilations(self) -> int:
         """Programs compiled (or taken from the compilation cache) so far."""
-        return self._scorer.compilations
+        return self._scorer.compilations if self._searcher is None else self._searcher.compilations
 
     def score(self, context: Context, candidates: Sequence[str]) -> np.ndarray:
         """Scores of the candidates, float32 [n], in their order.
@@ -136,6 +141,72 @@ class Ranker:
         scores = self.score(context, texts)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(texts[i], float(scores[i]), i) for i in map(int, order)]
+
+    def index(
+        self,
+        candidates: str | os.PathLike[str] | Sequence[str],
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        dtype: IndexDtype = "float32",
+    ) -> CandidateIndex:
+        """Encode candidates once; ``search`` then looks among them.
+
+        Args:
+            candidates: texts, or the path of a file with one a line.
+            folder: where the index is kept, to be opened with ``open_index``; in memory where None. An
+                index that is there is replaced; an interrupted building goes on.
+            dtype: of the kept vectors: bfloat16 takes half of float32's memory, int8 a quarter.
+
+        Raises:
+            InputError: the model is a cross-encoder, or a file or folder cannot be read or written.
+        """
+        check_dual(self._scorer)
+        if isinstance(candidates, str | os.PathLike):
+            texts = read_candidates(Path(candidates))
+        else:
+            texts = list(dict.fromkeys(_texts("candidates", candidates)))
+        with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
+            if folder is None:
+                vectors = self._scorer.encode_candidates(texts, progress=shown.add)
+                found = in_memory(texts, vectors, dtype)
+            else:
+                found = build_index(Path(folder), texts, self._scorer, dtype=dtype, progress=shown.add)
+        self._searcher = Searcher(self._scorer, found)
+        return found
+
+    def open_index(self, folder: str | os.PathLike[str]) -> CandidateIndex:
+        """Search an index that was built before, with this model.
+
+        Raises:
+            InputError: there is none, it is broken, or it was made with another model.
+        """
+        check_dual(self._scorer)
+        found = open_index(Path(folder), model=fingerprint(self._scorer))
+        self._searcher = Searcher(self._scorer, found)
+        return found
+
+    def search(self, context: Context, top_k: int = 10) -> list[Found]:
+        """The best candidates of the index, best first: exactly those that ``rank`` would put first.
+
+        Args:
+            context: the turns so far, oldest first; a text is a single turn.
+            top_k: at most so many.
+
+        Raises:
+            InputError: there is no index, the context has no turn, or top_k is less than 1.
+        """
+        return self.search_batch([context], top_k)[0]
+
+    def search_batch(self, contexts: Sequence[Context], top_k: int = 10) -> list[list[Found]]:
+        """``search`` for several contexts, which share the pass over the candidates."""
+        if self._searcher is None:
+            raise InputError("there is no index to search; call index(candidates) or open_index(folder)")
+        if top_k < 1:
+            raise InputError(f"top_k must be at least 1, got {top_k}")
+        if isinstance(contexts, str) or not isinstance(contexts, Sequence):
+            raise InputError(f"contexts: expected a list, got {type(contexts).__name__}")
+        turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
+        return self._searcher.search(turns, top_k)
 
 
 def _texts(name: str, texts: Iterable[str]) -> list[str]:

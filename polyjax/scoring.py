@@ -5,14 +5,16 @@ Evaluation, baselines and the Ranker all score through this one class.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from polyjax.data.text import Ids, TextEncoder
 from polyjax.models import CrossScorer, DualScorer, ModelConfig, Scorer
+from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.types import Tokens
 
 TOKENS_PER_BATCH = 4096
@@ -81,7 +83,7 @@ class TextScorer:
         self._encode_candidates = jax.jit(self._traced_encode_candidates)
         self._score_contexts = jax.jit(self._traced_score_contexts)
         self._score_pairs = jax.jit(self._traced_score_pairs)
-        self._best = jax.jit(self._traced_best, static_argnames="k")
+        self._encode_contexts = jax.jit(self._traced_encode_contexts)
 
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""
@@ -107,29 +109,37 @@ class TextScorer:
         assert isinstance(scorer, CrossScorer)
         return scorer.score_pairs(tokens)
 
-    def _traced_best(
-        self, state: nnx.State, tokens: Tokens, candidates: Float[Array, "n d"], k: int
-    ) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
+    def _traced_encode_contexts(
+        self, state: nnx.State, tokens: Tokens
+    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
         self.compilations += 1
         scorer = nnx.merge(self._graph, state)
         assert isinstance(scorer, DualScorer)
-        scores = scorer.score(*scorer.encode_context(tokens), candidates[None])
-        best, places = jax.lax.top_k(scores[0], k)
-        return best, places
+        return scorer.encode_context(tokens)
 
-    def best(
-        self, turns: Sequence[str], candidates: Float[Array, "n d"], k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and places of the k best of all candidates for one context, best first.
+    def context_batches(
+        self, contexts: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[np.ndarray, Float[Array, "b m d"], Bool[Array, "b m"]]]:
+        """Batches of contexts, shortest first: their places, vectors and which of those are real.
 
         Args:
-            turns: of the context, oldest first.
-            candidates: encoded before, float32 [n, d], on the device.
-            k: at most n.
+            contexts: turns of each, oldest first.
         """
-        tokens = self.text.pad_contexts([self.text.context(turns)])
-        scores, places = self._best(self._state, tokens, candidates, k)
-        return np.asarray(scores), np.asarray(places)
+        self.text.prepare(t for turns in contexts for t in turns)
+        rows = [self.text.context(turns) for turns in contexts]
+        for places, length in self._batches(rows, self.text.config.context_tokens):
+            tokens = self.text.pad([rows[i] for i in places], length=length)
+            vectors, mask = self._encode_contexts(
+                self._state, _fill_rows(tokens, _row_bucket(len(places), length))
+            )
+            yield places, vectors, mask
+
+    @property
+    def head(self) -> BiHead | PolyHead:
+        """The scoring head of a bi- or poly-encoder, with its parameters."""
+        scorer = nnx.merge(self._graph, self._state)
+        assert isinstance(scorer, DualScorer)
+        return scorer.head
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The parameters as they are used, by dotted path."""
@@ -143,19 +153,32 @@ class TextScorer:
 
     def encode_candidates(self, texts: Sequence[str], *, progress: Progress = ignore) -> np.ndarray:
         """Candidate vectors of a bi- or poly-encoder, float32 [n, d], in the order of the texts."""
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for places, batch in self.candidate_batches(texts):
+            vectors[places] = batch
+            progress(len(places))
+        return vectors
+
+    def candidate_batches(
+        self, texts: Sequence[str], *, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of candidates, shortest first: their places and vectors, float32 [places, d].
+
+        Args:
+            texts: candidates.
+            first: batches to skip; the same texts always make the same batches.
+        """
         self.text.prepare(texts)
         rows = [self.text.candidate(text) for text in texts]
-        vectors: np.ndarray | None = None
-        for places, length in self._batches(rows, self.text.config.candidate_tokens):
+        for places, length in islice(self._batches(rows, self.text.config.candidate_tokens), first, None):
             tokens = self.text.pad([rows[i] for i in places], length=length)
             tokens = _fill_rows(tokens, _row_bucket(len(places), length))
-            batch = np.asarray(self._encode_candidates(self._state, tokens))
-            if vectors is None:
-                vectors = np.empty((len(rows), batch.shape[1]), np.float32)
-            vectors[places] = batch[: len(places)]
-            progress(len(places))
-        assert vectors is not None, "no candidates to encode"
-        return vectors
+            yield places, np.asarray(self._encode_candidates(self._state, tokens))[: len(places)]
+
+    @property
+    def dim(self) -> int:
+        """Width d of the vectors."""
+        return self.settings.encoder.dim
 
     def score(
         self,

@@ -1,6 +1,7 @@
 """Strict jax for every test: promotion of ranks and dtypes raises, as a warning does."""
 
 import os
+from pathlib import Path
 
 # Before jax is imported: small programs compile twice as fast unoptimised. Eight simulated devices are
 # for what is tested on a mesh.
@@ -88,3 +89,9 @@ ENCODERS = {
         "n_segments": 0,
     },
 }
+
+
+@pytest.fixture(scope="session")
+def parlai_models() -> Path:
+    """Folders of models that ParlAI wrote."""
+    return Path(__file__).parent / "golden" / "parlai"

@@ -13,7 +13,8 @@ from polyjax import Ranker, cli
 from polyjax.chat import ChatSession, load_index
 from polyjax.data.text import TextEncoder
 from polyjax.interop.parlai import load_parlai
-from polyjax.retrieval.index import CandidateIndex, open_index, read_candidates
+from polyjax.retrieval.build import read_candidates
+from polyjax.retrieval.store import in_memory
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
@@ -97,7 +98,7 @@ def test_chat_in_a_pipe_answers_line_by_line(converted, monkeypatch, capsys):
     assert scores == sorted(scores, reverse=True)
     assert lines[2]["reply"] != lines[0]["reply"], "a reply is not given twice"
     assert lines[-1]["reply"] == lines[0]["reply"], "after /reset nothing is remembered"
-    assert "encoding" in printed.err and "there is none yet" in printed.err
+    assert "encoding" in printed.err and "there is no index yet" in printed.err
 
     polyjax(*arguments, monkeypatch=monkeypatch, stdin="hi\n")
     printed = capsys.readouterr()
@@ -114,7 +115,7 @@ def test_bytes_that_are_no_text_do_not_end_a_chat(converted, monkeypatch, capsys
 def test_replies_are_the_rankers_best(converted):
     texts = read_candidates(CANDIDATES)
     ranker, scorer = Ranker.load(converted), TextScorer(*load_scorer(converted))
-    session = ChatSession(scorer, CandidateIndex(texts, scorer.encode_candidates(texts)))
+    session = ChatSession(scorer, in_memory(texts, scorer.encode_candidates(texts)))
     first = session.reply("hi", top=4)
     expected = ranker.rank(["hi"], texts)
     assert first.texts == [r.text for r in expected[:4]]
@@ -135,15 +136,14 @@ def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
     load_index(scorer, file, folder, said.append)
     load_index(scorer, file, folder, said.append)
     file.write_text("one\ntwo words\nthree\n")
-    assert len(load_index(scorer, file, folder, said.append).texts) == 3
+    assert len(load_index(scorer, file, folder, said.append)) == 3
     other = TextScorer(*load_parlai_other())
     load_index(other, file, folder, said.append)
-    (folder / "vectors.npy").write_bytes(b"broken")
+    (folder / "manifest.json").write_text("broken")
     load_index(other, file, folder, said.append)
-    expected = ["none yet", "from the index", "candidates differ", "model differ", "is broken"]
+    expected = ["no index yet", "from the index", "other candidates", "another model", "is broken"]
     assert len(said) == len(expected)
     assert all(part in line for part, line in zip(expected, said, strict=True))
-    assert isinstance(open_index(folder, {"model": "x"}), str)
 
 
 def test_files_of_one_name_have_their_own_index(tmp_path):
@@ -154,9 +154,20 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chatt"], "expected a command: convert, export, chat; got 'chatt'; did you mean chat?"),
+        (["chatt"], "expects a command: convert, export, chat, index; got 'chatt'; did you mean chat?"),
         ([], "got none; see polyjax --help"),
-        (["chat", "x", "--candidats", "y"], "is --candidats meant to be --candidates?"),
+        (
+            ["index", "bild"],
+            "index expects a command: build, add, remove, compact, info; got 'bild'; did you",
+        ),
+        (
+            ["index", "build", "x", "y", "z", "--dtpye", "int8"],
+            "did you mean --dtype?; see polyjax index build",
+        ),
+        (["index", "info", "nowhere"], "nowhere: there is no index yet; build one"),
+        (["index", "remove", "nowhere"], "name what to remove: either --candidates FILE or --ids"),
+        (["chat", "x"], "name the replies to choose from: --candidates FILE or --index FOLDER"),
+        (["chat", "x", "--candidats", "y"], "Unrecognized options: --candidats; did you mean --candidates?"),
         (["chat", "x", "--candidates", "y", "--topp", "3"], "Unrecognized options: --topp; did you mean"),
         (["convert", "parlai", "x"], "directory to make; must not exist. (required); see polyjax convert"),
         (["convert", "parlai", str(MODEL), "out"], f"is a folder; expected the model file in it, as {MODEL}"),

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyjax.evaluation import some
 from polyjax.metrics import RankingResult, bootstrap_interval, rank_of_label, recall_at
 
 
@@ -69,3 +70,11 @@ def test_paired_gain_of_equal_results_is_zero():
 def test_recall_grows_with_k(k):
     ranks = np.array([1, 2, 3, 4])
     assert recall_at(ranks, k + 1) >= recall_at(ranks, k)
+
+
+def test_some_examples_are_always_the_same_in_their_order():
+    examples = [Example(str(i), ("a",), ("b",), 0, "g") for i in range(50)]
+    chosen = some(examples, 10)
+    assert chosen == some(examples, 10) and len(chosen) == 10
+    assert [int(e.id) for e in chosen] == sorted({int(e.id) for e in chosen})
+    assert some(examples, 0) == some(examples, 99) == examples

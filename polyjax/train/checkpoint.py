@@ -29,7 +29,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
-from polyjax.files import PARTIAL, write_text
+from polyjax.files import PARTIAL, exclusive_lock, write_text
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Dtype
 from polyjax.train.step import TrainState
@@ -239,18 +239,8 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # not on Windows
-        yield
-        return
-    with (run_dir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{run_dir}: another process trains there; wait for it, or choose another --run-dir"
-            ) from None
+    message = f"{run_dir}: another process trains there; wait for it, or choose another --run-dir"
+    with exclusive_lock(run_dir / LOCK, message):
         yield
 
 

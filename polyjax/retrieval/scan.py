@@ -1,0 +1,126 @@
+"""Exact search: every candidate of an index scored against each context, a block of rows at a time.
+
+The scores are the scoring head's own. A block's products, softmax and top k run in one compiled program,
+which also merges them with the best so far; so memory beyond the index is that of one block, however many
+there are. On a CPU a block is the memory-mapped file itself: nothing is copied.
+"""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.retrieval.store import CandidateIndex, Segment
+
+BLOCK_ROWS = 2048
+"""Rows scored at once: their products with the context vectors stay in the processor's cache."""
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Rows from ``first`` on of an index, on the device; where ``live`` is False there is none."""
+
+    first: Int[Array, ""]
+    vectors: Float[Array, "n d"]
+    scales: Float[Array, " n"] | None
+    live: Bool[Array, " n"]
+
+
+def blocks_of(index: CandidateIndex, *, rows: int = BLOCK_ROWS) -> list[Block]:
+    """The rows of an index in blocks of one shape, so that one program scores them all."""
+    blocks, start = [], 0
+    for segment in index.segments:
+        n, live = len(segment.ids), index.live(segment)
+        blocks += [_block(segment, live, start, i, rows) for i in range(0, n, rows)]
+        start += n
+    return blocks
+
+
+def _block(segment: Segment, live: np.ndarray, start: int, at: int, rows: int) -> Block:
+    n = len(segment.ids)
+    # The last block reaches back over rows of the one before instead of being padded, which would copy it.
+    first = max(min(at, n - rows), 0)
+    real = live[first : first + rows].copy()
+    real[: at - first] = False
+    short = rows - len(real)
+
+    def put(array: np.ndarray) -> Array:
+        part = array[first : first + rows]
+        return jnp.asarray(np.pad(part, [(0, short)] + [(0, 0)] * (part.ndim - 1)) if short else part)
+
+    scales = None if segment.scales is None else put(segment.scales)
+    return Block(
+        jnp.int32(start + first), put(segment.vectors), scales, jnp.asarray(np.pad(real, (0, short)))
+    )
+
+
+class Scan:
+    """Exact search of an index with a scoring head.
+
+    Args:
+        head: of a bi- or poly-encoder.
+        index: its candidates.
+        rows: of a block.
+
+    Attributes:
+        compilations: programs compiled so far.
+    """
+
+    def __init__(self, head: BiHead | PolyHead, index: CandidateIndex, *, rows: int = BLOCK_ROWS):
+        self.index, self.compilations = index, 0
+        self._head_graph, self._head = nnx.split(head)
+        self._blocks = blocks_of(index, rows=min(rows, _power_of_two(index.rows)))
+        self._step = jax.jit(self._traced_step, donate_argnums=(3, 4))
+
+    def __call__(
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and rows of each context's k best candidates, best first, [b, k] each.
+
+        Equal scores keep the order of their rows. Where the index has fewer than k candidates the last
+        places have score -inf and row -1.
+
+        Args:
+            vectors: context vectors, float32 [b, m, d].
+            mask: which of them are real.
+            k: at least 1.
+        """
+        b = vectors.shape[0]
+        scores, rows = jnp.full((b, k), -jnp.inf, jnp.float32), jnp.full((b, k), -1, jnp.int32)
+        for block in self._blocks:
+            scores, rows = self._step(self._head, vectors, mask, scores, rows, block)
+        return np.asarray(scores), np.asarray(rows)
+
+    def _traced_step(
+        self,
+        head: nnx.State,
+        vectors: Float[Array, "b m d"],
+        mask: Bool[Array, "b m"],
+        best: Float[Array, "b k"],
+        best_rows: Int[Array, "b k"],
+        block: Block,
+    ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+        self.compilations += 1
+        candidates = block.vectors.astype(jnp.float32)
+        if block.scales is not None:
+            candidates = candidates * block.scales[:, None]
+        with jax.default_matmul_precision("highest"):  # a GPU's default rounds the factors
+            scores = nnx.merge(self._head_graph, head).score(vectors, mask, candidates[None])
+        scores = jnp.where(block.live[None], scores, -jnp.inf)
+        k = best.shape[1]
+        top, places = jax.lax.top_k(scores, min(k, scores.shape[1]))
+        rows = jnp.where(jnp.isfinite(top), block.first + places, -1)
+        # Rows of earlier blocks come first, and top_k keeps the order of equals.
+        merged, chosen = jax.lax.top_k(jnp.concatenate([best, top], axis=1), k)
+        return merged, jnp.take_along_axis(jnp.concatenate([best_rows, rows], axis=1), chosen, axis=1)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

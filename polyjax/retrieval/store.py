@@ -1,0 +1,449 @@
+"""A candidate index on disk: texts and vectors, encoded once, added to and removed from without a rebuild.
+
+    manifest.json     what the index holds and was made with; its renaming commits every change
+    SEGMENT/          one for each building or addition:
+      texts.bin       the texts, UTF-8, one after the other
+      ends.npy        where each text ends, uint64 [n]
+      ids.npy         their numbers, which never change and are never given again, int64 [n]
+      vectors.npy     float32 [n, d], bfloat16 as uint16 [n, d], or int8 [n, d]
+      scales.npy      of int8 rows, float32 [n]
+    removed-N.npy     sorted ids that are searched no more, int64
+    building/         an unfinished building or addition, which the same call goes on with
+    .lock             held by whoever writes
+
+Files are memory-mapped. A change writes new files, then renames the manifest: a kill at any moment leaves the
+index before the change or after it, and what no manifest names is cleared away by the next writer.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import ml_dtypes
+import numpy as np
+
+from polyjax.config import from_json
+from polyjax.files import PARTIAL, exclusive_lock, write_bytes, write_text
+from polyjax.types import InputError
+
+IndexDtype = Literal["float32", "bfloat16", "int8"]
+MANIFEST, LOCK, BUILDING = "manifest.json", ".lock", "building"
+TEXTS, ENDS, IDS, VECTORS, SCALES = "texts.bin", "ends.npy", "ids.npy", "vectors.npy", "scales.npy"
+VERSION = 2
+REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})?")
+"""Names of what a writer may clear away."""
+STORED: dict[IndexDtype, type] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentInfo:
+    """A segment's folder and the number of its candidates."""
+
+    name: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an index holds and was made with.
+
+    Attributes:
+        version: of the format.
+        model: fingerprint of all that a vector depends on: weights, tokenizer, lengths.
+        source: fingerprint of the candidates that it was built from; "" once some were added or removed.
+        dtype: of the stored vectors.
+        dim: their width d.
+        next_id: number of the next candidate.
+        segments: in the order of their candidates' numbers.
+        removed: file of the removed ids, "" where there is none.
+        n_removed: how many there are.
+    """
+
+    version: int = VERSION
+    model: str
+    source: str
+    dtype: IndexDtype
+    dim: int
+    next_id: int
+    segments: tuple[SegmentInfo, ...]
+    removed: str = ""
+    n_removed: int = 0
+
+
+class Texts(Sequence[str]):
+    """Texts of a segment, decoded when they are asked for.
+
+    Args:
+        data: UTF-8 bytes of all, one after the other.
+        ends: where each ends, [n].
+    """
+
+    def __init__(self, data: np.ndarray, ends: np.ndarray):
+        self._data, self._ends = data, ends
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """A text, or several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        start = int(self._ends[index - 1]) if index else 0
+        return bytes(self._data[start : int(self._ends[index])]).decode("utf-8")
+
+
+def pack_texts(texts: Sequence[str]) -> tuple[bytes, np.ndarray]:
+    """Texts as bytes, and where each ends, uint64 [n].
+
+    >>> data, ends = pack_texts(["a", "né"])
+    >>> Texts(np.frombuffer(data, np.uint8), ends)[:]
+    ['a', 'né']
+    """
+    encoded = [text.encode("utf-8") for text in texts]
+    return b"".join(encoded), np.cumsum([len(part) for part in encoded], dtype=np.uint64)
+
+
+def quantise(vectors: np.ndarray, dtype: IndexDtype) -> tuple[np.ndarray, np.ndarray | None]:
+    """Float32 vectors [n, d] as they are stored, and the scales [n] of int8 rows.
+
+    >>> stored, scales = quantise(np.array([[0.5, -1.0]], np.float32), "int8")
+    >>> stored.tolist(), (stored * scales[:, None]).round(2).tolist()
+    ([[64, -127]], [[0.5, -1.0]])
+    """
+    match dtype:
+        case "float32":
+            return vectors, None
+        case "bfloat16":
+            return vectors.astype(ml_dtypes.bfloat16).view(np.uint16), None
+        case "int8":
+            scales = np.abs(vectors).max(axis=1) / np.float32(127)
+            safe = np.where(scales > 0, scales, np.float32(1))
+            return np.rint(vectors / safe[:, None]).astype(np.int8), scales
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Some of an index's candidates.
+
+    Attributes:
+        texts: n of them.
+        ids: their numbers, int64 [n], increasing.
+        vectors: float32, bfloat16 or int8 [n, d].
+        scales: of int8 rows, float32 [n].
+    """
+
+    texts: Sequence[str]
+    ids: np.ndarray
+    vectors: np.ndarray
+    scales: np.ndarray | None = None
+
+
+class CandidateIndex:
+    """Candidates with their vectors, in memory or memory-mapped.
+
+    Args:
+        segments: its parts.
+        dtype: of the vectors.
+        removed: sorted ids that are not searched.
+        manifest: of an index on disk.
+
+    Attributes:
+        rows: candidates with the removed ones; a candidate's row is its place in all segments.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        dtype: IndexDtype,
+        *,
+        removed: np.ndarray | None = None,
+        manifest: Manifest | None = None,
+    ):
+        self.segments, self.dtype, self.manifest = tuple(segments), dtype, manifest
+        self.removed = np.empty(0, np.int64) if removed is None else removed
+        self._starts = np.cumsum([0, *(len(s.ids) for s in segments)])
+        self.rows = int(self._starts[-1])
+
+    def __len__(self) -> int:
+        """Candidates that can be found."""
+        return self.rows - len(self.removed)
+
+    def text(self, row: int) -> str:
+        """The text of a row."""
+        segment, place = self._place(row)
+        return segment.texts[place]
+
+    def id(self, row: int) -> int:
+        """The number of a row's candidate."""
+        segment, place = self._place(row)
+        return int(segment.ids[place])
+
+    def _place(self, row: int) -> tuple[Segment, int]:
+        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.segments[which], int(row - self._starts[which])
+
+    def live(self, segment: Segment) -> np.ndarray:
+        """Which of a segment's candidates are not removed, bool [n]."""
+        return ~np.isin(segment.ids, self.removed, assume_unique=True)
+
+    def items(self) -> Iterator[tuple[int, str]]:
+        """Ids and texts of all that can be found."""
+        for segment in self.segments:
+            for place in np.flatnonzero(self.live(segment)):
+                yield int(segment.ids[place]), segment.texts[int(place)]
+
+
+def in_memory(texts: Sequence[str], vectors: np.ndarray, dtype: IndexDtype = "float32") -> CandidateIndex:
+    """An index of texts and their float32 vectors [n, d] that is not kept."""
+    stored, scales = quantise(np.asarray(vectors, np.float32), dtype)
+    return CandidateIndex([Segment(texts, np.arange(len(texts)), _as(stored, dtype), scales)], dtype)
+
+
+def open_index(folder: Path, *, model: str | None = None, source: str | None = None) -> CandidateIndex:
+    """The index of a folder, memory-mapped.
+
+    Args:
+        folder: of the index.
+        model: fingerprint that it must have been made with; any where None.
+        source: fingerprint of the candidates that it must hold; any where None.
+
+    Raises:
+        InputError: there is none, it is broken, or it was made with something else; the message says what.
+    """
+    manifest = read_manifest(folder)
+    if model is not None and manifest.model != model:
+        raise InputError(
+            f"{folder}: the index was made with another model (weights, tokenizer or lengths); build it again"
+        )
+    if source is not None and manifest.source != source:
+        raise InputError(f"{folder}: the index holds other candidates; build it again")
+    try:
+        segments = [_open_segment(folder / info.name, info, manifest) for info in manifest.segments]
+        removed = np.load(folder / manifest.removed, allow_pickle=False) if manifest.removed else None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{folder}: the index is broken ({error}); build it again") from None
+    return CandidateIndex(segments, manifest.dtype, removed=removed, manifest=manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What an index holds.
+
+    Raises:
+        InputError: there is none, or it is broken or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        unfinished = " (an unfinished building is there)" if (folder / BUILDING).is_dir() else ""
+        raise InputError(f"{folder}: there is no index yet{unfinished}; build one") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the index is broken ({error}); build it again") from None
+    if isinstance(data, dict) and data.get("version") != VERSION:
+        raise InputError(
+            f"{path}: the index has version {data.get('version')}, expected {VERSION}; build it again"
+        )
+    return from_json(Manifest, data, source=str(path))
+
+
+def _as(stored: np.ndarray, dtype: IndexDtype) -> np.ndarray:
+    return stored.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else stored
+
+
+def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segment:
+    arrays = {
+        name: np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        for name in (ENDS, IDS, VECTORS, *([SCALES] if manifest.dtype == "int8" else []))
+    }
+    shapes = {ENDS: (info.count,), IDS: (info.count,), VECTORS: (info.count, manifest.dim)}
+    for name, array in arrays.items():
+        expected = shapes.get(name, (info.count,))
+        if array.shape != expected:
+            raise ValueError(f"{folder / name} has shape {array.shape}, expected {expected}")
+    stored = arrays[VECTORS]
+    if stored.dtype != STORED[manifest.dtype]:
+        raise ValueError(f"{folder / VECTORS} holds {stored.dtype}, expected {manifest.dtype}")
+    n_bytes = int(arrays[ENDS][-1])
+    if (folder / TEXTS).stat().st_size != n_bytes:
+        raise ValueError(f"{folder / TEXTS} has not its {n_bytes} bytes")
+    data = np.memmap(folder / TEXTS, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
+    texts = Texts(data, arrays[ENDS])
+    return Segment(texts, arrays[IDS], _as(stored, manifest.dtype), arrays.get(SCALES))
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[Manifest | None]:
+    """Hold an index folder for writing; gives its manifest, None where there is none (or none to keep).
+
+    Raises:
+        InputError: another process writes there, the folder is something else, or it cannot be written.
+    """
+    check_replaceable(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = exclusive_lock(folder / LOCK, f"{folder}: another process writes the index; wait for it")
+        with lock:
+            try:
+                manifest = read_manifest(folder)
+            except InputError:
+                manifest = None
+            yield manifest
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}") from None
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make a manifest the index's own, and clear away what it does not name."""
+    plain = dataclasses.asdict(manifest) | {
+        "type": Manifest.__name__,
+        "segments": [
+            {"type": SegmentInfo.__name__, **dataclasses.asdict(info)} for info in manifest.segments
+        ],
+    }
+    write_text(folder / MANIFEST, json.dumps(plain, indent=2) + "\n")
+    clear(folder, manifest)
+
+
+def clear(folder: Path, manifest: Manifest | None) -> None:
+    """Remove segments and files that a manifest does not name; an unfinished building stays."""
+    named: set[str] = set()
+    if manifest is not None:
+        named = {MANIFEST, manifest.removed, *(info.name for info in manifest.segments)}
+    for entry in folder.iterdir():
+        if entry.name in named or not REPLACEABLE.fullmatch(entry.name):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def remove(folder: Path, ids: Sequence[int]) -> int:
+    """Take candidates out of an index; the number that were in it.
+
+    Raises:
+        InputError: an id was never given, or the index is missing, broken or held by another process.
+    """
+    with writing(folder):
+        index = open_index(folder)
+        manifest = index.manifest
+        assert manifest is not None
+        wanted = np.unique(np.asarray(ids, np.int64))
+        unknown = wanted[(wanted < 0) | (wanted >= manifest.next_id)]
+        if len(unknown):
+            raise InputError(
+                f"{folder}: no candidate has the id {unknown[0]}; ids go from 0 to {manifest.next_id - 1}"
+            )
+        known = np.concatenate([segment.ids for segment in index.segments])
+        fresh = np.intersect1d(np.setdiff1d(wanted, index.removed), known)
+        if len(fresh):
+            write_removed(folder, manifest, np.union1d(index.removed, fresh))
+        return len(fresh)
+
+
+def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None:
+    """Commit another set of removed ids."""
+    number = 1 + int(manifest.removed.removeprefix("removed-").removesuffix(".npy") or -1)
+    name = f"removed-{number}.npy"
+    save_array(folder / name, removed.astype(np.int64))
+    commit(folder, dataclasses.replace(manifest, removed=name, n_removed=len(removed), source=""))
+
+
+def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
+    """Put an index into one segment without the removed candidates; the number that were dropped.
+
+    Raises:
+        InputError: nothing would be left, or the index is missing, broken or held by another process.
+    """
+    with writing(folder):
+        index = open_index(folder)
+        manifest = index.manifest
+        assert manifest is not None
+        if not len(index):
+            raise InputError(f"{folder}: every candidate was removed; add some before compacting")
+        if len(index.segments) == 1 and not len(index.removed):
+            return 0
+        clear(folder, manifest)
+        name = next_segment(manifest)
+        aside = folder / (name + PARTIAL)
+        aside.mkdir()
+        kept = [(segment, np.flatnonzero(index.live(segment))) for segment in index.segments]
+        parts = [
+            (segment, places[i : i + rows_at_once])
+            for segment, places in kept
+            for i in range(0, len(places), rows_at_once)
+        ]
+        vectors = new_vectors(aside, len(index), manifest.dim, manifest.dtype)
+        done = 0
+        for segment, places in parts:
+            stored = segment.vectors.view(np.uint16) if manifest.dtype == "bfloat16" else segment.vectors
+            vectors[done : done + len(places)] = stored[places]
+            done += len(places)
+        vectors.flush()
+        if manifest.dtype == "int8":
+            scales = [s.scales[p] for s, p in kept if s.scales is not None]
+            save_array(aside / SCALES, np.concatenate(scales))
+        finish_segment(
+            aside,
+            [segment.texts[int(i)] for segment, places in kept for i in places],
+            np.concatenate([segment.ids[places] for segment, places in kept]),
+        )
+        os.replace(aside, folder / name)
+        info = SegmentInfo(name=name, count=len(index))
+        commit(folder, dataclasses.replace(manifest, segments=(info,), removed="", n_removed=0))
+        return len(index.removed)
+
+
+def next_segment(manifest: Manifest | None) -> str:
+    """The name of a segment that is not there yet."""
+    names = [] if manifest is None else [int(info.name) for info in manifest.segments]
+    return f"{max(names, default=-1) + 1:06d}"
+
+
+def new_vectors(folder: Path, n: int, dim: int, dtype: IndexDtype) -> np.memmap:
+    """A segment's vector file, to be filled."""
+    return np.lib.format.open_memmap(folder / VECTORS, "w+", STORED[dtype], (n, dim))
+
+
+def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray) -> None:
+    """Write the rest of a segment whose vectors are written."""
+    data, ends = pack_texts(texts)
+    write_bytes(folder / TEXTS, data)
+    save_array(folder / ENDS, ends)
+    save_array(folder / IDS, np.asarray(ids, np.int64))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array whole or not at all."""
+    aside = path.with_name(path.name + PARTIAL)
+    with aside.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise InputError unless the folder is missing, empty, or an index."""
+    if not folder.exists():
+        return
+    what = f"{folder} is not an index; choose another place for it"
+    if not folder.is_dir():
+        raise InputError(what)
+    for entry in folder.iterdir():
+        if entry.name not in (BUILDING, LOCK) and not REPLACEABLE.fullmatch(entry.name):
+            raise InputError(f"{what} ({entry.name} is none of an index's files)")

@@ -1,0 +1,194 @@
+"""Search: exactly the candidates that ranking all of them would put first."""
+
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import DUAL_HEADS
+from flax import nnx
+
+from polyjax import Ranker
+from polyjax.nn.heads import BiConfig, BiHead, PolyHead
+from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.store import CandidateIndex, Segment, in_memory, quantise
+from polyjax.types import InputError
+
+DIM = 16
+
+
+def head_of(name: str):
+    config = DUAL_HEADS[name]
+    return (BiHead if isinstance(config, BiConfig) else PolyHead)(config, DIM, rngs=nnx.Rngs(0))
+
+
+def problem(rng, head, *, n: int, b: int = 3):
+    m = 1 if isinstance(head, BiHead) else head.config.n_codes
+    vectors = jnp.asarray(rng.standard_normal((b, m, DIM)), jnp.float32)
+    mask = np.ones((b, m), bool)
+    if m > 1:
+        mask[0, -2:] = False
+    return vectors, jnp.asarray(mask), rng.standard_normal((n, DIM)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", DUAL_HEADS)
+@pytest.mark.parametrize("n", [1, 7, 64, 150])
+def test_a_scan_finds_what_scoring_all_finds(rng, name, n):
+    head = head_of(name)
+    vectors, mask, candidates = problem(rng, head, n=n)
+    scan = Scan(head, in_memory([str(i) for i in range(n)], candidates), rows=64)
+    scores, rows = scan(vectors, mask, 8)
+    everything = np.asarray(head.score(vectors, mask, jnp.asarray(candidates)[None]))
+    expected = np.argsort(-everything, axis=1, kind="stable")[:, :8]
+    k = min(n, 8)
+    np.testing.assert_array_equal(rows[:, :k], expected)
+    np.testing.assert_allclose(scores[:, :k], np.take_along_axis(everything, expected, 1), atol=1e-4)
+    assert (rows[:, k:] == -1).all() and np.isneginf(scores[:, k:]).all()
+    assert scan.compilations == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_segments_removals_and_block_size_change_nothing(rng, dtype):
+    head = head_of("poly-basic")
+    vectors, mask, candidates = problem(rng, head, n=100)
+    stored, scales = quantise(candidates, dtype)
+    whole = in_memory([str(i) for i in range(100)], candidates, dtype).segments[0].vectors
+    cuts = [0, 3, 40, 100]
+    segments = [
+        Segment(
+            [str(j) for j in range(i, k)],
+            np.arange(i, k),
+            whole[i:k],
+            None if scales is None else scales[i:k],
+        )
+        for i, k in zip(cuts, cuts[1:], strict=False)
+    ]
+    removed = np.array([0, 2, 39, 40, 77, 99])
+    decoded = np.asarray(whole, np.float32) * (1 if scales is None else scales[:, None])
+    everything = np.array(head.score(vectors, mask, jnp.asarray(decoded)[None]))
+    everything[:, removed] = -np.inf
+    expected = np.argsort(-everything, axis=1, kind="stable")[:, :20]
+    for rows in (16, 64, 128):
+        index = CandidateIndex(segments, dtype, removed=removed)
+        _, found = Scan(head, index, rows=rows)(vectors, mask, 20)
+        np.testing.assert_array_equal(found, expected)
+    assert len(stored) == 100
+
+
+def test_equal_scores_keep_the_order_of_the_rows(rng):
+    head = head_of("bi-mean")
+    vectors, mask, _ = problem(rng, head, n=1)
+    same = np.ones((50, DIM), np.float32)
+    _, rows = Scan(head, in_memory(["x"] * 50, same), rows=8)(vectors, mask, 10)
+    assert rows.tolist() == [list(range(10))] * 3
+
+
+def test_every_candidate_removed_finds_nothing(rng):
+    head = head_of("bi-mean")
+    vectors, mask, candidates = problem(rng, head, n=5)
+    index = in_memory(list("abcde"), candidates)
+    empty = CandidateIndex(index.segments, "float32", removed=np.arange(5))
+    assert (Scan(head, empty)(vectors, mask, 3)[1] == -1).all()
+
+
+@pytest.fixture(scope="module")
+def ranker(parlai_models):
+    return Ranker.from_parlai(parlai_models / "poly_codes64_fp16_legacy" / "model")
+
+
+TEXTS = ["hello", "what do you do?", "i like tea", "no", "yes , sure", "how are you ?", "i am a nurse"]
+CONTEXTS = ["hi there", ["hello", "how are you?"], ["a", "b", "c"]]
+
+
+def test_searching_is_ranking(ranker):
+    index = ranker.index([*TEXTS, "no"])
+    assert len(index) == len(TEXTS)
+    for context, found in zip(CONTEXTS, ranker.search_batch(CONTEXTS, 4), strict=True):
+        expected = ranker.rank(context, TEXTS, top_k=4)
+        assert [(f.text, f.id) for f in found] == [(r.text, r.index) for r in expected]
+        np.testing.assert_allclose([f.score for f in found], [r.score for r in expected], atol=1e-5)
+        alone = ranker.search(context, 4)
+        assert [f.id for f in alone] == [f.id for f in found]
+    assert len(ranker.search("hi", 100)) == len(TEXTS)
+
+
+def test_an_index_is_built_opened_and_searched(ranker, tmp_path):
+    (tmp_path / "c.txt").write_text("\n".join(TEXTS) + "\n")
+    built = ranker.index(tmp_path / "c.txt", tmp_path / "index", dtype="bfloat16")
+    found = ranker.search("hi", 3)
+    ranker.index(TEXTS[:1])
+    assert ranker.search("hi")[0].text == "hello"
+    opened = ranker.open_index(tmp_path / "index")
+    assert ranker.search("hi", 3) == found and len(opened) == len(built) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.search("hi"), "there is no index to search"),
+        (lambda r: (r.index(["a"]), r.search("hi", 0)), "top_k must be at least 1, got 0"),
+        (lambda r: (r.index(["a"]), r.search([])), "context: expected at least one text"),
+        (lambda r: (r.index(["a"]), r.search_batch("hi")), "contexts: expected a list, got str"),
+        (lambda r: r.index([]), "candidates: expected at least one text, got none"),
+        (lambda r: r.index("nowhere.txt"), "nowhere.txt is missing"),
+        (lambda r: r.open_index("nowhere"), "nowhere: there is no index yet"),
+    ],
+)
+def test_mistakes_are_named(parlai_models, call, message):
+    with pytest.raises(InputError, match=message):
+        call(Ranker.from_parlai(parlai_models / "poly_codes64_fp16_legacy" / "model"))
+
+
+def test_a_cross_encoder_has_no_index(parlai_models):
+    with pytest.raises(InputError, match="cross-encoder cannot encode candidates"):
+        Ranker.from_parlai(parlai_models / "cross_prelayernorm_mean" / "model").index(["a"])
+
+
+def test_killed_while_building_and_adding(parlai_models, tmp_path):
+    """SIGKILL at several moments: the index is always a committed one, and the next call finishes it."""
+    script = tmp_path / "build.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from polyjax import Ranker\n"
+        "from polyjax.retrieval import build\n"
+        "build.SAVE_EVERY_S = 0.0\n"
+        "from polyjax.scoring import TextScorer\n"
+        "import polyjax.scoring\n"
+        "polyjax.scoring.TOKENS_PER_BATCH = 64\n"
+        "ranker = Ranker.from_parlai(sys.argv[1])\n"
+        "texts = [f'text number {i}' for i in range(400)]\n"
+        "ranker.index(texts[:100], sys.argv[2])\n"
+        "build.add_to_index(Path(sys.argv[2]), texts, ranker._scorer)\n"
+    )
+    model = str(parlai_models / "poly_codes64_fp16_legacy" / "model")
+
+    def start(folder):
+        command = [sys.executable, str(script), model, str(folder)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait(timeout=300) == 0
+    killed = tmp_path / "killed"
+    for pause in (0.0, 0.05):
+        process = start(killed)
+        while not (killed / "building" / "done.json").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+    process = start(killed)
+    while not ((killed / "manifest.json").exists() and (killed / "building" / "done.json").exists()):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    ranker = Ranker.from_parlai(model)
+    assert len(ranker.open_index(killed)) == 100, "killed while adding: what was built stays"
+    assert start(killed).wait(timeout=300) == 0
+    one, other = ranker.open_index(killed), ranker.open_index(tmp_path / "whole")
+    assert dict(one.items()) == dict(other.items())
+    for a, b in zip(one.segments, other.segments, strict=True):
+        np.testing.assert_array_equal(a.vectors, b.vectors)

@@ -1,0 +1,248 @@
+"""The index on disk: what is committed is kept, whatever happens."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from polyjax.data.text import TextConfig
+from polyjax.retrieval import store
+from polyjax.retrieval.build import add_to_index, build_index
+from polyjax.retrieval.store import CandidateIndex, compact, open_index, quantise, remove
+from polyjax.scoring import TextScorer
+from polyjax.types import InputError
+
+TEXTS = ["one", "two words", "drei", "naïve ☕", "five", "six"]
+
+
+class Encoder(TextScorer):
+    """Encodes a text into random numbers that its letters seed."""
+
+    dim, is_dual = 8, True
+    text = SimpleNamespace(config=TextConfig())
+
+    def __init__(self, *, stop_after: int = 10**9, batch: int = 2, seed: int = 0):
+        self.encoded: list[str] = []
+        self._stop_after, self._batch, self._seed = stop_after, batch, seed
+
+    def vectors(self, texts):
+        """Float32 [n, dim]."""
+        draw = lambda text: np.random.default_rng([self._seed, *text.encode()])  # noqa: E731
+        return np.array([draw(text).standard_normal(self.dim) for text in texts], np.float32)
+
+    def candidate_batches(self, texts, *, first=0):
+        """Batches, shortest first."""
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        for i in range(first * self._batch, len(texts), self._batch):
+            if len(self.encoded) >= self._stop_after:
+                raise KeyboardInterrupt
+            places = order[i : i + self._batch]
+            self.encoded += [texts[j] for j in places]
+            yield places, self.vectors([texts[j] for j in places])
+
+
+@pytest.fixture(autouse=True)
+def fingerprints(monkeypatch):
+    """An encoder is known by its seed."""
+    monkeypatch.setattr("polyjax.retrieval.build.fingerprint", lambda scorer: f"seed {scorer._seed}")
+
+
+def content(index: CandidateIndex) -> dict[int, tuple[str, tuple[float, ...]]]:
+    found = {}
+    for segment in index.segments:
+        vectors = np.asarray(segment.vectors, np.float32)
+        if segment.scales is not None:
+            vectors = vectors * segment.scales[:, None]
+        for i in np.flatnonzero(index.live(segment)):
+            found[int(segment.ids[i])] = (segment.texts[int(i)], tuple(vectors[i].tolist()))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_what_was_built_is_opened(tmp_path, dtype):
+    build_index(tmp_path / "i", TEXTS, Encoder(), dtype=dtype)
+    found = content(open_index(tmp_path / "i"))
+    assert [text for text, _ in found.values()] == TEXTS and list(found) == list(range(6))
+    tolerance = {"float32": 0, "bfloat16": 2**-8, "int8": 1 / 127}[dtype]
+    exact = Encoder().vectors(TEXTS)
+    for (_, vector), expected in zip(found.values(), exact, strict=True):
+        np.testing.assert_allclose(vector, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def test_nothing_but_the_index_is_left(tmp_path):
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS, Encoder())
+    assert {p.name for p in folder.iterdir()} == {"manifest.json", "000000", ".lock"}
+    assert {p.name for p in (folder / "000000").iterdir()} == {
+        "texts.bin",
+        "ends.npy",
+        "ids.npy",
+        "vectors.npy",
+    }
+
+
+def test_rows_of_zeros_survive_int8():
+    stored, scales = quantise(np.zeros((2, 3), np.float32), "int8")
+    assert not stored.any() and not scales.any()
+
+
+def test_ids_are_stable_through_adding_removing_and_compacting(tmp_path):
+    folder, encoder = tmp_path / "i", Encoder()
+    build_index(folder, TEXTS[:4], encoder)
+    before = content(open_index(folder))
+    assert add_to_index(folder, ["two words", "five", "five", "six"], encoder) == [4, 5]
+    assert remove(folder, [1, 4]) == 2
+    assert remove(folder, [1]) == 0
+    index = open_index(folder)
+    expected = {id_: pair for id_, pair in before.items() if id_ != 1} | {
+        5: ("six", tuple(encoder.vectors(["six"])[0].tolist()))
+    }
+    assert content(index) == expected and len(index) == 4
+    assert compact(folder) == 2
+    assert compact(folder) == 0
+    compacted = open_index(folder)
+    assert content(compacted) == expected and len(compacted.segments) == 1
+    assert content(index) == expected, "an index that was open before stays as it was"
+    assert add_to_index(folder, ["two words"], encoder) == [6], "a removed id is never given again"
+    assert [compacted.text(row) for row in range(4)] == ["one", "drei", "naïve ☕", "six"]
+    assert [compacted.id(row) for row in range(4)] == [0, 2, 3, 5]
+
+
+def test_an_interrupted_building_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    build_index(tmp_path / "whole", TEXTS, Encoder(), dtype="int8")
+    folder, first, second = tmp_path / "i", Encoder(stop_after=4), Encoder()
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, TEXTS, first, dtype="int8")
+    with pytest.raises(InputError, match=r"no index yet \(an unfinished building is there\)"):
+        open_index(folder)
+    counted = []
+    build_index(folder, TEXTS, second, dtype="int8", progress=counted.append)
+    assert not set(first.encoded) & set(second.encoded) and sum(counted) == len(TEXTS)
+    assert content(open_index(folder)) == content(open_index(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("changed", ["texts", "model", "dtype"])
+def test_an_interrupted_building_of_something_else_is_not_mixed_in(tmp_path, monkeypatch, changed):
+    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(tmp_path / "i", TEXTS, Encoder(stop_after=4))
+    texts = TEXTS[::-1] if changed == "texts" else TEXTS
+    other = Encoder(seed=1 if changed == "model" else 0)
+    build_index(tmp_path / "i", texts, other, dtype="int8" if changed == "dtype" else "float32")
+    assert len(other.encoded) == 6
+
+
+def test_a_new_building_leaves_the_old_index_until_it_is_there(tmp_path):
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS[:3], Encoder())
+    before = content(open_index(folder))
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, TEXTS, Encoder(stop_after=2))
+    assert content(open_index(folder)) == before
+    build_index(folder, TEXTS[3:], Encoder())
+    assert [text for text, _ in content(open_index(folder)).values()] == TEXTS[3:]
+
+
+@pytest.mark.parametrize("change", ["build", "add", "remove", "compact"])
+def test_a_change_that_is_not_committed_did_not_happen(tmp_path, monkeypatch, change):
+    """Stopped just before the manifest's renaming: the index is as before; the change can be made again."""
+    folder, encoder = tmp_path / "i", Encoder()
+    build_index(folder, TEXTS[:4], encoder)
+    remove(folder, [0])
+    before = content(open_index(folder))
+    actions = {
+        "build": lambda: build_index(folder, TEXTS, encoder),
+        "add": lambda: add_to_index(folder, TEXTS, encoder),
+        "remove": lambda: remove(folder, [2]),
+        "compact": lambda: compact(folder),
+    }
+
+    def killed(path, text):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    write_text = store.write_text
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            actions[change]()
+    assert content(open_index(folder)) == before
+    actions[change]()
+    after = content(open_index(folder))
+    assert (after == before) == (change == "compact")
+    names = {p.name for p in folder.iterdir()}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert names == {".lock", "manifest.json", *(s["name"] for s in manifest["segments"])} | (
+        {manifest["removed"]} - {""}
+    ), "what the interrupted change left is cleared away"
+
+
+def test_an_index_of_another_model_is_refused(tmp_path):
+    build_index(tmp_path / "i", TEXTS, Encoder())
+    with pytest.raises(InputError, match="another model"):
+        add_to_index(tmp_path / "i", ["more"], Encoder(seed=1))
+    with pytest.raises(InputError, match="another model"):
+        open_index(tmp_path / "i", model="seed 1")
+
+
+@pytest.mark.parametrize("name", ["texts.bin", "ends.npy", "ids.npy", "vectors.npy"])
+@pytest.mark.parametrize("damage", ["missing", "short", "empty"])
+def test_a_damaged_index_is_one_line(tmp_path, name, damage):
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS, Encoder())
+    path = folder / "000000" / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(data[:-3] if damage == "short" else b"")
+    with pytest.raises(InputError, match="the index is broken") as caught:
+        open_index(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9}', '{"type": "Manifest", "version": 2}'])
+def test_a_damaged_manifest_is_one_line(tmp_path, content):
+    build_index(tmp_path, TEXTS, Encoder())
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match=r"manifest\.json") as caught:
+        open_index(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_that_never_were_are_named(tmp_path):
+    build_index(tmp_path / "i", TEXTS, Encoder())
+    with pytest.raises(InputError, match="no candidate has the id 6; ids go from 0 to 5"):
+        remove(tmp_path / "i", [2, 6])
+    assert len(open_index(tmp_path / "i")) == 6
+
+
+def test_all_can_be_removed_and_then_others_added(tmp_path):
+    build_index(tmp_path / "i", TEXTS, Encoder())
+    remove(tmp_path / "i", range(6))
+    with pytest.raises(InputError, match="add some before compacting"):
+        compact(tmp_path / "i")
+    assert add_to_index(tmp_path / "i", ["new"], Encoder()) == [6]
+    assert content(open_index(tmp_path / "i")).keys() == {6}
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "letters.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"is not an index; .*letters\.txt is none of an index's files"):
+        build_index(tmp_path, TEXTS, Encoder())
+    assert (tmp_path / "letters.txt").read_text() == "precious"
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    with store.writing(tmp_path), pytest.raises(InputError, match="another process writes the index"):
+        remove(tmp_path, [0])
+
+
+def test_an_index_can_be_copied(tmp_path):
+    build_index(tmp_path / "i", TEXTS, Encoder())
+    shutil.copytree(tmp_path / "i", tmp_path / "copy")
+    assert content(open_index(tmp_path / "copy")) == content(open_index(tmp_path / "i"))
