@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from polyjax.evaluation import some
 from polyjax.metrics import RankingResult, bootstrap_interval, rank_of_label, recall_at
+from polyjax.types import Example
 
 
 def test_a_constant_model_ranks_last():
