@@ -53,7 +53,9 @@ def _block(segment: Segment, live: np.ndarray, start: int, at: int, rows: int) -
 
     def put(array: np.ndarray) -> Array:
         part = array[first : first + rows]
-        return jnp.asarray(np.pad(part, [(0, short)] + [(0, 0)] * (part.ndim - 1)) if short else part)
+        if short:
+            return jnp.asarray(np.pad(part, [(0, short)] + [(0, 0)] * (part.ndim - 1)))
+        return jax.device_put(part, may_alias=True)  # jnp.asarray would copy
 
     scales = None if segment.scales is None else put(segment.scales)
     return Block(
@@ -92,11 +94,18 @@ class Scan:
             mask: which of them are real.
             k: at least 1.
         """
-        b = vectors.shape[0]
-        scores, rows = jnp.full((b, k), -jnp.inf, jnp.float32), jnp.full((b, k), -1, jnp.int32)
+        scores, rows = _nothing_found(vectors.shape[0], k)
         for block in self._blocks:
             scores, rows = self._step(self._head, vectors, mask, scores, rows, block)
         return np.asarray(scores), np.asarray(rows)
+
+    def temporary_bytes(self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> int:
+        """Memory that a search takes for a moment beyond the index and its arguments."""
+        scores, rows = _nothing_found(vectors.shape[0], k)
+        compiled = self._step.lower(self._head, vectors, mask, scores, rows, self._blocks[0]).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None, "this backend does not tell the memory of its programs"
+        return analysis.temp_size_in_bytes
 
     def _traced_step(
         self,
@@ -120,6 +129,10 @@ class Scan:
         # Rows of earlier blocks come first, and top_k keeps the order of equals.
         merged, chosen = jax.lax.top_k(jnp.concatenate([best, top], axis=1), k)
         return merged, jnp.take_along_axis(jnp.concatenate([best_rows, rows], axis=1), chosen, axis=1)
+
+
+def _nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    return jnp.full((b, k), -jnp.inf, jnp.float32), jnp.full((b, k), -1, jnp.int32)
 
 
 def _power_of_two(n: int) -> int:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from polyjax import Ranker
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
-from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.scan import Scan, blocks_of
 from polyjax.retrieval.store import CandidateIndex, Segment, in_memory, quantise
 from polyjax.types import InputError
 
@@ -83,6 +83,25 @@ def test_equal_scores_keep_the_order_of_the_rows(rng):
     same = np.ones((50, DIM), np.float32)
     _, rows = Scan(head, in_memory(["x"] * 50, same), rows=8)(vectors, mask, 10)
     assert rows.tolist() == [list(range(10))] * 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_a_file_is_scanned_where_it_is_mapped(tmp_path, dtype):
+    np.save(tmp_path / "v.npy", np.zeros((200, 64), dtype))
+    vectors = np.load(tmp_path / "v.npy", mmap_mode="r")
+    blocks = blocks_of(CandidateIndex([Segment(["x"] * 200, np.arange(200), vectors)], "float32"), rows=64)
+    places = [(b.vectors.unsafe_buffer_pointer() - vectors.ctypes.data) // vectors[0].nbytes for b in blocks]
+    assert places == [0, 64, 128, 136] and [int(b.live.sum()) for b in blocks] == [64, 64, 64, 8]
+
+
+def test_memory_does_not_grow_with_the_candidates(rng):
+    head = head_of("poly-basic")
+    vectors, mask, candidates = problem(rng, head, n=300)
+    sizes = {
+        n: Scan(head, in_memory(["x"] * n, candidates[:n]), rows=64).temporary_bytes(vectors, mask, 8)
+        for n in (64, 300)
+    }
+    assert sizes[64] == sizes[300]
 
 
 def test_every_candidate_removed_finds_nothing(rng):

@@ -1,0 +1,160 @@
+"""Exact search over many candidates, against the textbook order of operations in PyTorch.
+
+    python benchmarks/scoring.py                          # 16, 64 and 360 codes, up to 100,000 candidates
+
+Random vectors, one context, top 10. The peer attends first and takes the dot product afterwards, over all
+candidates at once (softmax over [n, m], a second product that builds [n, d]), as published; it needs torch
+(extra `bench`). Both take turns in one process with the same number of threads; medians. Prints a table,
+writes benchmarks/results/scoring.json and scoring.png (time against candidates).
+"""
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+from rich.table import Table
+
+from polyjax.nn.heads import PolyConfig, PolyHead
+from polyjax.progress import console
+from polyjax.retrieval.scan import BLOCK_ROWS, Scan
+from polyjax.retrieval.store import in_memory
+from polyjax.train.checkpoint import write_json
+from polyjax.train.report import hardware
+
+TOP_K = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is timed.
+
+    Attributes:
+        candidates: how many, one row of the table each.
+        codes: context vectors.
+        dim: width.
+        repeats: rounds, in which each takes its turn.
+        rows: of a block.
+        out: folder of the figures.
+    """
+
+    candidates: tuple[int, ...] = (1_000, 10_000, 100_000)
+    codes: tuple[int, ...] = (16, 64, 360)
+    dim: int = 768
+    repeats: int = 9
+    rows: int = BLOCK_ROWS
+    out: Path = Path(__file__).parent / "results"
+
+
+def textbook(vectors: np.ndarray, candidates: np.ndarray) -> Callable[[], np.ndarray]:
+    """Scores and their top k by PyTorch: softmax(c E^T) E . c for all candidates at once."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    e, c = torch.from_numpy(vectors), torch.from_numpy(candidates)
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            attended = torch.softmax(c @ e.T, dim=1) @ e
+            return torch.topk((attended * c).sum(1), TOP_K).indices.numpy()
+
+    return run
+
+
+def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Milliseconds of each, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if round_:  # the first round compiles
+                times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(n: int, m: int, config: BenchmarkConfig) -> dict[str, float]:
+    """One row of the table."""
+    draw = np.random.default_rng(0)
+    candidates = draw.standard_normal((n, config.dim), np.float32)
+    vectors = draw.standard_normal((m, config.dim), np.float32) / np.float32(config.dim**0.5)
+    head = PolyHead(PolyConfig(n_codes=m), config.dim, rngs=nnx.Rngs(0))
+    texts = [str(i) for i in range(n)]
+    scans = {
+        dtype: Scan(head, in_memory(texts, candidates, dtype), rows=config.rows)
+        for dtype in ("float32", "bfloat16")
+    }
+    given = jnp.asarray(vectors)[None], jnp.ones((1, m), bool)
+    peer = textbook(vectors, candidates)
+    runs: dict[str, Callable[[], object]] = {"torch": peer}
+    for dtype, scan in scans.items():
+        runs[dtype] = lambda scan=scan: scan(*given, TOP_K)
+    times = medians(runs, config.repeats)
+    agreed = set(peer().tolist()) == set(scans["float32"](*given, TOP_K)[1][0].tolist())
+    return {
+        "candidates": n,
+        "codes": m,
+        "torch_ms": times["torch"],
+        "float32_ms": times["float32"],
+        "bfloat16_ms": times["bfloat16"],
+        "float32_ratio": times["float32"] / times["torch"],
+        "bfloat16_ratio": times["bfloat16"] / times["torch"],
+        "temporary_mb": scans["float32"].temporary_bytes(*given, TOP_K) / 1e6,
+        "same_top_k": float(agreed),
+    }
+
+
+def plot(rows: list[dict[str, float]], path: Path) -> None:
+    """Time against candidates, log-log."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for i, m in enumerate(sorted({row["codes"] for row in rows})):
+        chosen = [row for row in rows if row["codes"] == m]
+        for name, style in (("torch_ms", "--"), ("float32_ms", "-")):
+            label = f"{'textbook, torch' if name == 'torch_ms' else 'polyjax'}, {m:.0f} codes"
+            axes.loglog(
+                [r["candidates"] for r in chosen],
+                [r[name] for r in chosen],
+                style,
+                color=f"C{i}",
+                label=label,
+            )
+    axes.set(xlabel="candidates", ylabel="ms", title="Exact top 10 of one context, float32")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, write."""
+    rows = [measure(n, m, config) for m in config.codes for n in config.candidates]
+    table = Table(
+        "codes", "candidates", "torch ms", "float32 ms", "ratio", "bfloat16 ms", "ratio", "MB", "same top 10"
+    )
+    for row in rows:
+        table.add_row(
+            f"{row['codes']:.0f}",
+            f"{row['candidates']:,.0f}",
+            f"{row['torch_ms']:.1f}",
+            f"{row['float32_ms']:.1f}",
+            f"{row['float32_ratio']:.2f}",
+            f"{row['bfloat16_ms']:.1f}",
+            f"{row['bfloat16_ratio']:.2f}",
+            f"{row['temporary_mb']:.1f}",
+            "yes" if row["same_top_k"] else "NO",
+        )
+    console.print(table)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(config.out / "scoring.json", {"hardware": hardware(), "block_rows": config.rows, "rows": rows})
+    plot(rows, config.out / "scoring.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))
