@@ -83,7 +83,8 @@ def load_index(
     try:
         found = open_index(folder, model=fingerprint(scorer), source=text_fingerprint(texts))
     except InputError as reason:
-        say(f"encoding {len(texts):,} candidates into {folder} ({reason})")
+        why = str(reason).partition(";")[0]  # the way out follows: it is taken here
+        say(f"{why}; encoding {len(texts):,} candidates")
         with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
             return build_index(folder, texts, scorer, progress=shown.add)
     say(f"{len(found):,} candidates from the index {folder}")
