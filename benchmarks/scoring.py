@@ -54,7 +54,7 @@ class BenchmarkConfig:
 
 def textbook(vectors: np.ndarray, candidates: np.ndarray) -> Callable[[], np.ndarray]:
     """Scores and their top k by PyTorch: softmax(c E^T) E . c for all candidates at once."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # an extra
 
     torch.set_num_threads(os.cpu_count() or 1)
     e, c = torch.from_numpy(vectors), torch.from_numpy(candidates)
