@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
+from rich import box
 from rich.table import Table
 
 from polyjax.nn.heads import PolyConfig, PolyHead
@@ -135,9 +136,10 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     rows = [measure(n, m, config) for m in config.codes for n in config.candidates]
-    table = Table(
-        "codes", "candidates", "torch ms", "float32 ms", "ratio", "bfloat16 ms", "ratio", "MB", "same top 10"
-    )
+    names = ("codes", "candidates", "torch", "float32", "ratio", "bfloat16", "ratio", "MB", "same")
+    table = Table(title="ms, medians; memory beyond the index; the same top 10", box=box.SIMPLE_HEAD)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             f"{row['codes']:.0f}",

@@ -10,7 +10,8 @@ import tyro
 from polyjax.nn.encoder import Dtype
 from polyjax.progress import errors, meter
 from polyjax.retrieval.build import add_to_index, build_index, check_dual, read_candidates
-from polyjax.retrieval.store import IndexDtype, compact, open_index, read_manifest, remove
+from polyjax.retrieval.change import compact, remove
+from polyjax.retrieval.store import IndexDtype, open_index, read_manifest
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError

@@ -13,6 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from polyjax.files import write_text
+from polyjax.retrieval.change import (
+    clear,
+    commit,
+    finish_segment,
+    new_vectors,
+    next_segment,
+    save_array,
+    writing,
+)
 from polyjax.retrieval.store import (
     BUILDING,
     SCALES,
@@ -21,15 +30,8 @@ from polyjax.retrieval.store import (
     IndexDtype,
     Manifest,
     SegmentInfo,
-    clear,
-    commit,
-    finish_segment,
-    new_vectors,
-    next_segment,
     open_index,
     quantise,
-    save_array,
-    writing,
 )
 from polyjax.scoring import Progress, TextScorer, ignore
 from polyjax.types import InputError

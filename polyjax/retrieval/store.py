@@ -15,12 +15,8 @@ Files are memory-mapped. A change writes new files, then renames the manifest: a
 index before the change or after it, and what no manifest names is cleared away by the next writer.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, overload
@@ -29,15 +25,12 @@ import ml_dtypes
 import numpy as np
 
 from polyjax.config import from_json
-from polyjax.files import PARTIAL, exclusive_lock, write_bytes, write_text
 from polyjax.types import InputError
 
 IndexDtype = Literal["float32", "bfloat16", "int8"]
 MANIFEST, LOCK, BUILDING = "manifest.json", ".lock", "building"
 TEXTS, ENDS, IDS, VECTORS, SCALES = "texts.bin", "ends.npy", "ids.npy", "vectors.npy", "scales.npy"
 VERSION = 2
-REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})?")
-"""Names of what a writer may clear away."""
 STORED: dict[IndexDtype, type] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
 
@@ -283,167 +276,3 @@ def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segmen
     data = np.memmap(folder / TEXTS, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
     texts = Texts(data, arrays[ENDS])
     return Segment(texts, arrays[IDS], _as(stored, manifest.dtype), arrays.get(SCALES))
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[Manifest | None]:
-    """Hold an index folder for writing; gives its manifest, None where there is none (or none to keep).
-
-    Raises:
-        InputError: another process writes there, the folder is something else, or it cannot be written.
-    """
-    check_replaceable(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = exclusive_lock(folder / LOCK, f"{folder}: another process writes the index; wait for it")
-        with lock:
-            try:
-                manifest = read_manifest(folder)
-            except InputError:
-                manifest = None
-            yield manifest
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from None
-
-
-def commit(folder: Path, manifest: Manifest) -> None:
-    """Make a manifest the index's own, and clear away what it does not name."""
-    plain = dataclasses.asdict(manifest) | {
-        "type": Manifest.__name__,
-        "segments": [
-            {"type": SegmentInfo.__name__, **dataclasses.asdict(info)} for info in manifest.segments
-        ],
-    }
-    write_text(folder / MANIFEST, json.dumps(plain, indent=2) + "\n")
-    clear(folder, manifest)
-
-
-def clear(folder: Path, manifest: Manifest | None) -> None:
-    """Remove segments and files that a manifest does not name; an unfinished building stays."""
-    named: set[str] = set()
-    if manifest is not None:
-        named = {MANIFEST, manifest.removed, *(info.name for info in manifest.segments)}
-    for entry in folder.iterdir():
-        if entry.name in named or not REPLACEABLE.fullmatch(entry.name):
-            continue
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def remove(folder: Path, ids: Sequence[int]) -> int:
-    """Take candidates out of an index; the number that were in it.
-
-    Raises:
-        InputError: an id was never given, or the index is missing, broken or held by another process.
-    """
-    with writing(folder):
-        index = open_index(folder)
-        manifest = index.manifest
-        assert manifest is not None
-        wanted = np.unique(np.asarray(ids, np.int64))
-        unknown = wanted[(wanted < 0) | (wanted >= manifest.next_id)]
-        if len(unknown):
-            raise InputError(
-                f"{folder}: no candidate has the id {unknown[0]}; ids go from 0 to {manifest.next_id - 1}"
-            )
-        known = np.concatenate([segment.ids for segment in index.segments])
-        fresh = np.intersect1d(np.setdiff1d(wanted, index.removed), known)
-        if len(fresh):
-            write_removed(folder, manifest, np.union1d(index.removed, fresh))
-        return len(fresh)
-
-
-def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None:
-    """Commit another set of removed ids."""
-    number = 1 + int(manifest.removed.removeprefix("removed-").removesuffix(".npy") or -1)
-    name = f"removed-{number}.npy"
-    save_array(folder / name, removed.astype(np.int64))
-    commit(folder, dataclasses.replace(manifest, removed=name, n_removed=len(removed), source=""))
-
-
-def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
-    """Put an index into one segment without the removed candidates; the number that were dropped.
-
-    Raises:
-        InputError: nothing would be left, or the index is missing, broken or held by another process.
-    """
-    with writing(folder):
-        index = open_index(folder)
-        manifest = index.manifest
-        assert manifest is not None
-        if not len(index):
-            raise InputError(f"{folder}: every candidate was removed; add some before compacting")
-        if len(index.segments) == 1 and not len(index.removed):
-            return 0
-        clear(folder, manifest)
-        name = next_segment(manifest)
-        aside = folder / (name + PARTIAL)
-        aside.mkdir()
-        kept = [(segment, np.flatnonzero(index.live(segment))) for segment in index.segments]
-        parts = [
-            (segment, places[i : i + rows_at_once])
-            for segment, places in kept
-            for i in range(0, len(places), rows_at_once)
-        ]
-        vectors = new_vectors(aside, len(index), manifest.dim, manifest.dtype)
-        done = 0
-        for segment, places in parts:
-            stored = segment.vectors.view(np.uint16) if manifest.dtype == "bfloat16" else segment.vectors
-            vectors[done : done + len(places)] = stored[places]
-            done += len(places)
-        vectors.flush()
-        if manifest.dtype == "int8":
-            scales = [s.scales[p] for s, p in kept if s.scales is not None]
-            save_array(aside / SCALES, np.concatenate(scales))
-        finish_segment(
-            aside,
-            [segment.texts[int(i)] for segment, places in kept for i in places],
-            np.concatenate([segment.ids[places] for segment, places in kept]),
-        )
-        os.replace(aside, folder / name)
-        info = SegmentInfo(name=name, count=len(index))
-        commit(folder, dataclasses.replace(manifest, segments=(info,), removed="", n_removed=0))
-        return len(index.removed)
-
-
-def next_segment(manifest: Manifest | None) -> str:
-    """The name of a segment that is not there yet."""
-    names = [] if manifest is None else [int(info.name) for info in manifest.segments]
-    return f"{max(names, default=-1) + 1:06d}"
-
-
-def new_vectors(folder: Path, n: int, dim: int, dtype: IndexDtype) -> np.memmap:
-    """A segment's vector file, to be filled."""
-    return np.lib.format.open_memmap(folder / VECTORS, "w+", STORED[dtype], (n, dim))
-
-
-def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray) -> None:
-    """Write the rest of a segment whose vectors are written."""
-    data, ends = pack_texts(texts)
-    write_bytes(folder / TEXTS, data)
-    save_array(folder / ENDS, ends)
-    save_array(folder / IDS, np.asarray(ids, np.int64))
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array whole or not at all."""
-    aside = path.with_name(path.name + PARTIAL)
-    with aside.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raise InputError unless the folder is missing, empty, or an index."""
-    if not folder.exists():
-        return
-    what = f"{folder} is not an index; choose another place for it"
-    if not folder.is_dir():
-        raise InputError(what)
-    for entry in folder.iterdir():
-        if entry.name not in (BUILDING, LOCK) and not REPLACEABLE.fullmatch(entry.name):
-            raise InputError(f"{what} ({entry.name} is none of an index's files)")

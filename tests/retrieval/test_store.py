@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from polyjax.data.text import TextConfig
-from polyjax.retrieval import store
+from polyjax.retrieval import change as changes
 from polyjax.retrieval.build import add_to_index, build_index
-from polyjax.retrieval.store import CandidateIndex, compact, open_index, quantise, remove
+from polyjax.retrieval.change import compact, remove
+from polyjax.retrieval.store import CandidateIndex, open_index, quantise
 from polyjax.scoring import TextScorer
 from polyjax.types import InputError
 
@@ -165,9 +166,9 @@ def test_a_change_that_is_not_committed_did_not_happen(tmp_path, monkeypatch, ch
             raise KeyboardInterrupt
         write_text(path, text)
 
-    write_text = store.write_text
+    write_text = changes.write_text
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_text", killed)
+        patch.setattr(changes, "write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             actions[change]()
     assert content(open_index(folder)) == before
@@ -238,7 +239,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_two_writers_do_not_meet(tmp_path):
-    with store.writing(tmp_path), pytest.raises(InputError, match="another process writes the index"):
+    with changes.writing(tmp_path), pytest.raises(InputError, match="another process writes the index"):
         remove(tmp_path, [0])
 
 
