@@ -109,9 +109,8 @@ class Ranker:
         Raises:
             InputError: the two differ in length, a context has no turn, or there is no candidate.
         """
-        for name, lists in (("contexts", contexts), ("candidates", candidates)):
-            if isinstance(lists, str) or not isinstance(lists, Sequence):
-                raise InputError(f"{name}: expected a list, got {type(lists).__name__}")
+        _check_list("contexts", contexts)
+        _check_list("candidates", candidates)
         if len(contexts) != len(candidates):
             raise InputError(
                 f"contexts and candidates: expected lists of one length, got {len(contexts)} contexts "
@@ -186,7 +185,7 @@ class Ranker:
         return found
 
     def search(self, context: Context, top_k: int = 10) -> list[Found]:
-        """The best candidates of the index, best first: exactly those that ``rank`` would put first.
+        """The best candidates of the index, best first: with float32 exactly those that ``rank`` puts first.
 
         Args:
             context: the turns so far, oldest first; a text is a single turn.
@@ -203,10 +202,15 @@ class Ranker:
             raise InputError("there is no index to search; call index(candidates) or open_index(folder)")
         if top_k < 1:
             raise InputError(f"top_k must be at least 1, got {top_k}")
-        if isinstance(contexts, str) or not isinstance(contexts, Sequence):
-            raise InputError(f"contexts: expected a list, got {type(contexts).__name__}")
+        _check_list("contexts", contexts)
         turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
         return self._searcher.search(turns, top_k)
+
+
+def _check_list(name: str, lists: object) -> None:
+    """Raise InputError unless it is a list (of contexts, or of lists of candidates)."""
+    if isinstance(lists, str) or not isinstance(lists, Sequence):
+        raise InputError(f"{name}: expected a list, got {type(lists).__name__}")
 
 
 def _texts(name: str, texts: Iterable[str]) -> list[str]:

@@ -116,7 +116,7 @@ def build_index(
     """
     check_dual(scorer)
     model, source = fingerprint(scorer), text_fingerprint(texts)
-    with writing(folder) as old:
+    with writing(folder, new=True) as old:
         manifest = Manifest(model=model, source=source, dtype=dtype, dim=scorer.dim, next_id=0, segments=())
         # Another name than any of the old segments: those stay until the new manifest is there.
         _append(folder, manifest, texts, scorer, name=next_segment(old), keep=old, progress=progress)

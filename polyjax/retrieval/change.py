@@ -39,13 +39,19 @@ REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[Manifest | None]:
+def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
     """Hold an index folder for writing; gives its manifest, None where there is none (or none to keep).
+
+    Args:
+        folder: of the index.
+        new: make the folder where there is none; otherwise the index must be there.
 
     Raises:
         InputError: another process writes there, the folder is something else, or it cannot be written.
     """
     check_replaceable(folder)
+    if not new:
+        read_manifest(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = exclusive_lock(folder / LOCK, f"{folder}: another process writes the index; wait for it")

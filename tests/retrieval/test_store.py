@@ -239,8 +239,20 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_two_writers_do_not_meet(tmp_path):
-    with changes.writing(tmp_path), pytest.raises(InputError, match="another process writes the index"):
-        remove(tmp_path, [0])
+    with (
+        changes.writing(tmp_path, new=True),
+        pytest.raises(InputError, match="another process writes the index"),
+    ):
+        build_index(tmp_path, TEXTS, Encoder())
+
+
+@pytest.mark.parametrize(
+    "change", [lambda f: remove(f, [0]), compact, lambda f: add_to_index(f, ["a"], Encoder())]
+)
+def test_a_change_of_no_index_leaves_nothing(tmp_path, change):
+    with pytest.raises(InputError, match="there is no index yet"):
+        change(tmp_path / "i")
+    assert not (tmp_path / "i").exists()
 
 
 def test_an_index_can_be_copied(tmp_path):
