@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.store import CandidateIndex, Segment
 
-BLOCK_ROWS = 2048
+BLOCK_ROWS = 4096
 """Rows scored at once: their products with the context vectors stay in the processor's cache."""
 
 

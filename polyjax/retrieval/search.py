@@ -11,7 +11,7 @@ from polyjax.retrieval.store import CandidateIndex
 from polyjax.scoring import TextScorer
 
 VECTORS_AT_ONCE = 512
-"""Context vectors that share a pass: their products with a block are 16 MB."""
+"""Context vectors that share a pass: their products with a block are 8 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
