@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from polyjax.interop.parlai import load_parlai
 from polyjax.nn.encoder import Dtype
 from polyjax.progress import errors, meter
 from polyjax.retrieval.build import build_index, check_dual, fingerprint, read_candidates
-from polyjax.retrieval.search import Found, Searcher
+from polyjax.retrieval.search import Method, Results, Searcher
+from polyjax.retrieval.stages import FirstStage
 from polyjax.retrieval.store import CandidateIndex, IndexDtype, in_memory, open_index
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
@@ -184,27 +185,94 @@ class Ranker:
         self._searcher = Searcher(self._scorer, found)
         return found
 
-    def search(self, context: Context, top_k: int = 10) -> list[Found]:
+    def search(
+        self,
+        context: Context,
+        top_k: int = 10,
+        *,
+        method: Method = "auto",
+        first_stage: FirstStage | None = None,
+        rerank: "Ranker | None" = None,
+        rerank_top: int = 50,
+    ) -> Results:
         """The best candidates of the index, best first: with float32 exactly those that ``rank`` puts first.
 
         Args:
             context: the turns so far, oldest first; a text is a single turn.
             top_k: at most so many.
+            method: ``scan`` scores every candidate; ``certified`` finds the same with a bound on those
+                that it need not score; ``auto`` takes the faster of the two.
+            first_stage: an index of inner products, as FAISS's, that proposes candidates instead; then
+                ``certified`` says whether the result is exact.
+            rerank: another model, as a cross-encoder, that scores the best ones once more.
+            rerank_top: how many those are.
 
         Raises:
-            InputError: there is no index, the context has no turn, or top_k is less than 1.
+            InputError: there is no index, the context has no turn, or an argument is out of range.
         """
-        return self.search_batch([context], top_k)[0]
+        options = {"method": method, "first_stage": first_stage, "rerank": rerank, "rerank_top": rerank_top}
+        return self.search_batch([context], top_k, **options)[0]
 
-    def search_batch(self, contexts: Sequence[Context], top_k: int = 10) -> list[list[Found]]:
-        """``search`` for several contexts, which share the pass over the candidates."""
-        if self._searcher is None:
-            raise InputError("there is no index to search; call index(candidates) or open_index(folder)")
+    def search_batch(
+        self,
+        contexts: Sequence[Context],
+        top_k: int = 10,
+        *,
+        method: Method = "auto",
+        first_stage: FirstStage | None = None,
+        rerank: "Ranker | None" = None,
+        rerank_top: int = 50,
+    ) -> list[Results]:
+        """``search`` for several contexts, which share the scan and the re-ranker's batches."""
+        searcher = self._opened()
         if top_k < 1:
             raise InputError(f"top_k must be at least 1, got {top_k}")
+        if method not in get_args(Method):
+            raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+        if first_stage is not None and not isinstance(first_stage, FirstStage):
+            raise InputError("first_stage: expected an object with `search` and `exact`, as FaissStage")
         _check_list("contexts", contexts)
         turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
-        return self._searcher.search(turns, top_k)
+        if rerank is None:
+            return searcher.search(turns, top_k, method=method, first_stage=first_stage)
+        if rerank_top < top_k:
+            raise InputError(f"rerank_top must be at least top_k, got {rerank_top} and {top_k}")
+        found = searcher.search(turns, rerank_top, method=method, first_stage=first_stage)
+        return rerank._rerank(turns, found, top_k)
+
+    def _rerank(
+        self, contexts: Sequence[Sequence[str]], found: Sequence[Results], top_k: int
+    ) -> list[Results]:
+        """What was found, ordered by this model; the pairs of all contexts are batched by length."""
+        scored = [i for i, results in enumerate(found) if len(results)]
+        scores = self.score_batch([contexts[i] for i in scored], [[f.text for f in found[i]] for i in scored])
+        again = list(found)
+        for i, row in zip(scored, scores, strict=True):
+            order = np.argsort(-row, kind="stable")[:top_k]
+            best = (
+                dataclasses.replace(found[i][j], score=float(row[j]), first_score=found[i][j].score)
+                for j in order
+            )
+            again[i] = dataclasses.replace(found[i], found=tuple(best))
+        return again
+
+    def compile(self, top_k: int = 10) -> int:
+        """Compile ahead of time all that searching for single contexts needs; the number of programs.
+
+        Programs in the compilation cache are taken from there.
+
+        Args:
+            top_k: as it will be asked for.
+
+        Raises:
+            InputError: there is no index.
+        """
+        return self._opened().compile(top_k)
+
+    def _opened(self) -> Searcher:
+        if self._searcher is None:
+            raise InputError("there is no index to search; call index(candidates) or open_index(folder)")
+        return self._searcher
 
 
 def _check_list(name: str, lists: object) -> None:

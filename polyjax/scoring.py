@@ -134,6 +134,13 @@ class TextScorer:
             )
             yield places, vectors, mask
 
+    def compile_contexts(self) -> tuple[Float[Array, "1 m d"], Bool[Array, "1 m"]]:
+        """Compile the encoding of single contexts of all lengths; an empty one's vectors and their mask."""
+        limit = self.text.config.context_tokens
+        lengths = sorted({self.text.config.bucket(n, limit) for n in range(1, limit + 1)})
+        empty = [self.text.pad([[]], length=length) for length in lengths]
+        return [self._encode_contexts(self._state, tokens) for tokens in empty][0]
+
     @property
     def head(self) -> BiHead | PolyHead:
         """The scoring head of a bi- or poly-encoder, with its parameters."""

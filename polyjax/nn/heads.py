@@ -269,7 +269,10 @@ def _reduce(
 
 
 def _attend_shared(
-    vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "c d"], sharpness: float
+    vectors: Float[Array, "b m d"],
+    mask: Bool[Array, "b m"],
+    candidates: Float[Array, "c d"],
+    sharpness: float,
 ) -> Float[Array, "b c"]:
     """sum_j softmax(sharpness * s)_j s_j of candidates that all contexts share.
 

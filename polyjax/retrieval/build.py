@@ -202,7 +202,8 @@ def _append(
     vectors.flush()
     if manifest.dtype == "int8":
         save_array(part / SCALES, np.asarray(scales))
-    finish_segment(part, texts, np.arange(manifest.next_id, manifest.next_id + len(texts)))
+    ids = np.arange(manifest.next_id, manifest.next_id + len(texts))
+    finish_segment(part, texts, ids, manifest.dtype)
     os.replace(part, folder / name)
     commit(
         folder,

@@ -21,6 +21,7 @@ from polyjax.retrieval.store import (
     IDS,
     LOCK,
     MANIFEST,
+    NORMS,
     SCALES,
     STORED,
     TEXTS,
@@ -28,6 +29,8 @@ from polyjax.retrieval.store import (
     IndexDtype,
     Manifest,
     SegmentInfo,
+    as_dtype,
+    norms_of,
     open_index,
     pack_texts,
     read_manifest,
@@ -160,6 +163,7 @@ def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
             aside,
             [segment.texts[int(i)] for segment, places in kept for i in places],
             np.concatenate([segment.ids[places] for segment, places in kept]),
+            manifest.dtype,
         )
         os.replace(aside, folder / name)
         info = SegmentInfo(name=name, count=len(index))
@@ -178,12 +182,15 @@ def new_vectors(folder: Path, n: int, dim: int, dtype: IndexDtype) -> np.memmap:
     return np.lib.format.open_memmap(folder / VECTORS, "w+", STORED[dtype], (n, dim))
 
 
-def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray) -> None:
-    """Write the rest of a segment whose vectors are written."""
+def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: IndexDtype) -> None:
+    """Write the rest of a segment whose vectors (and scales) are written."""
     data, ends = pack_texts(texts)
     write_bytes(folder / TEXTS, data)
     save_array(folder / ENDS, ends)
     save_array(folder / IDS, np.asarray(ids, np.int64))
+    scales = np.load(folder / SCALES, allow_pickle=False) if dtype == "int8" else None
+    vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+    save_array(folder / NORMS, norms_of(as_dtype(vectors, dtype), scales))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

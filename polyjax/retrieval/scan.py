@@ -30,6 +30,7 @@ class Block:
     first: Int[Array, ""]
     vectors: Float[Array, "n d"]
     scales: Float[Array, " n"] | None
+    norms: Float[Array, " n"]
     live: Bool[Array, " n"]
 
 
@@ -54,12 +55,16 @@ def _block(segment: Segment, live: np.ndarray, start: int, at: int, rows: int) -
     def put(array: np.ndarray) -> Array:
         part = array[first : first + rows]
         if short:
-            return jnp.asarray(np.pad(part, [(0, short)] + [(0, 0)] * (part.ndim - 1)))
+            return jnp.asarray(_filled(part, rows))
         return jax.device_put(part, may_alias=True)  # jnp.asarray would copy
 
     scales = None if segment.scales is None else put(segment.scales)
     return Block(
-        jnp.int32(start + first), put(segment.vectors), scales, jnp.asarray(np.pad(real, (0, short)))
+        jnp.int32(start + first),
+        put(segment.vectors),
+        scales,
+        put(segment.norms[:, 0].copy()),
+        jnp.asarray(np.pad(real, (0, short))),
     )
 
 
@@ -72,13 +77,16 @@ class Scan:
         rows: of a block.
 
     Attributes:
+        blocks: the index's rows.
         compilations: programs compiled so far.
     """
 
     def __init__(self, head: BiHead | PolyHead, index: CandidateIndex, *, rows: int = BLOCK_ROWS):
         self.index, self.compilations = index, 0
         self._head_graph, self._head = nnx.split(head)
-        self._blocks = blocks_of(index, rows=min(rows, _power_of_two(index.rows)))
+        self._rows = min(rows, power_of_two(index.rows))
+        self.blocks = blocks_of(index, rows=self._rows)
+        self._no_norms = jnp.zeros(self._rows)
         self._step = jax.jit(self._traced_step, donate_argnums=(3, 4))
 
     def __call__(
@@ -95,14 +103,35 @@ class Scan:
             k: at least 1.
         """
         scores, rows = _nothing_found(vectors.shape[0], k)
-        for block in self._blocks:
+        for block in self.blocks:
             scores, rows = self._step(self._head, vectors, mask, scores, rows, block)
         return np.asarray(scores), np.asarray(rows)
+
+    def among(
+        self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], rows: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same of one context among some rows only, increasing [n], with the same scores."""
+        best = _nothing_found(1, k)
+        for first in range(0, len(rows), self._rows):
+            # A block of the scan's shape, and so of its program and its rounding; what comes out of the step
+            # are places instead of rows.
+            some = rows[first : first + self._rows]
+            stored, scales = self.index.stored(some)
+            block = Block(
+                jnp.int32(first),
+                jnp.asarray(_filled(stored, self._rows)),
+                None if scales is None else jnp.asarray(_filled(scales, self._rows)),
+                self._no_norms,
+                jnp.asarray(np.arange(self._rows) < len(some)),
+            )
+            best = self._step(self._head, vectors, mask, *best, block)
+        scores, places = map(np.asarray, best)
+        return scores, np.where(places >= 0, rows[places], -1)
 
     def temporary_bytes(self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> int:
         """Memory that a search takes for a moment beyond the index and its arguments."""
         scores, rows = _nothing_found(vectors.shape[0], k)
-        compiled = self._step.lower(self._head, vectors, mask, scores, rows, self._blocks[0]).compile()
+        compiled = self._step.lower(self._head, vectors, mask, scores, rows, self.blocks[0]).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None, "this backend does not tell the memory of its programs"
         return analysis.temp_size_in_bytes
@@ -135,5 +164,13 @@ def _nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k
     return jnp.full((b, k), -jnp.inf, jnp.float32), jnp.full((b, k), -1, jnp.int32)
 
 
-def _power_of_two(n: int) -> int:
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """The array with zeros up to a number of rows."""
+    whole = np.zeros((rows, *array.shape[1:]), array.dtype)
+    whole[: len(array)] = array
+    return whole
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n."""
     return 1 << max(n - 1, 0).bit_length()

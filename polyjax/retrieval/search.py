@@ -1,26 +1,75 @@
 """Contexts in, the best candidates of an index out."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.certified import CertifiedSearch, Outcome
+from polyjax.retrieval.scan import Scan, power_of_two
+from polyjax.retrieval.stages import FirstStage, StagedSearch
 from polyjax.retrieval.store import CandidateIndex
 from polyjax.scoring import TextScorer
+
+Method = Literal["auto", "scan", "certified"]
 
 VECTORS_AT_ONCE = 512
 """Context vectors that share a pass: their products with a block are 8 MB."""
 
+WORTH_CERTIFYING = 1.5e9
+"""Products (candidates x context vectors x width) of a scan from which a certified search is faster.
+
+Its fixed cost, choosing the rank and scoring the survivors, is 3 to 5 ms; benchmarks/certified.py.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A candidate of an index with its score and its id there."""
+    """A candidate of an index with its score and its id there.
+
+    Attributes:
+        text: of the candidate.
+        score: the model's; a re-ranker's where there was one.
+        id: number in the index.
+        first_score: the model's, before a re-ranker's; else None.
+    """
 
     text: str
     score: float
     id: int
+    first_score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results(Sequence[Found]):
+    """A context's best candidates, best first, and how they were found.
+
+    Attributes:
+        found: the candidates.
+        certified: whether they are proven to be those that scoring every candidate gives.
+        rank: directions that a candidate was multiplied with in a certified search's pass; else None.
+        rescored: share of the candidates whose score was computed exactly; 1 of a scan.
+    """
+
+    found: tuple[Found, ...]
+    certified: bool
+    rank: int | None
+    rescored: float
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return len(self.found)
+
+    @overload
+    def __getitem__(self, index: int) -> Found: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Found]: ...
+    def __getitem__(self, index: int | slice) -> Found | Sequence[Found]:
+        """A candidate, or several."""
+        return self.found[index]
 
 
 class Searcher:
@@ -33,35 +82,90 @@ class Searcher:
 
     def __init__(self, scorer: TextScorer, index: CandidateIndex):
         self.index, self._scorer = index, scorer
-        self._scan = Scan(scorer.head, index)
+        head = scorer.head
+        self._scan = Scan(head, index)
+        self._certified = CertifiedSearch(self._scan, head) if CertifiedSearch.suits(head) else None
+        self._staged: StagedSearch | None = None
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far, those of encoding included."""
-        return self._scorer.compilations + self._scan.compilations
+        certified = 0 if self._certified is None else self._certified.compilations
+        return self._scorer.compilations + self._scan.compilations + certified
 
-    def search(self, contexts: Sequence[Sequence[str]], top_k: int) -> list[list[Found]]:
-        """Each context's best candidates, best first; fewer than ``top_k`` where the index holds fewer.
+    def compile(self, top_k: int = 10) -> int:
+        """Compile ahead of time what searching with single contexts needs; the number of programs.
+
+        Args:
+            top_k: as it will be asked for.
+        """
+        before = self.compilations
+        vectors, mask = self._scorer.compile_contexts()
+        k = self._rows_wanted(top_k)
+        self._scan(vectors, mask, k)
+        if self._certified is not None and self._worth_certifying(vectors):
+            self._certified.compile(vectors, mask)
+        return self.compilations - before
+
+    def search(
+        self,
+        contexts: Sequence[Sequence[str]],
+        top_k: int,
+        *,
+        method: Method = "auto",
+        first_stage: FirstStage | None = None,
+    ) -> list[Results]:
+        """Each context's best candidates; fewer than ``top_k`` where the index holds fewer.
 
         Args:
             contexts: turns of each, oldest first.
             top_k: at least 1.
+            method: ``scan`` scores every candidate; ``certified`` proves for most that they need not be;
+                ``auto`` takes the faster.
+            first_stage: an index of inner products that proposes candidates instead.
         """
-        # A power of two, so that another number compiles nothing new.
-        k = 1 << (min(top_k, self.index.rows) - 1).bit_length()
-        results: list[list[Found]] = [[] for _ in contexts]
+        if first_stage is not None and (self._staged is None or self._staged.stage is not first_stage):
+            self._staged = StagedSearch(self._scan, self._scorer.head, first_stage)
+        results: dict[int, Results] = {}
+        for places, vectors, mask in self._batches(contexts):
+            if first_stage is not None and self._staged is not None:
+                outcomes = self._staged(vectors, mask, self._rows_wanted(top_k))
+            else:
+                outcomes = self._outcomes(vectors, mask, self._rows_wanted(top_k), method)
+            for place, outcome in zip(places, outcomes, strict=False):
+                results[place] = self._results(outcome, top_k)
+        return [results[i] for i in range(len(contexts))]
+
+    def _batches(
+        self, contexts: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[np.ndarray, Float[Array, "b m d"], Bool[Array, "b m"]]]:
+        """Places of contexts with their vectors, as many as share a pass; the last may stand for nobody."""
         for places, vectors, mask in self._scorer.context_batches(contexts):
             together = 1 if len(places) == 1 else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
             for start in range(0, len(places), together):
                 chosen = jnp.arange(start, start + together).clip(max=len(places) - 1)
-                scores, rows = self._scan(vectors[chosen], mask[chosen], k)
-                for i, place in enumerate(places[start : start + together]):
-                    results[place] = self._found(scores[i, :top_k], rows[i, :top_k])
-        return results
+                yield places[start : start + together], vectors[chosen], mask[chosen]
 
-    def _found(self, scores: np.ndarray, rows: np.ndarray) -> list[Found]:
-        return [
+    def _outcomes(
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int, method: Method
+    ) -> list[Outcome]:
+        certify = method == "certified" or (method == "auto" and self._worth_certifying(vectors))
+        if certify and self._certified is not None:
+            return self._certified(vectors, mask, k)
+        scores, rows = self._scan(vectors, mask, k)
+        return [Outcome(*pair, None, len(self.index)) for pair in zip(scores, rows, strict=True)]
+
+    def _worth_certifying(self, vectors: Float[Array, "b m d"]) -> bool:
+        return self.index.rows * vectors.shape[1] * vectors.shape[2] >= WORTH_CERTIFYING
+
+    def _rows_wanted(self, top_k: int) -> int:
+        # A power of two, so that another number compiles nothing new.
+        return power_of_two(min(top_k, self.index.rows))
+
+    def _results(self, outcome: Outcome, top_k: int) -> Results:
+        found = tuple(
             Found(self.index.text(int(row)), float(score), self.index.id(int(row)))
-            for score, row in zip(scores, rows, strict=True)
+            for score, row in zip(outcome.scores[:top_k], outcome.rows[:top_k], strict=True)
             if row >= 0
-        ]
+        )
+        return Results(found, outcome.certified, outcome.rank, outcome.rescored / max(len(self.index), 1))

@@ -7,6 +7,7 @@
       ids.npy         their numbers, which never change and are never given again, int64 [n]
       vectors.npy     float32 [n, d], bfloat16 as uint16 [n, d], or int8 [n, d]
       scales.npy      of int8 rows, float32 [n]
+      norms.npy       of the rows, and of what rounding them to bfloat16 takes away, float32 [n, 2]
     removed-N.npy     sorted ids that are searched no more, int64
     building/         an unfinished building or addition, which the same call goes on with
     .lock             held by whoever writes
@@ -29,8 +30,10 @@ from polyjax.types import InputError
 
 IndexDtype = Literal["float32", "bfloat16", "int8"]
 MANIFEST, LOCK, BUILDING = "manifest.json", ".lock", "building"
-TEXTS, ENDS, IDS, VECTORS, SCALES = "texts.bin", "ends.npy", "ids.npy", "vectors.npy", "scales.npy"
-VERSION = 2
+TEXTS, ENDS, IDS = "texts.bin", "ends.npy", "ids.npy"
+VECTORS, SCALES, NORMS = "vectors.npy", "scales.npy", "norms.npy"
+VERSION = 3
+_ROWS_AT_ONCE, _ALIGNMENT = 8192, 64
 STORED: dict[IndexDtype, type] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
 
@@ -128,6 +131,33 @@ def quantise(vectors: np.ndarray, dtype: IndexDtype) -> tuple[np.ndarray, np.nda
             return np.rint(vectors / safe[:, None]).astype(np.int8), scales
 
 
+def decode(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+    """Float32 vectors [n, d] of stored rows (float32, bfloat16 or int8) and the scales of int8 rows."""
+    vectors = stored.astype(np.float32)
+    return vectors if scales is None else vectors * scales[:, None]
+
+
+def norms_of(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+    """Euclidean norms of rows, and of what rounding them to bfloat16 takes away, float32 [n, 2].
+
+    Rounded up, so that a bound made with them holds. Rows of bfloat16 or int8 lose nothing: the numbers of an
+    int8 row are bfloat16 numbers, and its scale is applied to its products.
+
+    >>> norms_of(np.array([[3.0, 4.0]], np.float32), None).round(3).tolist()
+    [[5.0, 0.0]]
+    """
+    norms = np.zeros((len(stored), 2), np.float32)
+    for start in range(0, len(stored), _ROWS_AT_ONCE):
+        part = stored[start : start + _ROWS_AT_ONCE]
+        exact = decode(part, None if scales is None else scales[start : start + _ROWS_AT_ONCE]).astype(float)
+        lost = exact - exact.astype(ml_dtypes.bfloat16).astype(float) if part.dtype == np.float32 else None
+        for column, rows in enumerate((exact, lost)):
+            if rows is not None:
+                length = np.linalg.norm(rows, axis=1).astype(np.float32)
+                norms[start : start + len(part), column] = np.where(length, np.nextafter(length, np.inf), 0)
+    return norms
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """Some of an index's candidates.
@@ -136,12 +166,14 @@ class Segment:
         texts: n of them.
         ids: their numbers, int64 [n], increasing.
         vectors: float32, bfloat16 or int8 [n, d].
+        norms: of the rows and of their rounding, float32 [n, 2]; see ``norms_of``.
         scales: of int8 rows, float32 [n].
     """
 
     texts: Sequence[str]
     ids: np.ndarray
     vectors: np.ndarray
+    norms: np.ndarray
     scales: np.ndarray | None = None
 
 
@@ -189,9 +221,27 @@ class CandidateIndex:
         which = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.segments[which], int(row - self._starts[which])
 
+    def stored(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The stored vectors [n, d] of increasing rows, copied, and the scales [n] of int8 ones."""
+        bounds = np.searchsorted(rows, self._starts)
+        parts = [
+            (segment, rows[a:b] - start)
+            for segment, start, a, b in zip(self.segments, self._starts, bounds, bounds[1:], strict=False)
+            if a < b
+        ]
+        scales = [s.scales[places] for s, places in parts if s.scales is not None]
+        return np.concatenate([s.vectors[places] for s, places in parts]), (
+            np.concatenate(scales) if scales else None
+        )
+
     def live(self, segment: Segment) -> np.ndarray:
         """Which of a segment's candidates are not removed, bool [n]."""
         return ~np.isin(segment.ids, self.removed, assume_unique=True)
+
+    def longest(self) -> tuple[float, float]:
+        """The norm of the longest vector, and the most that rounding one to bfloat16 takes away."""
+        norm, lost = np.max([segment.norms.max(0) for segment in self.segments], axis=0)
+        return float(norm), float(lost)
 
     def items(self) -> Iterator[tuple[int, str]]:
         """Ids and texts of all that can be found."""
@@ -203,7 +253,20 @@ class CandidateIndex:
 def in_memory(texts: Sequence[str], vectors: np.ndarray, dtype: IndexDtype = "float32") -> CandidateIndex:
     """An index of texts and their float32 vectors [n, d] that is not kept."""
     stored, scales = quantise(np.asarray(vectors, np.float32), dtype)
-    return CandidateIndex([Segment(texts, np.arange(len(texts)), _as(stored, dtype), scales)], dtype)
+    rows = as_dtype(_aligned(stored), dtype)
+    ids = np.arange(len(texts))
+    return CandidateIndex([Segment(texts, ids, rows, norms_of(rows, scales), scales)], dtype)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """The array where a CPU device can use it without a copy, as a file's mapping is."""
+    if array.ctypes.data % _ALIGNMENT == 0 and array.flags.c_contiguous:
+        return array
+    room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % _ALIGNMENT
+    placed = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    placed[...] = array
+    return placed
 
 
 def open_index(folder: Path, *, model: str | None = None, source: str | None = None) -> CandidateIndex:
@@ -253,16 +316,22 @@ def read_manifest(folder: Path) -> Manifest:
     return from_json(Manifest, data, source=str(path))
 
 
-def _as(stored: np.ndarray, dtype: IndexDtype) -> np.ndarray:
+def as_dtype(stored: np.ndarray, dtype: IndexDtype) -> np.ndarray:
+    """The array of a vector file with the type that its numbers have."""
     return stored.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else stored
 
 
 def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segment:
     arrays = {
         name: np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        for name in (ENDS, IDS, VECTORS, *([SCALES] if manifest.dtype == "int8" else []))
+        for name in (ENDS, IDS, VECTORS, NORMS, *([SCALES] if manifest.dtype == "int8" else []))
     }
-    shapes = {ENDS: (info.count,), IDS: (info.count,), VECTORS: (info.count, manifest.dim)}
+    shapes = {
+        ENDS: (info.count,),
+        IDS: (info.count,),
+        VECTORS: (info.count, manifest.dim),
+        NORMS: (info.count, 2),
+    }
     for name, array in arrays.items():
         expected = shapes.get(name, (info.count,))
         if array.shape != expected:
@@ -275,4 +344,5 @@ def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segmen
         raise ValueError(f"{folder / TEXTS} has not its {n_bytes} bytes")
     data = np.memmap(folder / TEXTS, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
     texts = Texts(data, arrays[ENDS])
-    return Segment(texts, arrays[IDS], _as(stored, manifest.dtype), arrays.get(SCALES))
+    rows = as_dtype(stored, manifest.dtype)
+    return Segment(texts, arrays[IDS], rows, arrays[NORMS], arrays.get(SCALES))

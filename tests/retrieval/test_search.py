@@ -13,7 +13,7 @@ from flax import nnx
 from polyjax import Ranker
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
 from polyjax.retrieval.scan import Scan, blocks_of
-from polyjax.retrieval.store import CandidateIndex, Segment, in_memory, quantise
+from polyjax.retrieval.store import CandidateIndex, Segment, in_memory, norms_of, quantise
 from polyjax.types import InputError
 
 DIM = 16
@@ -61,6 +61,7 @@ def test_segments_removals_and_block_size_change_nothing(rng, dtype):
             [str(j) for j in range(i, k)],
             np.arange(i, k),
             whole[i:k],
+            norms_of(whole[i:k], None if scales is None else scales[i:k]),
             None if scales is None else scales[i:k],
         )
         for i, k in zip(cuts, cuts[1:], strict=False)
@@ -89,7 +90,8 @@ def test_equal_scores_keep_the_order_of_the_rows(rng):
 def test_a_file_is_scanned_where_it_is_mapped(tmp_path, dtype):
     np.save(tmp_path / "v.npy", np.zeros((200, 64), dtype))
     vectors = np.load(tmp_path / "v.npy", mmap_mode="r")
-    blocks = blocks_of(CandidateIndex([Segment(["x"] * 200, np.arange(200), vectors)], "float32"), rows=64)
+    segment = Segment(["x"] * 200, np.arange(200), vectors, np.zeros((200, 2), np.float32))
+    blocks = blocks_of(CandidateIndex([segment], "float32"), rows=64)
     places = [(b.vectors.unsafe_buffer_pointer() - vectors.ctypes.data) // vectors[0].nbytes for b in blocks]
     assert places == [0, 64, 128, 136] and [int(b.live.sum()) for b in blocks] == [64, 64, 64, 8]
 

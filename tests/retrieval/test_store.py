@@ -81,6 +81,7 @@ def test_nothing_but_the_index_is_left(tmp_path):
         "ends.npy",
         "ids.npy",
         "vectors.npy",
+        "norms.npy",
     }
 
 

@@ -1,0 +1,144 @@
+"""How far a poly-encoder's score can be from the one that approximate products give.
+
+For a candidate c the exact products are s_j = E_j . c with the m context vectors E_j, the score is
+f(s) = sum_j w_j s_j with w = softmax(t s). Let s' be approximate products and s - s' = delta with
+delta_j = R_j . c + rho_j: R [m, d] is what a basis B leaves of E, the part of c that counts there is the one
+outside B's rows, of norm p, and |rho_j| <= rho is rounding. So |delta_j| <= e = max_j |R_j| n + rho, where n
+is the norm of the longest candidate.
+
+Along the segment from s' to s, with g(u) = f(s' + u delta) and weights w(u):
+
+    g'(u)  = sum_j a_j delta_j,             a_j = w_j(u) (1 + t (s_j(u) - f(u)))
+    g''(u) = t sum_j w_j(u) (delta_j - mean)^2 (2 + t (s_j(u) - f(u))),   mean = sum_j w_j(u) delta_j
+
+and so |f(s) - f(s')| <= |g'(0)| + max |g''| / 2, where
+
+    |g'(0)|  <= p min(|R|_2 |a|_2, max_j |R_j| |a|_1) + rho |a|_1
+    |g''(u)| <= t exp(2 t e) (2 + t (hi - lo + 2 e)) V,    V >= sum_j w_j delta_j^2
+
+as w_j(u) <= w_j exp(2 t e), a variance is at most the second moment, and s' is in [lo, hi]. |R|_2, the
+largest singular value, is what makes this far tighter than the norms of the rows alone: not all residuals can
+point along c at once. With L the largest weight, V = L (|R|_2 n + rho sqrt(m))^2 will do, as L >= 1 / m. A
+distribution on [lo, hi] with mean f deviates from it by D <= 2 (hi - f) (f - lo) / (hi - lo) on average; so
+|a|_1 <= 1 + t D, and as no |a_j| exceeds L (1 + t (hi - f)), |a|_2^2 <= L (1 + t (hi - f)) |a|_1. All that is
+left to know of a candidate is f, hi, lo, L and p. A bi-encoder has m = 1 and t = 0: the bound is p |R| + rho.
+"""
+
+import dataclasses
+import math
+import typing
+from types import ModuleType
+from typing import Any
+
+import jax
+
+ROUND_OFF = 2.0**-24
+"""Of float32."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What bounds the errors of a context's products, whatever the candidate.
+
+    Attributes:
+        spectral: |R|_2.
+        residual: max_j |R_j|.
+        rounding: rho.
+        curvature: factor of L (slope + t (hi - lo)), half of the second derivative's bound.
+        slope: 2 + 2 t e.
+        own: rounding of the score's own arithmetic, here and in the scan.
+    """
+
+    spectral: Any
+    residual: Any
+    rounding: Any
+    curvature: Any
+    slope: Any
+    own: Any
+
+
+def limits(
+    t: float, m: int, *, spectral: float, residual: float, rounding: float, longest: float, norm: float
+) -> Limits:
+    """The limits of a context with m vectors.
+
+    Args:
+        t: sharpness of the softmax, 0 or more.
+        m: number of context vectors.
+        spectral: |R|_2.
+        residual: max_j |R_j|.
+        rounding: rho.
+        longest: norm of the longest context vector.
+        norm: of the longest candidate, n.
+    """
+    e = residual * norm + rounding
+    moment = (spectral * norm + rounding * math.sqrt(m)) ** 2
+    # A weight's relative error is some units of rounding and its exponent's, t (hi - s_j) units; the weight
+    # itself falls with that exponent. The sums are over m.
+    size = longest * norm
+    exponents = min(1 / t, 4 * t * size**2) if t else 0.0
+    return Limits(
+        spectral=spectral,
+        residual=residual,
+        rounding=rounding,
+        curvature=0.5 * t * math.exp(min(2 * t * e, 80)) * moment,
+        slope=2 + 2 * t * e,
+        own=4 * ROUND_OFF * ((m + 16) * size + m * exponents),
+    )
+
+
+class Mean(typing.NamedTuple):
+    """A candidate's softmax-weighted mean of its products, and what its error depends on; [n] each.
+
+    Attributes:
+        score: f.
+        largest: the largest weight, L.
+        above: hi - f.
+        below: f - lo.
+    """
+
+    score: Any
+    largest: Any
+    above: Any
+    below: Any
+
+
+def weighted_mean(products: Any, t: float, *, there: Any = None, xp: ModuleType) -> Mean:
+    """The means of approximate products s', float [n, m].
+
+    Args:
+        products: s'.
+        t: sharpness of the softmax, 0 or more.
+        there: which of the m context vectors there are, bool [m]; all where None.
+        xp: numpy or jax.numpy.
+    """
+    if there is None:
+        hi, lo = products.max(1), products.min(1)
+        weights = xp.exp(t * (products - hi[:, None]))
+    else:
+        hi = xp.where(there, products, -xp.inf).max(1)
+        lo = xp.where(there, products, xp.inf).min(1)
+        weights = xp.where(there, xp.exp(t * (products - hi[:, None])), 0)
+    total = weights.sum(1)
+    score = (weights * products).sum(1) / total
+    return Mean(score, 1 / total, hi - score, score - lo)  # the largest exponential is 1
+
+
+def largest_error(mean: Mean, t: float, given: Limits, perp: Any, *, xp: ModuleType) -> Any:
+    """How far exact scores can be from these means, [n].
+
+    Args:
+        mean: of approximate products.
+        t: sharpness of the softmax.
+        given: what bounds the products' errors.
+        perp: p, norm of the candidate's part outside the basis, [n] or one for all.
+        xp: numpy or jax.numpy.
+    """
+    spread = mean.above + mean.below
+    deviation = 2 * mean.above * mean.below / xp.maximum(spread, 1e-30)
+    sum_a = 1 + t * deviation
+    norm_a = xp.sqrt(mean.largest * (1 + t * mean.above) * sum_a)
+    first = perp * xp.minimum(given.spectral * norm_a, given.residual * sum_a) + given.rounding * sum_a
+    second = given.curvature * mean.largest * (given.slope + t * spread)
+    return first + second + given.own

@@ -1,0 +1,218 @@
+"""The exact scan's top k for a part of its arithmetic, with a proof.
+
+One cheap pass gives every candidate an upper bound of its score, from bfloat16 products with a few
+directions. The candidates of the highest bounds are scored by the scan's own program, and then all whose
+bound reaches the k-th best of those scores; no other can be among the k best. Where too many are left, the
+scan does it all.
+"""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from threadpoolctl import ThreadpoolController
+
+from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.retrieval.bounds import Limits, largest_error, weighted_mean
+from polyjax.retrieval.lowrank import Factors, choose, factorise, ranks_of, rounded
+from polyjax.retrieval.scan import Block, Scan, blocks_of, power_of_two
+from polyjax.retrieval.store import CandidateIndex, decode
+
+_BLAS = ThreadpoolController()
+
+SAMPLE = 128
+"""Candidates by which a context's rank is chosen."""
+
+FIRST_RESCORED = 512
+"""Candidates of the highest bounds, which are scored first: mostly they are all that it takes."""
+
+PASS_ROWS = 8192
+"""Rows of a block of the pass, of which less stays in the cache than of the scan's."""
+
+MOST_RESCORED = 0.125
+"""Share of the candidates beyond which the scan is as fast as scoring the survivors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A context's best rows, and how they were found.
+
+    Attributes:
+        scores: float32 [k], best first; -inf where there are fewer candidates.
+        rows: of the index, [k]; -1 where there are fewer.
+        rank: of the pass: directions a candidate was multiplied with; None where the scan did it all.
+        rescored: candidates that were scored exactly.
+        certified: whether they are proven to be the best.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+    rank: int | None
+    rescored: int
+    certified: bool = True
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """A context's factors on the device; ``there`` is None where all of its vectors are real."""
+
+    basis: Float[Array, "r d"]
+    weights: Float[Array, "m r"] | None
+    there: Bool[Array, " m"] | None
+    overlap: Float[Array, ""]
+    limits: Limits
+
+
+class CertifiedSearch:
+    """Exact search of an index with the head of a bi- or poly-encoder (basic or sqrt attention).
+
+    Args:
+        scan: does what is left over.
+        head: its head.
+
+    Attributes:
+        blocks: the index's rows, in the pass's blocks.
+        compilations: programs compiled so far, without the scan's.
+    """
+
+    def __init__(self, scan: Scan, head: BiHead | PolyHead):
+        self.scan, self.compilations = scan, 0
+        self.sharpness = 0.0 if isinstance(head, BiHead) else head.sharpness
+        self._scale = head.config.score_scale
+        self._sample = _sample_of(scan.index)
+        self._norm, self._lost = scan.index.longest()
+        rows = min(PASS_ROWS, power_of_two(scan.index.rows))
+        self.blocks = blocks_of(scan.index, rows=rows)
+        self._starts = [int(block.first) for block in self.blocks]
+        live = [scan.index.live(segment) for segment in scan.index.segments]
+        self._removed = np.flatnonzero(~np.concatenate(live))
+        self._step = jax.jit(self._traced_step)
+
+    @staticmethod
+    def suits(head: BiHead | PolyHead) -> bool:
+        """Whether the head's scores are a softmax-weighted mean of products."""
+        return isinstance(head, BiHead) or head.config.candidate_attention != "multihead"
+
+    def __call__(
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int, *, low_rank: bool = True
+    ) -> list[Outcome]:
+        """Each context's k best candidates: the scan's, with the scan's scores.
+
+        Args:
+            vectors: context vectors, float32 [b, m, d].
+            mask: which of them are real.
+            k: at least 1.
+            low_rank: try fewer directions than context vectors; otherwise only rounds them to bfloat16.
+        """
+        outcomes = []
+        for i in range(vectors.shape[0]):
+            one, real = vectors[i : i + 1], mask[i : i + 1]
+            found = self._one(one, real, k, low_rank)
+            if found is None:
+                scores, rows = self.scan(one, real, k)
+                found = Outcome(scores[0], rows[0], None, len(self.scan.index))
+            outcomes.append(found)
+        return outcomes
+
+    def _one(
+        self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int, low_rank: bool
+    ) -> Outcome | None:
+        there = np.asarray(mask[0])
+        # One thread: those of numpy's products go on turning for a while, and take the cores from XLA's.
+        with _BLAS.limit(limits=1, user_api="blas"):
+            plan = self._plan(np.asarray(vectors[0])[there], low_rank)
+            given = None if plan is None else self._given(plan, there)
+        if plan is None or given is None:
+            return None
+        found = self._settle(self._bounds(given), vectors, mask, k)
+        return None if found is None else dataclasses.replace(found, rank=plan.rank)
+
+    def compile(self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"]) -> None:
+        """Compile the passes of all ranks."""
+        given, there = np.asarray(vectors[0]), np.asarray(mask[0])
+        draw = np.random.default_rng(0).standard_normal(given.shape, np.float32)
+        for r in ranks_of(*given.shape):
+            self._step(self._given(factorise(draw, draw[:r]), there), self.blocks[0])
+        self._step(self._given(rounded(draw), there), self.blocks[0])
+
+    def _plan(self, vectors: np.ndarray, low_rank: bool) -> Factors | None:
+        if not len(vectors):
+            return None
+        if not low_rank:
+            return rounded(vectors)
+        return choose(vectors, self.sharpness, self._sample, norm=self._norm, lost=self._lost)
+
+    def _settle(
+        self, upper: np.ndarray, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int
+    ) -> Outcome | None:
+        """The best rows, given all rows' upper bounds; None where too many would have to be scored."""
+        first = min(max(FIRST_RESCORED, 2 * k), len(upper))
+        most = max(int(MOST_RESCORED * len(upper)), first)
+        rows = np.sort(np.argpartition(upper, -first)[-first:])
+        scored = self.scan.among(vectors, mask, rows[upper[rows] > -np.inf], k)
+        rescored = first
+        kth = scored[0][0, -1]
+        rest = np.flatnonzero(upper >= kth)
+        if len(rest) > most:
+            return None
+        if len(rest) > first:  # otherwise they are among the first
+            scored = self.scan.among(vectors, mask, rest, k)
+            rescored += len(rest)
+        return Outcome(scored[0][0], scored[1][0], None, rescored)
+
+    def _given(self, plan: Factors, there: np.ndarray) -> Pass:
+        weights = None
+        if plan.weights is not None:
+            weights = np.zeros((len(there), plan.rank), np.float32)
+            weights[there] = plan.weights
+        bounds = plan.limits(self.sharpness, self._norm, self._lost)
+        return Pass(
+            jnp.asarray(plan.basis).astype(jnp.bfloat16),
+            None if weights is None else jnp.asarray(weights),
+            None if weights is None or there.all() else jnp.asarray(there),
+            jnp.float32(plan.overlap),
+            jax.tree.map(jnp.float32, bounds),
+        )
+
+    def _bounds(self, given: Pass) -> np.ndarray:
+        """Upper bounds of all rows' scores [rows]; -inf where there is no candidate."""
+        parts = [self._step(given, block) for block in self.blocks]
+        upper = np.empty(self.scan.index.rows, np.float32)
+        for start, part in zip(self._starts, parts, strict=True):
+            place = upper[start : start + len(part)]
+            place[:] = np.asarray(part)[: len(place)]
+        upper[self._removed] = -np.inf
+        return upper
+
+    def _traced_step(self, given: Pass, block: Block) -> Float[Array, " n"]:
+        self.compilations += 1
+        # Written so that XLA makes one fused loop of it all on a CPU.
+        inside = jax.lax.dot_general(
+            block.vectors.astype(jnp.bfloat16),
+            given.basis,
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        if block.scales is not None:
+            inside = inside * block.scales[:, None]
+        longest = block.norms + self._lost  # the pass sees rounded rows
+        if given.weights is None:
+            products, perp = inside, longest
+        else:
+            with jax.default_matmul_precision("highest"):
+                products = inside @ given.weights.T
+            outside = longest * longest - (inside * inside).sum(1) / given.overlap
+            perp = jnp.sqrt(jnp.maximum(outside, 0))
+        mean = weighted_mean(products, self.sharpness, there=given.there, xp=jnp)
+        return self._scale * (mean.score + largest_error(mean, self.sharpness, given.limits, perp, xp=jnp))
+
+
+def _sample_of(index: CandidateIndex) -> np.ndarray:
+    """Vectors of some candidates, evenly spaced, float32 [n, d]."""
+    rows = np.unique(np.linspace(0, index.rows - 1, SAMPLE).astype(int))
+    return decode(*index.stored(rows))

@@ -1,0 +1,158 @@
+"""Any index of inner products as the first stage of a search.
+
+The m context vectors are searched one by one, and the union of what is found is scored exactly. A score is
+a weighted mean of the m products, so that a candidate that none of m exact lists holds scores at most the
+largest of their cut-offs (the product of each list's last entry): where the k-th best score reaches that, the
+result is certified. Otherwise the lists are made longer, up to a limit.
+
+A vector store over the network is attached in the same way, by a class with ``search`` and ``exact``; what
+it must return are the index's row numbers.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.retrieval.bounds import ROUND_OFF
+from polyjax.retrieval.certified import CertifiedSearch, Outcome
+from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.store import CandidateIndex, decode
+from polyjax.types import InputError
+
+
+@runtime_checkable
+class FirstStage(Protocol):
+    """Finds vectors with large inner products.
+
+    Attributes:
+        exact: whether its lists are the true best ones; only then can a result be certified.
+    """
+
+    exact: bool
+
+    def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the largest products of each vector and the products, [m, depth] each, largest first.
+
+        Args:
+            vectors: float32 [m, d].
+            depth: length of the lists; places that cannot be filled have row -1.
+        """
+        ...
+
+
+class FaissStage:
+    """An index of FAISS (extra ``faiss``).
+
+    Args:
+        index: a ``faiss.Index`` with inner products whose numbers are the rows of the candidate index.
+        exact: whether it compares with every vector (``Flat``).
+    """
+
+    def __init__(self, index: Any, *, exact: bool):
+        self.index, self.exact = index, exact
+
+    @classmethod
+    def build(
+        cls, candidates: CandidateIndex, kind: str = "Flat", *, rows_at_once: int = 65536
+    ) -> "FaissStage":
+        """An index of all rows of a candidate index.
+
+        Args:
+            candidates: what will be searched.
+            kind: as ``faiss.index_factory`` knows it: ``Flat``, ``HNSW32``, ``IVF1024,Flat``, ``SQ8``, ...
+            rows_at_once: rows that are float32 at a time.
+
+        Raises:
+            InputError: FAISS is not installed, or does not know the kind.
+        """
+        try:
+            import faiss  # pyright: ignore[reportMissingImports]  # an extra
+        except ImportError:
+            raise InputError("FAISS is not installed; pip install 'polyjax[faiss]'") from None
+        dim = candidates.segments[0].vectors.shape[1]
+        try:
+            index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"kind: FAISS does not know {kind!r} ({reason}); Flat and HNSW32 are kinds"
+            ) from None
+        n = candidates.rows
+        if not index.is_trained:
+            sample = np.unique(np.linspace(0, n - 1, rows_at_once).astype(int))
+            index.train(decode(*candidates.stored(sample)))
+        for first in range(0, n, rows_at_once):
+            index.add(decode(*candidates.stored(np.arange(first, min(first + rows_at_once, n)))))
+        return cls(index, exact=kind == "Flat")
+
+    def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """See ``FirstStage``."""
+        products, rows = self.index.search(np.ascontiguousarray(vectors, np.float32), depth)
+        return rows, products
+
+
+class StagedSearch:
+    """Search through a first stage.
+
+    Args:
+        scan: of the same candidates; scores what the first stage proposes.
+        head: its head.
+        stage: the first stage.
+        depth: length of the first lists.
+        deepest: share of the candidates at which lists are no longer made longer.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        head: BiHead | PolyHead,
+        stage: FirstStage,
+        *,
+        depth: int = 256,
+        deepest: float = 0.25,
+    ):
+        if not CertifiedSearch.suits(head):
+            raise InputError("first_stage: multi-head attention has no inner products to search for")
+        self.scan, self.stage, self._scale = scan, stage, head.config.score_scale
+        self._depth, self._deepest = depth, deepest
+        live = [scan.index.live(segment) for segment in scan.index.segments]
+        self._live = np.concatenate(live)
+
+    def __call__(self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> list[Outcome]:
+        """Each context's best; certified where the first stage is exact and its lists are long enough."""
+        return [self._one(vectors[i : i + 1], mask[i : i + 1], k) for i in range(vectors.shape[0])]
+
+    def _one(self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int) -> Outcome:
+        real = np.asarray(vectors[0])[np.asarray(mask[0])]
+        n = self.scan.index.rows
+        depth = min(max(self._depth, 2 * k), n)
+        # What float32 products of the stage, of the scan and their mean can be off by.
+        longest = np.linalg.norm(real, axis=1).max(initial=0) * self.scan.index.longest()[0]
+        slack = 4 * ROUND_OFF * (real.shape[1] + len(real) + 16) * longest
+        while True:
+            found, products = self.stage.search(real, depth)
+            rows = np.unique(found[found >= 0])
+            if len(rows) and rows[-1] >= n:
+                raise InputError(
+                    f"first_stage: expected the index's rows from 0 to {n - 1}, got {rows[-1]}; "
+                    "it was made for another index"
+                )
+            rows = rows[self._live[rows]]
+            scores, best = self.scan.among(vectors, mask, rows, k)
+            # A list with places left over holds every candidate there is.
+            cut = np.where(found[:, -1] >= 0, products[:, -1], -np.inf).max(initial=-np.inf)
+            complete = depth >= n
+            certified = self.stage.exact and (complete or scores[0, -1] > self._scale * (cut + slack))
+            if certified or not self.stage.exact or depth >= self._deepest * n:
+                return Outcome(scores[0], best[0], None, len(rows), certified=bool(certified))
+            depth = min(4 * depth, n)
+
+
+def recall(search: StagedSearch, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> float:
+    """Share of the scan's k best that a search through a first stage finds: what "approximate" means here."""
+    expected = search.scan(vectors, mask, k)[1]
+    found = [outcome.rows for outcome in search(vectors, mask, k)]
+    hits = [np.isin(best[best >= 0], some) for best, some in zip(expected, found, strict=True)]
+    return float(np.mean(np.concatenate(hits)))

@@ -1,0 +1,185 @@
+"""Certified search: the scan's results, and bounds that hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from polyjax.nn.heads import BiConfig, BiHead, PolyConfig, PolyHead
+from polyjax.retrieval.bounds import largest_error, limits, weighted_mean
+from polyjax.retrieval.certified import FIRST_RESCORED, CertifiedSearch
+from polyjax.retrieval.lowrank import _directions, choose, factorise, ranks_of, rounded
+from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.store import CandidateIndex, decode, in_memory, norms_of
+
+N, DIM, CODES = 3000, 48, 32
+
+
+def exact_scores(products: np.ndarray, t: float) -> np.ndarray:
+    weights = np.exp(t * (products - products.max(-1, keepdims=True)))
+    return (weights * products).sum(-1) / weights.sum(-1)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_score_is_farther_than_its_bound(seed):
+    """In float64, with residuals and rounding chosen to do their worst, for all sizes."""
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        m, t = int(rng.integers(1, 12)), float(rng.choice([0.1, 1, 5, 20]))
+        t = 0.0 if m == 1 else t
+        d, n = int(rng.integers(m, 20)), 40
+        residual = rng.standard_normal((m, d)) * 10 ** rng.uniform(-3, 0.3) * rng.uniform(0, 1, (m, 1))
+        if rng.random() < 0.3:
+            residual = np.outer(rng.standard_normal(m), rng.standard_normal(d)) * 10 ** rng.uniform(-3, 0)
+        products = rng.standard_normal((n, m)) * 10 ** rng.uniform(-2, 0.5)
+        mean = exact_scores(products, t)[:, None]
+        weights = np.exp(t * (products - products.max(1, keepdims=True)))
+        slope = weights / weights.sum(1, keepdims=True) * (1 + t * (products - mean))
+        outside = rng.standard_normal((n, d))
+        outside[:20] = slope[:20] @ residual  # the steepest way up
+        outside[20:30] = np.linalg.svd(residual)[2][0]
+        outside /= np.linalg.norm(outside, axis=1, keepdims=True) * rng.uniform(1, 2, (n, 1))
+        rho = 10 ** rng.uniform(-6, -1)
+        rounding = rho * (np.sign(slope) if rng.random() < 0.5 else rng.choice([-1, 1], (n, m)))
+        given = limits(
+            t,
+            m,
+            spectral=np.linalg.norm(residual, 2),
+            residual=np.linalg.norm(residual, axis=1).max(),
+            rounding=rho,
+            longest=0.0,
+            norm=1.0,
+        )
+        found = weighted_mean(products, t, xp=np)
+        bound = largest_error(found, t, given, np.linalg.norm(outside, axis=1), xp=np)
+        error = np.abs(exact_scores(products + outside @ residual.T + rounding, t) - found.score)
+        assert (error <= bound * (1 + 1e-9) + 1e-13).all()
+
+
+def test_a_bound_is_reached():
+    """One vector: a score is off by exactly what its product is."""
+    given = limits(0.0, 1, spectral=0.3, residual=0.3, rounding=0.01, longest=0.0, norm=1.0)
+    mean = weighted_mean(np.array([[0.7]]), 0.0, xp=np)
+    np.testing.assert_allclose(largest_error(mean, 0.0, given, np.array([0.5]), xp=np), [0.16])
+
+
+def unit_like(rng, n: int) -> np.ndarray:
+    return (rng.standard_normal((n, DIM)) / DIM**0.5).astype(np.float32)
+
+
+def head_of(kind: str, m: int = CODES):
+    match kind:
+        case "bi":
+            return BiHead(BiConfig(score_scale=3.0), DIM, rngs=nnx.Rngs(0))
+        case "basic":
+            config = PolyConfig(n_codes=m, candidate_sharpness=5.0, score_scale=20.0)
+        case "sqrt":
+            config = PolyConfig(n_codes=m, candidate_attention="sqrt")
+        case _:
+            config = PolyConfig(n_codes=m, codes="first")
+    return PolyHead(config, DIM, rngs=nnx.Rngs(0))
+
+
+def contexts(rng, b: int, m: int, rank: int, noise: float = 1e-3) -> jax.Array:
+    """Vectors near a space of few dimensions, as those of one context are."""
+    inside = rng.standard_normal((b, m, rank)) @ rng.standard_normal((b, rank, DIM))
+    vectors = inside / np.linalg.norm(inside, axis=-1, keepdims=True) + noise * rng.standard_normal(
+        (b, m, DIM)
+    )
+    return jnp.asarray(vectors, jnp.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["bi", "basic", "sqrt", "first"])
+def test_certified_search_is_the_scan(rng, kind, dtype):
+    head, b, k = head_of(kind), 4, 16
+    m = 1 if kind == "bi" else CODES
+    vectors = contexts(rng, b, m, min(m, 6))
+    mask = np.ones((b, m), bool)
+    if kind == "first":
+        mask[1, 20:] = False
+        vectors = jnp.where(jnp.asarray(mask)[..., None], vectors, 0.0)
+    candidates = (unit_like(rng, N) * rng.uniform(0.5, 1, (N, 1))).astype(np.float32)
+    candidates[1500:1505] = candidates[7]  # ties
+    index = in_memory([str(i) for i in range(N)], candidates, dtype)
+    index = CandidateIndex(index.segments, dtype, removed=np.arange(100, 200))
+    scan = Scan(head, index)
+    search = CertifiedSearch(scan, head)
+    scores, rows = scan(vectors, jnp.asarray(mask), k)
+    for i, outcome in enumerate(search(vectors, jnp.asarray(mask), k)):
+        alone = scan(vectors[i : i + 1], jnp.asarray(mask[i : i + 1]), k)
+        np.testing.assert_array_equal(outcome.rows, alone[1][0])
+        np.testing.assert_array_equal(outcome.scores, alone[0][0], "the scores too, to the last bit")
+        assert set(outcome.rows[:8]) <= set(rows[i]) and outcome.certified
+        assert outcome.rank is not None and outcome.rank <= max(m // 2, 1)
+        assert FIRST_RESCORED <= outcome.rescored < N / 2
+
+
+def test_upper_bounds_hold_with_all_rounding(rng):
+    """The pass itself, bfloat16 and float32 arithmetic included, against float64."""
+    head = head_of("basic")
+    vectors = contexts(rng, 3, CODES, 6, noise=0.003)
+    mask = np.ones(CODES, bool)
+    for dtype in ("float32", "bfloat16", "int8"):
+        index = in_memory(["x"] * N, unit_like(rng, N), dtype)
+        search = CertifiedSearch(Scan(head, index), head)
+        stored = decode(*index.stored(np.arange(N))).astype(float)
+        for e in np.asarray(vectors):
+            exact = head.config.score_scale * exact_scores(stored @ e.T.astype(float), search.sharpness)
+            for plan in (rounded(e), factorise(e, np.linalg.svd(e)[2][:8])):
+                upper = search._bounds(search._given(plan, mask))
+                assert (upper >= exact).all()
+                assert np.median(upper - exact) < exact.std(), "and say something"
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 12), (64, 48)])
+def test_what_is_left_out_is_measured(rng, shape):
+    vectors = rng.standard_normal(shape).astype(np.float32)
+    r = min(shape) // 2
+    directions, values = _directions(vectors, r)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(r), atol=1e-4)
+    np.testing.assert_allclose(values[0], np.linalg.norm(vectors, 2), rtol=0.05)
+    for factors in (rounded(vectors), factorise(vectors, directions)):
+        fitted = factors.basis if factors.weights is None else factors.weights @ factors.basis
+        left = (vectors - fitted).astype(float)
+        assert np.linalg.norm(left, 2) <= factors.spectral <= 1.5 * np.linalg.norm(left, 2)
+        np.testing.assert_allclose(factors.residual, np.linalg.norm(left, axis=1).max(), rtol=1e-3)
+        assert np.linalg.norm(factors.basis @ factors.basis.T, 2) <= factors.overlap
+        np.testing.assert_array_equal(factors.basis, factors.basis.astype(jnp.bfloat16).astype(np.float32))
+
+
+def test_the_rank_follows_the_context(rng):
+    sample = rng.standard_normal((128, DIM)).astype(np.float32)
+    norm, lost = map(float, norms_of(sample, None).max(0))
+    ranks = []
+    for rank in (3, 10):
+        plan = choose(np.asarray(contexts(rng, 1, CODES, rank, 1e-4))[0], 1.0, sample, norm=norm, lost=lost)
+        assert plan is not None and plan.weights is not None
+        ranks.append(plan.rank)
+    assert ranks == [8, 12] and ranks_of(CODES, DIM) == [8, 12, 16]
+    full = rng.standard_normal((CODES, DIM)).astype(np.float32)
+    plan = choose(full, 0.1, sample, norm=norm, lost=lost)
+    assert plan is not None and plan.weights is None, "no low rank: rounding alone"
+    assert choose(1e3 * full, 100.0, sample, norm=norm, lost=lost) is None, "nothing that can be proven"
+
+
+def test_where_nothing_can_be_proven_the_scan_does_it(rng):
+    head = head_of("basic")
+    vectors = 1e3 * jnp.asarray(rng.standard_normal((1, CODES, DIM)), jnp.float32)
+    alike = (1 + 1e-6 * rng.standard_normal((N, DIM))).astype(np.float32)
+    scan = Scan(head, in_memory(["x"] * N, alike))
+    (outcome,) = CertifiedSearch(scan, head)(vectors, jnp.ones((1, CODES), bool), 4)
+    assert outcome.rank is None and outcome.rescored == N and outcome.certified
+    np.testing.assert_array_equal(outcome.rows, scan(vectors, jnp.ones((1, CODES), bool), 4)[1][0])
+
+
+def test_fewer_candidates_than_asked_for(rng):
+    head = head_of("basic")
+    vectors = contexts(rng, 1, CODES, 4)
+    index = in_memory(list("abcde"), rng.standard_normal((5, DIM)).astype(np.float32))
+    for removed in ([], [1, 3], range(5)):
+        kept = CandidateIndex(index.segments, "float32", removed=np.array(removed, np.int64))
+        (outcome,) = CertifiedSearch(Scan(head, kept), head)(vectors, jnp.ones((1, CODES), bool), 8)
+        assert sorted(outcome.rows[outcome.rows >= 0]) == [i for i in range(5) if i not in removed]
+        assert (outcome.rows == -1).sum() == 3 + len(removed)

@@ -1,0 +1,106 @@
+"""First stages: certified only where it is proven, and honest where it is not."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from polyjax.nn.heads import PolyConfig, PolyHead
+from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.stages import FaissStage, StagedSearch, recall
+from polyjax.retrieval.store import CandidateIndex, in_memory
+from polyjax.types import InputError
+
+N, DIM, CODES, K = 2000, 24, 8, 10
+
+
+class Lists:
+    """A first stage as simple as can be; counts its calls."""
+
+    def __init__(self, vectors: np.ndarray, *, exact: bool = True):
+        self.vectors, self.exact, self.depths = vectors, exact, []
+
+    def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        self.depths.append(depth)
+        products = vectors @ self.vectors.T
+        rows = np.argsort(-products, axis=1, kind="stable")[:, :depth]
+        return rows, np.take_along_axis(products, rows, 1)
+
+
+@pytest.fixture
+def problem(rng):
+    head = PolyHead(
+        PolyConfig(n_codes=CODES, candidate_sharpness=0.5, score_scale=3.0), DIM, rngs=nnx.Rngs(0)
+    )
+    centre = rng.standard_normal((2, 1, DIM))
+    vectors = jnp.asarray((centre + 0.8 * rng.standard_normal((2, CODES, DIM))) / DIM**0.5, jnp.float32)
+    candidates = rng.standard_normal((N, DIM)).astype(np.float32)
+    index = in_memory([str(i) for i in range(N)], candidates)
+    index = CandidateIndex(index.segments, "float32", removed=np.arange(0, N, 7))
+    return head, vectors, jnp.ones((2, CODES), bool), index, candidates
+
+
+@pytest.mark.parametrize("make", ["lists", "faiss"])
+def test_an_exact_first_stage_finds_what_the_scan_finds(problem, make):
+    head, vectors, mask, index, candidates = problem
+    stage = Lists(candidates) if make == "lists" else FaissStage.build(index, rows_at_once=300)
+    scan = Scan(head, index)
+    expected = scan(vectors, mask, K)
+    for i, outcome in enumerate(StagedSearch(scan, head, stage, depth=64, deepest=1.0)(vectors, mask, K)):
+        assert outcome.certified and K <= outcome.rescored < len(index)
+        np.testing.assert_array_equal(outcome.rows, expected[1][i])
+        np.testing.assert_array_equal(outcome.scores, scan(vectors[i : i + 1], mask[i : i + 1], K)[0][0])
+
+
+def test_lists_are_made_longer_until_it_is_proven(problem):
+    head, vectors, mask, index, candidates = problem
+    stage = Lists(candidates)
+    (outcome,) = StagedSearch(Scan(head, index), head, stage, depth=4, deepest=1.0)(vectors[:1], mask[:1], K)
+    assert outcome.certified and stage.depths[0] == 2 * K and len(stage.depths) > 1
+    assert all(b == min(4 * a, N) for a, b in zip(stage.depths, stage.depths[1:], strict=False))
+
+
+def test_what_is_not_proven_is_not_certified(problem):
+    head, vectors, mask, index, candidates = problem
+    scan = Scan(head, index)
+    for stage, deepest in ((Lists(candidates), 0.0), (Lists(candidates, exact=False), 1.0)):
+        (outcome,) = StagedSearch(scan, head, stage, depth=4, deepest=deepest)(vectors[:1], mask[:1], K)
+        assert not outcome.certified and len(stage.depths) == 1
+    half = Lists(np.where(np.arange(N)[:, None] % 2, candidates, 0), exact=False)
+    found = recall(StagedSearch(scan, head, half), vectors, mask, K)
+    expected = scan(vectors, mask, K)[1]
+    assert found == np.mean(expected % 2 == 1), "every second one cannot be found"
+    assert 0.2 < found < 0.8
+
+
+@pytest.mark.parametrize("kind", ["HNSW16", "IVF16,Flat", "SQ8"])
+def test_approximate_faiss_indexes(problem, kind):
+    head, vectors, mask, index, _ = problem
+    stage = FaissStage.build(index, kind)
+    search = StagedSearch(Scan(head, index), head, stage)
+    assert not stage.exact and not any(o.certified for o in search(vectors, mask, K))
+    assert recall(search, vectors, mask, K) > 0.3
+
+
+def test_mistakes_are_named(problem):
+    head, _, _, index, _ = problem
+    with pytest.raises(InputError, match="FAISS does not know 'nonsense'"):
+        FaissStage.build(index, "nonsense")
+    multi = PolyHead(PolyConfig(n_codes=4, candidate_attention="multihead"), DIM, rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="multi-head attention has no inner products"):
+        StagedSearch(Scan(multi, index), multi, Lists(np.zeros((N, DIM))))
+    with pytest.raises(InputError, match="first_stage: expected .* rows from 0 to 1999"):
+        list(
+            StagedSearch(Scan(head, index), head, Beyond())(
+                jnp.ones((1, CODES, DIM)), jnp.ones((1, CODES), bool), K
+            )
+        )
+
+
+class Beyond:
+    """Made for another index."""
+
+    exact = True
+
+    def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(vectors), depth), N), np.ones((len(vectors), depth))
