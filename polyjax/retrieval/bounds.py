@@ -74,18 +74,24 @@ def limits(
     """
     e = residual * norm + rounding
     moment = (spectral * norm + rounding * math.sqrt(m)) ** 2
-    # A weight's relative error is some units of rounding and its exponent's, t (hi - s_j) units; the weight
-    # itself falls with that exponent. The sums are over m.
-    size = longest * norm
-    exponents = min(1 / t, 4 * t * size**2) if t else 0.0
     return Limits(
         spectral=spectral,
         residual=residual,
         rounding=rounding,
         curvature=0.5 * t * math.exp(min(2 * t * e, 80)) * moment,
         slope=2 + 2 * t * e,
-        own=4 * ROUND_OFF * ((m + 16) * size + m * exponents),
+        own=own_error(t, m, longest * norm),
     )
+
+
+def own_error(t: float, m: int, size: float) -> float:
+    """Rounding of the score's float32 arithmetic, in the pass and in the scan, for products up to ``size``.
+
+    A weight's relative error is some units of rounding and its exponent's, t (hi - s_j) units; the weight
+    itself falls with that exponent. The sums are over m.
+    """
+    exponents = min(1 / t, 4 * t * size**2) if t else 0.0
+    return 4 * ROUND_OFF * ((m + 16) * size + m * exponents)
 
 
 class Mean(typing.NamedTuple):
@@ -117,9 +123,9 @@ def weighted_mean(products: Any, t: float, *, there: Any = None, xp: ModuleType)
         hi, lo = products.max(1), products.min(1)
         weights = xp.exp(t * (products - hi[:, None]))
     else:
-        hi = xp.where(there, products, -xp.inf).max(1)
-        lo = xp.where(there, products, xp.inf).min(1)
-        weights = xp.where(there, xp.exp(t * (products - hi[:, None])), 0)
+        hi = xp.where(there[None], products, -xp.inf).max(1)
+        lo = xp.where(there[None], products, xp.inf).min(1)
+        weights = xp.where(there[None], xp.exp(t * (products - hi[:, None])), 0)
     total = weights.sum(1)
     score = (weights * products).sum(1) / total
     return Mean(score, 1 / total, hi - score, score - lo)  # the largest exponential is 1

@@ -17,7 +17,8 @@ from threadpoolctl import ThreadpoolController
 
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.bounds import Limits, largest_error, weighted_mean
-from polyjax.retrieval.lowrank import Factors, choose, factorise, ranks_of, rounded
+from polyjax.retrieval.lowrank import Plan, choose, factorise, plan_rounded, ranks_of
+from polyjax.retrieval.moments import Moments, upper_score
 from polyjax.retrieval.scan import Block, Scan, blocks_of, power_of_two
 from polyjax.retrieval.store import CandidateIndex, decode
 
@@ -26,7 +27,7 @@ _BLAS = ThreadpoolController()
 SAMPLE = 128
 """Candidates by which a context's rank is chosen."""
 
-FIRST_RESCORED = 512
+FIRST_RESCORED = 1024
 """Candidates of the highest bounds, which are scored first: mostly they are all that it takes."""
 
 PASS_ROWS = 8192
@@ -65,7 +66,7 @@ class Pass:
     weights: Float[Array, "m r"] | None
     there: Bool[Array, " m"] | None
     overlap: Float[Array, ""]
-    limits: Limits
+    bounds: Limits | Moments
 
 
 class CertifiedSearch:
@@ -130,22 +131,27 @@ class CertifiedSearch:
         if plan is None or given is None:
             return None
         found = self._settle(self._bounds(given), vectors, mask, k)
-        return None if found is None else dataclasses.replace(found, rank=plan.rank)
+        return None if found is None else dataclasses.replace(found, rank=plan.factors.rank)
 
     def compile(self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"]) -> None:
         """Compile the passes of all ranks."""
         given, there = np.asarray(vectors[0]), np.asarray(mask[0])
         draw = np.random.default_rng(0).standard_normal(given.shape, np.float32)
+        known = self.sharpness, self._norm, self._lost
+        plans = [plan_rounded(draw, known[0], norm=known[1], lost=known[2])]
         for r in ranks_of(*given.shape):
-            self._step(self._given(factorise(draw, draw[:r]), there), self.blocks[0])
-        self._step(self._given(rounded(draw), there), self.blocks[0])
+            factors = factorise(draw, draw[:r])
+            plans += [Plan(factors, factors.limits(*known)), Plan(factors, factors.moments(*known))]
+        for plan in plans:
+            self._step(self._given(plan, there), self.blocks[0])
 
-    def _plan(self, vectors: np.ndarray, low_rank: bool) -> Factors | None:
+    def _plan(self, vectors: np.ndarray, low_rank: bool) -> Plan | None:
         if not len(vectors):
             return None
+        known = {"norm": self._norm, "lost": self._lost}
         if not low_rank:
-            return rounded(vectors)
-        return choose(vectors, self.sharpness, self._sample, norm=self._norm, lost=self._lost)
+            return plan_rounded(vectors, self.sharpness, **known)
+        return choose(vectors, self.sharpness, self._sample, **known)
 
     def _settle(
         self, upper: np.ndarray, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int
@@ -165,18 +171,17 @@ class CertifiedSearch:
             rescored += len(rest)
         return Outcome(scored[0][0], scored[1][0], None, rescored)
 
-    def _given(self, plan: Factors, there: np.ndarray) -> Pass:
+    def _given(self, plan: Plan, there: np.ndarray) -> Pass:
         weights = None
-        if plan.weights is not None:
-            weights = np.zeros((len(there), plan.rank), np.float32)
-            weights[there] = plan.weights
-        bounds = plan.limits(self.sharpness, self._norm, self._lost)
+        if plan.factors.weights is not None and isinstance(plan.bounds, Limits):
+            weights = np.zeros((len(there), plan.factors.rank), np.float32)
+            weights[there] = plan.factors.weights
         return Pass(
-            jnp.asarray(plan.basis).astype(jnp.bfloat16),
+            jnp.asarray(plan.factors.basis).astype(jnp.bfloat16),
             None if weights is None else jnp.asarray(weights),
             None if weights is None or there.all() else jnp.asarray(there),
-            jnp.float32(plan.overlap),
-            jax.tree.map(jnp.float32, bounds),
+            jnp.float32(plan.factors.overlap),
+            jax.tree.map(lambda figure: jnp.asarray(figure, jnp.float32), plan.bounds),
         )
 
     def _bounds(self, given: Pass) -> np.ndarray:
@@ -201,15 +206,19 @@ class CertifiedSearch:
         if block.scales is not None:
             inside = inside * block.scales[:, None]
         longest = block.norms + self._lost  # the pass sees rounded rows
-        if given.weights is None:
-            products, perp = inside, longest
+        if given.weights is None and isinstance(given.bounds, Limits):
+            perp = longest  # the basis is the context vectors
         else:
-            with jax.default_matmul_precision("highest"):
-                products = inside @ given.weights.T
             outside = longest * longest - (inside * inside).sum(1) / given.overlap
             perp = jnp.sqrt(jnp.maximum(outside, 0))
+        products = inside
+        with jax.default_matmul_precision("highest"):
+            if isinstance(given.bounds, Moments):
+                return self._scale * upper_score(inside, self.sharpness, given.bounds, perp, xp=jnp)
+            if given.weights is not None:
+                products = inside @ given.weights.T
         mean = weighted_mean(products, self.sharpness, there=given.there, xp=jnp)
-        return self._scale * (mean.score + largest_error(mean, self.sharpness, given.limits, perp, xp=jnp))
+        return self._scale * (mean.score + largest_error(mean, self.sharpness, given.bounds, perp, xp=jnp))
 
 
 def _sample_of(index: CandidateIndex) -> np.ndarray:

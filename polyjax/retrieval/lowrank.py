@@ -11,10 +11,11 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
-from polyjax.retrieval.bounds import ROUND_OFF, Limits, largest_error, limits, weighted_mean
+from polyjax.retrieval.bounds import ROUND_OFF, Limits, largest_error, limits, own_error, weighted_mean
+from polyjax.retrieval.moments import Moments, moments, upper_score
 
-RANKS = (8, 12, 16, 24, 32, 48, 64, 96)
-"""Ranks that are tried; each is a compiled program of its own."""
+RANKS = (8, 16, 32, 48)
+"""Ranks that are tried; each is a compiled program of its own, and ranks between take as long."""
 
 TOLERANCE = 0.35
 """Largest bound, in standard deviations of a context's scores, with which a pass is worth its time.
@@ -28,13 +29,14 @@ _OVERSAMPLING = 8
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """An approximation of context vectors E [m, d], and what it leaves out.
+    """An approximation of context vectors E [m, d], and what it leaves out, R = E - W B.
 
     Attributes:
         basis: B, numbers of bfloat16 as float32 [r, d]; without ``weights``, E itself so rounded.
         weights: W, float32 [m, r]; None where the basis is E, rounded.
-        spectral: upper bound of |E - W B|_2.
-        residual: largest norm of a row of E - W B.
+        spectral: upper bound of |R|_2.
+        residual: largest norm of a row of R.
+        offset: norm of the mean of R's rows.
         overlap: upper bound of |B B^T|_2: near 1.
         longest: largest norm of a row of E.
         n_vectors: m.
@@ -44,6 +46,7 @@ class Factors:
     weights: np.ndarray | None
     spectral: float
     residual: float
+    offset: float
     overlap: float
     longest: float
     n_vectors: int
@@ -55,18 +58,32 @@ class Factors:
 
     def limits(self, t: float, norm: float, lost: float) -> Limits:
         """What bounds the errors of products with candidates; see ``choose`` for the arguments."""
-        m, d = self.n_vectors, self.basis.shape[1]
-        # Of bfloat16 candidates, and of float32 sums: over d in the scan, over d and r in the pass.
-        rounding = self.longest * (lost + ROUND_OFF * (2 * d + self.rank + 8) * norm)
         return limits(
             t,
-            m,
+            self.n_vectors,
             spectral=self.spectral,
             residual=self.residual,
-            rounding=rounding,
+            rounding=self._rounding(norm, lost),
             longest=self.longest,
             norm=norm + lost,  # the pass sees rounded candidates
         )
+
+    def moments(self, t: float, norm: float, lost: float) -> Moments:
+        """What bounds the scores without a softmax; see ``choose`` for the arguments."""
+        assert self.weights is not None
+        return moments(
+            self.weights,
+            spectral=self.spectral,
+            residual=self.residual,
+            offset=self.offset,
+            rounding=self._rounding(norm, lost),
+            own=own_error(t, self.n_vectors, self.longest * (norm + lost)),
+        )
+
+    def _rounding(self, norm: float, lost: float) -> float:
+        # Of bfloat16 candidates, and of float32 sums: over d in the scan, over d and r in the pass.
+        d = self.basis.shape[1]
+        return self.longest * (lost + ROUND_OFF * (2 * d + self.rank + 8) * norm)
 
 
 def rounded(vectors: np.ndarray) -> Factors:
@@ -89,11 +106,16 @@ def _factors(vectors: np.ndarray, basis: np.ndarray, weights: np.ndarray | None)
         basis,
         weights,
         spectral=slack * _spectral_norm(left),
-        residual=slack * float(np.linalg.norm(left, axis=1).max()),
+        residual=slack * _longest(left),
+        offset=slack * float(np.linalg.norm(left.mean(0))),
         overlap=slack * (1 + float(np.linalg.norm(gram - np.eye(len(gram), dtype=gram.dtype)))),
-        longest=slack * float(np.linalg.norm(vectors, axis=1).max()),
+        longest=slack * _longest(vectors),
         n_vectors=len(vectors),
     )
+
+
+def _longest(rows: np.ndarray) -> float:
+    return float(np.linalg.norm(rows, axis=1).max())
 
 
 def ranks_of(m: int, d: int) -> list[int]:
@@ -101,8 +123,21 @@ def ranks_of(m: int, d: int) -> list[int]:
     return [r for r in RANKS if 2 * r <= min(m, d)]
 
 
-def choose(vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lost: float) -> Factors | None:
-    """The factors of least rank whose bound lets few candidates through; None where none does.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to bound a context's scores.
+
+    Attributes:
+        factors: of its vectors.
+        bounds: ``Moments`` where no softmax is needed, otherwise ``Limits`` of the products' errors.
+    """
+
+    factors: Factors
+    bounds: Limits | Moments
+
+
+def choose(vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lost: float) -> Plan | None:
+    """The cheapest plan whose bounds let few candidates through; None where there is none.
 
     Args:
         vectors: context vectors that are there, float32 [m, d].
@@ -111,35 +146,59 @@ def choose(vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lo
         norm: of the longest candidate.
         lost: largest norm of what rounding a candidate to bfloat16 takes away.
     """
-    m, d = vectors.shape
     mean = weighted_mean(sample @ vectors.T, t, xp=np)
     enough = TOLERANCE * float(mean.score.std())
 
-    def good(factors: Factors) -> bool:
-        with np.errstate(over="ignore", invalid="ignore"):  # no bound at all is none that will do
-            error = largest_error(mean, t, factors.limits(t, norm, lost), norm, xp=np)
-        return bool(np.mean(error <= enough) >= 0.9)
+    def good(gap: np.ndarray) -> bool:
+        return bool(np.mean(gap <= 2 * enough) >= 0.9)
 
-    if ranks := ranks_of(m, d):
-        directions, values = _directions(vectors, ranks[-1])
-        lengths = (vectors**2).sum(1)
-        inside = np.cumsum((vectors @ directions.T) ** 2, axis=1)
-        for r in ranks:
-            # What these figures promise is cheap to know, and worth the exact ones only where it will do.
-            left = float(np.sqrt(max((lengths - inside[:, r - 1]).max(), 0)))
-            guess = Factors(
-                directions[:r], None, float(values[r]), left, 1.0, float(np.sqrt(lengths.max())), m
-            )
-            if good(guess):
-                return factorise(vectors, directions[:r])
-    whole = rounded(vectors)
-    return whole if good(whole) else None
+    def error(factors: Factors) -> np.ndarray:
+        return 2 * largest_error(mean, t, factors.limits(t, norm, lost), norm, xp=np)
+
+    with np.errstate(over="ignore", invalid="ignore"):  # no bound at all is none that will do
+        if ranks := ranks_of(*vectors.shape):
+            directions, values = _directions(vectors, ranks[-1])
+            weights = vectors @ directions.T
+            inside = sample @ directions.T
+            lengths, m = (vectors**2).sum(1), len(vectors)
+            missing = lengths[:, None] - np.cumsum(weights**2, axis=1)
+            residuals = np.sqrt(np.maximum(missing.max(0), 0))
+            longest = float(np.sqrt(lengths.max()))
+
+            def guess(r: int) -> Factors:
+                # Cheap to know, and worth the exact figures only where it will do.
+                left = float(values[r]), float(residuals[r - 1])
+                return Factors(directions[:r], weights[:, :r], *left, 0.0, 1.0, longest, m)
+
+            for r in ranks:
+                upper = upper_score(inside[:, :r], t, guess(r).moments(t, norm, lost), norm, xp=np)
+                if good(upper - mean.score):
+                    factors = factorise(vectors, directions[:r])
+                    return Plan(factors, factors.moments(t, norm, lost))
+            for r in ranks:
+                if good(error(guess(r))):
+                    factors = factorise(vectors, directions[:r])
+                    return Plan(factors, factors.limits(t, norm, lost))
+        return plan_rounded(vectors, t, norm=norm, lost=lost) if good(error(rounded(vectors))) else None
+
+
+def plan_rounded(vectors: np.ndarray, t: float, *, norm: float, lost: float) -> Plan:
+    """The plan that only rounds; see ``choose`` for the arguments."""
+    factors = rounded(vectors)
+    return Plan(factors, factors.limits(t, norm, lost))
 
 
 def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
-    """About the first r right singular vectors [r, d], and r + 1 singular values."""
+    """The mean's direction and r - 1 in which the vectors differ most [r, d], and what is left over [r + 1].
+
+    The latter are about the largest singular values of what the first 0, 1, ... directions leave out.
+    """
     m, d = vectors.shape
     more = min(r + _OVERSAMPLING, m, d)
+    middle = vectors.mean(0)
+    middle = middle / max(float(np.linalg.norm(middle)), 1e-30)
+    first = float(np.linalg.norm(vectors @ middle))
+    vectors = vectors - np.outer(vectors @ middle, middle)
     # A random sketch of the rows' space and one power step: a full decomposition of 360 vectors costs more
     # than the search that it is for.
     draw = np.random.default_rng(0).standard_normal((m, more), np.float32)
@@ -148,18 +207,18 @@ def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
     seen = vectors @ space
     values, axes = np.linalg.eigh(seen.T @ seen)
     found = np.sqrt(np.maximum(values[::-1], 0))
-    return (space @ axes[:, ::-1]).T[:r], np.append(found, 0)[: r + 1]
+    differing = (space @ axes[:, ::-1]).T[: r - 1]
+    return np.vstack([middle, differing]), np.concatenate([[first], found, [0, 0]])[: r + 1]
 
 
 def _spectral_norm(matrix: np.ndarray) -> float:
-    """An upper bound of the largest singular value, at most m^(1/16) above it: (sum of sigma^16)^(1/16)."""
+    """An upper bound of the largest singular value, (sum of sigma^8)^(1/8): at most m^(1/8) times it."""
     scale = float(np.abs(matrix).max())
     if not scale:
         return 0.0
     scaled = matrix / scale
     square = scaled @ scaled.T
-    fourth = square @ square
-    return scale * float(np.linalg.norm(fourth @ fourth)) ** (1 / 8)
+    return scale * float(np.linalg.norm(square @ square)) ** (1 / 4)
 
 
 def _round(array: np.ndarray) -> np.ndarray:

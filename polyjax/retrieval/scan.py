@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from polyjax.nn.heads import BiHead, PolyHead
-from polyjax.retrieval.store import CandidateIndex, Segment
+from polyjax.retrieval.store import CandidateIndex, Segment, filled
 
 BLOCK_ROWS = 4096
 """Rows scored at once: their products with the context vectors stay in the processor's cache."""
@@ -55,7 +55,7 @@ def _block(segment: Segment, live: np.ndarray, start: int, at: int, rows: int) -
     def put(array: np.ndarray) -> Array:
         part = array[first : first + rows]
         if short:
-            return jnp.asarray(_filled(part, rows))
+            return jnp.asarray(filled(part, rows))
         return jax.device_put(part, may_alias=True)  # jnp.asarray would copy
 
     scales = None if segment.scales is None else put(segment.scales)
@@ -102,7 +102,7 @@ class Scan:
             mask: which of them are real.
             k: at least 1.
         """
-        scores, rows = _nothing_found(vectors.shape[0], k)
+        scores, rows = nothing_found(vectors.shape[0], k)
         for block in self.blocks:
             scores, rows = self._step(self._head, vectors, mask, scores, rows, block)
         return np.asarray(scores), np.asarray(rows)
@@ -111,7 +111,7 @@ class Scan:
         self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], rows: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same of one context among some rows only, increasing [n], with the same scores."""
-        best = _nothing_found(1, k)
+        best = nothing_found(1, k)
         for first in range(0, len(rows), self._rows):
             # A block of the scan's shape, and so of its program and its rounding; what comes out of the step
             # are places instead of rows.
@@ -119,8 +119,8 @@ class Scan:
             stored, scales = self.index.stored(some)
             block = Block(
                 jnp.int32(first),
-                jnp.asarray(_filled(stored, self._rows)),
-                None if scales is None else jnp.asarray(_filled(scales, self._rows)),
+                jax.device_put(filled(stored, self._rows), may_alias=True),
+                None if scales is None else jnp.asarray(filled(scales, self._rows)),
                 self._no_norms,
                 jnp.asarray(np.arange(self._rows) < len(some)),
             )
@@ -130,7 +130,7 @@ class Scan:
 
     def temporary_bytes(self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> int:
         """Memory that a search takes for a moment beyond the index and its arguments."""
-        scores, rows = _nothing_found(vectors.shape[0], k)
+        scores, rows = nothing_found(vectors.shape[0], k)
         compiled = self._step.lower(self._head, vectors, mask, scores, rows, self.blocks[0]).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None, "this backend does not tell the memory of its programs"
@@ -146,29 +146,36 @@ class Scan:
         block: Block,
     ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
         self.compilations += 1
-        candidates = block.vectors.astype(jnp.float32)
-        if block.scales is not None:
-            candidates = candidates * block.scales[:, None]
-        with jax.default_matmul_precision("highest"):  # a GPU's default rounds the factors
-            scores = nnx.merge(self._head_graph, head).score(vectors, mask, candidates[None])
-        scores = jnp.where(block.live[None], scores, -jnp.inf)
-        k = best.shape[1]
-        top, places = jax.lax.top_k(scores, min(k, scores.shape[1]))
-        rows = jnp.where(jnp.isfinite(top), block.first + places, -1)
-        # Rows of earlier blocks come first, and top_k keeps the order of equals.
-        merged, chosen = jax.lax.top_k(jnp.concatenate([best, top], axis=1), k)
-        return merged, jnp.take_along_axis(jnp.concatenate([best_rows, rows], axis=1), chosen, axis=1)
+        return merge_block(self._head_graph, head, vectors, mask, (best, best_rows), block)
 
 
-def _nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+def merge_block(
+    graph: nnx.GraphDef,
+    head: nnx.State,
+    vectors: Float[Array, "b m d"],
+    mask: Bool[Array, "b m"],
+    best: tuple[Float[Array, "b k"], Int[Array, "b k"]],
+    block: Block,
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    """The best scores and rows so far, and those of a further block, merged."""
+    candidates = block.vectors.astype(jnp.float32)
+    if block.scales is not None:
+        candidates = candidates * block.scales[:, None]
+    with jax.default_matmul_precision("highest"):  # a GPU's default rounds the factors
+        scores = nnx.merge(graph, head).score(vectors, mask, candidates[None])
+    scores = jnp.where(block.live[None], scores, -jnp.inf)
+    before, before_rows = best
+    k = before.shape[1]
+    top, places = jax.lax.top_k(scores, min(k, scores.shape[1]))
+    rows = jnp.where(jnp.isfinite(top), block.first + places, -1)
+    # Rows of earlier blocks come first, and top_k keeps the order of equals.
+    merged, chosen = jax.lax.top_k(jnp.concatenate([before, top], axis=1), k)
+    return merged, jnp.take_along_axis(jnp.concatenate([before_rows, rows], axis=1), chosen, axis=1)
+
+
+def nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    """What a search of no block gives."""
     return jnp.full((b, k), -jnp.inf, jnp.float32), jnp.full((b, k), -1, jnp.int32)
-
-
-def _filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """The array with zeros up to a number of rows."""
-    whole = np.zeros((rows, *array.shape[1:]), array.dtype)
-    whole[: len(array)] = array
-    return whole
 
 
 def power_of_two(n: int) -> int:

@@ -18,6 +18,7 @@ index before the change or after it, and what no manifest names is cleared away 
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, overload
@@ -223,6 +224,9 @@ class CandidateIndex:
 
     def stored(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The stored vectors [n, d] of increasing rows, copied, and the scales [n] of int8 ones."""
+        if not len(rows):
+            first = self.segments[0]
+            return first.vectors[:0], None if first.scales is None else first.scales[:0]
         bounds = np.searchsorted(rows, self._starts)
         parts = [
             (segment, rows[a:b] - start)
@@ -253,19 +257,18 @@ class CandidateIndex:
 def in_memory(texts: Sequence[str], vectors: np.ndarray, dtype: IndexDtype = "float32") -> CandidateIndex:
     """An index of texts and their float32 vectors [n, d] that is not kept."""
     stored, scales = quantise(np.asarray(vectors, np.float32), dtype)
-    rows = as_dtype(_aligned(stored), dtype)
+    rows = as_dtype(filled(stored, len(stored)), dtype)
     ids = np.arange(len(texts))
     return CandidateIndex([Segment(texts, ids, rows, norms_of(rows, scales), scales)], dtype)
 
 
-def _aligned(array: np.ndarray) -> np.ndarray:
-    """The array where a CPU device can use it without a copy, as a file's mapping is."""
-    if array.ctypes.data % _ALIGNMENT == 0 and array.flags.c_contiguous:
-        return array
-    room = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+def filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """The array with zeros up to a number of rows, where a CPU device can use it without a copy."""
+    size = rows * math.prod(array.shape[1:]) * array.dtype.itemsize
+    room = np.zeros(size + _ALIGNMENT, np.uint8)
     first = -room.ctypes.data % _ALIGNMENT
-    placed = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
-    placed[...] = array
+    placed = room[first : first + size].view(array.dtype).reshape((rows, *array.shape[1:]))
+    placed[: len(array)] = array
     return placed
 
 

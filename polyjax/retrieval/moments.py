@@ -1,0 +1,101 @@
+"""An upper bound of a poly-encoder's score that needs no softmax over the context vectors.
+
+With s_j the m products of a candidate, their mean c, y_j = s_j - c and K(u) = log mean_j exp(u y_j), the
+score is c + K'(t), where K'(0) = 0 and K''(u) is the variance of y under the weights softmax(u y). As
+mean_j exp(u y_j) >= 1, with V the mean of y_j^2 and b their largest
+
+    K''(u) <= V exp(u b),    and so    K'(t) <= min(b, t V (exp(t b) - 1) / (t b)).
+
+Simpson's rule never falls short of that quotient, and does not cancel: (1 + 4 h + h^2) / 6, h = exp(t b / 2).
+
+In the notation of ``polyjax.retrieval.bounds``, with P = B . c the r products of the pass, E = W B + R, and
+the rows of W centred to W - w: c = w . P + r . c + rounding, with r the mean of R's rows; V's square root is
+at most |L P| + |R|_2 p / sqrt(m) + rho, where L^T L = (W - w)^T (W - w) / m; and b is at most
+M |L P| + max_j |R_j| p + rho, where M is the largest norm of a row of (W - w) L^-1.
+
+So a candidate costs r d + r^2 operations, whatever m is: this is the bound for many vectors that differ
+little against 1 / t. Where they differ much, b is too coarse, and ``largest_error`` does better.
+"""
+
+import dataclasses
+import math
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """What the bound needs of a context.
+
+    Attributes:
+        centre: w, [r].
+        spread: L transposed, [r, r].
+        reach: M.
+        deviation: |R|_2 / sqrt(m).
+        residual: largest norm of a row of R, centred.
+        offset: norm of the mean of R's rows.
+        rounding: rho.
+        own: rounding of the score's own arithmetic, here and in the scan.
+    """
+
+    centre: Any
+    spread: Any
+    reach: Any
+    deviation: Any
+    residual: Any
+    offset: Any
+    rounding: Any
+    own: Any
+
+
+def moments(
+    weights: np.ndarray, *, spectral: float, residual: float, offset: float, rounding: float, own: float
+) -> Moments:
+    """The moments of a context with weights W, float32 [m, r].
+
+    Args:
+        weights: W.
+        spectral: |R|_2.
+        residual: largest norm of a row of R.
+        offset: norm of the mean of R's rows.
+        rounding: rho.
+        own: of the score's arithmetic.
+    """
+    m = len(weights)
+    centre = weights.mean(0)
+    axes, spread = np.linalg.qr((weights - centre) / math.sqrt(m))
+    slack = 1 + 1e-4  # float32 arithmetic of these figures and of the bound
+    return Moments(
+        centre=centre,
+        spread=np.ascontiguousarray(spread.T) * np.float32(slack),
+        reach=slack * math.sqrt(m) * float(np.linalg.norm(axes, axis=1).max()),
+        deviation=slack * spectral / math.sqrt(m),
+        residual=residual + offset,
+        offset=offset,
+        rounding=rounding,
+        own=own,
+    )
+
+
+def upper_score(inside: Any, t: float, given: Moments, perp: Any, *, xp: ModuleType) -> Any:
+    """Upper bounds of the scores [n] of candidates.
+
+    Args:
+        inside: their products with the basis, P, [n, r].
+        t: sharpness of the softmax, 0 or more.
+        given: the context's moments.
+        perp: p, norm of a candidate's part outside the basis, [n] or one for all.
+        xp: numpy or jax.numpy.
+    """
+    spread = inside @ given.spread
+    size = xp.sqrt((spread * spread).sum(1))
+    deviation = size + given.deviation * perp + given.rounding
+    largest = given.reach * size + given.residual * perp + given.rounding
+    half = xp.exp(xp.minimum(0.5 * t * largest, 40.0))
+    tilt = t * deviation * deviation * (1 + 4 * half + half * half) * (1 / 6)
+    mean = (inside * given.centre[None]).sum(1) + given.offset * perp + given.rounding
+    return mean + xp.minimum(largest, tilt) + given.own
