@@ -39,6 +39,10 @@ class ChatSession:
         self.turns: list[str] = []
         self.persona: list[str] = []
 
+    def compile(self) -> int:
+        """Compile ahead of time what replies need; the number of programs."""
+        return self._searcher.compile()
+
     def reset(self) -> None:
         """Forget the conversation and the persona."""
         self.turns, self.persona = [], []

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -119,6 +120,9 @@ def run_chat(config: Chat) -> None:
         folder = config.index or default_index(config.run_dir, config.candidates)
         index = load_index(scorer, config.candidates, folder, _say)
     session = ChatSession(scorer, index, repeat=config.repeat)
+    began = time.perf_counter()
+    programs = session.compile()
+    _say(f"{programs} programs compiled, or taken from the cache, in {time.perf_counter() - began:.1f} s")
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ModuleNotFoundError):  # not on Windows

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from jax.sharding import Mesh
 
 from polyjax.compilation import enable_compilation_cache
 from polyjax.interop.parlai import load_parlai
@@ -39,10 +40,13 @@ class Ranker:
 
     Args:
         scorer: scores texts; ``load`` makes one from a run directory.
+
+    Attributes:
+        scorer: the model with its tokenizer.
     """
 
     def __init__(self, scorer: TextScorer):
-        self._scorer = scorer
+        self.scorer = scorer
         self._searcher: Searcher | None = None
 
     @classmethod
@@ -84,7 +88,7 @@ class Ranker:
     @property
     def compilations(self) -> int:
         """Programs compiled (or taken from the compilation cache) so far."""
-        return self._scorer.compilations if self._searcher is None else self._searcher.compilations
+        return self.scorer.compilations if self._searcher is None else self._searcher.compilations
 
     def score(self, context: Context, candidates: Sequence[str]) -> np.ndarray:
         """Scores of the candidates, float32 [n], in their order.
@@ -121,7 +125,7 @@ class Ranker:
             return []
         turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
         rows = [_texts("candidates", texts) for texts in candidates]
-        scores = self._scorer.score(turns, rows)
+        scores = self.scorer.score(turns, rows)
         return [row[: len(texts)] for row, texts in zip(scores, rows, strict=True)]
 
     def rank(self, context: Context, candidates: Sequence[str], top_k: int | None = None) -> list[Ranked]:
@@ -148,6 +152,7 @@ class Ranker:
         folder: str | os.PathLike[str] | None = None,
         *,
         dtype: IndexDtype = "float32",
+        mesh: Mesh | None = None,
     ) -> CandidateIndex:
         """Encode candidates once; ``search`` then looks among them.
 
@@ -156,33 +161,38 @@ class Ranker:
             folder: where the index is kept, to be opened with ``open_index``; in memory where None. An
                 index that is there is replaced; an interrupted building goes on.
             dtype: of the kept vectors: bfloat16 takes half of float32's memory, int8 a quarter.
+            mesh: devices that share the candidates, of one process or of several.
 
         Raises:
             InputError: the model is a cross-encoder, or a file or folder cannot be read or written.
         """
-        check_dual(self._scorer)
+        check_dual(self.scorer)
         if isinstance(candidates, str | os.PathLike):
             texts = read_candidates(Path(candidates))
         else:
             texts = list(dict.fromkeys(_texts("candidates", candidates)))
         with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
             if folder is None:
-                vectors = self._scorer.encode_candidates(texts, progress=shown.add)
+                vectors = self.scorer.encode_candidates(texts, progress=shown.add)
                 found = in_memory(texts, vectors, dtype)
             else:
-                found = build_index(Path(folder), texts, self._scorer, dtype=dtype, progress=shown.add)
-        self._searcher = Searcher(self._scorer, found)
+                found = build_index(Path(folder), texts, self.scorer, dtype=dtype, progress=shown.add)
+        self._searcher = Searcher(self.scorer, found, mesh=mesh)
         return found
 
-    def open_index(self, folder: str | os.PathLike[str]) -> CandidateIndex:
+    def open_index(self, folder: str | os.PathLike[str], *, mesh: Mesh | None = None) -> CandidateIndex:
         """Search an index that was built before, with this model.
+
+        Args:
+            folder: of the index.
+            mesh: devices that share the candidates, of one process or of several.
 
         Raises:
             InputError: there is none, it is broken, or it was made with another model.
         """
-        check_dual(self._scorer)
-        found = open_index(Path(folder), model=fingerprint(self._scorer))
-        self._searcher = Searcher(self._scorer, found)
+        check_dual(self.scorer)
+        found = open_index(Path(folder), model=fingerprint(self.scorer))
+        self._searcher = Searcher(self.scorer, found, mesh=mesh)
         return found
 
     def search(
@@ -201,7 +211,8 @@ class Ranker:
             context: the turns so far, oldest first; a text is a single turn.
             top_k: at most so many.
             method: ``scan`` scores every candidate; ``certified`` finds the same with a bound on those
-                that it need not score; ``auto`` takes the faster of the two.
+                that it need not score; ``auto`` takes the faster of the two; ``quick`` scores only the
+                most promising ones, and ``certified`` in the result says whether that was enough.
             first_stage: an index of inner products, as FAISS's, that proposes candidates instead; then
                 ``certified`` says whether the result is exact.
             rerank: another model, as a cross-encoder, that scores the best ones once more.
@@ -248,7 +259,7 @@ class Ranker:
         scores = self.score_batch([contexts[i] for i in scored], [[f.text for f in found[i]] for i in scored])
         again = list(found)
         for i, row in zip(scored, scores, strict=True):
-            order = np.argsort(-row, kind="stable")[:top_k]
+            order = np.argsort(-row, kind="stable")[:top_k].tolist()
             best = (
                 dataclasses.replace(found[i][j], score=float(row[j]), first_score=found[i][j].score)
                 for j in order

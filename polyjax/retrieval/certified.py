@@ -100,7 +100,7 @@ class CertifiedSearch:
         return isinstance(head, BiHead) or head.config.candidate_attention != "multihead"
 
     def __call__(
-        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int, *, low_rank: bool = True
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int, *, quick: bool = False
     ) -> list[Outcome]:
         """Each context's k best candidates: the scan's, with the scan's scores.
 
@@ -108,12 +108,13 @@ class CertifiedSearch:
             vectors: context vectors, float32 [b, m, d].
             mask: which of them are real.
             k: at least 1.
-            low_rank: try fewer directions than context vectors; otherwise only rounds them to bfloat16.
+            quick: products in bfloat16 and exact scores of the survivors, of the most promising ones where
+                those are too many; then the result is not certified.
         """
         outcomes = []
         for i in range(vectors.shape[0]):
             one, real = vectors[i : i + 1], mask[i : i + 1]
-            found = self._one(one, real, k, low_rank)
+            found = self._one(one, real, k, quick)
             if found is None:
                 scores, rows = self.scan(one, real, k)
                 found = Outcome(scores[0], rows[0], None, len(self.scan.index))
@@ -121,21 +122,22 @@ class CertifiedSearch:
         return outcomes
 
     def _one(
-        self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int, low_rank: bool
+        self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int, quick: bool
     ) -> Outcome | None:
         there = np.asarray(mask[0])
         # One thread: those of numpy's products go on turning for a while, and take the cores from XLA's.
         with _BLAS.limit(limits=1, user_api="blas"):
-            plan = self._plan(np.asarray(vectors[0])[there], low_rank)
+            plan = self._plan(np.asarray(vectors[0])[there], quick)
             given = None if plan is None else self._given(plan, there)
         if plan is None or given is None:
             return None
-        found = self._settle(self._bounds(given), vectors, mask, k)
+        found = self._settle(self._bounds(given), vectors, mask, k, quick)
         return None if found is None else dataclasses.replace(found, rank=plan.factors.rank)
 
     def compile(self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"]) -> None:
         """Compile the passes of all ranks."""
         given, there = np.asarray(vectors[0]), np.asarray(mask[0])
+        given = given[there]
         draw = np.random.default_rng(0).standard_normal(given.shape, np.float32)
         known = self.sharpness, self._norm, self._lost
         plans = [plan_rounded(draw, known[0], norm=known[1], lost=known[2])]
@@ -145,18 +147,21 @@ class CertifiedSearch:
         for plan in plans:
             self._step(self._given(plan, there), self.blocks[0])
 
-    def _plan(self, vectors: np.ndarray, low_rank: bool) -> Plan | None:
+    def _plan(self, vectors: np.ndarray, quick: bool) -> Plan | None:
         if not len(vectors):
             return None
         known = {"norm": self._norm, "lost": self._lost}
-        if not low_rank:
+        if quick:
             return plan_rounded(vectors, self.sharpness, **known)
         return choose(vectors, self.sharpness, self._sample, **known)
 
     def _settle(
-        self, upper: np.ndarray, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int
+        self, upper: np.ndarray, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int, quick: bool
     ) -> Outcome | None:
-        """The best rows, given all rows' upper bounds; None where too many would have to be scored."""
+        """The best rows, given all rows' upper bounds; None where too many would have to be scored.
+
+        In a hurry it is the best of the highest bounds then.
+        """
         first = min(max(FIRST_RESCORED, 2 * k), len(upper))
         most = max(int(MOST_RESCORED * len(upper)), first)
         rows = np.sort(np.argpartition(upper, -first)[-first:])
@@ -164,12 +169,12 @@ class CertifiedSearch:
         rescored = first
         kth = scored[0][0, -1]
         rest = np.flatnonzero(upper >= kth)
-        if len(rest) > most:
+        if len(rest) > most and not quick:
             return None
-        if len(rest) > first:  # otherwise they are among the first
+        if first < len(rest) <= most:  # fewer are among the first
             scored = self.scan.among(vectors, mask, rest, k)
             rescored += len(rest)
-        return Outcome(scored[0][0], scored[1][0], None, rescored)
+        return Outcome(scored[0][0], scored[1][0], None, rescored, certified=len(rest) <= most)
 
     def _given(self, plan: Plan, there: np.ndarray) -> Pass:
         weights = None
@@ -206,11 +211,8 @@ class CertifiedSearch:
         if block.scales is not None:
             inside = inside * block.scales[:, None]
         longest = block.norms + self._lost  # the pass sees rounded rows
-        if given.weights is None and isinstance(given.bounds, Limits):
-            perp = longest  # the basis is the context vectors
-        else:
-            outside = longest * longest - (inside * inside).sum(1) / given.overlap
-            perp = jnp.sqrt(jnp.maximum(outside, 0))
+        outside = longest * longest - (inside * inside).sum(1) / given.overlap
+        perp = jnp.sqrt(jnp.maximum(outside, 0))
         products = inside
         with jax.default_matmul_precision("highest"):
             if isinstance(given.bounds, Moments):

@@ -37,7 +37,7 @@ class Factors:
         spectral: upper bound of |R|_2.
         residual: largest norm of a row of R.
         offset: norm of the mean of R's rows.
-        overlap: upper bound of |B B^T|_2: near 1.
+        overlap: upper bound of |B B^T|_2, near 1; infinite without ``weights``, as R may be anywhere.
         longest: largest norm of a row of E.
         n_vectors: m.
     """
@@ -100,7 +100,7 @@ def factorise(vectors: np.ndarray, directions: np.ndarray) -> Factors:
 
 def _factors(vectors: np.ndarray, basis: np.ndarray, weights: np.ndarray | None) -> Factors:
     left = vectors - (basis if weights is None else weights @ basis)
-    gram = basis @ basis.T
+    gram = basis @ basis.T - np.eye(len(basis), dtype=basis.dtype)
     slack = 1 + 1e-4  # float32 arithmetic of the figures below
     return Factors(
         basis,
@@ -108,7 +108,7 @@ def _factors(vectors: np.ndarray, basis: np.ndarray, weights: np.ndarray | None)
         spectral=slack * _spectral_norm(left),
         residual=slack * _longest(left),
         offset=slack * float(np.linalg.norm(left.mean(0))),
-        overlap=slack * (1 + float(np.linalg.norm(gram - np.eye(len(gram), dtype=gram.dtype)))),
+        overlap=np.inf if weights is None else slack * (1 + float(np.linalg.norm(gram))),
         longest=slack * _longest(vectors),
         n_vectors=len(vectors),
     )

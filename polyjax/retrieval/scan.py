@@ -6,6 +6,7 @@ there are. On a CPU a block is the memory-mapped file itself: nothing is copied.
 """
 
 import dataclasses
+import threading
 import typing
 
 import jax
@@ -86,6 +87,7 @@ class Scan:
         self._head_graph, self._head = nnx.split(head)
         self._rows = min(rows, power_of_two(index.rows))
         self.blocks = blocks_of(index, rows=self._rows)
+        self._rooms = threading.local()
         self._no_norms = jnp.zeros(self._rows)
         self._step = jax.jit(self._traced_step, donate_argnums=(3, 4))
 
@@ -119,14 +121,22 @@ class Scan:
             stored, scales = self.index.stored(some)
             block = Block(
                 jnp.int32(first),
-                jax.device_put(filled(stored, self._rows), may_alias=True),
+                jax.device_put(self._room(stored), may_alias=True),
                 None if scales is None else jnp.asarray(filled(scales, self._rows)),
                 self._no_norms,
                 jnp.asarray(np.arange(self._rows) < len(some)),
             )
-            best = self._step(self._head, vectors, mask, *best, block)
+            # Waited for: the room is used again.
+            best = jax.block_until_ready(self._step(self._head, vectors, mask, *best, block))
         scores, places = map(np.asarray, best)
         return scores, np.where(places >= 0, rows[places], -1)
+
+    def _room(self, stored: np.ndarray) -> np.ndarray:
+        """A block with some rows at its beginning, in memory that each thread keeps: new pages cost more."""
+        if not hasattr(self._rooms, "block"):
+            self._rooms.block = filled(stored[:0], self._rows)
+        self._rooms.block[: len(stored)] = stored
+        return self._rooms.block
 
     def temporary_bytes(self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> int:
         """Memory that a search takes for a moment beyond the index and its arguments."""

@@ -6,18 +6,24 @@ from typing import Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from polyjax.retrieval.certified import CertifiedSearch, Outcome
 from polyjax.retrieval.scan import Scan, power_of_two
+from polyjax.retrieval.sharded import ShardedScan
 from polyjax.retrieval.stages import FirstStage, StagedSearch
 from polyjax.retrieval.store import CandidateIndex
 from polyjax.scoring import TextScorer
+from polyjax.types import InputError
 
-Method = Literal["auto", "scan", "certified"]
+Method = Literal["auto", "scan", "certified", "quick"]
 
 VECTORS_AT_ONCE = 512
 """Context vectors that share a pass: their products with a block are 8 MB."""
+
+FEWEST_WANTED = 32
+"""Rows that are looked for at least: as many cost no more than one."""
 
 WORTH_CERTIFYING = 1.5e9
 """Products (candidates x context vectors x width) of a scan from which a certified search is faster.
@@ -78,14 +84,21 @@ class Searcher:
     Args:
         scorer: what the index was made with.
         index: candidates.
+        mesh: devices that share the candidates; then every search is a scan.
     """
 
-    def __init__(self, scorer: TextScorer, index: CandidateIndex):
+    def __init__(self, scorer: TextScorer, index: CandidateIndex, *, mesh: Mesh | None = None):
         self.index, self._scorer = index, scorer
         head = scorer.head
-        self._scan = Scan(head, index)
-        self._certified = CertifiedSearch(self._scan, head) if CertifiedSearch.suits(head) else None
+        self._scan: Scan | ShardedScan
+        self._certified: CertifiedSearch | None = None
         self._staged: StagedSearch | None = None
+        if mesh is not None:
+            self._scan = ShardedScan(head, index, mesh)
+            return
+        self._scan = Scan(head, index)
+        if CertifiedSearch.suits(head):
+            self._certified = CertifiedSearch(self._scan, head)
 
     @property
     def compilations(self) -> int:
@@ -101,7 +114,7 @@ class Searcher:
         """
         before = self.compilations
         vectors, mask = self._scorer.compile_contexts()
-        k = self._rows_wanted(top_k)
+        k = self.rows_wanted(top_k)
         self._scan(vectors, mask, k)
         if self._certified is not None and self._worth_certifying(vectors):
             self._certified.compile(vectors, mask)
@@ -121,20 +134,28 @@ class Searcher:
             contexts: turns of each, oldest first.
             top_k: at least 1.
             method: ``scan`` scores every candidate; ``certified`` proves for most that they need not be;
-                ``auto`` takes the faster.
+                ``quick`` takes bfloat16 products and scores the most promising candidates exactly, whether
+                that is proven to be enough or not; ``auto`` takes the faster of the first two.
             first_stage: an index of inner products that proposes candidates instead.
         """
-        if first_stage is not None and (self._staged is None or self._staged.stage is not first_stage):
-            self._staged = StagedSearch(self._scan, self._scorer.head, first_stage)
+        staged = None if first_stage is None else self._through(first_stage)
         results: dict[int, Results] = {}
         for places, vectors, mask in self._batches(contexts):
-            if first_stage is not None and self._staged is not None:
-                outcomes = self._staged(vectors, mask, self._rows_wanted(top_k))
+            if staged is not None:
+                outcomes = staged(vectors, mask, self.rows_wanted(top_k))
             else:
-                outcomes = self._outcomes(vectors, mask, self._rows_wanted(top_k), method)
+                outcomes = self._outcomes(vectors, mask, self.rows_wanted(top_k), method)
             for place, outcome in zip(places, outcomes, strict=False):
                 results[place] = self._results(outcome, top_k)
         return [results[i] for i in range(len(contexts))]
+
+    def _through(self, first_stage: FirstStage) -> StagedSearch:
+        """The search through a first stage; the last one is kept."""
+        if not isinstance(self._scan, Scan):
+            raise InputError("first_stage: a search over a mesh has none; open the index without mesh")
+        if self._staged is None or self._staged.stage is not first_stage:
+            self._staged = StagedSearch(self._scan, self._scorer.head, first_stage)
+        return self._staged
 
     def _batches(
         self, contexts: Sequence[Sequence[str]]
@@ -149,18 +170,18 @@ class Searcher:
     def _outcomes(
         self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int, method: Method
     ) -> list[Outcome]:
-        certify = method == "certified" or (method == "auto" and self._worth_certifying(vectors))
+        certify = method != "scan" and (method != "auto" or self._worth_certifying(vectors))
         if certify and self._certified is not None:
-            return self._certified(vectors, mask, k)
+            return self._certified(vectors, mask, k, quick=method == "quick")
         scores, rows = self._scan(vectors, mask, k)
         return [Outcome(*pair, None, len(self.index)) for pair in zip(scores, rows, strict=True)]
 
     def _worth_certifying(self, vectors: Float[Array, "b m d"]) -> bool:
         return self.index.rows * vectors.shape[1] * vectors.shape[2] >= WORTH_CERTIFYING
 
-    def _rows_wanted(self, top_k: int) -> int:
-        # A power of two, so that another number compiles nothing new.
-        return power_of_two(min(top_k, self.index.rows))
+    def rows_wanted(self, top_k: int) -> int:
+        """Rows to search for: few numbers, so that another ``top_k`` compiles nothing new."""
+        return power_of_two(min(max(top_k, FEWEST_WANTED), self.index.rows))
 
     def _results(self, outcome: Outcome, top_k: int) -> Results:
         found = tuple(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from flax import nnx
 from polyjax import Ranker
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
 from polyjax.retrieval.scan import Scan, blocks_of
+from polyjax.retrieval.stages import FaissStage
 from polyjax.retrieval.store import CandidateIndex, Segment, in_memory, norms_of, quantise
 from polyjax.types import InputError
 
@@ -135,6 +137,60 @@ def test_searching_is_ranking(ranker):
     assert len(ranker.search("hi", 100)) == len(TEXTS)
 
 
+@pytest.mark.parametrize("method", ["scan", "certified", "quick"])
+def test_every_method_finds_the_same(ranker, method):
+    texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
+    ranker.index(texts)
+    for context in CONTEXTS:
+        expected, found = ranker.search(context, 5), ranker.search(context, 5, method=method)
+        assert [f.id for f in found] == [f.id for f in expected]
+        np.testing.assert_allclose([f.score for f in found], [f.score for f in expected], rtol=1e-6)
+        assert found.certified and (found.rank is None) == (method == "scan")
+        assert len(found) == 5 and found[:2] == found.found[:2] and 0 < found.rescored <= 1
+
+
+def test_a_first_stage_proposes_the_candidates(ranker):
+    texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
+    stage = FaissStage.build(ranker.index(texts))
+    for context, found in zip(CONTEXTS, ranker.search_batch(CONTEXTS, 5, first_stage=stage), strict=True):
+        if found.certified:
+            assert [f.id for f in found] == [f.id for f in ranker.search(context, 5)]
+    assert any(r.certified for r in ranker.search_batch(CONTEXTS, 1, first_stage=stage))
+
+
+def test_a_mesh_shares_the_candidates(ranker):
+    ranker.index(TEXTS)
+    expected = ranker.search("hi", 3)
+    ranker.index(TEXTS, mesh=jax.make_mesh((8,), ("data",)))
+    assert [f.id for f in ranker.search("hi", 3)] == [f.id for f in expected]
+    with pytest.raises(InputError, match="first_stage: a search over a mesh has none"):
+        ranker.search("hi", first_stage=FaissStage(None, exact=True))
+
+
+def test_a_cross_encoder_orders_what_was_found(ranker, parlai_models):
+    cross = Ranker.from_parlai(parlai_models / "cross_prelayernorm_mean" / "model")
+    ranker.index(TEXTS)
+    first = ranker.search_batch(CONTEXTS, 5)
+    for context, before, found in zip(
+        CONTEXTS, first, ranker.search_batch(CONTEXTS, 3, rerank=cross, rerank_top=5), strict=True
+    ):
+        expected = cross.rank(context, [f.text for f in before], top_k=3)
+        assert [f.text for f in found] == [e.text for e in expected]
+        np.testing.assert_allclose([f.score for f in found], [e.score for e in expected], rtol=1e-5)
+        scores = {f.id: f.score for f in before}
+        assert [f.first_score for f in found] == [scores[f.id] for f in found]
+    assert all(f.first_score is None for f in first[0])
+
+
+def test_nothing_is_compiled_after_compile(ranker):
+    ranker.index([f"i have {i} things" for i in range(600)])
+    assert ranker.compile(5) > 0
+    before = ranker.compilations
+    for context in ("hi", ["hello there"] * 20, ["a b c d e f g h i j k l m n o p"] * 3):
+        ranker.search(context, 5)
+    assert ranker.compilations == before and ranker.compile(5) == 0
+
+
 def test_an_index_is_built_opened_and_searched(ranker, tmp_path):
     (tmp_path / "c.txt").write_text("\n".join(TEXTS) + "\n")
     built = ranker.index(tmp_path / "c.txt", tmp_path / "index", dtype="bfloat16")
@@ -152,6 +208,11 @@ def test_an_index_is_built_opened_and_searched(ranker, tmp_path):
         (lambda r: (r.index(["a"]), r.search("hi", 0)), "top_k must be at least 1, got 0"),
         (lambda r: (r.index(["a"]), r.search([])), "context: expected at least one text"),
         (lambda r: (r.index(["a"]), r.search_batch("hi")), "contexts: expected a list, got str"),
+        (
+            lambda r: (r.index(["a"]), r.search("hi", 9, rerank=r, rerank_top=3)),
+            "rerank_top must be at least",
+        ),
+        (lambda r: r.compile(), "there is no index to search"),
         (lambda r: r.index([]), "candidates: expected at least one text, got none"),
         (lambda r: r.index("nowhere.txt"), "nowhere.txt is missing"),
         (lambda r: r.open_index("nowhere"), "nowhere: there is no index yet"),
@@ -182,7 +243,7 @@ def test_killed_while_building_and_adding(parlai_models, tmp_path):
         "ranker = Ranker.from_parlai(sys.argv[1])\n"
         "texts = [f'text number {i}' for i in range(400)]\n"
         "ranker.index(texts[:100], sys.argv[2])\n"
-        "build.add_to_index(Path(sys.argv[2]), texts, ranker._scorer)\n"
+        "build.add_to_index(Path(sys.argv[2]), texts, ranker.scorer)\n"
     )
     model = str(parlai_models / "poly_codes64_fp16_legacy" / "model")
 

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -260,3 +263,45 @@ def test_an_index_can_be_copied(tmp_path):
     build_index(tmp_path / "i", TEXTS, Encoder())
     shutil.copytree(tmp_path / "i", tmp_path / "copy")
     assert content(open_index(tmp_path / "copy")) == content(open_index(tmp_path / "i"))
+
+
+def test_killed_while_compacting(tmp_path):
+    """SIGKILL after every file that compacting writes: the index holds the same candidates, and compacts."""
+    script = tmp_path / "compact.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from polyjax import files\n"
+        "from polyjax.retrieval import change\n"
+        "left = int(sys.argv[2])\n"
+        "replace = os.replace\n"
+        "def counted(*names):\n"
+        "    global left\n"
+        "    replace(*names)\n"
+        "    left -= 1\n"
+        "    if left == 0:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.replace = counted\n"
+        "change.compact(Path(sys.argv[1]), rows_at_once=8)\n"
+    )
+
+    folder = tmp_path / "index"
+    build_index(folder, [f"text {i}" for i in range(40)], Encoder())
+    add_to_index(folder, [f"more {i}" for i in range(20)], Encoder())
+    remove(folder, range(0, 60, 3))
+    expected = dict(open_index(folder).items())
+    killed = 0
+    for after in range(1, 20):
+        command = [sys.executable, str(script), str(folder), str(after)]
+        process = subprocess.run(command, timeout=120, check=False)
+        index = open_index(folder)
+        assert dict(index.items()) == expected
+        assert len(index.segments) in (1, 2) and index.rows == (40 if len(index.segments) == 1 else 60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        killed += 1
+        if len(index.segments) == 1:
+            break
+    assert killed >= 4 and len(open_index(folder).segments) == 1

@@ -1,0 +1,156 @@
+"""Certified search over real candidates: the same top 10 as the scan, for how much of its time?
+
+    python benchmarks/certified.py runs/chitchat-demo-poly-minilm --data-dir data
+
+Encodes 100,000 unique utterances of the chitchat task's training conversations with each run's model (kept as
+an index in the run directory), then answers 200 test contexts one at a time by the scan and by certified
+search, in turns. Every result is compared with the scan's. Prints a table, writes
+benchmarks/results/certified.json and certified.png (share of the candidates scored exactly, and time).
+"""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from polyjax import Ranker
+from polyjax.data.tasks.chitchat import ChitchatConfig, read, read_conversations
+from polyjax.retrieval.certified import CertifiedSearch
+from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.search import Searcher
+from polyjax.retrieval.store import IndexDtype
+from polyjax.train.checkpoint import write_json
+from polyjax.train.report import hardware
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """What is timed.
+
+    Attributes:
+        run_dirs: runs with a bi- or poly-encoder.
+        data_dir: the prepared chitchat task.
+        candidates: how many.
+        contexts: how many.
+        top_k: candidates wanted.
+        dtype: of the stored vectors.
+        out: folder of the figures.
+    """
+
+    run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    data_dir: Path = Path("data")
+    candidates: int = 100_000
+    contexts: int = 200
+    top_k: int = 10
+    dtype: IndexDtype = "float32"
+    out: Path = Path(__file__).parent / "results"
+
+
+def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
+    """One model's figures."""
+    task = ChitchatConfig(data_dir=config.data_dir)
+    turns = (t for c in read_conversations("train", config.data_dir) for t in c.turns)
+    texts = list(dict.fromkeys(turns))[: config.candidates]
+    examples = read(task, "test")
+    chosen = np.random.default_rng(0).permutation(len(examples))[: config.contexts]
+    ranker = Ranker.load(run_dir)
+    began = time.perf_counter()
+    folder = run_dir / f"index-{len(texts)}-{config.dtype}"
+    there = (folder / "manifest.json").exists()
+    index = ranker.open_index(folder) if there else ranker.index(texts, folder, dtype=config.dtype)
+    encoding = time.perf_counter() - began
+    scan = Scan(ranker.scorer.head, index)
+    search = CertifiedSearch(scan, ranker.scorer.head)
+    k = Searcher(ranker.scorer, index).rows_wanted(config.top_k)
+    times: dict[str, list[float]] = {"scan": [], "certified": []}
+    outcomes, same = [], 0
+    contexts = [examples[i].context for i in chosen]
+    batches = [
+        (vectors[i : i + 1], mask[i : i + 1])
+        for places, vectors, mask in ranker.scorer.context_batches(contexts)
+        for i in range(len(places))
+    ]
+    search.compile(*batches[0])
+    for vectors, mask in batches[:1] + batches:  # the first compiles
+        began = time.perf_counter()
+        scores, rows = scan(vectors, mask, k)
+        times["scan"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        (outcome,) = search(vectors, mask, k)
+        times["certified"].append(time.perf_counter() - began)
+        one, other = (outcome.rows, outcome.scores), (rows[0], scores[0])
+        same += all((a[: config.top_k] == b[: config.top_k]).all() for a, b in zip(one, other, strict=True))
+        outcomes.append(outcome)
+    medians = {name: 1e3 * statistics.median(values[1:]) for name, values in times.items()}
+    ranks = [outcome.rank for outcome in outcomes[1:]]
+    return {
+        "run": run_dir.name,
+        "codes": int(batches[0][0].shape[1]),
+        "dim": int(batches[0][0].shape[2]),
+        "candidates": len(index),
+        "contexts": len(batches),
+        "encoding_s": None if there else encoding,
+        "scan_ms": medians["scan"],
+        "certified_ms": medians["certified"],
+        "ratio": medians["certified"] / medians["scan"],
+        "same": same - 1,  # the first was asked twice
+        "scanned": sum(rank is None for rank in ranks),
+        "ranks": {str(rank): ranks.count(rank) for rank in sorted({r for r in ranks if r is not None})},
+        "rescored": [outcome.rescored / len(index) for outcome in outcomes[1:]],
+        "certified_times_ms": [1e3 * t for t in times["certified"][1:]],
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Distributions of the share that was scored exactly, and of the time."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for i, row in enumerate(rows):
+        share = np.arange(1, row["contexts"] + 1) / row["contexts"]
+        label = f"{row['run']} ({row['codes']} codes)"
+        left.step(100 * np.sort(row["rescored"]), share, color=f"C{i}", label=label)
+        right.step(np.sort(row["certified_times_ms"]), share, color=f"C{i}")
+        right.axvline(row["scan_ms"], color=f"C{i}", linestyle="--")
+    left.set(xlabel="candidates scored exactly, %", ylabel="share of contexts", xscale="log")
+    right.set(xlabel="ms (dashed: the scan's median)", ylabel="share of contexts", xlim=(0, None))
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, write."""
+    rows = [measure(run_dir, config) for run_dir in config.run_dirs]
+    table = Table(
+        title="ms, medians; rescored: % of the candidates, median / 99th / most", box=box.SIMPLE_HEAD
+    )
+    for name in ("run", "codes", "scan", "certified", "ratio", "same top 10", "ranks", "rescored"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        shares = np.percentile(row["rescored"], [50, 99, 100]) * 100
+        table.add_row(
+            row["run"],
+            str(row["codes"]),
+            f"{row['scan_ms']:.1f}",
+            f"{row['certified_ms']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['same']} of {row['contexts']}",
+            " ".join(f"{rank}:{n}" for rank, n in [*row["ranks"].items(), ("scan", row["scanned"])] if n),
+            " / ".join(f"{share:.1f}" for share in shares),
+        )
+    Console(width=120).print(table)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(config.out / "certified.json", {"hardware": hardware(), "dtype": config.dtype, "rows": rows})
+    plot(rows, config.out / "certified.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))

@@ -1,0 +1,145 @@
+"""A whole reply, context to best candidates: a 12-layer, 768-wide poly-encoder over 100,000 candidates.
+
+    python benchmarks/reply.py            # extra `bench`
+
+Random weights and vectors, 143 context tokens, 64 codes. The peer stands for ParlAI's reply on this machine:
+the same transformer's forward pass in PyTorch (a BERT of that size), the codes' attention, and the textbook
+scoring of all candidates; ParlAI's own overhead is left out. They take turns; medians. Prints a table and
+writes benchmarks/results/reply.json.
+"""
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]  (extra bench)
+import tyro
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+from transformers import BertConfig, BertModel  # pyright: ignore[reportMissingImports]  (of sentence-transformers)
+
+from polyjax import DualScorer, EncoderConfig, PolyConfig, Tokens
+from polyjax.nn.encoder import Dtype
+from polyjax.retrieval.certified import CertifiedSearch
+from polyjax.retrieval.scan import Scan
+from polyjax.retrieval.store import in_memory
+from polyjax.scoring import for_inference
+from polyjax.train.checkpoint import write_json
+from polyjax.train.report import hardware
+
+VOCAB, TOP_K = 30522, 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is timed.
+
+    Attributes:
+        candidates: to choose from.
+        tokens: of the context.
+        codes: context vectors.
+        repeats: rounds, after one that compiles.
+        out: where the figures go.
+    """
+
+    candidates: int = 100_000
+    tokens: int = 143
+    codes: int = 64
+    repeats: int = 9
+    out: Path = Path(__file__).parent / "results" / "reply.json"
+
+
+def torch_reply(ids: np.ndarray, candidates: np.ndarray, codes: int) -> Callable[[], dict[str, float]]:
+    """Seconds of the encoder and of the scoring."""
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=VOCAB), add_pooling_layer=False).eval()
+    learnt, c = torch.randn(codes, candidates.shape[1]), torch.from_numpy(candidates)
+
+    def run() -> dict[str, float]:
+        with torch.inference_mode():
+            began = time.perf_counter()
+            hidden = model(torch.from_numpy(ids).long()).last_hidden_state[0]
+            context = torch.softmax(learnt @ hidden.T, 1) @ hidden
+            encoded = time.perf_counter()
+            attended = torch.softmax(c @ context.T, 1) @ context
+            torch.topk((attended * c).sum(1), TOP_K).indices.numpy()
+        return {"encode": encoded - began, "score": time.perf_counter() - encoded}
+
+    return run
+
+
+def our_reply(
+    ids: np.ndarray, candidates: np.ndarray, codes: int, dtype: Dtype
+) -> Callable[[], dict[str, float]]:
+    """The same of polyjax; float32 by the scan, bfloat16 with products in bfloat16."""
+    shape = EncoderConfig(
+        vocab_size=VOCAB, dim=768, n_layers=12, n_heads=12, mlp_dim=3072, n_positions=512, dtype=dtype
+    )
+    scorer = DualScorer(shape, PolyConfig(n_codes=codes, shared_encoder=True), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(for_inference(scorer))
+    index = in_memory([""] * len(candidates), candidates)
+    scan = Scan(scorer.head, index)
+    search = CertifiedSearch(scan, scorer.head)
+    tokens = Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
+
+    @jax.jit
+    def encode(state: nnx.State, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        merged = nnx.merge(graph, state)
+        assert isinstance(merged, DualScorer)
+        return merged.encode_context(tokens)
+
+    def run() -> dict[str, float]:
+        began = time.perf_counter()
+        vectors, mask = jax.block_until_ready(encode(state, tokens))
+        encoded = time.perf_counter()
+        if dtype == "float32":
+            scan(vectors, mask, 16)
+        else:
+            search(vectors, mask, 16, quick=True)
+        return {"encode": encoded - began, "score": time.perf_counter() - encoded}
+
+    return run
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Time, print and write."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    draw = np.random.default_rng(0)
+    ids = draw.integers(1000, VOCAB, (1, config.tokens)).astype(np.int32)
+    candidates = draw.standard_normal((config.candidates, 768), np.float32)
+    runs = {
+        "torch": torch_reply(ids, candidates, config.codes),
+        "polyjax float32": our_reply(ids, candidates, config.codes, "float32"),
+        "polyjax bfloat16": our_reply(ids, candidates, config.codes, "bfloat16"),
+    }
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for round_ in range(config.repeats + 1):
+        for name, run in runs.items():
+            taken = run()
+            if round_:
+                times[name].append(taken | {"reply": taken["encode"] + taken["score"]})
+    figures = {
+        name: {part: 1e3 * statistics.median(one[part] for one in values) for part in values[0]}
+        for name, values in times.items()
+    }
+    table = Table(title=f"ms, {config.candidates:,} candidates, {config.codes} codes", title_justify="left")
+    for name in ("", "encoding", "scoring", "reply", "of torch"):
+        table.add_column(name, justify="right")
+    for name, row in figures.items():
+        ratio = row["reply"] / figures["torch"]["reply"]
+        table.add_row(name, *(f"{row[part]:.1f}" for part in ("encode", "score", "reply")), f"{ratio:.2f}")
+    Console().print(table)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        config.out, {"hardware": hardware(), **dataclasses.asdict(config) | {"out": ""}, "ms": figures}
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))
