@@ -95,3 +95,11 @@ ENCODERS = {
 def parlai_models() -> Path:
     """Folders of models that ParlAI wrote."""
     return Path(__file__).parent / "golden" / "parlai"
+
+
+def shared_data(name: str) -> Path:
+    """A folder of the real data that is kept beside the project, or a skip where it is not there."""
+    folder = Path(__file__).parent.parent.parent / "shared" / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data of ../shared/data/{name}")
+    return folder

@@ -78,7 +78,7 @@ def limits(
         spectral=spectral,
         residual=residual,
         rounding=rounding,
-        curvature=0.5 * t * math.exp(min(2 * t * e, 80)) * moment,
+        curvature=min(0.5 * t * math.exp(min(2 * t * e, 80)) * moment, 1e30),  # within float32
         slope=2 + 2 * t * e,
         own=own_error(t, m, longest * norm),
     )

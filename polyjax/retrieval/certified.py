@@ -168,13 +168,16 @@ class CertifiedSearch:
         scored = self.scan.among(vectors, mask, rows[upper[rows] > -np.inf], k)
         rescored = first
         kth = scored[0][0, -1]
-        rest = np.flatnonzero(upper >= kth)
+        rest = np.flatnonzero((upper >= kth) & (upper > -np.inf))
         if len(rest) > most and not quick:
             return None
-        if first < len(rest) <= most:  # fewer are among the first
+        proven = len(rest) <= most
+        if len(rest) > first:  # otherwise they are among the first
+            if not proven:
+                rest = np.sort(np.argpartition(upper, -most)[-most:])
             scored = self.scan.among(vectors, mask, rest, k)
             rescored += len(rest)
-        return Outcome(scored[0][0], scored[1][0], None, rescored, certified=len(rest) <= most)
+        return Outcome(scored[0][0], scored[1][0], None, rescored, certified=proven)
 
     def _given(self, plan: Plan, there: np.ndarray) -> Pass:
         weights = None

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from polyjax.memory import keep_freed_blocks
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.store import CandidateIndex, Segment, filled
 
@@ -83,6 +84,7 @@ class Scan:
     """
 
     def __init__(self, head: BiHead | PolyHead, index: CandidateIndex, *, rows: int = BLOCK_ROWS):
+        keep_freed_blocks()
         self.index, self.compilations = index, 0
         self._head_graph, self._head = nnx.split(head)
         self._rows = min(rows, power_of_two(index.rows))

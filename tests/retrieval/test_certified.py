@@ -230,3 +230,20 @@ def test_fewer_candidates_than_asked_for(rng):
         (outcome,) = CertifiedSearch(Scan(head, kept), head)(vectors, jnp.ones((1, CODES), bool), 8)
         assert sorted(outcome.rows[outcome.rows >= 0]) == [i for i in range(5) if i not in removed]
         assert (outcome.rows == -1).sum() == 3 + len(removed)
+
+
+def test_in_a_hurry_the_most_promising_are_scored(rng):
+    """Where bounds tell little, as with vectors of great length, the result says that it is not proven."""
+    head = head_of("basic")
+    vectors = contexts(rng, 1, CODES, CODES, noise=0.0)
+    mask = jnp.ones((1, CODES), bool)
+    candidates = 20 * unit_like(rng, N)
+    index = CandidateIndex(in_memory(["x"] * N, candidates).segments, "float32", removed=np.arange(500))
+    scan = Scan(head, index)
+    (outcome,) = CertifiedSearch(scan, head)(vectors, mask, 16, quick=True)
+    assert not outcome.certified and outcome.rescored < N
+    expected = scan(vectors, mask, 16)[1][0]
+    assert np.isin(expected, outcome.rows).mean() > 0.9 and (outcome.rows >= 500).all()
+    few = CandidateIndex(index.segments, "float32", removed=np.arange(N - 5))
+    (outcome,) = CertifiedSearch(Scan(head, few), head)(vectors, mask, 16, quick=True)
+    assert outcome.certified and sorted(outcome.rows[:5]) == list(range(N - 5, N)) and outcome.rows[5] == -1

@@ -1,0 +1,114 @@
+"""ConvAI2 (PersonaChat): dialogues of two people who were each given a persona, in fbdialog files.
+
+A line is a number, a space and tab-separated columns: text, labels, reward, candidates; labels and candidates
+are separated by "|". A number that is not above the last one begins a new dialogue. Lines without a label
+(personas) are put before the next line's text. The context of a line is all of the dialogue before it: the
+persona and the first utterance are one turn, and the labels that were given are turns as well.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from polyjax.data.tasks.source import OfficialFile, Source, locate
+from polyjax.types import Example, InputError
+
+Persona = Literal["self", "other", "both", "none"]
+
+SOURCE = Source("convai2", "the ConvAI2 data set", "ParlAI's task convai2 (convai2_fix_723.tgz), CC BY 4.0")
+
+OFFICIAL = {
+    file.name: file
+    for file in (
+        OfficialFile("valid_self_original.txt", 9_100_907, "9ffb860096ebdcdc311649c8248c3b1c"),
+        OfficialFile("train_self_original.txt", 149_722_362, "38ea3b2dd1693f46a7e69894088c0c10"),
+        OfficialFile("valid_self_original_no_cands.txt", 1_042_927, "d27c8cac40fc7c937fab999993ef2a9b"),
+        OfficialFile("train_self_original_no_cands.txt", 16_993_652, "9a4125d39515b1251a5603773ebb7917"),
+        OfficialFile("valid_both_original.txt", 9_346_213, "b34714277ec50cf2cf408ed3b7235a77"),
+        OfficialFile("valid_none_original.txt", 8_878_395, "d4853f4712db1298cc5204c79550a4f7"),
+        OfficialFile("valid_self_revised.txt", 9_107_156, "e8a084714aea4ee4b15b55e2ecd7d62f"),
+        OfficialFile("valid_none_original_no_cands.txt", 820_415, "516997a6e2c1c80fc48694644e696846"),
+    )
+}
+"""Sizes and md5 as kept by git-annex in datasets-mila/datasets--convai2."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvAI2Config:
+    """The task's settings.
+
+    Attributes:
+        source: folder with the files of the archive.
+        persona: whose persona the model is told.
+        revised: take the reworded personas; there are none with persona ``none``.
+        candidates: take the files with 20 candidates a line; otherwise those with labels alone.
+        unverified: take files that are not the official ones.
+    """
+
+    source: Path = Path("ConvAI2")
+    persona: Persona = "self"
+    revised: bool = False
+    candidates: bool = True
+    unverified: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a file that does not exist."""
+        if self.revised and self.persona == "none":
+            raise InputError("task convai2: there is no revised form without personas; leave revised out")
+
+
+def read(config: ConvAI2Config, split: Literal["train", "valid", "test"]) -> tuple[list[Example], bool]:
+    """The examples of a split, and whether its file is the official one; test is valid, as in ParlAI."""
+    form = "revised" if config.revised else "original"
+    part = "train" if split == "train" else "valid"
+    name = f"{part}_{config.persona}_{form}{'' if config.candidates else '_no_cands'}.txt"
+    file = OFFICIAL.get(name, OfficialFile(name))
+    path, official = locate(config.source, file, SOURCE, unverified=config.unverified)
+    return list(parse(path)), official
+
+
+def parse(path: Path) -> Iterator[Example]:
+    """The examples of an fbdialog file.
+
+    Raises:
+        InputError: a line breaks the format; file and line are named.
+    """
+    episode, last, row = -1, 0, 0
+    history: list[str] = []
+    told: list[str] = []
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, raw in enumerate(_decoded(file, path), start=1):
+            line = raw.strip()
+            if not line:
+                continue
+            place, _, rest = line.partition(" ")
+            if not place.isdecimal() or not rest:
+                raise InputError(f"{path}:{number}: expected a number, a space and a text, got {line[:40]!r}")
+            if int(place) <= last or episode < 0:
+                episode, row = episode + 1, 0
+                history, told = [], []
+            last = int(place)
+            columns = [column.strip().replace("\\n", "\n") for column in rest.split("\t")]
+            told.append(columns[0])
+            labels = [label.strip() for label in columns[1].split("|")] if len(columns) > 1 else []
+            if not any(labels):
+                continue
+            turn, told = "\n".join(told), []
+            label = labels[0]
+            candidates = [c.strip() for c in columns[3].split("|")] if len(columns) > 3 else [label]
+            if label not in candidates:
+                raise InputError(f"{path}:{number}: the label {label[:40]!r} is not among the candidates")
+            history.append(turn)
+            # The label is the last of the candidates that it is equal to: the files have it at the end.
+            where = len(candidates) - 1 - candidates[::-1].index(label)
+            yield Example(f"{episode}/{row}", tuple(history), tuple(candidates), where, str(episode))
+            history.append(label)
+            row += 1
+
+
+def _decoded(lines: Iterator[str], path: Path) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None

@@ -1,0 +1,129 @@
+"""DSTC7 Track 1 (NOESIS), subtask 1, Ubuntu: pick the next message of a helper among 100.
+
+A file is one JSON array of dialogues. The right answer is known by its candidate-id, not by its text; the
+test file's answers are in a table of their own. A message is written "participant 1: text".
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from polyjax.data.tasks.source import OfficialFile, Source, locate
+from polyjax.types import Example, InputError
+
+SOURCE = Source(
+    "dstc7", "DSTC7 Track 1 (NOESIS), subtask 1, Ubuntu", "IBM/dstc7-noesis and ParlAI's task dstc7"
+)
+ANSWERS = "ubuntu_responses_subtask_1.tsv"
+Training = Literal["plain", "augmented", "sampled"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DSTC7Config:
+    """The task's settings.
+
+    Attributes:
+        source: folder with the files.
+        training: ``plain`` rows; ``augmented``, where every turn of a dialogue is a row; ``sampled``, with 16
+            candidates each, for a cross-encoder.
+        unverified: take files that are not known to be the official ones (their md5 was never published).
+    """
+
+    source: Path = Path("dstc7")
+    training: Training = "plain"
+    unverified: bool = False
+
+
+SAMPLED_CANDIDATES = 16
+
+
+def read(config: DSTC7Config, split: Literal["train", "valid", "test"]) -> tuple[list[Example], bool]:
+    """The examples of a split, and whether its files are known to be the official ones."""
+    suffix = "" if config.training == "plain" else f"_{config.training}"
+    name = {
+        "train": f"ubuntu_train_subtask_1{suffix}.json",
+        "valid": "ubuntu_dev_subtask_1.json",
+        "test": "ubuntu_test_subtask_1.json",
+    }[split]
+    path, official = locate(config.source, OfficialFile(name), SOURCE, unverified=config.unverified)
+    answers = None
+    if split == "test":
+        table, known = locate(config.source, OfficialFile(ANSWERS), SOURCE, unverified=config.unverified)
+        answers, official = read_answers(table), official and known
+    sampled = SAMPLED_CANDIDATES if split == "train" and config.training == "sampled" else None
+    return list(parse(path, answers=answers, sampled=sampled)), official
+
+
+def read_answers(path: Path) -> dict[str, tuple[str, str]]:
+    """Example id -> candidate id and text of the test rows' answers."""
+    answers = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line:
+            continue
+        columns = line.split("\t")
+        if len(columns) != 3:
+            raise InputError(
+                f"{path}:{number}: expected example-id, candidate-id, utterance, got {len(columns)} columns"
+            )
+        answers[columns[0]] = (columns[1], columns[2])
+    return answers
+
+
+def parse(
+    path: Path, *, answers: dict[str, tuple[str, str]] | None = None, sampled: int | None = None
+) -> Iterator[Example]:
+    """The examples of a JSON file.
+
+    Args:
+        path: the file.
+        answers: of ``read_answers``, for a file without its own.
+        sampled: keep so many candidates, the answer and others, drawn by the row's number.
+
+    Raises:
+        InputError: the file or a dialogue breaks the format; the dialogue's number is named.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a JSON array, got {error}") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: expected a JSON array of dialogues, got {type(rows).__name__}")
+    for i, row in enumerate(rows):
+        try:
+            yield _example(row, i, answers, sampled)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: dialogue {i}: expected DSTC7's keys, got {error!r}") from None
+        except InputError as error:
+            raise InputError(f"{path}: dialogue {i}: {error}") from None
+
+
+def _example(
+    row: dict[str, Any], i: int, answers: dict[str, tuple[str, str]] | None, sampled: int | None
+) -> Example:
+    turns = tuple(f"{m['speaker'].replace('_', ' ')}: {m['utterance']}" for m in row["messages-so-far"])
+    name = str(row["example-id"])
+    if "options-for-correct-answers" in row:
+        answer = row["options-for-correct-answers"][0]
+        right, label = answer["candidate-id"], answer["utterance"]
+    elif answers is not None and name in answers:
+        right, label = answers[name]
+    else:
+        raise InputError(f"example-id {name} has no answer in {ANSWERS}")
+    ids = [option["candidate-id"] for option in row.get("options-for-next", [])]
+    candidates = [option["utterance"] for option in row.get("options-for-next", [])]
+    if right not in ids:
+        # As ParlAI: the answer joins a list that lacks it; if only its id differs, its text is there.
+        if label in candidates:
+            ids[candidates.index(label)] = right
+        else:
+            ids, candidates = [*ids, right], [*candidates, label]
+    where = ids.index(right)
+    if sampled is not None:
+        others = [j for j in range(len(ids)) if j != where]
+        random.Random(i).shuffle(others)
+        kept = [where, *others[: sampled - 1]]
+        candidates, where = [candidates[j] for j in kept], 0
+    return Example(name, turns, tuple(candidates), where, name)

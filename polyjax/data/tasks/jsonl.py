@@ -1,0 +1,236 @@
+"""Anyone's own data: JSON lines, CSV or TSV.
+
+A JSON line is an object with ``context`` (a text, or a list of turns, oldest first) and ``label``; optional
+are ``candidates`` (texts to rank, the label among them) and ``id``. CSV and TSV have a header line with the
+same names; there, a context is a text whose turns are separated by line breaks, and candidates are a JSON
+list. Every line is checked before anything is done with the first.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from polyjax.types import Example, InputError
+
+Split = Literal["train", "valid", "test"]
+SHOWN = 20
+"""Bad lines that an error shows; it counts the others."""
+
+LONGEST_LINE = 10_000_000
+"""Characters; a longer line is more likely a file of another kind than a dialogue."""
+
+KEYS = ("context", "label", "candidates", "id")
+REQUIRED = ("context", "label")
+_HALF = range(0xD800, 0xE000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnDataConfig:
+    """The task's settings.
+
+    Attributes:
+        train: file to train on.
+        valid: file to validate on; by default a fraction of the training file.
+        test: file to test on; by default a fraction of the training file.
+        valid_fraction: of the training file, where there is no validation file.
+        test_fraction: of the training file, where there is no test file.
+    """
+
+    train: Path
+    valid: Path | None = None
+    test: Path | None = None
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Raise InputError for fractions that leave nothing to train on."""
+        for name in ("valid_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"task {name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise InputError("task valid_fraction and test_fraction must leave something to train on")
+
+
+def read(config: OwnDataConfig, split: Split) -> list[Example]:
+    """The examples of a split: of its file, or those of the training file that fall into it.
+
+    Raises:
+        InputError: a file is missing or has bad lines (all are found), or the split is empty.
+    """
+    own = {"train": config.train, "valid": config.valid, "test": config.test}[split]
+    examples = parse(own or config.train)
+    shares = {
+        "valid": config.valid_fraction if config.valid is None else 0.0,
+        "test": config.test_fraction if config.test is None else 0.0,
+    }
+    if own is None or split == "train":
+        examples = [example for example in examples if split_of(example, **shares) == split]
+    if not examples:
+        raise InputError(
+            f"{own or config.train}: no example falls into the split {split!r}; give a file for it"
+        )
+    return examples
+
+
+def split_of(example: Example, *, valid: float, test: float) -> Split:
+    """The split of an example by a stable hash of its context: equal contexts stay together."""
+    digest = hashlib.sha1("\n".join(example.context).encode()).hexdigest()
+    place = int(digest[:8], 16) / 2**32
+    return "test" if place < test else "valid" if place < test + valid else "train"
+
+
+def parse(path: Path) -> list[Example]:
+    """All examples of a .jsonl (or .json), .csv or .tsv file.
+
+    Where candidates are given, the label is the first that equals it.
+
+    Raises:
+        InputError: the file is missing, of another kind, empty, or has bad lines; all are found, and the
+            first 20 shown.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing; expected a .jsonl, .csv or .tsv file")
+    match path.suffix:
+        case ".jsonl" | ".json":
+            rows = _json_rows(path)
+        case ".csv" | ".tsv":
+            rows = _table_rows(path, "," if path.suffix == ".csv" else "\t")
+        case other:
+            raise InputError(f"{path}: expected a .jsonl, .csv or .tsv file, got {other or 'no ending'}")
+    examples: list[Example] = []
+    bad: list[str] = []
+    lines: dict[str, int] = {}
+    for number, row in rows:
+        try:
+            if isinstance(row, str):
+                raise InputError(row)
+            example = _example(row, number)
+            if example.id in lines:
+                raise InputError(f"the id {example.id!r} is that of line {lines[example.id]}")
+            lines[example.id] = number
+            examples.append(example)
+        except InputError as error:
+            bad.append(f"line {number}: {error}")
+    if bad:
+        more = f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+        raise InputError(f"{path}: {len(bad):,} bad lines\n  " + "\n  ".join(bad[:SHOWN]) + more)
+    if not examples:
+        raise InputError(f"{path} is empty; expected an example a line")
+    return examples
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers and objects, or what is wrong with a line as a text; blank lines are skipped."""
+    with path.open("rb") as file:
+        number = 0
+        while True:
+            raw = file.readline(LONGEST_LINE + 1)
+            if not raw:
+                return
+            number += 1
+            if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, f"longer than {LONGEST_LINE:,} bytes"
+                continue
+            if not raw.strip():
+                continue
+            try:
+                yield number, json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                yield number, f"expected UTF-8, got {error.reason} at byte {error.start}"
+            except json.JSONDecodeError as error:
+                yield number, f"expected JSON, got {error.msg} at column {error.colno}"
+            except RecursionError:
+                yield number, "expected an object with a context and a label, got one nested too deeply"
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(LONGEST_LINE)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = next(reader, [])
+            missing = [name for name in REQUIRED if name not in header]
+            if missing:
+                raise InputError(
+                    f"{path}: line 1: expected columns named {', '.join(KEYS)}, of which context and "
+                    f"label are needed; got {', '.join(header) or 'nothing'}"
+                )
+            while True:
+                number = reader.line_num + 1
+                try:
+                    row = next(reader, None)
+                except csv.Error as error:
+                    yield number, str(error)
+                    continue
+                if row is None:
+                    return
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    yield number, f"expected {len(header)} columns, got {len(row)}"
+                    continue
+                yield number, _table_object(dict(zip(header, row, strict=True)))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+
+
+def _table_object(row: dict[str, str]) -> dict[str, Any] | str:
+    """The object that a row of a table stands for."""
+    found: dict[str, Any] = {name: text for name, text in row.items() if name in REQUIRED}
+    found["context"] = [turn for turn in row["context"].splitlines() if turn.strip()]
+    if row.get("id"):
+        found["id"] = row["id"]
+    if row.get("candidates"):
+        try:
+            found["candidates"] = json.loads(row["candidates"])
+        except json.JSONDecodeError:
+            return "candidates: expected a JSON list of texts"
+    return found
+
+
+def _example(row: object, number: int) -> Example:
+    """The example of an object, or InputError."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"expected an object with a context and a label, got {type(row).__name__}")
+    unknown = [str(key) for key in row if key not in KEYS]
+    if unknown:
+        raise InputError(f"unknown key {unknown[0]!r}; expected {', '.join(KEYS)}")
+    for name in REQUIRED:
+        if name not in row:
+            raise InputError(f"no {name!r}")
+    context = row["context"]
+    turns = (context,) if isinstance(context, str) else context
+    if not isinstance(turns, list | tuple) or not turns:
+        raise InputError(f"context: expected a text or a list of turns, got {_shown(context)}")
+    texts = [_text(f"context[{i}]", turn) for i, turn in enumerate(turns)]
+    label = _text("label", row["label"])
+    candidates = row.get("candidates", [label])
+    if not isinstance(candidates, list):
+        raise InputError(f"candidates: expected a list of texts, got {_shown(candidates)}")
+    listed = [_text(f"candidates[{i}]", candidate) for i, candidate in enumerate(candidates)]
+    if label not in listed:
+        raise InputError(f"the label {label[:40]!r} is not among the {len(listed)} candidates")
+    name = row.get("id", f"line-{number}")
+    if not isinstance(name, str | int):
+        raise InputError(f"id: expected a text or a number, got {_shown(name)}")
+    return Example(str(name), tuple(texts), tuple(listed), listed.index(label), str(name))
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{name}: expected a text, got {_shown(value)}")
+    if not value.strip():
+        raise InputError(f"{name}: the text is empty")
+    if any(ord(letter) in _HALF for letter in value):
+        raise InputError(f"{name}: {value[:40]!r} holds half a character (a lone surrogate)")
+    return value
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {value!r}"[:60]

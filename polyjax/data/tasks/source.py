@@ -1,0 +1,76 @@
+"""The files of a published data set: found, and checked to be the official ones."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from polyjax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialFile:
+    """A file as it was published.
+
+    Attributes:
+        name: of the file.
+        size: bytes; None where it is not known.
+        md5: of the bytes; None where it is not known.
+    """
+
+    name: str
+    size: int | None = None
+    md5: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a data set was published.
+
+    Attributes:
+        task: its name here.
+        title: its name there.
+        page: where it is described.
+    """
+
+    task: str
+    title: str
+    page: str
+
+
+def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool) -> tuple[Path, bool]:
+    """The file in the user's folder, and whether it is known to be the official one.
+
+    Args:
+        folder: where the user keeps the data set.
+        file: what is looked for.
+        source: of the data set.
+        unverified: take a file that is not the official one, or cannot be told from it.
+
+    Raises:
+        InputError: it is missing, or it is not the official file and ``unverified`` was not asked for.
+    """
+    path = folder / file.name
+    if not path.is_file():
+        raise InputError(
+            f"task {source.task}: {path} is missing; {file.name} is part of {source.title}, see "
+            f"{source.page}; put it there, or name its folder with --task.source"
+        )
+    if file.size is None or file.md5 is None:
+        difference = "its official size and md5 are not known"
+    elif (size := path.stat().st_size) != file.size:
+        difference = f"it has {size:,} bytes, the official file {file.size:,}"
+    elif (md5 := _md5(path)) != file.md5:
+        difference = f"it has md5 {md5}, the official file {file.md5}"
+    else:
+        return path, True
+    if not unverified:
+        raise InputError(
+            f"task {source.task}: {path} cannot be taken for the official file: {difference}; "
+            "to use it all the same: --task.unverified (the report will say so)"
+        )
+    return path, False
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,98 @@
+"""Ubuntu Dialogue Corpus V2: pick the next turn of a support chat among ten.
+
+CSV files. In every field ``__eou__`` ends an utterance and ``__eot__`` a turn; the former becomes a full
+stop, the latter a line break, as in ParlAI. A training row is a context, an utterance and whether it is the
+right one; rows of wrong ones are left out.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from polyjax.data.tasks.source import OfficialFile, Source, locate
+from polyjax.types import Example, InputError
+
+SOURCE = Source("ubuntu_v2", "the Ubuntu Dialogue Corpus V2", "rkadlec/ubuntu-ranking-dataset-creator")
+LONGEST_FIELD = 200_000_000
+TRAIN_COLUMNS = ["Context", "Utterance", "Label"]
+TEST_COLUMNS = ["Context", "Ground Truth Utterance"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UbuntuV2Config:
+    """The task's settings.
+
+    Attributes:
+        source: folder with train.csv, valid.csv and test.csv.
+        unverified: take files that are not known to be the official ones (they are generated, and their md5
+            was never published).
+    """
+
+    source: Path = Path("ubuntu")
+    unverified: bool = False
+
+
+def read(config: UbuntuV2Config, split: Literal["train", "valid", "test"]) -> tuple[list[Example], bool]:
+    """The examples of a split, and whether its file is known to be the official one."""
+    file = OfficialFile(f"{split}.csv")
+    path, official = locate(config.source, file, SOURCE, unverified=config.unverified)
+    return list(parse(path)), official
+
+
+def plain(field: str) -> str:
+    """A field's text, as ParlAI reads it.
+
+    >>> plain("hi __eou__ any idea ? __eou__ __eot__ yes __eou__ __eot__ ")
+    'hi . any idea ? . \\n yes .'
+    """
+    return field.replace("__eou__", ".").replace("__eot__", "\n").strip()
+
+
+def parse(path: Path) -> Iterator[Example]:
+    """The examples of a CSV file; the right utterance is the first candidate.
+
+    Raises:
+        InputError: the header or a row breaks the format; file and line are named.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from _rows(path, csv.reader(file, strict=True))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+
+
+def _rows(path: Path, reader: Any) -> Iterator[Example]:
+    header = next(reader, None)
+    training = header == TRAIN_COLUMNS
+    if header is None or not (training or header[:2] == TEST_COLUMNS):
+        raise InputError(
+            f"{path}:1: expected the columns {', '.join(TRAIN_COLUMNS)}, or {', '.join(TEST_COLUMNS)} and "
+            f"distractors, got {header}"
+        )
+    number = 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{path}:{line}: {error}") from None
+        if row is None:
+            return
+        if len(row) != len(header):
+            raise InputError(f"{path}:{line}: expected {len(header)} columns, got {len(row)}")
+        number += 1
+        if training and not _is_right(row[2], path, line):
+            continue
+        turns = tuple(turn for part in plain(row[0]).split("\n") if (turn := part.strip()))
+        candidates = (plain(row[1]),) if training else tuple(map(plain, row[1:]))
+        yield Example(str(number), turns, candidates, 0, str(number))
+
+
+def _is_right(label: str, path: Path, line: int) -> bool:
+    try:
+        return float(label) >= 0.5
+    except ValueError:
+        raise InputError(f"{path}:{line}: expected a Label of 1.0 or 0.0, got {label[:20]!r}") from None

@@ -1,0 +1,237 @@
+"""Readers of the paper's tasks: recorded official rows exactly, and the counts of real files."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import shared_data
+
+from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
+from polyjax.data.tasks.source import OfficialFile, locate
+from polyjax.types import InputError
+
+FIXTURES = "parlai_fixtures"
+
+
+def acts(name: str) -> list[dict]:
+    """What ParlAI's teacher gave for the first rows of the official files."""
+    recorded = yaml.safe_load((shared_data(FIXTURES) / name).read_text(encoding="utf-8"))
+    return [act for episode in recorded["acts"] for act in episode]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "file"),
+    [
+        ("convai2_valid", "valid_self_original"),
+        ("convai2_train", "train_self_original"),
+        ("convai2_both_valid", "valid_both_original"),
+        ("convai2_both_train", "train_both_original"),
+        ("convai2_none_valid", "valid_none_original"),
+        ("convai2_none_train", "train_none_original"),
+        ("convai2_self_revised_valid", "valid_self_revised"),
+        ("convai2_self_revised_train", "train_self_revised"),
+    ],
+)
+def test_convai2_rows(recorded, file):
+    expected = acts(f"convai2/{recorded}.yml")
+    found = list(convai2.parse(shared_data(FIXTURES) / "rebuilt" / f"{file}.sample.txt"))
+    history: list[str] = []
+    assert len(found) == len(expected) > 0
+    for example, act in zip(found, expected, strict=True):
+        labels = act.get("eval_labels") or act["labels"]
+        history.append(act["text"])
+        assert "\n".join(example.context) == "\n".join(history)
+        assert example.label_text == labels[0]
+        assert list(example.candidates) == act["label_candidates"]
+        history.append(labels[0])
+        if act["episode_done"]:
+            history = []
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_dstc7_rows(split):
+    expected = acts(f"dstc7/dstc7_{'valid' if split == 'dev' else split}.yml")
+    file = shared_data(FIXTURES) / "rebuilt" / f"ubuntu_{split}_subtask_1.sample.json"
+    found = list(dstc7.parse(file))
+    assert len(found) == len(expected) > 0
+    for example, act in zip(found, expected, strict=True):
+        assert "".join(f"{turn}\n" for turn in example.context) == act["text"]
+        assert example.label_text == (act.get("eval_labels") or act["labels"])[0]
+        # The recorder cut the candidates to 20, and the answer was put back.
+        if "label_candidates" in act:
+            assert set(act["label_candidates"]) <= set(example.candidates)
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_ubuntu_rows(split, tmp_path):
+    """The recorded texts have __eou__ and __eot__ replaced; put back into a CSV, they come out the same."""
+    expected = acts(f"ubuntu/ubuntu_{split}.yml")
+
+    def field(text: str) -> str:
+        return text.replace(" \n ", " __eot__ ").replace(" . ", " __eou__ ") + " __eot__ "
+
+    rows = []
+    for act in expected:
+        label = (act.get("eval_labels") or act["labels"])[0]
+        others = [c for c in act.get("label_candidates", []) if c != label]
+        rows.append([field(act["text"]), label, *(others or ["1.0"])])
+    header = ubuntu_v2.TRAIN_COLUMNS
+    if split != "train":
+        header = [*ubuntu_v2.TEST_COLUMNS, *(f"Distractor_{i}" for i in range(9))]
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    found = list(ubuntu_v2.parse(tmp_path / "rows.csv"))
+    assert len(found) == len(expected) > 0
+    for example, act in zip(found, expected, strict=True):
+        assert ubuntu_v2.plain(field(act["text"])) == act["text"]
+        assert list(example.context) == [turn.strip() for turn in act["text"].split("\n")]
+        assert example.label_text == (act.get("eval_labels") or act["labels"])[0]
+        if split != "train":
+            assert sorted(example.candidates) == sorted(act["label_candidates"])
+
+
+def test_counts_of_real_files():
+    personas = list(convai2.parse(shared_data("convai2") / "valid_self_original.txt"))
+    lines = (shared_data("convai2") / "valid_self_original.txt").read_text(encoding="utf-8").split("\n")
+    assert len({e.group for e in personas}) == 700
+    assert len(personas) == sum("\t" in line for line in lines)
+    assert {len(e.candidates) for e in personas} == {20} and {e.label for e in personas} == {19}
+    sample = list(convai2.parse(shared_data("convai2") / "train_self_original_no_cands.sample.txt"))
+    assert (len({e.group for e in sample}), len(sample)) == (9, 66)
+    assert {len(e.candidates) for e in sample} == {1}
+
+    folder = shared_data("ubuntu_irc")
+    assert [len(list(ubuntu_v2.parse(folder / f"{s}.csv"))) for s in ("train", "valid")] == [14_261, 1_077]
+    assert {len(e.candidates) for e in ubuntu_v2.parse(folder / "valid.csv")} == {10}
+    answers = dstc7.read_answers(folder / "ubuntu_responses_subtask_1.sample.tsv")
+    test = list(dstc7.parse(folder / "ubuntu_test_subtask_1.sample.json", answers=answers))
+    dev = list(dstc7.parse(folder / "ubuntu_dev_subtask_1.json"))
+    train = list(dstc7.parse(folder / "ubuntu_train_subtask_1.json"))
+    assert [len(rows) for rows in (train, dev, test)] == [400, 652, 40]
+    assert {len(e.candidates) for e in [*train, *dev, *test]} == {100}
+    assert all(e.label_text == answers[e.id][1] for e in test)
+
+
+def test_sampled_candidates_hold_the_answer():
+    file = shared_data("ubuntu_irc") / "ubuntu_dev_subtask_1.json"
+    full, few = list(dstc7.parse(file)), list(dstc7.parse(file, sampled=16))
+    assert few == list(dstc7.parse(file, sampled=16))
+    for a, b in zip(full, few, strict=True):
+        assert len(b.candidates) == 16 and b.label_text == a.label_text
+        assert set(b.candidates) <= set(a.candidates)
+
+
+LINE = "1 your persona: i knit .\n2 hi\thello\t\tyes|hello\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello there\n", ":1: expected a number, a space and a text, got 'hello there'"),
+        (LINE + "3 a\tb\t\tc|d\n", ":3: the label 'b' is not among the candidates"),
+        (LINE + "x\n", ":3: expected a number"),
+    ],
+)
+def test_bad_fbdialog_lines_are_named(tmp_path, text, message):
+    (tmp_path / "f.txt").write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(convai2.parse(tmp_path / "f.txt"))
+
+
+def test_fbdialog_endings_and_encodings(tmp_path):
+    (tmp_path / "f.txt").write_bytes(LINE.replace("\n", "\r\n").encode() + b"\r\n1 bye\tsee you\n")
+    first, second = convai2.parse(tmp_path / "f.txt")
+    assert first.context == ("your persona: i knit .\nhi",) and (first.label, first.id) == (1, "0/0")
+    assert second.context == ("bye",) and second.candidates == ("see you",) and second.group == "1"
+    (tmp_path / "f.txt").write_bytes(b"1 caf\xe9\tyes\n")
+    with pytest.raises(InputError, match="expected UTF-8"):
+        list(convai2.parse(tmp_path / "f.txt"))
+
+
+def dialogue(**changes) -> dict:
+    options = [{"candidate-id": f"C{i}", "utterance": f"text {i}"} for i in range(4)]
+    return {
+        "example-id": 7,
+        "messages-so-far": [{"speaker": "participant_1", "utterance": "hi"}],
+        "options-for-correct-answers": [options[2]],
+        "options-for-next": options,
+    } | changes
+
+
+def parsed(tmp_path: Path, rows: object, **options):
+    (tmp_path / "f.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    return list(dstc7.parse(tmp_path / "f.json", **options))
+
+
+def test_dstc7_answers_are_matched_by_id(tmp_path):
+    (plain,) = parsed(tmp_path, [dialogue()])
+    assert (plain.label, plain.label_text, plain.context) == (2, "text 2", ("participant 1: hi",))
+    same = [{"candidate-id": f"C{i}", "utterance": "yes"} for i in range(3)]
+    (ties,) = parsed(
+        tmp_path, [dialogue(**{"options-for-next": same, "options-for-correct-answers": same[1:2]})]
+    )
+    assert ties.label == 1
+    alone = [{"candidate-id": "NEW", "utterance": "other"}]
+    (added,) = parsed(tmp_path, [dialogue(**{"options-for-correct-answers": alone})])
+    assert (added.label, len(added.candidates)) == (4, 5)
+    row = dialogue()
+    del row["options-for-correct-answers"]
+    (test,) = parsed(tmp_path, [row], answers={"7": ("C3", "text 3")})
+    assert test.label == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("[{", "expected a JSON array, got"),
+        ("{}", "expected a JSON array of dialogues, got dict"),
+        ([dialogue(), {"example-id": 1}], "dialogue 1: expected DSTC7's keys, got KeyError"),
+        ([dialogue(**{"messages-so-far": 3})], "dialogue 0: expected DSTC7's keys"),
+    ],
+)
+def test_bad_dstc7_files_are_named(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        parsed(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n", ":1: expected the columns Context, Utterance, Label"),
+        ("Context,Utterance,Label\na,b\n", ":2: expected 3 columns, got 2"),
+        ("Context,Utterance,Label\na,b,1.0\na,b,yes\n", ":3: expected a Label of 1.0 or 0.0, got 'yes'"),
+        ('Context,Utterance,Label\n"a"b,c,1.0\n', ":2: .*expected after"),
+    ],
+)
+def test_bad_ubuntu_rows_are_named(tmp_path, text, message):
+    (tmp_path / "f.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(ubuntu_v2.parse(tmp_path / "f.csv"))
+
+
+def test_wrong_utterances_are_left_out_and_long_fields_read(tmp_path):
+    long = "word " * 100_000
+    (tmp_path / "f.csv").write_text(
+        f"Context,Utterance,Label\na __eou__ __eot__ ,no,0.0\n{long}__eot__ ,yes,1.0\n"
+    )
+    (example,) = ubuntu_v2.parse(tmp_path / "f.csv")
+    assert example.id == "2" and example.candidates == ("yes",) and len(example.context[0]) > 400_000
+
+
+def test_files_are_the_official_ones_or_asked_for(tmp_path):
+    file = OfficialFile("f.txt", 3, "900150983cd24fb0d6963f7d28e17f72")
+    with pytest.raises(
+        InputError, match="f.txt is missing; f.txt is part of the ConvAI2 data set, see ParlAI's"
+    ):
+        locate(tmp_path, file, convai2.SOURCE, unverified=True)
+    (tmp_path / "f.txt").write_text("abc")
+    assert locate(tmp_path, file, convai2.SOURCE, unverified=False)[1]
+    for text, message in (("abcd", "it has 4 bytes, the official file 3"), ("abd", "it has md5 ")):
+        (tmp_path / "f.txt").write_text(text)
+        with pytest.raises(InputError, match=f"{message}.*--task.unverified"):
+            locate(tmp_path, file, convai2.SOURCE, unverified=False)
+        assert not locate(tmp_path, file, convai2.SOURCE, unverified=True)[1]
+    with pytest.raises(InputError, match="its official size and md5 are not known"):
+        locate(tmp_path, OfficialFile("f.txt"), convai2.SOURCE, unverified=False)
