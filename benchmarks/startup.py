@@ -1,6 +1,7 @@
-"""Time from ``import polyjax`` to the first ranked answer, in fresh processes with a warm compilation cache.
+"""Time from ``import polyjax`` to the first answer, in fresh processes with a warm compilation cache.
 
-    python benchmarks/startup.py runs/chitchat-demo-poly-minilm
+    python benchmarks/startup.py runs/chitchat-demo-poly-minilm                          # ranking two texts
+    python benchmarks/startup.py runs/chitchat-demo-poly-minilm --index replies-index    # searching an index
 
 Prints a table and writes benchmarks/results/startup.json.
 """
@@ -27,11 +28,19 @@ import polyjax
 imported = time.perf_counter()
 ranker = polyjax.Ranker.load(sys.argv[1])
 loaded = time.perf_counter()
-ranker.rank("hi, how are you?", ["great!", "a red car"])
+if len(sys.argv) > 2:
+    ranker.open_index(sys.argv[2])
+    ranker.compile()
+    answer = lambda text: ranker.search(text)
+else:
+    answer = lambda text: ranker.rank(text, ["great!", "a red car"])
+opened = time.perf_counter()
+answer("hi, how are you?")
 first = time.perf_counter()
-ranker.rank("hi, how are you today?", ["great, thanks!", "a blue car"])
+answer("hi, how are you today?")
 second = time.perf_counter()
 print(json.dumps({"import": imported - began, "load": loaded - imported, "first answer": first - loaded,
+    **({"of which opening and compiling": opened - loaded} if len(sys.argv) > 2 else {}),
     "in all": first - began, "second answer": second - first, "programs": ranker.compilations}))
 """
 
@@ -42,18 +51,26 @@ class BenchmarkConfig:
 
     Attributes:
         run_dir: a trained run.
+        index: search this index instead of ranking two texts.
         repeats: processes, after one that fills the cache.
         out: where the figures go.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
+    index: Path | None = None
     repeats: int = 5
     out: Path = Path(__file__).parent / "results" / "startup.json"
 
 
 def main(config: BenchmarkConfig) -> None:
     """Start processes, print and write medians."""
-    command = [sys.executable, "-c", PROGRAM, str(config.run_dir)]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(config.run_dir),
+        *([str(config.index)] if config.index else []),
+    ]
     rows = [
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         for _ in range(config.repeats + 1)

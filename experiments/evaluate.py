@@ -10,8 +10,8 @@ from settings import RunConfig
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
-from polyjax.data.tasks import chitchat
 from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.tasks.registry import TaskConfig, name_of, read
 from polyjax.evaluation import evaluate, some
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
@@ -48,7 +48,7 @@ class EvaluateConfig:
             raise InputError(f"--examples must be 0 (all) or more, got {self.examples}")
 
 
-def task_of(run_dir: Path) -> ChitchatConfig:
+def task_of(run_dir: Path) -> TaskConfig:
     """The task that a run was trained on; for a model from elsewhere, the task as run.py has it."""
     origin = read_json(run_dir / CONFIG)
     if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
@@ -60,13 +60,16 @@ def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
     enable_compilation_cache()
     task = task_of(config.run_dir)
-    task = dataclasses.replace(task, data_dir=config.data_dir or task.data_dir)
+    if config.data_dir is not None:
+        if not isinstance(task, ChitchatConfig):
+            raise InputError("--data-dir is where chitchat is kept prepared; this run has another task")
+        task = dataclasses.replace(task, data_dir=config.data_dir)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
-    examples = some(chitchat.read(task, config.split), config.examples)
+    examples = some(read(task, config.split).examples, config.examples)
     arch = head_label(scorer.settings.head)
     with meter(f"scoring {config.split}", len(examples)) as shown:
         result = evaluate(f"{arch}-encoder", scorer, examples, progress=shown.add).ranking
-    console.print(console_table([result], f"chitchat {config.split}, {len(examples)} rows"))
+    console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows"))
     console.print(f"programs compiled: {scorer.compilations}; length buckets {scorer.text.config.buckets}")
     return result
 

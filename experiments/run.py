@@ -18,7 +18,7 @@ from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
-from polyjax.data.tasks import chitchat
+from polyjax.data.tasks.registry import describe, name_of, read, task_named, training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import (
     SENTENCEPIECE_FILE,
@@ -56,7 +56,7 @@ from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.types import Example, InputError
 
 PROG = "python experiments/run.py"
-CHOICES = ("--arch", "--preset", "--init")
+CHOICES = ("--arch", "--preset", "--init", "--task")
 CHOICE = re.compile(rf"({'|'.join(CHOICES)})(=|$)")
 
 
@@ -67,6 +67,7 @@ class Choice:
     arch: Arch | None = None
     preset: PresetName = "demo"
     init: Path | None = None
+    task: str | None = None
 
 
 BEFORE = "before training"
@@ -84,7 +85,22 @@ def parse(arguments: Sequence[str]) -> RunConfig:
         default = PRESETS[choice.preset](choice.arch or "poly")
     else:
         default = default_of_run(choice, choice.init)
+    if choice.task is not None:
+        default = dataclasses.replace(default, task=task_named(choice.task))
+        arguments = without(arguments, "--task")
     return parse_flags(tyro.conf.AvoidSubcommands[RunConfig], arguments, prog=PROG, default=default)
+
+
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    kept = []
+    words = iter(arguments)
+    for word in words:
+        if word == flag:
+            next(words, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
 
 
 def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
@@ -226,15 +242,16 @@ def run(config: RunConfig) -> list[RankingResult]:
 def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResult]:
     """The run itself, in a run directory that is this process's own."""
     began = time.monotonic()
-    examples = {split: chitchat.read(config.task, split) for split in ("train", "valid", "test")}
+    splits = {split: read(config.task, split) for split in ("train", "valid", "test")}
+    examples = {split: rows.examples for split, rows in splits.items()}
     counts = " / ".join(f"{len(rows):,}" for rows in examples.values())
-    console.print(
-        f"chitchat: {counts} examples in train / valid / test, "
-        f"labels of at least {config.task.min_label_words} words"
-    )
+    console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")
+    data_notes = [rows.note for rows in splits.values() if rows.note]
+    for note in data_notes:
+        console.print(note)
 
     def turns() -> Iterator[str]:
-        return (t for c in chitchat.read_conversations("train", config.task.data_dir) for t in c.turns)
+        return training_texts(config.task, examples["train"])
 
     tokenizer = make_tokenizer(config, source, turns)
     shape = encoder_config(config, source, tokenizer)
@@ -267,7 +284,7 @@ def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResu
             config=config.train,
             on_log=log,
         )
-    return report(config, shape, source, tokenizer, examples, outcome, turns, began)
+    return report(config, shape, source, tokenizer, examples, outcome, turns, began, data_notes)
 
 
 def report(
@@ -279,6 +296,7 @@ def report(
     outcome: TrainResult,
     turns: Callable[[], Iterator[str]],
     began: float,
+    data_notes: Sequence[str],
 ) -> list[RankingResult]:
     """Evaluate the best checkpoint on the test rows and write everything down."""
     test = some(examples["test"], config.test_examples)
@@ -290,16 +308,16 @@ def report(
         outcome.steps, "test", {"loss": model.loss, **model.ranking.summary()}
     )
     notes = [
-        f"task: {len(test):,} chitchat test rows; label of at least {config.task.min_label_words} words, "
-        f"{config.task.n_candidates} candidates, seed {config.task.candidate_seed}",
+        f"task: {describe(config.task, 'test', len(test))}",
+        *data_notes,
         f"training: {outcome.steps} updates of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
         f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
         f"programs compiled: {outcome.compilations} for training and validation, "
         f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
         f"whole command: {time.monotonic() - began:.0f} s",
     ]
-    write_report(config.folder, results, title=f"chitchat, {config.arch}-encoder", notes=notes)
-    console.print(console_table(results, f"chitchat test, {len(test)} rows"))
+    write_report(config.folder, results, title=f"{name_of(config.task)}, {config.arch}-encoder", notes=notes)
+    console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows"))
     # What --init asks is whether training helped; otherwise, what the best baseline is.
     before = [result for result in results if result.name == BEFORE]
     console.print(gain_sentence(results[-1], *(before or [max(results[:-1], key=lambda r: r.recall(1))])))

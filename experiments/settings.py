@@ -13,6 +13,7 @@ import tyro
 
 from polyjax.data.pipeline import BatchConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.tasks.registry import TaskConfig, name_of
 from polyjax.data.text import TextConfig
 from polyjax.nn.encoder import Dtype
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
@@ -74,7 +75,7 @@ class RunConfig:
     Attributes:
         arch: scoring architecture.
         preset: where the other settings' defaults come from; see experiments/README.md.
-        task: the data set.
+        task: the data set; ``--task NAME`` chooses it.
         encoder: the transformer.
         tokenizer: text to ids.
         text: turns, lengths and buckets.
@@ -92,7 +93,7 @@ class RunConfig:
 
     arch: Arch = "poly"
     preset: PresetName = "demo"
-    task: ChitchatConfig = ChitchatConfig()
+    task: TaskConfig = ChitchatConfig()
     encoder: EncoderChoice = EncoderChoice()
     tokenizer: TokenizerChoice = TokenizerChoice()
     text: TextConfig = TextConfig()
@@ -145,7 +146,7 @@ class RunConfig:
     def folder(self) -> Path:
         """The run directory."""
         source = Path(self.encoder.name).name if self.init is None else self.init.name
-        return self.run_dir or Path("runs") / f"chitchat-{self.preset}-{self.arch}-{source}"
+        return self.run_dir or Path("runs") / f"{name_of(self.task)}-{self.preset}-{self.arch}-{source}"
 
 
 SCRATCH = ("small", "tiny")

@@ -20,7 +20,12 @@ from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.store import CandidateIndex, Segment, filled
 
 BLOCK_ROWS = 4096
-"""Rows scored at once: their products with the context vectors stay in the processor's cache."""
+"""Rows scored at once: their products with the context vectors stay in the processor's cache.
+
+Over 100,000 rows of 768 with 16 / 64 / 360 context vectors (2 cores of an AMD EPYC), blocks of 1,024 took
+23 / 40 / 192 ms, of 2,048 22 / 34 / 193, of 4,096 16 / 32 / 161, of 8,192 15 / 32 / 160, of 16,384
+16 / 35 / 172.
+"""
 
 
 @typing.no_type_check

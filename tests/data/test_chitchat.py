@@ -5,6 +5,7 @@ import json
 import pytest
 
 from polyjax import Example, InputError
+from polyjax.data.candidates import add_candidates, normalise
 from polyjax.data.tasks import chitchat
 from polyjax.data.tasks.chitchat import ChitchatConfig
 
@@ -40,10 +41,10 @@ def rows(data_dir):
 def test_candidates_are_twenty_different_ones_with_the_label_once(rows):
     labels = {row.label_text for row in rows}
     for row in rows:
-        keys = [chitchat.normalise(text) for text in row.candidates]
+        keys = [normalise(text) for text in row.candidates]
         assert len(set(keys)) == 20
         negatives = [key for i, key in enumerate(keys) if i != row.label]
-        assert not set(negatives) & {chitchat.normalise(turn) for turn in row.context}
+        assert not set(negatives) & {normalise(turn) for turn in row.context}
         assert set(row.candidates) <= labels
 
 
@@ -57,9 +58,9 @@ def test_the_labels_place_is_uniform(rows):
 def test_candidates_do_not_depend_on_order_or_other_rows_draws(rows, data_dir):
     conversations = chitchat.read_conversations("test", data_dir)
     examples = chitchat.make_examples(conversations, min_label_words=3)
-    again = chitchat.add_candidates(examples, n_candidates=20, seed=0)
+    again = add_candidates(examples, n_candidates=20, seed=0)
     assert again == rows
-    assert chitchat.add_candidates(examples, n_candidates=20, seed=1) != rows
+    assert add_candidates(examples, n_candidates=20, seed=1) != rows
 
 
 def test_a_context_is_at_most_twenty_turns(rows):
@@ -103,7 +104,7 @@ def test_the_rules_on_a_corpus_made_by_hand(tmp_path):
 
 def test_too_few_labels_for_the_candidates(rows):
     with pytest.raises(InputError, match="lower task.n_candidates"):
-        chitchat.add_candidates(rows[:10], n_candidates=20, seed=0)
+        add_candidates(rows[:10], n_candidates=20, seed=0)
 
 
 def test_a_label_length_that_empties_the_split(data_dir):

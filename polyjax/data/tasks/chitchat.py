@@ -11,12 +11,11 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import random
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from polyjax.data.candidates import add_candidates, words
 from polyjax.types import Example, InputError
 
 Split = Literal["train", "valid", "test"]
@@ -53,20 +52,6 @@ class ChitchatConfig:
         """Raise InputError for a value that cannot work."""
         if self.n_candidates < 2:
             raise InputError(f"task n_candidates must be at least 2, got {self.n_candidates}")
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, lower-cased: runs of a-z, 0-9 and '.
-
-    >>> words("I'm OK :)")
-    ["i'm", 'ok']
-    """
-    return re.findall(r"[a-z0-9']+", text.lower())
-
-
-def normalise(text: str) -> str:
-    """A text's words joined by spaces; texts that agree in it count as the same."""
-    return " ".join(words(text))
 
 
 def split_of(conversation_id: str) -> Split:
@@ -127,38 +112,6 @@ def make_examples(conversations: Sequence[Conversation], *, min_label_words: int
             context = conversation.turns[max(0, i - MAX_CONTEXT_TURNS) : i]
             examples.append(Example(f"{conversation.id}/{i}", context, (label,), 0, conversation.id))
     return examples
-
-
-def add_candidates(examples: Sequence[Example], *, n_candidates: int, seed: int) -> list[Example]:
-    """Each example with ``n_candidates``: its label and others' labels, at random places.
-
-    The others differ from the label, from each context turn and from one another after ``normalise``.
-    The draw depends on the seed, the example's id and the split's labels only.
-
-    Raises:
-        InputError: the examples have too few different labels.
-    """
-    pool = [example.label_text for example in examples]
-    keys = [normalise(text) for text in pool]
-    if len(set(keys)) < n_candidates + MAX_CONTEXT_TURNS:
-        raise InputError(
-            f"task n_candidates of {n_candidates} needs {n_candidates + MAX_CONTEXT_TURNS} different labels "
-            f"in the split, got {len(set(keys))}; lower task.n_candidates"
-        )
-    rows = []
-    for example, key in zip(examples, keys, strict=True):
-        draw = random.Random(f"{seed}/{example.id}")
-        taken = {key, *map(normalise, example.context)}
-        candidates: list[str] = []
-        while len(candidates) < n_candidates - 1:
-            i = draw.randrange(len(pool))
-            if keys[i] not in taken:
-                taken.add(keys[i])
-                candidates.append(pool[i])
-        label = draw.randrange(n_candidates)
-        candidates.insert(label, example.label_text)
-        rows.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))
-    return rows
 
 
 def read(config: ChitchatConfig, split: Split) -> list[Example]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from polyjax.data.candidates import add_candidates
 from polyjax.types import Example, InputError
 
 Split = Literal["train", "valid", "test"]
@@ -38,6 +39,8 @@ class OwnDataConfig:
         test: file to test on; by default a fraction of the training file.
         valid_fraction: of the training file, where there is no validation file.
         test_fraction: of the training file, where there is no test file.
+        n_candidates: of a row to validate or test on that lists none: its label and others' labels.
+        candidate_seed: of the draw of candidates.
     """
 
     train: Path
@@ -45,9 +48,13 @@ class OwnDataConfig:
     test: Path | None = None
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
+    n_candidates: int = 20
+    candidate_seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise InputError for fractions that leave nothing to train on."""
+        if self.n_candidates < 2:
+            raise InputError(f"task n_candidates must be at least 2, got {self.n_candidates}")
         for name in ("valid_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"task {name} must be between 0 and 1, got {getattr(self, name)}")
@@ -58,22 +65,37 @@ class OwnDataConfig:
 def read(config: OwnDataConfig, split: Split) -> list[Example]:
     """The examples of a split: of its file, or those of the training file that fall into it.
 
+    Rows to validate or test on that list no candidates are given some: labels of all the file's rows.
+
     Raises:
-        InputError: a file is missing or has bad lines (all are found), or the split is empty.
+        InputError: a file is missing or has bad lines (all are found), the split is empty, or its rows list
+            different numbers of candidates.
     """
     own = {"train": config.train, "valid": config.valid, "test": config.test}[split]
-    examples = parse(own or config.train)
+    path = own or config.train
+    rows = parse(path)
     shares = {
         "valid": config.valid_fraction if config.valid is None else 0.0,
         "test": config.test_fraction if config.test is None else 0.0,
     }
+    chosen = rows
     if own is None or split == "train":
-        examples = [example for example in examples if split_of(example, **shares) == split]
-    if not examples:
-        raise InputError(
-            f"{own or config.train}: no example falls into the split {split!r}; give a file for it"
+        chosen = [row for row in rows if split_of(row, **shares) == split]
+    if not chosen:
+        raise InputError(f"{path}: no example falls into the split {split!r}; give a file for it")
+    if split == "train":
+        return chosen
+    listed = sorted({len(row.candidates) for row in chosen})
+    if listed == [1]:
+        labels = [row.label_text for row in rows]
+        return add_candidates(
+            chosen, n_candidates=config.n_candidates, seed=config.candidate_seed, pool=labels
         )
-    return examples
+    if len(listed) > 1:
+        raise InputError(
+            f"{path}: rows to rank must list the same number of candidates, got {listed[0]} to {listed[-1]}"
+        )
+    return chosen
 
 
 def split_of(example: Example, *, valid: float, test: float) -> Split:

@@ -1,0 +1,63 @@
+"""Candidates for examples that have none but their label."""
+
+import dataclasses
+import random
+import re
+from collections.abc import Sequence
+
+from polyjax.types import Example, InputError
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, lower-cased: runs of a-z, 0-9 and '.
+
+    >>> words("I'm OK :)")
+    ["i'm", 'ok']
+    """
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def normalise(text: str) -> str:
+    """A text's words joined by spaces; texts that agree in it count as the same."""
+    return " ".join(words(text))
+
+
+def add_candidates(
+    examples: Sequence[Example], *, n_candidates: int, seed: int, pool: Sequence[str] | None = None
+) -> list[Example]:
+    """Each example with ``n_candidates``: its label and others, at random places.
+
+    The others differ from the label, from each context turn and from one another after ``normalise``.
+    The draw depends on the seed, the example's id and the pool only.
+
+    Args:
+        examples: with their label alone.
+        n_candidates: at least 2.
+        seed: of the draw.
+        pool: texts to draw from; the examples' labels by default.
+
+    Raises:
+        InputError: there are too few different texts.
+    """
+    texts = [example.label_text for example in examples] if pool is None else pool
+    keys = [normalise(text) for text in texts]
+    needed = n_candidates + max(len(example.context) for example in examples)
+    if len(set(keys)) < needed:
+        raise InputError(
+            f"task n_candidates of {n_candidates} needs {needed} different labels in the split, got "
+            f"{len(set(keys))}; lower task.n_candidates"
+        )
+    rows = []
+    for example in examples:
+        draw = random.Random(f"{seed}/{example.id}")
+        taken = {normalise(example.label_text), *map(normalise, example.context)}
+        candidates: list[str] = []
+        while len(candidates) < n_candidates - 1:
+            i = draw.randrange(len(texts))
+            if keys[i] not in taken:
+                taken.add(keys[i])
+                candidates.append(texts[i])
+        label = draw.randrange(n_candidates)
+        candidates.insert(label, example.label_text)
+        rows.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))
+    return rows

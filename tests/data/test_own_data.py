@@ -1,0 +1,172 @@
+"""One's own files: what is read, and what is said about a file that is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from polyjax.data.tasks import jsonl, registry
+from polyjax.data.tasks.jsonl import OwnDataConfig, parse, split_of
+from polyjax.types import Example, InputError
+
+
+def write(folder: Path, *rows: object, name: str = "f.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def row(i: int, **more) -> dict:
+    return {"context": [f"question {i}"], "label": f"answer number {i}"} | more
+
+
+def test_forms_of_a_line(tmp_path):
+    path = write(
+        tmp_path,
+        {"context": "hi", "label": "hello"},
+        {"context": ["a", "b"], "label": "y", "candidates": ["x", "y", "y"], "id": 7},
+        "",
+        {"context": ["ü ☕"], "label": "c", "id": "z"},
+    )
+    assert parse(path) == [
+        Example("line-1", ("hi",), ("hello",), 0, "line-1"),
+        Example("7", ("a", "b"), ("x", "y", "y"), 1, "7"),
+        Example("z", ("ü ☕",), ("c",), 0, "z"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "tab"), [("f.csv", ","), ("f.tsv", "\t")])
+def test_tables(tmp_path, name, tab):
+    listed = '"[""x"", ""no""]"'
+    rows = [tab.join(["id", "context", "label", "candidates", "other"])]
+    rows += [tab.join(['"1"', '"a\nb, c"', "no", listed, "ignored"]), tab.join(["2", "d", "yes", "", ""])]
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, ""]).encode())
+    first, second = parse(tmp_path / name)
+    assert first == Example("1", ("a", "b, c"), ("x", "no"), 1, "1")
+    assert second == Example("2", ("d",), ("yes",), 0, "2")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "expected JSON, got"),
+        ("[1]", "expected an object with a context and a label, got list"),
+        ({"context": "a"}, "no 'label'"),
+        ({"label": "a"}, "no 'context'"),
+        (row(1, labels=3), "unknown key 'labels'; expected context, label, candidates, id"),
+        ({"context": [], "label": "a"}, r"context: expected a text or a list of turns, got list \[\]"),
+        ({"context": ["a", 3], "label": "b"}, r"context\[1\]: expected a text, got int 3"),
+        ({"context": ["a", " "], "label": "b"}, r"context\[1\]: the text is empty"),
+        ({"context": "a", "label": ""}, "label: the text is empty"),
+        (row(1, candidates=["x"]), "the label 'answer number 1' is not among the 1 candidates"),
+        (row(1, candidates="x"), "candidates: expected a list of texts, got str 'x'"),
+        (row(1, candidates=["answer number 1", ""]), r"candidates\[1\]: the text is empty"),
+        (row(1, id=[1]), "id: expected a text or a number, got list"),
+        ('{"context": "a\\ud800", "label": "b"}', "context.*half a character"),
+        (row(0, id="line-1"), "the id 'line-1' is that of line 1"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    with pytest.raises(InputError, match=f"f.jsonl: 1 bad lines\n  line 2: {message}"):
+        parse(write(tmp_path, row(0), line, row(5)))
+
+
+def test_all_bad_lines_are_counted_and_some_shown(tmp_path):
+    with pytest.raises(InputError) as caught:
+        parse(write(tmp_path, *["{"] * 50))
+    lines = str(caught.value).split("\n")
+    assert "50 bad lines" in lines[0] and len(lines) == 22 and lines[-1] == "  and 30 more"
+
+
+def test_encodings_and_endings(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row(1)).encode() + b"\r\n" + json.dumps(row(2)).encode())
+    assert [e.label_text for e in parse(path)] == ["answer number 1", "answer number 2"]
+    path.write_bytes(b'{"context": "caf\xe9", "label": "x"}\n' + json.dumps(row(2)).encode())
+    with pytest.raises(InputError, match="line 1: expected UTF-8, got invalid continuation byte at byte 16"):
+        parse(path)
+
+
+def test_a_line_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "LONGEST_LINE", 100)
+    path = write(tmp_path, {"context": "a" * 500, "label": "b"}, row(1))
+    with pytest.raises(InputError, match="1 bad lines\n  line 1: longer than 100 bytes"):
+        parse(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("f.txt", "a", "expected a .jsonl, .csv or .tsv file, got .txt"),
+        ("f.jsonl", "", "is empty; expected an example a line"),
+        ("f.csv", "", "line 1: expected columns named context, label, candidates, id.*got nothing"),
+        ("f.csv", "context,answer\na,b\n", "line 1: expected columns named .*got context, answer"),
+        ("f.csv", "context,label\na,b,c\n", "line 2: expected 2 columns, got 3"),
+        ("f.csv", "context,label,candidates\na,b,c\n", "line 2: candidates: expected a JSON list"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        parse(tmp_path / name)
+
+
+def test_splits_by_fraction_are_stable_and_keep_equal_contexts_together(tmp_path):
+    rows = [row(i // 2, id=i) for i in range(2000)]
+    config = OwnDataConfig(train=write(tmp_path, *rows), valid_fraction=0.2, n_candidates=5)
+    splits = {name: jsonl.read(config, name) for name in ("train", "valid", "test")}
+    sizes = {name: len(examples) for name, examples in splits.items()}
+    assert sum(sizes.values()) == 2000 and 300 < sizes["valid"] < 500 and 130 < sizes["test"] < 270
+    contexts = [{e.context for e in examples} for examples in splits.values()]
+    assert not contexts[0] & contexts[1] and not contexts[0] & contexts[2] and not contexts[1] & contexts[2]
+    fewer = OwnDataConfig(
+        train=write(tmp_path, *rows[:500], name="g.jsonl"), valid_fraction=0.2, n_candidates=5
+    )
+    assert {e.id for e in jsonl.read(fewer, "valid")} <= {e.id for e in splits["valid"]}
+    assert {len(e.candidates) for e in splits["valid"]} == {5}
+    assert {len(e.candidates) for e in splits["train"]} == {1}
+
+
+def test_splits_by_file(tmp_path):
+    train, valid = (
+        write(tmp_path, *map(row, range(100))),
+        [row(i, candidates=["x", f"answer number {i}"]) for i in range(9)],
+    )
+    config = OwnDataConfig(train=train, valid=write(tmp_path, *valid, name="v.jsonl"))
+    assert [len(e.candidates) for e in jsonl.read(config, "valid")] == [2] * 9
+    n_train, n_test = (len(jsonl.read(config, split)) for split in ("train", "test"))
+    assert n_train + n_test == 100 and n_test > 0
+    uneven = write(tmp_path, row(1, candidates=["answer number 1", "b"]), row(2), name="v.jsonl")
+    with pytest.raises(InputError, match="must list the same number of candidates, got 1 to 2"):
+        jsonl.read(OwnDataConfig(train=train, valid=uneven), "valid")
+
+
+def test_too_few_rows(tmp_path):
+    config = OwnDataConfig(train=write(tmp_path, row(1)))
+    empty = next(
+        name
+        for name in ("train", "valid", "test")
+        if name != split_of(parse(config.train)[0], valid=0.1, test=0.1)
+    )
+    with pytest.raises(InputError, match=f"no example falls into the split '{empty}'; give a file for it"):
+        jsonl.read(config, empty)
+    with pytest.raises(InputError, match="n_candidates of 20 needs 21 different labels in the split, got 5"):
+        jsonl.read(
+            OwnDataConfig(train=write(tmp_path, *map(row, range(5))), valid=config.train, test_fraction=0.5),
+            "test",
+        )
+
+
+def test_tasks_by_name(tmp_path):
+    own = registry.task_named("jsonl:some/talk.jsonl")
+    assert registry.name_of(own) == "talk" and own == OwnDataConfig(train=Path("some/talk.jsonl"))
+    for name in registry.NAMED:
+        assert registry.name_of(registry.task_named(name)) == name
+    with pytest.raises(
+        InputError, match="--task 'squad': expected chitchat, convai2, dstc7, ubuntu_v2 or jsonl:PATH"
+    ):
+        registry.task_named("squad")
+    task = OwnDataConfig(train=write(tmp_path, *map(row, range(50))))
+    examples = registry.read(task, "train").examples
+    texts = list(registry.training_texts(task, examples))
+    assert len(texts) == 2 * len(examples) and texts[:2] == [examples[0].context[-1], examples[0].label_text]
