@@ -39,8 +39,8 @@ answer("hi, how are you?")
 first = time.perf_counter()
 answer("hi, how are you today?")
 second = time.perf_counter()
-print(json.dumps({"import": imported - began, "load": loaded - imported, "first answer": first - loaded,
-    **({"of which opening and compiling": opened - loaded} if len(sys.argv) > 2 else {}),
+print(json.dumps({"import": imported - began, "load": loaded - imported, **({"open, compile": opened - loaded} if len(sys.argv) > 2 else {}),
+    "first answer": first - opened,
     "in all": first - began, "second answer": second - first, "programs": ranker.compilations}))
 """
 

@@ -21,6 +21,7 @@ from polyjax.retrieval.lowrank import Plan, choose, factorise, plan_rounded, ran
 from polyjax.retrieval.moments import Moments, upper_score
 from polyjax.retrieval.scan import Block, Scan, blocks_of, power_of_two
 from polyjax.retrieval.store import CandidateIndex, decode
+from polyjax.types import AnyArray
 
 _BLAS = ThreadpoolController()
 
@@ -100,7 +101,7 @@ class CertifiedSearch:
         return isinstance(head, BiHead) or head.config.candidate_attention != "multihead"
 
     def __call__(
-        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int, *, quick: bool = False
+        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int, *, quick: bool = False
     ) -> list[Outcome]:
         """Each context's k best candidates: the scan's, with the scan's scores.
 
@@ -122,7 +123,7 @@ class CertifiedSearch:
         return outcomes
 
     def _one(
-        self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int, quick: bool
+        self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], k: int, quick: bool
     ) -> Outcome | None:
         there = np.asarray(mask[0])
         # One thread: those of numpy's products go on turning for a while, and take the cores from XLA's.
@@ -134,7 +135,7 @@ class CertifiedSearch:
         found = self._settle(self._bounds(given), vectors, mask, k, quick)
         return None if found is None else dataclasses.replace(found, rank=plan.factors.rank)
 
-    def compile(self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"]) -> None:
+    def compile(self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"]) -> None:
         """Compile the passes of all ranks."""
         given, there = np.asarray(vectors[0]), np.asarray(mask[0])
         given = given[there]
@@ -156,7 +157,12 @@ class CertifiedSearch:
         return choose(vectors, self.sharpness, self._sample, **known)
 
     def _settle(
-        self, upper: np.ndarray, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int, quick: bool
+        self,
+        upper: np.ndarray,
+        vectors: Float[AnyArray, "1 m d"],
+        mask: Bool[AnyArray, "1 m"],
+        k: int,
+        quick: bool,
     ) -> Outcome | None:
         """The best rows, given all rows' upper bounds; None where too many would have to be scored.
 
@@ -180,16 +186,20 @@ class CertifiedSearch:
         return Outcome(scored[0][0], scored[1][0], None, rescored, certified=proven)
 
     def _given(self, plan: Plan, there: np.ndarray) -> Pass:
-        weights = None
-        if plan.factors.weights is not None and isinstance(plan.bounds, Limits):
-            weights = np.zeros((len(there), plan.factors.rank), np.float32)
-            weights[there] = plan.factors.weights
+        # Shapes must not depend on how many of the vectors are real: each shape is a program.
+        basis, weights, some = plan.factors.basis, None, None
+        if isinstance(plan.bounds, Limits):
+            some = None if there.all() else jnp.asarray(there)
+            if plan.factors.weights is None:
+                basis = _spread(basis, there)
+            else:
+                weights = _spread(plan.factors.weights, there)
         return Pass(
-            jnp.asarray(plan.factors.basis).astype(jnp.bfloat16),
+            jnp.asarray(basis.astype(jnp.bfloat16)),
             None if weights is None else jnp.asarray(weights),
-            None if weights is None or there.all() else jnp.asarray(there),
+            some,
             jnp.float32(plan.factors.overlap),
-            jax.tree.map(lambda figure: jnp.asarray(figure, jnp.float32), plan.bounds),
+            jax.tree.map(lambda figure: jnp.asarray(np.float32(figure)), plan.bounds),
         )
 
     def _bounds(self, given: Pass) -> np.ndarray:
@@ -224,6 +234,13 @@ class CertifiedSearch:
                 products = inside @ given.weights.T
         mean = weighted_mean(products, self.sharpness, there=given.there, xp=jnp)
         return self._scale * (mean.score + largest_error(mean, self.sharpness, given.bounds, perp, xp=jnp))
+
+
+def _spread(rows: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Rows at the places where ``there`` is True, zeros elsewhere."""
+    whole = np.zeros((len(there), rows.shape[1]), np.float32)
+    whole[there] = rows
+    return whole
 
 
 def _sample_of(index: CandidateIndex) -> np.ndarray:

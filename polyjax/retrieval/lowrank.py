@@ -14,8 +14,8 @@ import numpy as np
 from polyjax.retrieval.bounds import ROUND_OFF, Limits, largest_error, limits, own_error, weighted_mean
 from polyjax.retrieval.moments import Moments, moments, upper_score
 
-RANKS = (8, 16, 32, 48)
-"""Ranks that are tried; each is a compiled program of its own, and ranks between take as long."""
+RANKS = (16, 32, 48)
+"""Ranks that are tried; each is two compiled programs, and those below or between take as long."""
 
 TOLERANCE = 0.35
 """Largest bound, in standard deviations of a context's scores, with which a pass is worth its time.

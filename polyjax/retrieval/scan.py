@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from polyjax.memory import keep_freed_blocks
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.store import CandidateIndex, Segment, filled
+from polyjax.types import AnyArray
 
 BLOCK_ROWS = 4096
 """Rows scored at once: their products with the context vectors stay in the processor's cache.
@@ -95,11 +96,11 @@ class Scan:
         self._rows = min(rows, power_of_two(index.rows))
         self.blocks = blocks_of(index, rows=self._rows)
         self._rooms = threading.local()
-        self._no_norms = jnp.zeros(self._rows)
+        self._no_norms = jnp.asarray(np.zeros(self._rows, np.float32))
         self._step = jax.jit(self._traced_step, donate_argnums=(3, 4))
 
     def __call__(
-        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int
+        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows of each context's k best candidates, best first, [b, k] each.
 
@@ -117,7 +118,7 @@ class Scan:
         return np.asarray(scores), np.asarray(rows)
 
     def among(
-        self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], rows: np.ndarray, k: int
+        self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], rows: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same of one context among some rows only, increasing [n], with the same scores."""
         best = nothing_found(1, k)
@@ -145,7 +146,7 @@ class Scan:
         self._rooms.block[: len(stored)] = stored
         return self._rooms.block
 
-    def temporary_bytes(self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> int:
+    def temporary_bytes(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> int:
         """Memory that a search takes for a moment beyond the index and its arguments."""
         scores, rows = nothing_found(vectors.shape[0], k)
         compiled = self._step.lower(self._head, vectors, mask, scores, rows, self.blocks[0]).compile()
@@ -156,8 +157,8 @@ class Scan:
     def _traced_step(
         self,
         head: nnx.State,
-        vectors: Float[Array, "b m d"],
-        mask: Bool[Array, "b m"],
+        vectors: Float[AnyArray, "b m d"],
+        mask: Bool[AnyArray, "b m"],
         best: Float[Array, "b k"],
         best_rows: Int[Array, "b k"],
         block: Block,
@@ -169,8 +170,8 @@ class Scan:
 def merge_block(
     graph: nnx.GraphDef,
     head: nnx.State,
-    vectors: Float[Array, "b m d"],
-    mask: Bool[Array, "b m"],
+    vectors: Float[AnyArray, "b m d"],
+    mask: Bool[AnyArray, "b m"],
     best: tuple[Float[Array, "b k"], Int[Array, "b k"]],
     block: Block,
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
@@ -192,7 +193,8 @@ def merge_block(
 
 def nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """What a search of no block gives."""
-    return jnp.full((b, k), -jnp.inf, jnp.float32), jnp.full((b, k), -1, jnp.int32)
+    # By numpy: each step of jax's outside a program is compiled as one.
+    return jnp.asarray(np.full((b, k), -np.inf, np.float32)), jnp.asarray(np.full((b, k), -1, np.int32))
 
 
 def power_of_two(n: int) -> int:

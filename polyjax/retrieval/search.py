@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal, overload
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from polyjax.retrieval.certified import CertifiedSearch, Outcome
 from polyjax.retrieval.scan import Scan, power_of_two
@@ -15,7 +14,7 @@ from polyjax.retrieval.sharded import ShardedScan
 from polyjax.retrieval.stages import FirstStage, StagedSearch
 from polyjax.retrieval.store import CandidateIndex
 from polyjax.scoring import TextScorer
-from polyjax.types import InputError
+from polyjax.types import AnyArray, InputError
 
 Method = Literal["auto", "scan", "certified", "quick"]
 
@@ -159,16 +158,18 @@ class Searcher:
 
     def _batches(
         self, contexts: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[np.ndarray, Float[Array, "b m d"], Bool[Array, "b m"]]]:
+    ) -> Iterator[tuple[np.ndarray, Float[AnyArray, "b m d"], Bool[AnyArray, "b m"]]]:
         """Places of contexts with their vectors, as many as share a pass; the last may stand for nobody."""
         for places, vectors, mask in self._scorer.context_batches(contexts):
             together = 1 if len(places) == 1 else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
             for start in range(0, len(places), together):
-                chosen = jnp.arange(start, start + together).clip(max=len(places) - 1)
-                yield places[start : start + together], vectors[chosen], mask[chosen]
+                # By numpy: jax would compile a program for each of these small steps.
+                chosen = np.arange(start, start + together).clip(max=len(places) - 1)
+                given = np.asarray(vectors)[chosen], np.asarray(mask)[chosen]
+                yield places[start : start + together], *given
 
     def _outcomes(
-        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int, method: Method
+        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int, method: Method
     ) -> list[Outcome]:
         certify = method != "scan" and (method != "auto" or self._worth_certifying(vectors))
         if certify and self._certified is not None:
@@ -176,7 +177,7 @@ class Searcher:
         scores, rows = self._scan(vectors, mask, k)
         return [Outcome(*pair, None, len(self.index)) for pair in zip(scores, rows, strict=True)]
 
-    def _worth_certifying(self, vectors: Float[Array, "b m d"]) -> bool:
+    def _worth_certifying(self, vectors: Float[AnyArray, "b m d"]) -> bool:
         return self.index.rows * vectors.shape[1] * vectors.shape[2] >= WORTH_CERTIFYING
 
     def rows_wanted(self, top_k: int) -> int:

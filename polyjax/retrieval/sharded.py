@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.scan import BLOCK_ROWS, Block, merge_block, nothing_found, power_of_two
 from polyjax.retrieval.store import CandidateIndex
+from polyjax.types import AnyArray
 
 
 class ShardedScan:
@@ -44,7 +45,11 @@ class ShardedScan:
         axes = mesh.axis_names
 
         def local(
-            head: nnx.State, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], blocks: Block, k: int
+            head: nnx.State,
+            vectors: Float[AnyArray, "b m d"],
+            mask: Bool[AnyArray, "b m"],
+            blocks: Block,
+            k: int,
         ) -> tuple[Array, Array]:
             def step(best: tuple[Array, Array], block: Block) -> tuple[tuple[Array, Array], None]:
                 return merge_block(graph, head, vectors, mask, best, block), None
@@ -60,7 +65,11 @@ class ShardedScan:
             return merged, jnp.take_along_axis(found, chosen, axis=1)
 
         def search(
-            head: nnx.State, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], blocks: Block, k: int
+            head: nnx.State,
+            vectors: Float[AnyArray, "b m d"],
+            mask: Bool[AnyArray, "b m"],
+            blocks: Block,
+            k: int,
         ) -> tuple[Array, Array]:
             self.compilations += 1
             split = jax.shard_map(
@@ -75,7 +84,7 @@ class ShardedScan:
         self._search = jax.jit(search, static_argnums=4)
 
     def __call__(
-        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int
+        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows of each context's k best candidates; see ``Scan``."""
         # As numpy arrays they are the same on all devices of all processes.

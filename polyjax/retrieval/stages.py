@@ -12,14 +12,14 @@ it must return are the index's row numbers.
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.bounds import ROUND_OFF
 from polyjax.retrieval.certified import CertifiedSearch, Outcome
 from polyjax.retrieval.scan import Scan
 from polyjax.retrieval.store import CandidateIndex, decode
-from polyjax.types import InputError
+from polyjax.types import AnyArray, InputError
 
 
 @runtime_checkable
@@ -120,11 +120,13 @@ class StagedSearch:
         live = [scan.index.live(segment) for segment in scan.index.segments]
         self._live = np.concatenate(live)
 
-    def __call__(self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> list[Outcome]:
+    def __call__(
+        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
+    ) -> list[Outcome]:
         """Each context's best; certified where the first stage is exact and its lists are long enough."""
         return [self._one(vectors[i : i + 1], mask[i : i + 1], k) for i in range(vectors.shape[0])]
 
-    def _one(self, vectors: Float[Array, "1 m d"], mask: Bool[Array, "1 m"], k: int) -> Outcome:
+    def _one(self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], k: int) -> Outcome:
         real = np.asarray(vectors[0])[np.asarray(mask[0])]
         n = self.scan.index.rows
         depth = min(max(self._depth, 2 * k), n)
@@ -150,7 +152,9 @@ class StagedSearch:
             depth = min(4 * depth, n)
 
 
-def recall(search: StagedSearch, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], k: int) -> float:
+def recall(
+    search: StagedSearch, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
+) -> float:
     """Share of the scan's k best that a search through a first stage finds: what "approximate" means here."""
     expected = search.scan(vectors, mask, k)[1]
     found = [outcome.rows for outcome in search(vectors, mask, k)]
