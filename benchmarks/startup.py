@@ -39,9 +39,11 @@ answer("hi, how are you?")
 first = time.perf_counter()
 answer("hi, how are you today?")
 second = time.perf_counter()
-print(json.dumps({"import": imported - began, "load": loaded - imported, **({"open, compile": opened - loaded} if len(sys.argv) > 2 else {}),
-    "first answer": first - opened,
-    "in all": first - began, "second answer": second - first, "programs": ranker.compilations}))
+times = {"import": imported - began, "load": loaded - imported}
+if len(sys.argv) > 2:
+    times["open, compile"] = opened - loaded
+times |= {"first answer": first - opened, "in all": first - began, "second answer": second - first}
+print(json.dumps(times | {"programs": ranker.compilations}))
 """
 
 
