@@ -12,15 +12,15 @@ from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.registry import TaskConfig, name_of, read
-from polyjax.evaluation import evaluate, some
+from polyjax.evaluation import evaluate, some, write_examples
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
 from polyjax.nn.heads import head_label
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import CONFIG, load_scorer, read_json
-from polyjax.train.report import console_table
+from polyjax.train.checkpoint import CONFIG, load_scorer, read_json, write_json
+from polyjax.train.report import KS, console_table
 from polyjax.types import InputError
 
 
@@ -33,6 +33,9 @@ class EvaluateConfig:
         split: of the run's task.
         step: a saved step; the best one by default.
         examples: evaluate on at most so many rows, always the same ones; 0 for all.
+        k: recall@k to print and write, beside recall@1 and the MRR.
+        out: folder for the figures (results.json), each row with its scores (examples.jsonl) and TREC's run
+            and qrels files.
         data_dir: where the prepared data is, if not where the run had it.
     """
 
@@ -40,12 +43,16 @@ class EvaluateConfig:
     split: Literal["valid", "test"] = "test"
     step: int | None = None
     examples: int = 0
+    k: tuple[int, ...] = KS
+    out: Path | None = None
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.examples < 0:
             raise InputError(f"--examples must be 0 (all) or more, got {self.examples}")
+        if not self.k or min(self.k) < 1:
+            raise InputError(f"--k: expected numbers of at least 1, got {self.k}")
 
 
 def task_of(run_dir: Path) -> TaskConfig:
@@ -68,8 +75,13 @@ def run(config: EvaluateConfig) -> RankingResult:
     examples = some(read(task, config.split).examples, config.examples)
     arch = head_label(scorer.settings.head)
     with meter(f"scoring {config.split}", len(examples)) as shown:
-        result = evaluate(f"{arch}-encoder", scorer, examples, progress=shown.add).ranking
-    console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows"))
+        evaluation = evaluate(f"{arch}-encoder", scorer, examples, progress=shown.add)
+    result, ks = evaluation.ranking, sorted({1, *config.k})
+    console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows", ks=ks))
+    if config.out is not None:
+        write_examples(config.out, examples, evaluation)
+        write_json(config.out / "results.json", {"loss": evaluation.loss, **result.summary(ks)})
+        console.print(f"written: {config.out}")
     console.print(f"programs compiled: {scorer.compilations}; length buckets {scorer.text.config.buckets}")
     return result
 

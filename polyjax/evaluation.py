@@ -1,10 +1,13 @@
 """Ranking figures of a scorer on examples with listed candidates."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from polyjax.files import write_text
 from polyjax.metrics import RankingResult, rank_of_label
 from polyjax.scoring import Progress, TextScorer, ignore
 from polyjax.types import Example, InputError
@@ -69,3 +72,38 @@ def evaluate(
     total = highest[:, 0] + np.log(np.exp(wide - highest).sum(axis=1))
     loss = float((total - np.take_along_axis(wide, label[:, None], axis=1)[:, 0]).mean())
     return Evaluation(ranking(name, scores, examples), scores, loss)
+
+
+def write_examples(folder: Path, examples: Sequence[Example], evaluation: Evaluation) -> None:
+    """What was ranked, and how: examples.jsonl, and run.trec and qrels.trec for TREC's tools.
+
+    A candidate's document is called EXAMPLE#PLACE, after its place in the row. Tools of TREC settle equal
+    scores by a document's name; here a tie counts against the label.
+
+    Args:
+        folder: is made where it is not there.
+        examples: the rows, with listed candidates.
+        evaluation: of these rows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, run, qrels = [], [], []
+    for example, rank, scores in zip(examples, evaluation.ranking.ranks, evaluation.scores, strict=True):
+        order = np.argsort(-scores, kind="stable").tolist()
+        facts = {
+            "id": example.id,
+            "context": example.context,
+            "label": example.label,
+            "rank": int(rank),
+            "best": [example.candidates[i] for i in order[:3]],
+            "candidates": example.candidates,
+            "scores": [float(score) for score in scores],
+        }
+        lines.append(json.dumps(facts, ensure_ascii=False))
+        name = "_".join(example.id.split())  # columns are separated by white space
+        tag = "_".join(evaluation.ranking.name.split())
+        run += [
+            f"{name} Q0 {name}#{i} {place} {scores[i]:.9g} {tag}" for place, i in enumerate(order, start=1)
+        ]
+        qrels.append(f"{name} 0 {name}#{example.label} 1")
+    for file, content in (("examples.jsonl", lines), ("run.trec", run), ("qrels.trec", qrels)):
+        write_text(folder / file, "\n".join(content) + "\n")

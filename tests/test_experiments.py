@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -102,6 +103,35 @@ def test_evaluate_on_some_rows(finished, folder):
     assert "chitchat test, 50 rows" in done.stdout
 
 
+def test_own_data(folder, tmp_path):
+    draw = random.Random(0)
+    words = ["apple", "river", "stone", "cloud", "train", "music", "paper", "light", "water", "chair", "dog"]
+    chosen = [draw.sample(words, 3) for _ in range(300)]
+    rows = [
+        {"context": [f"tell me of {a}", f"and {b}"], "label": f"i like {a} and {b}, not {c}", "id": i}
+        for i, (a, b, c) in enumerate(chosen)
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scratch = [*FROM_SCRATCH[:-1], "292", *SHORT, "--batch.batch-size", "8"]
+    task = ["--task", f"jsonl:{file}", "--task.n-candidates", "10"]
+    done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "run"), folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"mine: 2\d\d / \d\d / \d\d examples in train / valid / test", done.stdout)
+    assert "rows of mine.jsonl" in (tmp_path / "run" / "report.md").read_text()
+    out = ["--k", "3", "7", "--out", str(tmp_path / "out")]
+    done = command("evaluate.py", str(tmp_path / "run"), *out, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"recall@1/10 +95% interval +@3 +@7 +MRR", done.stdout)
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"recall@1/10", "recall@3/10", "recall@7/10", "mrr", "loss"} <= set(figures)
+    assert len((tmp_path / "out" / "examples.jsonl").read_text().splitlines()) == figures["n"]
+    file.write_text(file.read_text() + "{}\nno json\n")
+    done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "other"), folder=folder)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "2 bad lines" in done.stderr and "line 301: no 'context'" in done.stderr
+
+
 def test_the_ranker_ranks(finished):
     ranker = Ranker.load(finished[0])
     candidates = ["great!", "a red car", "", "x " * 400]
@@ -183,6 +213,11 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
         (["--encoder", "no/such/folder"], "expected minilm, small, tiny, or the path"),
         (["--tokenizer", "sentencepiece"], "needs an encoder from scratch, got --encoder minilm"),
         (["--text.context-tokens", "600"], "longer than the encoder's 512 positions"),
+        (["--task", "squad"], "expected chitchat, convai2, dstc7, ubuntu_v2 or jsonl:PATH"),
+        (
+            ["--task", "convai2"],
+            "train_self_original.txt is missing; train_self_original.txt is part of the ConvAI2",
+        ),
         (["--task.min-label-words", "500"], "no example of split 'train' has a label of 500 words"),
         (["--train.trainable", "9"], "must be between 0 and the encoder's 6"),
         (["--run-dir", "/proc/nowhere"], "cannot be written"),

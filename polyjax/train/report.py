@@ -24,10 +24,10 @@ KS = (1, 2, 5, 10)
 _GREY, _BLUE, _ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
 
 
-def figures_row(result: RankingResult, *, with_n: bool = True) -> list[str]:
+def figures_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int] = KS) -> list[str]:
     """A table row: name, rows, recall@1 with its 95% interval, the other recalls, MRR."""
     low, high = result.recall_interval(1)
-    others = [f"{result.recall(k):.3f}" for k in KS[1:] if k < result.n_candidates]
+    others = [f"{result.recall(k):.3f}" for k in ks[1:] if k < result.n_candidates]
     n = [f"{len(result.ranks):,}"] if with_n else []
     return [
         result.name,
@@ -39,23 +39,25 @@ def figures_row(result: RankingResult, *, with_n: bool = True) -> list[str]:
     ]
 
 
-def header_row(result: RankingResult, *, with_n: bool = True) -> list[str]:
+def header_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int] = KS) -> list[str]:
     """The names of ``figures_row``; recall@1 states the candidate count of all."""
-    others = [f"@{k}" for k in KS[1:] if k < result.n_candidates]
+    others = [f"@{k}" for k in ks[1:] if k < result.n_candidates]
     n = ["n"] if with_n else []
     return ["", *n, f"recall@1/{result.n_candidates}", "95% interval", *others, "MRR"]
 
 
-def console_table(results: Sequence[RankingResult], title: str) -> Table:
+def console_table(results: Sequence[RankingResult], title: str, *, ks: Sequence[int] = KS) -> Table:
     """The results as a table of at most 80 columns; the last one, the model, stands out.
 
     n, the same in every row, is the title's matter here: a column of it would not fit.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
-    for i, name in enumerate(header_row(results[0], with_n=False)):
+    for i, name in enumerate(header_row(results[0], with_n=False, ks=ks)):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for result in results:
-        table.add_row(*figures_row(result, with_n=False), style="bold" if result is results[-1] else None)
+        table.add_row(
+            *figures_row(result, with_n=False, ks=ks), style="bold" if result is results[-1] else None
+        )
     return table
 
 
