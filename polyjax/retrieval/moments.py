@@ -11,7 +11,7 @@ Simpson's rule never falls short of that quotient, and does not cancel: (1 + 4 h
 In the notation of ``polyjax.retrieval.bounds``, with P = B . c the r products of the pass, E = W B + R, and
 the rows of W centred to W - w: c = w . P + r . c + rounding, with r the mean of R's rows; V's square root is
 at most |L P| + |R|_2 p / sqrt(m) + rho, where L^T L = (W - w)^T (W - w) / m; and b is at most
-M |L P| + max_j |R_j| p + rho, where M is the largest norm of a row of (W - w) L^-1.
+M |L P| + max_j |R_j| p + 2 rho, where M is the largest norm of a row of (W - w) L^-1.
 
 So a candidate costs r d + r^2 operations, whatever m is: this is the bound for many vectors that differ
 little against 1 / t. Where they differ much, b is too coarse, and ``largest_error`` does better.
@@ -94,7 +94,7 @@ def upper_score(inside: Any, t: float, given: Moments, perp: Any, *, xp: ModuleT
     spread = inside @ given.spread
     size = xp.sqrt((spread * spread).sum(1))
     deviation = size + given.deviation * perp + given.rounding
-    largest = given.reach * size + given.residual * perp + given.rounding
+    largest = given.reach * size + given.residual * perp + 2 * given.rounding
     half = xp.exp(xp.minimum(0.5 * t * largest, 40.0))
     tilt = t * deviation * deviation * (1 + 4 * half + half * half) * (1 / 6)
     mean = (inside * given.centre[None]).sum(1) + given.offset * perp + given.rounding

@@ -75,7 +75,9 @@ def test_no_score_is_above_the_moments_bound(seed):
         candidates = rng.standard_normal((n, d))
         candidates[:m] = residual[:n]
         inside = candidates @ basis[:r].T
-        products = inside @ weights.T + candidates @ residual.T + rng.choice([-rho, rho], (n, m))
+        rounding = rng.choice([-rho, rho], (n, m))
+        rounding[::2], rounding[::2, 0] = -rho, rho  # one apart from all others
+        products = inside @ weights.T + candidates @ residual.T + rounding
         given = moments(
             weights,
             spectral=np.linalg.norm(residual, 2),
