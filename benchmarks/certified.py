@@ -77,7 +77,7 @@ def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
         for places, vectors, mask in ranker.scorer.context_batches(contexts)
         for i in range(len(places))
     ]
-    search.compile(*batches[0])
+    search.compile(batches[0][0].shape[1], batches[0][0].shape[2])
     for vectors, mask in batches[:1] + batches:  # the first compiles
         began = time.perf_counter()
         scores, rows = scan(vectors, mask, k)

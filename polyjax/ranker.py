@@ -264,7 +264,7 @@ class Ranker:
                 dataclasses.replace(found[i][j], score=float(row[j]), first_score=found[i][j].score)
                 for j in order
             )
-            again[i] = dataclasses.replace(found[i], found=tuple(best))
+            again[i] = dataclasses.replace(found[i], found=tuple(best), certified=False)
         return again
 
     def compile(self, top_k: int = 10) -> int:

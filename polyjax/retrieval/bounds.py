@@ -48,6 +48,7 @@ class Limits:
         curvature: factor of L (slope + t (hi - lo)), half of the second derivative's bound.
         slope: 2 + 2 t e.
         own: rounding of the score's own arithmetic, here and in the scan.
+        slop: rounding of hi - f and f - lo, which are nothing where all products are equal.
     """
 
     spectral: Any
@@ -56,6 +57,7 @@ class Limits:
     curvature: Any
     slope: Any
     own: Any
+    slop: Any
 
 
 def limits(
@@ -81,6 +83,7 @@ def limits(
         curvature=min(0.5 * t * math.exp(min(2 * t * e, 80)) * moment, 1e30),  # within float32
         slope=2 + 2 * t * e,
         own=own_error(t, m, longest * norm),
+        slop=2 * ROUND_OFF * (m + 8) * longest * norm,
     )
 
 
@@ -141,10 +144,12 @@ def largest_error(mean: Mean, t: float, given: Limits, perp: Any, *, xp: ModuleT
         perp: p, norm of the candidate's part outside the basis, [n] or one for all.
         xp: numpy or jax.numpy.
     """
-    spread = mean.above + mean.below
-    deviation = 2 * mean.above * mean.below / xp.maximum(spread, 1e-30)
+    # Neither may be below what it is, nor below 0: the bound grows with both.
+    above, below = mean.above + given.slop, mean.below + given.slop
+    spread = above + below
+    deviation = 2 * above * below / xp.maximum(spread, 1e-30)
     sum_a = 1 + t * deviation
-    norm_a = xp.sqrt(mean.largest * (1 + t * mean.above) * sum_a)
+    norm_a = xp.sqrt(mean.largest * (1 + t * above) * sum_a)
     first = perp * xp.minimum(given.spectral * norm_a, given.residual * sum_a) + given.rounding * sum_a
     second = given.curvature * mean.largest * (given.slope + t * spread)
     return first + second + given.own

@@ -7,6 +7,7 @@ scan does it all.
 """
 
 import dataclasses
+import threading
 import typing
 
 import jax
@@ -24,6 +25,7 @@ from polyjax.retrieval.store import CandidateIndex, decode
 from polyjax.types import AnyArray
 
 _BLAS = ThreadpoolController()
+_BLAS_LOCK = threading.Lock()  # the limit is the process's, and is put back as it was found
 
 SAMPLE = 128
 """Candidates by which a context's rank is chosen."""
@@ -127,7 +129,7 @@ class CertifiedSearch:
     ) -> Outcome | None:
         there = np.asarray(mask[0])
         # One thread: those of numpy's products go on turning for a while, and take the cores from XLA's.
-        with _BLAS.limit(limits=1, user_api="blas"):
+        with _BLAS_LOCK, _BLAS.limit(limits=1, user_api="blas"):
             plan = self._plan(np.asarray(vectors[0])[there], quick)
             given = None if plan is None else self._given(plan, there)
         if plan is None or given is None:
@@ -135,21 +137,19 @@ class CertifiedSearch:
         found = self._settle(self._bounds(given), vectors, mask, k, quick)
         return None if found is None else dataclasses.replace(found, rank=plan.factors.rank)
 
-    def compile(self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"]) -> None:
-        """Compile the passes of all ranks."""
-        given, there = np.asarray(vectors[0]), np.asarray(mask[0])
-        given = given[there]
-        draw = np.random.default_rng(0).standard_normal(given.shape, np.float32)
+    def compile(self, m: int, d: int) -> None:
+        """Compile the passes of all ranks for m context vectors of width d."""
+        draw = np.random.default_rng(0).standard_normal((m, d), np.float32)
         known = self.sharpness, self._norm, self._lost
         plans = [plan_rounded(draw, known[0], norm=known[1], lost=known[2])]
-        for r in ranks_of(*given.shape):
+        for r in ranks_of(m, d):
             factors = factorise(draw, draw[:r])
             plans += [Plan(factors, factors.limits(*known)), Plan(factors, factors.moments(*known))]
         for plan in plans:
-            self._step(self._given(plan, there), self.blocks[0])
+            self._step(self._given(plan, np.ones(m, bool)), self.blocks[0])
 
     def _plan(self, vectors: np.ndarray, quick: bool) -> Plan | None:
-        if not len(vectors):
+        if not len(vectors) or not np.isfinite(vectors).all():
             return None
         known = {"norm": self._norm, "lost": self._lost}
         if quick:
@@ -171,8 +171,9 @@ class CertifiedSearch:
         first = min(max(FIRST_RESCORED, 2 * k), len(upper))
         most = max(int(MOST_RESCORED * len(upper)), first)
         rows = np.sort(np.argpartition(upper, -first)[-first:])
-        scored = self.scan.among(vectors, mask, rows[upper[rows] > -np.inf], k)
-        rescored = first
+        rows = rows[upper[rows] > -np.inf]
+        scored = self.scan.among(vectors, mask, rows, k)
+        rescored = len(rows)
         kth = scored[0][0, -1]
         rest = np.flatnonzero((upper >= kth) & (upper > -np.inf))
         if len(rest) > most and not quick:
@@ -182,7 +183,7 @@ class CertifiedSearch:
             if not proven:
                 rest = np.sort(np.argpartition(upper, -most)[-most:])
             scored = self.scan.among(vectors, mask, rest, k)
-            rescored += len(rest)
+            rescored = len(np.union1d(rows, rest))
         return Outcome(scored[0][0], scored[1][0], None, rescored, certified=proven)
 
     def _given(self, plan: Plan, there: np.ndarray) -> Pass:
@@ -209,6 +210,7 @@ class CertifiedSearch:
         for start, part in zip(self._starts, parts, strict=True):
             place = upper[start : start + len(part)]
             place[:] = np.asarray(part)[: len(place)]
+        upper[np.isnan(upper)] = np.inf  # nothing is known
         upper[self._removed] = -np.inf
         return upper
 

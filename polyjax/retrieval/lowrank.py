@@ -7,6 +7,7 @@ rounding costs nothing; what is left over is measured, not assumed, and enters t
 """
 
 import dataclasses
+import math
 
 import ml_dtypes
 import numpy as np
@@ -81,9 +82,11 @@ class Factors:
         )
 
     def _rounding(self, norm: float, lost: float) -> float:
-        # Of bfloat16 candidates, and of float32 sums: over d in the scan, over d and r in the pass.
-        d = self.basis.shape[1]
-        return self.longest * (lost + ROUND_OFF * (2 * d + self.rank + 8) * norm)
+        # Of bfloat16 candidates, and of float32 sums: over d in the scan; in the pass over d in each of r
+        # products, over r of those, and of the fit that W and R come from.
+        d, root = self.basis.shape[1], math.sqrt(self.rank)
+        sums = d + (d + self.rank) * (1.0 if self.weights is None else root) + self.n_vectors + 8
+        return self.longest * (lost + ROUND_OFF * sums * norm)
 
 
 def rounded(vectors: np.ndarray) -> Factors:

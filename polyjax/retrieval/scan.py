@@ -2,7 +2,8 @@
 
 The scores are the scoring head's own. A block's products, softmax and top k run in one compiled program,
 which also merges them with the best so far; so memory beyond the index is that of one block, however many
-there are. On a CPU a block is the memory-mapped file itself: nothing is copied.
+there are. On a CPU a block is the memory-mapped file itself: nothing is copied, except of segments that are
+shorter than a block, which are filled up. Many small additions are therefore worth a compaction.
 """
 
 import dataclasses
@@ -122,6 +123,8 @@ class Scan:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same of one context among some rows only, increasing [n], with the same scores."""
         best = nothing_found(1, k)
+        if not len(rows):
+            return np.asarray(best[0]), np.asarray(best[1])
         for first in range(0, len(rows), self._rows):
             # A block of the scan's shape, and so of its program and its rounding; what comes out of the step
             # are places instead of rows.
@@ -181,11 +184,11 @@ def merge_block(
         candidates = candidates * block.scales[:, None]
     with jax.default_matmul_precision("highest"):  # a GPU's default rounds the factors
         scores = nnx.merge(graph, head).score(vectors, mask, candidates[None])
-    scores = jnp.where(block.live[None], scores, -jnp.inf)
+    scores = jnp.where(block.live[None] & ~jnp.isnan(scores), scores, -jnp.inf)
     before, before_rows = best
     k = before.shape[1]
     top, places = jax.lax.top_k(scores, min(k, scores.shape[1]))
-    rows = jnp.where(jnp.isfinite(top), block.first + places, -1)
+    rows = jnp.where(top > -jnp.inf, block.first + places, -1)
     # Rows of earlier blocks come first, and top_k keeps the order of equals.
     merged, chosen = jax.lax.top_k(jnp.concatenate([before, top], axis=1), k)
     return merged, jnp.take_along_axis(jnp.concatenate([before_rows, rows], axis=1), chosen, axis=1)

@@ -54,7 +54,8 @@ class Results(Sequence[Found]):
 
     Attributes:
         found: the candidates.
-        certified: whether they are proven to be those that scoring every candidate gives.
+        certified: whether they are proven to be those that scoring every candidate gives; never after another
+            model ordered them.
         rank: directions that a candidate was multiplied with in a certified search's pass; else None.
         rescored: share of the candidates whose score was computed exactly; 1 of a scan.
     """
@@ -116,7 +117,7 @@ class Searcher:
         k = self.rows_wanted(top_k)
         self._scan(vectors, mask, k)
         if self._certified is not None and self._worth_certifying(vectors):
-            self._certified.compile(vectors, mask)
+            self._certified.compile(*vectors.shape[1:])
         return self.compilations - before
 
     def search(
@@ -141,9 +142,10 @@ class Searcher:
         results: dict[int, Results] = {}
         for places, vectors, mask in self._batches(contexts):
             if staged is not None:
-                outcomes = staged(vectors, mask, self.rows_wanted(top_k))
+                n = len(places)
+                outcomes = staged(vectors[:n], mask[:n], self.rows_wanted(top_k))
             else:
-                outcomes = self._outcomes(vectors, mask, self.rows_wanted(top_k), method)
+                outcomes = self._outcomes(vectors, mask, len(places), self.rows_wanted(top_k), method)
             for place, outcome in zip(places, outcomes, strict=False):
                 results[place] = self._results(outcome, top_k)
         return [results[i] for i in range(len(contexts))]
@@ -152,9 +154,10 @@ class Searcher:
         """The search through a first stage; the last one is kept."""
         if not isinstance(self._scan, Scan):
             raise InputError("first_stage: a search over a mesh has none; open the index without mesh")
-        if self._staged is None or self._staged.stage is not first_stage:
-            self._staged = StagedSearch(self._scan, self._scorer.head, first_stage)
-        return self._staged
+        kept = self._staged
+        if kept is None or kept.stage is not first_stage:
+            kept = self._staged = StagedSearch(self._scan, self._scorer.head, first_stage)
+        return kept
 
     def _batches(
         self, contexts: Sequence[Sequence[str]]
@@ -169,11 +172,17 @@ class Searcher:
                 yield places[start : start + together], *given
 
     def _outcomes(
-        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int, method: Method
+        self,
+        vectors: Float[AnyArray, "b m d"],
+        mask: Bool[AnyArray, "b m"],
+        n: int,
+        k: int,
+        method: Method,
     ) -> list[Outcome]:
+        """Of the first n contexts; the others fill up a shape."""
         certify = method != "scan" and (method != "auto" or self._worth_certifying(vectors))
         if certify and self._certified is not None:
-            return self._certified(vectors, mask, k, quick=method == "quick")
+            return self._certified(vectors[:n], mask[:n], k, quick=method == "quick")
         scores, rows = self._scan(vectors, mask, k)
         return [Outcome(*pair, None, len(self.index)) for pair in zip(scores, rows, strict=True)]
 

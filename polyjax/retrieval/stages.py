@@ -28,9 +28,11 @@ class FirstStage(Protocol):
 
     Attributes:
         exact: whether its lists are the true best ones; only then can a result be certified.
+        rows: vectors that it holds; those of the candidate index, in their order.
     """
 
     exact: bool
+    rows: int
 
     def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the largest products of each vector and the products, [m, depth] each, largest first.
@@ -52,6 +54,11 @@ class FaissStage:
 
     def __init__(self, index: Any, *, exact: bool):
         self.index, self.exact = index, exact
+
+    @property
+    def rows(self) -> int:
+        """Vectors that it holds."""
+        return self.index.ntotal
 
     @classmethod
     def build(
@@ -115,6 +122,11 @@ class StagedSearch:
     ):
         if not CertifiedSearch.suits(head):
             raise InputError("first_stage: multi-head attention has no inner products to search for")
+        if stage.rows != scan.index.rows:
+            raise InputError(
+                f"first_stage: expected the index's {scan.index.rows:,} rows, got {stage.rows:,}; "
+                "it was made for another index"
+            )
         self.scan, self.stage, self._scale = scan, stage, head.config.score_scale
         self._depth, self._deepest = depth, deepest
         live = [scan.index.live(segment) for segment in scan.index.segments]
@@ -129,9 +141,12 @@ class StagedSearch:
     def _one(self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], k: int) -> Outcome:
         real = np.asarray(vectors[0])[np.asarray(mask[0])]
         n = self.scan.index.rows
+        if not len(real):
+            scores, rows = self.scan(vectors, mask, k)
+            return Outcome(scores[0], rows[0], None, len(self.scan.index))
         depth = min(max(self._depth, 2 * k), n)
         # What float32 products of the stage, of the scan and their mean can be off by.
-        longest = np.linalg.norm(real, axis=1).max(initial=0) * self.scan.index.longest()[0]
+        longest = float(np.linalg.norm(real, axis=1).max()) * self.scan.index.longest()[0]
         slack = 4 * ROUND_OFF * (real.shape[1] + len(real) + 16) * longest
         while True:
             found, products = self.stage.search(real, depth)
@@ -141,6 +156,8 @@ class StagedSearch:
                     f"first_stage: expected the index's rows from 0 to {n - 1}, got {rows[-1]}; "
                     "it was made for another index"
                 )
+            if self.stage.exact:
+                self._check(real, found[:, 0], products[:, 0], slack)
             rows = rows[self._live[rows]]
             scores, best = self.scan.among(vectors, mask, rows, k)
             # A list with places left over holds every candidate there is.
@@ -150,6 +167,16 @@ class StagedSearch:
             if certified or not self.stage.exact or depth >= self._deepest * n:
                 return Outcome(scores[0], best[0], None, len(rows), certified=bool(certified))
             depth = min(4 * depth, n)
+
+    def _check(self, vectors: np.ndarray, rows: np.ndarray, products: np.ndarray, slack: float) -> None:
+        """Raise InputError unless the products of each vector with a row are those of the index's rows."""
+        order, places = np.unique(rows, return_inverse=True)
+        own = decode(*self.scan.index.stored(order))[places]
+        if not np.abs((vectors * own).sum(1) - products).max() <= slack:
+            raise InputError(
+                "first_stage: its products are not those of the index's vectors; "
+                "it was made for another index"
+            )
 
 
 def recall(

@@ -155,6 +155,9 @@ def norms_of(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
         for column, rows in enumerate((exact, lost)):
             if rows is not None:
                 length = np.linalg.norm(rows, axis=1).astype(np.float32)
+                if not np.isfinite(length).all():
+                    bad = start + int(np.argmin(np.isfinite(length)))
+                    raise InputError(f"vector {bad} is not finite; is the model broken?")
                 norms[start : start + len(part), column] = np.where(length, np.nextafter(length, np.inf), 0)
     return norms
 

@@ -1,18 +1,22 @@
 """Certified search: the scan's results, and bounds that hold."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from threadpoolctl import threadpool_info
 
 from polyjax.nn.heads import BiConfig, BiHead, PolyConfig, PolyHead
 from polyjax.retrieval.bounds import Limits, largest_error, limits, weighted_mean
 from polyjax.retrieval.certified import FIRST_RESCORED, CertifiedSearch
-from polyjax.retrieval.lowrank import Plan, _directions, choose, factorise, ranks_of, rounded
+from polyjax.retrieval.lowrank import Plan, _directions, choose, factorise, plan_rounded, ranks_of, rounded
 from polyjax.retrieval.moments import Moments, moments, upper_score
 from polyjax.retrieval.scan import Scan
 from polyjax.retrieval.store import CandidateIndex, decode, in_memory, norms_of
+from polyjax.types import InputError
 
 N, DIM, CODES = 3000, 48, 32
 
@@ -256,3 +260,51 @@ def test_in_a_hurry_the_most_promising_are_scored(rng):
     few = CandidateIndex(index.segments, "float32", removed=np.arange(N - 5))
     (outcome,) = CertifiedSearch(Scan(head, few), head)(vectors, mask, 16, quick=True)
     assert outcome.certified and sorted(outcome.rows[:5]) == list(range(N - 5, N)) and outcome.rows[5] == -1
+
+
+@pytest.mark.parametrize("m", [3, 5, 24, 31, 360])
+@pytest.mark.parametrize("noise", [0.0, 1e-5])
+def test_context_vectors_that_are_the_same(rng, m, noise):
+    """As learnt codes give them for a context of one token: float32 rounding is all that tells them apart."""
+    head = head_of("basic", m)
+    one = rng.standard_normal((1, 1, DIM))
+    vectors = jnp.asarray(one * (1 + noise * rng.standard_normal((1, m, DIM))), jnp.float32)
+    mask = jnp.ones((1, m), bool)
+    scan = Scan(head, in_memory(["x"] * N, rng.standard_normal((N, DIM)).astype(np.float32)))
+    search = CertifiedSearch(scan, head)
+    exact = np.asarray(head.score(vectors, mask, jnp.asarray(scan.index.segments[0].vectors)[None]))[0]
+    expected = scan(vectors, mask, 16)[1][0]
+    for quick in (False, True):
+        (outcome,) = search(vectors, mask, 16, quick=quick)
+        assert outcome.certified and outcome.rescored <= N
+        np.testing.assert_array_equal(outcome.rows, expected)
+    plan = plan_rounded(np.asarray(vectors[0]), search.sharpness, norm=search._norm, lost=search._lost)
+    assert (search._bounds(search._given(plan, np.ones(m, bool))) >= exact).all()
+
+
+def test_all_removed_and_what_is_not_finite(rng):
+    head = head_of("basic")
+    vectors, mask = contexts(rng, 1, CODES, 4), jnp.ones((1, CODES), bool)
+    candidates = unit_like(rng, N)
+    gone = CandidateIndex(in_memory(["x"] * N, candidates).segments, "float32", removed=np.arange(N))
+    for quick in (False, True):
+        (outcome,) = CertifiedSearch(Scan(head, gone), head)(vectors, mask, 4, quick=quick)
+        assert (outcome.rows == -1).all()
+        (outcome,) = CertifiedSearch(Scan(head, gone), head)(vectors * jnp.nan, mask, 4, quick=quick)
+        assert (outcome.rows == -1).all()
+    candidates[7, 3] = np.nan
+    with pytest.raises(InputError, match="vector 7 is not finite"):
+        in_memory(["x"] * N, candidates)
+
+
+def test_threads_search_at_the_same_time_and_leave_nothing_behind(rng):
+    head = head_of("basic")
+    vectors, mask = contexts(rng, 8, CODES, 6), jnp.ones((1, CODES), bool)
+    search = CertifiedSearch(Scan(head, in_memory(["x"] * N, unit_like(rng, N))), head)
+    before = [library["num_threads"] for library in threadpool_info()]
+    alone = [search(vectors[i : i + 1], mask, 8)[0].rows for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: search(vectors[i % 8 : i % 8 + 1], mask, 8)[0].rows, range(64)))
+    for i, rows in enumerate(found):
+        np.testing.assert_array_equal(rows, alone[i % 8])
+    assert [library["num_threads"] for library in threadpool_info()] == before

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +165,7 @@ def test_a_mesh_shares_the_candidates(ranker):
     ranker.index(TEXTS, mesh=jax.make_mesh((8,), ("data",)))
     assert [f.id for f in ranker.search("hi", 3)] == [f.id for f in expected]
     with pytest.raises(InputError, match="first_stage: a search over a mesh has none"):
-        ranker.search("hi", first_stage=FaissStage(None, exact=True))
+        ranker.search("hi", first_stage=FaissStage(SimpleNamespace(ntotal=len(TEXTS)), exact=True))
 
 
 def test_a_cross_encoder_orders_what_was_found(ranker, parlai_models):

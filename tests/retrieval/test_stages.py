@@ -19,6 +19,7 @@ class Lists:
 
     def __init__(self, vectors: np.ndarray, *, exact: bool = True):
         self.vectors, self.exact, self.depths = vectors, exact, []
+        self.rows = len(vectors)
 
     def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         self.depths.append(depth)
@@ -98,9 +99,32 @@ def test_mistakes_are_named(problem):
 
 
 class Beyond:
-    """Made for another index."""
+    """Gives rows that are not there."""
 
-    exact = True
+    exact, rows = True, N
 
     def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         return np.full((len(vectors), depth), N), np.ones((len(vectors), depth))
+
+
+def test_a_first_stage_of_another_index_is_refused(problem, rng):
+    head, vectors, mask, index, candidates = problem
+    scan = Scan(head, index)
+    with pytest.raises(
+        InputError, match="expected the index's 2,000 rows, got 1,000; it was made for another"
+    ):
+        StagedSearch(scan, head, Lists(candidates[:1000]))
+    other = Lists(rng.standard_normal(candidates.shape).astype(np.float32))
+    with pytest.raises(InputError, match="its products are not those of the index's vectors"):
+        StagedSearch(scan, head, other)(vectors, mask, K)
+
+
+def test_nothing_to_find(problem):
+    head, vectors, mask, index, candidates = problem
+    gone = CandidateIndex(index.segments, "float32", removed=np.arange(N))
+    for i, m in ((gone, mask), (index, jnp.zeros_like(mask))):
+        scan = Scan(head, i)
+        for outcome, rows in zip(
+            StagedSearch(scan, head, Lists(candidates))(vectors, m, K), scan(vectors, m, K)[1], strict=True
+        ):
+            np.testing.assert_array_equal(outcome.rows, rows)
