@@ -88,6 +88,7 @@ class CertifiedSearch:
         self.scan, self.compilations = scan, 0
         self.sharpness = 0.0 if isinstance(head, BiHead) else head.sharpness
         self._scale = head.config.score_scale
+        self._may_lack_vectors = isinstance(head, PolyHead) and head.config.codes == "first"
         self._sample = _sample_of(scan.index)
         self._norm, self._lost = scan.index.longest()
         rows = min(PASS_ROWS, power_of_two(scan.index.rows))
@@ -139,14 +140,17 @@ class CertifiedSearch:
 
     def compile(self, m: int, d: int) -> None:
         """Compile the passes of all ranks for m context vectors of width d."""
-        draw = np.random.default_rng(0).standard_normal((m, d), np.float32)
         known = self.sharpness, self._norm, self._lost
-        plans = [plan_rounded(draw, known[0], norm=known[1], lost=known[2])]
-        for r in ranks_of(m, d):
-            factors = factorise(draw, draw[:r])
-            plans += [Plan(factors, factors.limits(*known)), Plan(factors, factors.moments(*known))]
-        for plan in plans:
-            self._step(self._given(plan, np.ones(m, bool)), self.blocks[0])
+        everything = np.ones(m, bool)
+        # With ``first`` codes a short context has fewer vectors, and then a mask.
+        for there in [everything, np.arange(m) < m - 1][: 2 if self._may_lack_vectors else 1]:
+            draw = np.random.default_rng(0).standard_normal((int(there.sum()), d), np.float32)
+            plans = [plan_rounded(draw, known[0], norm=known[1], lost=known[2])]
+            for r in ranks_of(*draw.shape):
+                factors = factorise(draw, draw[:r])
+                plans += [Plan(factors, factors.limits(*known)), Plan(factors, factors.moments(*known))]
+            for plan in plans:
+                self._step(self._given(plan, there), self.blocks[0])
 
     def _plan(self, vectors: np.ndarray, quick: bool) -> Plan | None:
         if not len(vectors) or not np.isfinite(vectors).all():

@@ -308,3 +308,18 @@ def test_threads_search_at_the_same_time_and_leave_nothing_behind(rng):
     for i, rows in enumerate(found):
         np.testing.assert_array_equal(rows, alone[i % 8])
     assert [library["num_threads"] for library in threadpool_info()] == before
+
+
+@pytest.mark.parametrize("kind", ["bi", "basic", "first"])
+def test_everything_is_compiled_ahead(rng, kind):
+    head = head_of(kind)
+    m = 1 if kind == "bi" else CODES
+    search = CertifiedSearch(Scan(head, in_memory(["x"] * N, unit_like(rng, N))), head)
+    search.compile(m, DIM)
+    before = search.compilations
+    assert before == {"bi": 1, "basic": 3, "first": 4}[kind]  # 31 vectors have no rank of 16
+    for rank in (1, 6, 12, 24):
+        for real in {m, max(m - 9, 1)} if kind == "first" else {m}:
+            search(contexts(rng, 1, m, rank), jnp.asarray(np.arange(m) < real)[None], 8)
+            search(contexts(rng, 1, m, rank), jnp.asarray(np.arange(m) < real)[None], 8, quick=True)
+    assert search.compilations == before
