@@ -12,8 +12,6 @@ import dataclasses
 import itertools
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]  (extra bench)
 import tyro
+from common import interleaved_medians
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
@@ -96,20 +95,6 @@ def text_ids(n: int) -> np.ndarray:
     )
     ids = list(itertools.islice((id_ for turn in turns for id_ in tokenizer.encode([turn])[0]), n))
     return np.array(ids, np.int32)
-
-
-def interleaved_medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-        run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main(config: BenchmarkConfig) -> None:

@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from common import print_table
 
 from polyjax.progress import meter
 from polyjax.retrieval.change import commit, finish_segment, new_vectors, writing
@@ -153,12 +151,7 @@ def main(config: BenchmarkConfig) -> None:
         "disk MB": "{file_mb:.0f}",
         "peak MB": "{peak_mb:.0f}",
     }
-    table = Table(title=f"{config.codes} codes, {config.dim} wide, {config.dtype}", box=box.SIMPLE_HEAD)
-    for name in columns:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(text.format(**row) for text in columns.values()))
-    Console(width=100).print(table)
+    print_table(f"{config.codes} codes, {config.dim} wide, {config.dtype}", columns, rows)
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "millions.json", {"hardware": hardware(), "codes": config.codes, "rows": rows})
     plot(rows, config.out / "millions.png")

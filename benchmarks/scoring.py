@@ -14,18 +14,14 @@ scoring.png (time against candidates).
 
 import dataclasses
 import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from common import interleaved_medians, print_table
 from flax import nnx
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from polyjax.nn.heads import PolyConfig, PolyHead
 from polyjax.retrieval.certified import CertifiedSearch
@@ -73,18 +69,6 @@ def textbook(vectors: np.ndarray, candidates: np.ndarray) -> Callable[[], np.nda
     return run
 
 
-def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(repeats + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if round_:  # the first round compiles
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def measure(n: int, m: int, config: BenchmarkConfig) -> dict[str, float]:
     """One row of the table."""
     draw = np.random.default_rng(0)
@@ -103,7 +87,7 @@ def measure(n: int, m: int, config: BenchmarkConfig) -> dict[str, float]:
         "bfloat16": lambda: certified(*given, k, quick=True),
         "certified": lambda: certified(*given, k),
     }
-    times = medians(runs, config.repeats)
+    times = interleaved_medians(runs, config.repeats)
     best = scan(*given, k)[1][0]
     (half,) = certified(*given, k, quick=True)
     return {
@@ -158,12 +142,7 @@ def main(config: BenchmarkConfig) -> None:
         "/ float32": "{certified_ratio:.2f}",
         "MB": "{temporary_mb:.1f}",
     }
-    table = Table(title="ms, medians; memory of the scan beyond the index", box=box.SIMPLE_HEAD)
-    for name in columns:
-        table.add_column(name.strip(), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(text.format(**row) for text in columns.values()))
-    Console(width=110).print(table)
+    print_table("ms, medians; memory of the scan beyond the index", columns, rows)
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "scoring.json", {"hardware": hardware(), "block_rows": config.rows, "rows": rows})
     plot(rows, config.out / "scoring.png")

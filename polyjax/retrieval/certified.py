@@ -94,8 +94,7 @@ class CertifiedSearch:
         rows = min(PASS_ROWS, power_of_two(scan.index.rows))
         self.blocks = blocks_of(scan.index, rows=rows)
         self._starts = [int(block.first) for block in self.blocks]
-        live = [scan.index.live(segment) for segment in scan.index.segments]
-        self._removed = np.flatnonzero(~np.concatenate(live))
+        self._removed = np.flatnonzero(~scan.index.live_rows())
         self._step = jax.jit(self._traced_step)
 
     @staticmethod
@@ -192,9 +191,9 @@ class CertifiedSearch:
 
     def _given(self, plan: Plan, there: np.ndarray) -> Pass:
         # Shapes must not depend on how many of the vectors are real: each shape is a program.
-        basis, weights, some = plan.factors.basis, None, None
+        basis, weights, real = plan.factors.basis, None, None
         if isinstance(plan.bounds, Limits):
-            some = None if there.all() else jnp.asarray(there)
+            real = None if there.all() else jnp.asarray(there)
             if plan.factors.weights is None:
                 basis = _spread(basis, there)
             else:
@@ -202,7 +201,7 @@ class CertifiedSearch:
         return Pass(
             jnp.asarray(basis.astype(jnp.bfloat16)),
             None if weights is None else jnp.asarray(weights),
-            some,
+            real,
             jnp.float32(plan.factors.overlap),
             jax.tree.map(lambda figure: jnp.asarray(np.float32(figure)), plan.bounds),
         )

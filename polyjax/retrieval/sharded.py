@@ -5,7 +5,6 @@ merged. A process reads the rows of its own devices only. In several processes (
 them make the scan and call it, with the same contexts.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -44,26 +43,6 @@ class ShardedScan:
         self._blocks = self._placed(mesh, shape)
         axes = mesh.axis_names
 
-        def local(
-            head: nnx.State,
-            vectors: Float[AnyArray, "b m d"],
-            mask: Bool[AnyArray, "b m"],
-            blocks: Block,
-            k: int,
-        ) -> tuple[Array, Array]:
-            def step(best: tuple[Array, Array], block: Block) -> tuple[tuple[Array, Array], None]:
-                return merge_block(graph, head, vectors, mask, best, block), None
-
-            # What differs between the devices has to be told apart from what does not.
-            start = jax.tree.map(
-                lambda x: jax.lax.pcast(x, axes, to="varying"), nothing_found(len(vectors), k)
-            )
-            own, _ = jax.lax.scan(step, start, jax.tree.map(lambda x: x[0], blocks))
-            # The devices' rows ascend, and top_k keeps the order of equals: ties are settled as in one scan.
-            scores, found = (jnp.concatenate(jax.lax.all_gather(x, axes), axis=1) for x in own)
-            merged, chosen = jax.lax.top_k(scores, k)
-            return merged, jnp.take_along_axis(found, chosen, axis=1)
-
         def search(
             head: nnx.State,
             vectors: Float[AnyArray, "b m d"],
@@ -72,8 +51,24 @@ class ShardedScan:
             k: int,
         ) -> tuple[Array, Array]:
             self.compilations += 1
+
+            def local(
+                head: nnx.State, vectors: AnyArray, mask: AnyArray, blocks: Block
+            ) -> tuple[Array, Array]:
+                def step(best: tuple[Array, Array], block: Block) -> tuple[tuple[Array, Array], None]:
+                    return merge_block(graph, head, vectors, mask, best, block), None
+
+                # What differs between the devices has to be told apart from what does not.
+                nothing = nothing_found(len(vectors), k)
+                start = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), nothing)
+                own, _ = jax.lax.scan(step, start, jax.tree.map(lambda x: x[0], blocks))
+                # The devices' rows ascend, and top_k keeps the order of equals: ties fall as in one scan.
+                scores, found = (jnp.concatenate(jax.lax.all_gather(x, axes), axis=1) for x in own)
+                merged, chosen = jax.lax.top_k(scores, k)
+                return merged, jnp.take_along_axis(found, chosen, axis=1)
+
             split = jax.shard_map(
-                functools.partial(local, k=k),
+                local,
                 mesh=mesh,
                 in_specs=(P(), P(), P(), P(axes)),
                 out_specs=P(),
@@ -95,7 +90,7 @@ class ShardedScan:
     def _placed(self, mesh: Mesh, shape: tuple[int, int, int]) -> Block:
         """All blocks [devices, blocks, rows, ...]; every device is given its own, read from the index."""
         index = self.index
-        live = np.concatenate([index.live(segment) for segment in index.segments])
+        live = index.live_rows()
         _, n_blocks, rows = shape
         each = n_blocks * rows
         first = index.segments[0]

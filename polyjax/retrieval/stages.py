@@ -129,8 +129,7 @@ class StagedSearch:
             )
         self.scan, self.stage, self._scale = scan, stage, head.config.score_scale
         self._depth, self._deepest = depth, deepest
-        live = [scan.index.live(segment) for segment in scan.index.segments]
-        self._live = np.concatenate(live)
+        self._live = scan.index.live_rows()
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int

@@ -245,6 +245,10 @@ class CandidateIndex:
         """Which of a segment's candidates are not removed, bool [n]."""
         return ~np.isin(segment.ids, self.removed, assume_unique=True)
 
+    def live_rows(self) -> np.ndarray:
+        """Which rows are not removed, bool [rows]."""
+        return np.concatenate([self.live(segment) for segment in self.segments])
+
     def longest(self) -> tuple[float, float]:
         """The norm of the longest vector, and the most that rounding one to bfloat16 takes away."""
         norm, lost = np.max([segment.norms.max(0) for segment in self.segments], axis=0)
