@@ -241,11 +241,15 @@ class Ranker:
         if method not in get_args(Method):
             raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
         if first_stage is not None and not isinstance(first_stage, FirstStage):
-            raise InputError("first_stage: expected an object with `search` and `exact`, as FaissStage")
+            raise InputError(
+                "first_stage: expected an object with `search`, `exact` and `rows`, as FaissStage"
+            )
         _check_list("contexts", contexts)
         turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
         if rerank is None:
             return searcher.search(turns, top_k, method=method, first_stage=first_stage)
+        if not isinstance(rerank, Ranker):
+            raise InputError(f"rerank: expected a Ranker, as Ranker.load gives, got {type(rerank).__name__}")
         if rerank_top < top_k:
             raise InputError(f"rerank_top must be at least top_k, got {rerank_top} and {top_k}")
         found = searcher.search(turns, rerank_top, method=method, first_stage=first_stage)

@@ -166,6 +166,8 @@ def test_tasks_by_name(tmp_path):
         InputError, match="--task 'squad': expected chitchat, convai2, dstc7, ubuntu_v2 or jsonl:PATH"
     ):
         registry.task_named("squad")
+    with pytest.raises(InputError, match="--task jsonl: needs the path of a file"):
+        registry.task_named("jsonl:")
     task = OwnDataConfig(train=write(tmp_path, *map(row, range(50))))
     examples = registry.read(task, "train").examples
     texts = list(registry.training_texts(task, examples))

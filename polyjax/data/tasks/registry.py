@@ -46,6 +46,8 @@ def task_named(name: str) -> TaskConfig:
     Raises:
         InputError: there is no such task.
     """
+    if name == OWN:
+        raise InputError(f"--task {OWN} needs the path of a file: {OWN}mine.jsonl")
     if name.startswith(OWN):
         return OwnDataConfig(train=Path(name.removeprefix(OWN)))
     if name not in NAMED:
