@@ -5,7 +5,9 @@ the point of the paper, so the types say it.
 """
 
 import dataclasses
-from typing import assert_never
+import math
+from collections.abc import Callable
+from typing import Any, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -76,14 +78,23 @@ class DualScorer(nnx.Module):
         """Context vectors against candidate vectors, [1, c, d] for all contexts or [b, c, d] for each."""
         return self.head.score(vectors, mask, candidates)
 
-    def __call__(self, inputs: DualInputs, *, key: Array | None = None) -> Float[Array, "b c"]:
-        """Scores [b, c]; ``key`` draws the dropout while training."""
+    def __call__(
+        self, inputs: DualInputs, *, key: Array | None = None, chunk: int = 0
+    ) -> Float[Array, "b c"]:
+        """Scores [b, c].
+
+        Args:
+            inputs: contexts and candidates.
+            key: draws the dropout while training.
+            chunk: contexts to encode at once, see ``in_chunks``; all where 0.
+        """
         context_key, candidate_key = (None, None) if key is None else jax.random.split(key)
-        vectors, mask = self.encode_context(inputs.context, key=context_key)
+        vectors, mask = in_chunks(self.encode_context, inputs.context, context_key, chunk)
         shape = inputs.candidates.ids.shape
-        flat = jax.tree.map(lambda x: x.reshape(-1, shape[-1]), inputs.candidates)
-        candidates = self.encode_candidates(flat, key=candidate_key)
         shared = len(shape) == 2
+        flat = jax.tree.map(lambda x: x.reshape(-1, shape[-1]), inputs.candidates)
+        rows = chunk if shared else chunk * shape[1]
+        candidates = in_chunks(self.encode_candidates, flat, candidate_key, rows)
         return self.score(vectors, mask, candidates.reshape(*((1,) if shared else ()), *shape[:-1], -1))
 
 
@@ -106,11 +117,19 @@ class CrossScorer(nnx.Module):
         """Pairs, Tokens [n, t] -> scores [n]."""
         return self.head(self.encoder(pairs, key=key), jnp.asarray(pairs.mask))
 
-    def __call__(self, inputs: PairInputs, *, key: Array | None = None) -> Float[Array, "b c"]:
-        """Scores [b, c]; ``key`` draws the dropout while training."""
+    def __call__(
+        self, inputs: PairInputs, *, key: Array | None = None, chunk: int = 0
+    ) -> Float[Array, "b c"]:
+        """Scores [b, c].
+
+        Args:
+            inputs: pairs.
+            key: draws the dropout while training.
+            chunk: contexts whose pairs to encode at once, see ``in_chunks``; all where 0.
+        """
         b, c, t = inputs.pairs.ids.shape
         flat = jax.tree.map(lambda x: x.reshape(b * c, t), inputs.pairs)
-        return self.score_pairs(flat, key=key).reshape(b, c)
+        return in_chunks(self.score_pairs, flat, key, chunk * c).reshape(b, c)
 
 
 Scorer = DualScorer | CrossScorer
@@ -125,3 +144,33 @@ def make_scorer(encoder: EncoderConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> 
             return CrossScorer(encoder, head, rngs=rngs)
         case _:
             assert_never(head)
+
+
+def in_chunks(encode: Callable[..., Any], tokens: Tokens, key: Array | None, chunk: int) -> Any:
+    """What ``encode(tokens, key=key)`` gives, computed a chunk of the rows at a time.
+
+    Of a chunk only the result is kept: the backward pass encodes it again. So the activations of one chunk
+    are in memory, whatever the number of rows, and loss and gradients are those of the whole (cached
+    gradients, arXiv 2101.06983), for the price of a second forward pass. Each chunk draws dropout of its own.
+
+    Args:
+        encode: Tokens [n, t] and a key -> arrays whose first axis is n.
+        tokens: [n, t].
+        key: draws the dropout; None for none.
+        chunk: rows; all of them where 0.
+    """
+    n = tokens.ids.shape[0]
+    if not 0 < chunk < n:
+        return encode(tokens, key=key)
+    pieces = math.ceil(n / chunk)
+    # A last chunk that is not full gets copies of the first row, whose results are dropped.
+    rows = jnp.arange(pieces * chunk)
+    rows = jnp.where(rows < n, rows, 0).reshape(pieces, chunk)
+    split = jax.tree.map(lambda x: jnp.asarray(x)[rows], tokens)
+    keys = None if key is None else jax.random.split(key, pieces)
+
+    @jax.checkpoint
+    def one(part: tuple[Tokens, Array | None]) -> Any:
+        return encode(part[0], key=part[1])
+
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], jax.lax.map(one, (split, keys)))

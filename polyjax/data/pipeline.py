@@ -28,6 +28,8 @@ class BatchConfig:
         mask_duplicates: leave copies of a label out of its in-batch negatives (the paper does not).
         group_batches: so many batches' examples are sorted by length together; 1 for no grouping.
         workers: processes that collate; 0 collates in threads of this process.
+        chunk: contexts whose activations are kept in memory at once, for a batch that does not fit: same
+            negatives, loss and gradients, for a second forward pass; 0 for the whole batch.
     """
 
     batch_size: int = 32
@@ -35,12 +37,14 @@ class BatchConfig:
     mask_duplicates: bool = True
     group_batches: int = 64
     workers: int = 0
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
-        for name, least in (("batch_size", 1), ("n_negatives", 1), ("group_batches", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"batch {name} must be at least {least}, got {getattr(self, name)}")
+        least = {"batch_size": 1, "n_negatives": 1, "group_batches": 1, "workers": 0, "chunk": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise InputError(f"batch {name} must be at least {smallest}, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,7 +158,7 @@ def train(
     )
     log = MetricsLog(run_dir, resume_step=first)
     traces: list[int] = []
-    step_fn = make_train_step(graph, optimizer, on_trace=lambda: traces.append(1))
+    step_fn = make_train_step(graph, optimizer, chunk=batch.chunk, on_trace=lambda: traces.append(1))
     rate = schedule(optim, n_steps)
     window_began = time.monotonic()
     began = window_began - progress.seconds

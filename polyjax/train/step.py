@@ -58,10 +58,19 @@ def init_state(
     )
 
 
-def batch_loss(scorer: Scorer, batch: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropy of a batch (nats), and its figures."""
+def batch_loss(
+    scorer: Scorer, batch: Batch, key: Array | None, *, chunk: int = 0
+) -> tuple[Array, dict[str, Array]]:
+    """Mean cross-entropy of a batch (nats), and its figures.
+
+    Args:
+        scorer: the model.
+        batch: its inputs are of the scorer's kind.
+        key: draws the dropout; None for none.
+        chunk: contexts to encode at once, see ``polyjax.models.in_chunks``; all where 0.
+    """
     score = typing.cast(Callable[..., Array], scorer)  # the loader made the inputs of this scorer's kind
-    scores = score(batch.inputs, key=key).astype(jnp.float32)
+    scores = score(batch.inputs, key=key, chunk=chunk).astype(jnp.float32)
     where = jnp.asarray(batch.where)
     if batch.keys is not None:
         where = where & in_batch_where(batch.keys, batch.label)
@@ -76,6 +85,7 @@ def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     *,
+    chunk: int = 0,
     on_trace: Callable[[], None] = lambda: None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The jitted update. It gives its state's memory away: use the state it returns.
@@ -83,6 +93,7 @@ def make_train_step(
     Args:
         graph: of the scorer.
         optimizer: from ``make_optimizer``.
+        chunk: contexts to encode at once, to save memory; all where 0.
         on_trace: called at each new shape, that is once a compilation.
     """
 
@@ -91,7 +102,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def loss_of(trained: nnx.State) -> tuple[Array, dict[str, Array]]:
-            return batch_loss(nnx.merge(graph, trained, state.frozen), batch, key)
+            return batch_loss(nnx.merge(graph, trained, state.frozen), batch, key, chunk=chunk)
 
         (_, figures), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counters and float32

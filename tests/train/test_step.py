@@ -1,0 +1,84 @@
+"""One update: a batch computed in chunks is the batch computed at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import HEADS, random_tokens, tiny
+from flax import nnx
+
+from polyjax import BiConfig, CrossConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
+from polyjax.models import in_chunks
+from polyjax.train.step import batch_loss
+from polyjax.types import Batch
+
+
+def batch_of(rng, head, b: int, *, listed: int = 0) -> Batch:
+    """A batch of b contexts, with shared candidates or ``listed`` of its own each."""
+    label = np.arange(b, dtype=np.int32)
+    context = random_tokens(rng, rng.integers(1, 13, b), width=12)
+    if isinstance(head, CrossConfig) or listed:
+        c = listed or 3
+        texts = random_tokens(rng, rng.integers(1, 9, (b, c)), width=8)
+        inputs = PairInputs(texts) if isinstance(head, CrossConfig) else DualInputs(context, texts)
+        return Batch(inputs, label % c, np.ones((1, c), bool), None)
+    candidates = random_tokens(rng, rng.integers(1, 9, b), width=8)
+    return Batch(DualInputs(context, candidates), label, np.ones((1, b), bool), label // 2)
+
+
+def loss_and_gradients(scorer, batch: Batch, chunk: int):
+    graph, state = nnx.split(scorer)
+
+    def loss(state):
+        return batch_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
+
+    return jax.jit(jax.value_and_grad(loss))(state)
+
+
+def norm(tree) -> float:
+    return float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))))
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("listed", [0, 4])
+def test_a_batch_of_64_in_8_chunks_has_the_same_loss_and_gradients(name, listed, rng):
+    scorer = make_scorer(tiny(), HEADS[name], rngs=nnx.Rngs(0))
+    batch = batch_of(rng, HEADS[name], 64, listed=listed)
+    loss, gradients = loss_and_gradients(scorer, batch, 0)
+    for chunk in (8, 10, 100):  # 10 does not divide 64
+        chunked_loss, chunked = loss_and_gradients(scorer, batch, chunk)
+        assert abs(float(chunked_loss - loss)) < 1e-5 * float(loss)
+        difference = jax.tree.map(lambda x, y: x - y, chunked, gradients)
+        assert norm(gradients) > 1e-3 and norm(difference) < 1e-5 * norm(gradients), chunk
+
+
+def test_memory_is_that_of_a_chunk(rng):
+    """What a step keeps for a moment: a batch of 64 in chunks of 8 is about a batch of 8."""
+    shape = EncoderConfig(vocab_size=50, dim=64, n_layers=4, n_heads=4, mlp_dim=256)
+    graph, state = nnx.split(make_scorer(shape, BiConfig(), rngs=nnx.Rngs(0)))
+
+    def temporary(b: int, chunk: int) -> int:
+        batch = Batch(
+            DualInputs(random_tokens(rng, [64] * b, width=64), random_tokens(rng, [32] * b, width=32)),
+            np.arange(b, dtype=np.int32),
+            np.ones((1, b), bool),
+            None,
+        )
+
+        def loss(state):
+            return batch_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(state).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, chunked, whole = temporary(8, 0), temporary(64, 8), temporary(64, 0)
+    assert chunked < 1.3 * small and whole > 5 * small
+
+
+def test_each_chunk_draws_dropout_of_its_own(rng):
+    scorer = make_scorer(tiny(dropout=0.5), BiConfig(), rngs=nnx.Rngs(0))
+    same = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), random_tokens(rng, [6], width=6))
+    vectors = in_chunks(scorer.encode_candidates, same, jax.random.key(0), 2)
+    assert len(np.unique(np.asarray(vectors)[:, 0])) == 4
+    again = in_chunks(scorer.encode_candidates, same, jax.random.key(0), 2)
+    np.testing.assert_array_equal(vectors, again)
