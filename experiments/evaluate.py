@@ -1,17 +1,22 @@
 """Evaluate a run directory's best checkpoint: python experiments/evaluate.py RUN_DIR --split test"""
 
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from flags import chosen_task
 from settings import RunConfig
 
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
+from polyjax.data.rows import RankConfig, ranked_among
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.registry import TaskConfig, name_of, read
+from polyjax.data.tasks.jsonl import OwnDataConfig
+from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read
 from polyjax.evaluation import evaluate, some, write_examples
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
@@ -20,8 +25,10 @@ from polyjax.nn.heads import head_label
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import CONFIG, load_scorer, read_json, write_json
-from polyjax.train.report import KS, console_table
+from polyjax.train.report import console_table
 from polyjax.types import InputError
+
+PROG = "python experiments/evaluate.py"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,9 @@ class EvaluateConfig:
         split: of the run's task.
         step: a saved step; the best one by default.
         examples: evaluate on at most so many rows, always the same ones; 0 for all.
-        k: recall@k to print and write, beside recall@1 and the MRR.
+        k: recall@k to print and write, beside recall@1 and the MRR; the task's by default.
+        task: evaluate on another task's rows than the run's; ``--task NAME`` chooses it.
+        rank: what the labels are ranked among; with ``task`` (the default) as the run had it.
         out: folder for the figures (results.json), each row with its scores (examples.jsonl) and TREC's run
             and qrels files.
         data_dir: where the prepared data is, if not where the run had it.
@@ -43,7 +52,9 @@ class EvaluateConfig:
     split: Literal["valid", "test"] = "test"
     step: int | None = None
     examples: int = 0
-    k: tuple[int, ...] = KS
+    k: tuple[int, ...] = ()
+    task: TaskConfig | None = None
+    rank: RankConfig = RankConfig()
     out: Path | None = None
     data_dir: Path | None = None
 
@@ -51,35 +62,54 @@ class EvaluateConfig:
         """Raise InputError for a value that cannot work."""
         if self.examples < 0:
             raise InputError(f"--examples must be 0 (all) or more, got {self.examples}")
-        if not self.k or min(self.k) < 1:
+        if min(self.k, default=1) < 1:
             raise InputError(f"--k: expected numbers of at least 1, got {self.k}")
 
 
-def task_of(run_dir: Path) -> TaskConfig:
-    """The task that a run was trained on; for a model from elsewhere, the task as run.py has it."""
+def parse(arguments: Sequence[str]) -> EvaluateConfig:
+    """The settings that the command line asks for."""
+    task, others = chosen_task(arguments, prog=PROG)
+    return parse_flags(
+        tyro.conf.AvoidSubcommands[EvaluateConfig],
+        others,
+        prog=PROG,
+        default=EvaluateConfig(run_dir=tyro.MISSING, task=task),
+    )
+
+
+def rows_of_run(run_dir: Path) -> tuple[TaskConfig, RankConfig]:
+    """A run's task and what it ranks; of a model from elsewhere, run.py's defaults."""
     origin = read_json(run_dir / CONFIG)
     if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
-        return ChitchatConfig()
-    return from_json(RunConfig, origin, source=str(run_dir / CONFIG)).task
+        return ChitchatConfig(), RankConfig()
+    config = from_json(RunConfig, origin, source=str(run_dir / CONFIG))
+    return config.task, config.rank
 
 
 def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
     enable_compilation_cache()
-    task = task_of(config.run_dir)
+    task, rank = rows_of_run(config.run_dir)
+    if config.task is not None:
+        task, rank = config.task, RankConfig()
+    if config.rank != RankConfig():
+        rank = config.rank
     if config.data_dir is not None:
-        if not isinstance(task, ChitchatConfig):
-            raise InputError("--data-dir is where chitchat is kept prepared; this run has another task")
+        if isinstance(task, OwnDataConfig):
+            raise InputError("--data-dir: a file of one's own is not kept prepared; leave it out")
         task = dataclasses.replace(task, data_dir=config.data_dir)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
-    examples = some(read(task, config.split).examples, config.examples)
+    rows = ranked_among(read(task, config.split), rank)
+    if rows.note:
+        console.print(rows.note)
+    examples = some(rows.examples, config.examples)
     arch = head_label(scorer.settings.head)
     with meter(f"scoring {config.split}", len(examples)) as shown:
-        evaluation = evaluate(f"{arch}-encoder", scorer, examples, progress=shown.add)
-    result, ks = evaluation.ranking, sorted({1, *config.k})
+        evaluation = evaluate(f"{arch}-encoder", scorer, examples, shared=rows.shared, progress=shown.add)
+    result, ks = evaluation.ranking, sorted({1, *(config.k or ks_of(task))})
     console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows", ks=ks))
     if config.out is not None:
-        write_examples(config.out, examples, evaluation)
+        write_examples(config.out, examples, evaluation, shared=rows.shared)
         write_json(config.out / "results.json", {"loss": evaluation.loss, **result.summary(ks)})
         console.print(f"written: {config.out}")
     console.print(f"programs compiled: {scorer.compilations}; length buckets {scorer.text.config.buckets}")
@@ -90,7 +120,7 @@ def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
     restart_with_huge_pages()
     with user_errors():
-        run(parse_flags(EvaluateConfig, prog="python experiments/evaluate.py"))
+        run(parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -2,23 +2,22 @@
 
 import contextlib
 import dataclasses
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
+from flags import parse_run
 from flax import nnx
-from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig, from_run
+from settings import SCRATCH, RunConfig
 
 from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
-from polyjax.commandline import parse_flags, user_errors
+from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
-from polyjax.config import from_json
-from polyjax.data.tasks.registry import describe, name_of, read, task_named, training_texts
+from polyjax.data.rows import Rows, ranked_among
+from polyjax.data.tasks.registry import describe, ks_of, name_of, read, training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import (
     SENTENCEPIECE_FILE,
@@ -30,16 +29,13 @@ from polyjax.data.tokenizers import (
 )
 from polyjax.evaluation import evaluate, some
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
-from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
-from polyjax.nn.heads import head_label
 from polyjax.progress import console, meter
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import (
-    CONFIG,
     MODEL,
     Checkpoints,
     MetricsLog,
@@ -47,7 +43,6 @@ from polyjax.train.checkpoint import (
     load_scorer,
     open_run,
     read_card,
-    read_json,
     run_lock,
     write_json,
 )
@@ -56,64 +51,9 @@ from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.types import Example, InputError
 
 PROG = "python experiments/run.py"
-CHOICES = ("--arch", "--preset", "--init", "--task")
-CHOICE = re.compile(rf"({'|'.join(CHOICES)})(=|$)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """The flags that choose the defaults of all others."""
-
-    arch: Arch | None = None
-    preset: PresetName = "demo"
-    init: Path | None = None
-    task: str | None = None
-
-
 BEFORE = "before training"
 INCIDENTAL = ("run_dir", "test_examples", "tensorboard", "task.data_dir", "batch.workers")
 """Settings that change no result: a run may go on with others."""
-
-
-def parse(arguments: Sequence[str]) -> RunConfig:
-    """The settings that the command line asks for."""
-    # These are looked at alone: the first look must not trip over flags that only the second knows.
-    pairs = zip(["", *arguments], arguments, strict=False)
-    chosen = [word for before, word in pairs if CHOICE.match(word) or before in CHOICES]
-    choice = parse_flags(Choice, chosen, prog=PROG)
-    if choice.init is None:
-        default = PRESETS[choice.preset](choice.arch or "poly")
-    else:
-        default = default_of_run(choice, choice.init)
-    if choice.task is not None:
-        default = dataclasses.replace(default, task=task_named(choice.task))
-        arguments = without(arguments, "--task")
-    return parse_flags(tyro.conf.AvoidSubcommands[RunConfig], arguments, prog=PROG, default=default)
-
-
-def without(arguments: Sequence[str], flag: str) -> list[str]:
-    """The arguments without a flag and its value."""
-    kept = []
-    words = iter(arguments)
-    for word in words:
-        if word == flag:
-            next(words, None)
-        elif not word.startswith(f"{flag}="):
-            kept.append(word)
-    return kept
-
-
-def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
-    """The settings' defaults for going on from a run directory's model."""
-    card = read_card(run_dir)
-    arch = head_label(card.model.head)
-    if choice.arch not in (None, arch):
-        raise InputError(f"--arch {choice.arch}: --init {run_dir} is a {arch}-encoder; leave --arch out")
-    origin = read_json(run_dir / CONFIG)
-    optim = None
-    if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
-        optim = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG)).optim
-    return from_run(PRESETS[choice.preset](arch), run_dir, card, optim)
 
 
 def pretrained_folder(config: RunConfig) -> Path | None:
@@ -193,18 +133,21 @@ def run_baselines(
     tokenizer: Tokenizer,
     examples: list[Example],
     fit_on: Sequence[str],
+    shared: Sequence[str],
 ) -> list[RankingResult]:
     """Chance, TF-IDF and the untrained encoder (or the model of --init) on the test rows."""
-    results = [random_ranking(examples), tfidf_ranking(examples, fit_on)]
+    results = [random_ranking(examples, shared=shared), tfidf_ranking(examples, fit_on, shared=shared)]
     if config.init is not None:
         before = TextScorer(initial_scorer(config, shape, None), TextEncoder(tokenizer, config.text))
         with meter("before training", len(examples), unit="contexts") as shown:
-            results.append(evaluate(BEFORE, before, examples, progress=shown.add).ranking)
+            results.append(evaluate(BEFORE, before, examples, shared=shared, progress=shown.add).ranking)
     if source is not None:
         encoder = Encoder(shape, rngs=nnx.Rngs(0))
         load_encoder_weights(encoder, source)
         with meter("zero-shot baselines", 2 * len(examples), unit="contexts") as shown:
-            results += zero_shot_rankings(encoder, tokenizer, config.text, examples, progress=shown.add)
+            results += zero_shot_rankings(
+                encoder, tokenizer, config.text, examples, shared=shared, progress=shown.add
+            )
     return results
 
 
@@ -242,16 +185,17 @@ def run(config: RunConfig) -> list[RankingResult]:
 def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResult]:
     """The run itself, in a run directory that is this process's own."""
     began = time.monotonic()
-    splits = {split: read(config.task, split) for split in ("train", "valid", "test")}
-    examples = {split: rows.examples for split, rows in splits.items()}
-    counts = " / ".join(f"{len(rows):,}" for rows in examples.values())
+    training = read(config.task, "train")
+    valid, test = (ranked_among(read(config.task, split), config.rank) for split in ("valid", "test"))
+    splits = (training, valid, test)
+    counts = " / ".join(f"{len(rows.examples):,}" for rows in splits)
     console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")
-    data_notes = [rows.note for rows in splits.values() if rows.note]
-    for note in data_notes:
+    notes = list(dict.fromkeys(rows.note for rows in splits if rows.note))
+    for note in notes:
         console.print(note)
 
     def turns() -> Iterator[str]:
-        return training_texts(config.task, examples["train"])
+        return training_texts(config.task, training.examples)
 
     tokenizer = make_tokenizer(config, source, turns)
     shape = encoder_config(config, source, tokenizer)
@@ -276,15 +220,15 @@ def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResu
         outcome = train(
             scorer,
             text,
-            examples["train"],
-            examples["valid"],
+            training.examples,
+            valid,
             config.folder,
             batch=config.batch,
             optim=config.optim,
             config=config.train,
             on_log=log,
         )
-    return report(config, shape, source, tokenizer, examples, outcome, turns, began, data_notes)
+    return report(config, shape, source, tokenizer, test, outcome, turns, began, notes)
 
 
 def report(
@@ -292,20 +236,22 @@ def report(
     shape: EncoderConfig,
     source: Path | None,
     tokenizer: Tokenizer,
-    examples: Mapping[str, list[Example]],
+    rows: Rows,
     outcome: TrainResult,
     turns: Callable[[], Iterator[str]],
     began: float,
     data_notes: Sequence[str],
 ) -> list[RankingResult]:
     """Evaluate the best checkpoint on the test rows and write everything down."""
-    test = some(examples["test"], config.test_examples)
+    test = some(rows.examples, config.test_examples)
+    ks = ks_of(config.task)
     scorer = TextScorer(*load_scorer(config.folder))
     with meter("testing", len(test)) as shown:
-        model = evaluate(f"{config.arch}-encoder", scorer, test, progress=shown.add)
-    results = [*run_baselines(config, shape, source, tokenizer, test, list(turns())), model.ranking]
+        model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, progress=shown.add)
+    baselines = run_baselines(config, shape, source, tokenizer, test, list(turns()), rows.shared)
+    results = [*baselines, model.ranking]
     MetricsLog(config.folder, resume_step=outcome.steps).write(
-        outcome.steps, "test", {"loss": model.loss, **model.ranking.summary()}
+        outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
     )
     notes = [
         f"task: {describe(config.task, 'test', len(test))}",
@@ -316,8 +262,10 @@ def report(
         f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
         f"whole command: {time.monotonic() - began:.0f} s",
     ]
-    write_report(config.folder, results, title=f"{name_of(config.task)}, {config.arch}-encoder", notes=notes)
-    console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows"))
+    write_report(
+        config.folder, results, title=f"{name_of(config.task)}, {config.arch}-encoder", notes=notes, ks=ks
+    )
+    console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))
     # What --init asks is whether training helped; otherwise, what the best baseline is.
     before = [result for result in results if result.name == BEFORE]
     console.print(gain_sentence(results[-1], *(before or [max(results[:-1], key=lambda r: r.recall(1))])))
@@ -331,7 +279,7 @@ def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
     restart_with_huge_pages()
     with user_errors():
-        run(parse(sys.argv[1:]))
+        run(parse_run(sys.argv[1:], prog=PROG))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,14 @@ from typing import Annotated, Literal
 import tyro
 
 from polyjax.data.pipeline import BatchConfig
+from polyjax.data.rows import RankConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.tasks.convai2 import ConvAI2Config
+from polyjax.data.tasks.dstc7 import DSTC7Config
+from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.tasks.registry import TaskConfig, name_of
+from polyjax.data.tasks.ubuntu_v2 import UbuntuV2Config
+from polyjax.data.tasks.wikipedia_search import WikipediaSearchConfig
 from polyjax.data.text import TextConfig
 from polyjax.nn.encoder import Dtype
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
@@ -83,6 +89,7 @@ class RunConfig:
         batch: how training batches are drawn.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
+        rank: what the labels of validation and test rows are ranked among.
         run_dir: where everything lands; runs/TASK-PRESET-ARCH-ENCODER by default. The same command
             resumes it.
         init: start from the model of this run directory (``polyjax convert`` makes one of a ParlAI model)
@@ -101,6 +108,7 @@ class RunConfig:
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    rank: RankConfig = RankConfig()
     run_dir: Path | None = None
     init: Path | None = None
     test_examples: int = 0
@@ -126,10 +134,14 @@ class RunConfig:
     def _check_used(self) -> None:
         """Raise InputError for a setting that is given and would do nothing."""
         batch, optim = BatchConfig(), OptimConfig()
-        in_batch, linear = self.arch != "cross", self.optim.decay != "plateau"
+        source = self.batch.source("pairs" if self.arch == "cross" else "dual")
+        linear = self.optim.decay != "plateau"
         unused = {
-            "batch.n-negatives": in_batch and self.batch.n_negatives != batch.n_negatives,
-            "batch.mask-duplicates": not in_batch and self.batch.mask_duplicates != batch.mask_duplicates,
+            "batch.n-negatives": source != "sampled" and self.batch.n_negatives != batch.n_negatives,
+            "batch.mask-duplicates": source == "sampled"
+            and self.batch.mask_duplicates != batch.mask_duplicates,
+            "rank.n": self.rank.candidates not in ("sampled", "batch") and self.rank.n != RankConfig().n,
+            "rank.seed": self.rank.candidates != "sampled" and self.rank.seed != RankConfig().seed,
             "optim.plateau-factor": linear and self.optim.plateau_factor != optim.plateau_factor,
             "optim.plateau-patience": linear and self.optim.plateau_patience != optim.plateau_patience,
             "optim.warmup": bool(self.optim.parlai_warmup) and self.optim.warmup not in (0.0, optim.warmup),
@@ -138,8 +150,9 @@ class RunConfig:
         }
         for name in (name for name, idle in unused.items() if idle):
             raise InputError(
-                f"--{name} does nothing with --arch {self.arch}, --optim.decay {self.optim.decay} and "
-                f"--tokenizer {self.tokenizer.kind}; leave it out"
+                f"--{name} does nothing with --arch {self.arch}, --batch.candidates {self.batch.candidates}, "
+                f"--rank.candidates {self.rank.candidates}, --optim.decay {self.optim.decay} and --tokenizer "
+                f"{self.tokenizer.kind}; leave it out"
             )
 
     @property
@@ -212,6 +225,34 @@ def long(arch: Arch) -> RunConfig:
         batch=BatchConfig(batch_size=64),
         train=TrainConfig(steps=1400, validate_every_steps=200, validate_examples=1000, best_by="loss"),
     )
+
+
+def _text(turns: int, context: int, candidate: int, *buckets: int) -> TextConfig:
+    return TextConfig(
+        max_turns=turns, context_tokens=context, candidate_tokens=candidate, buckets=(*buckets, context)
+    )
+
+
+LENGTHS: dict[type[TaskConfig], TextConfig] = {
+    # Nine of ten contexts fit; the persona is the first turn, and would be cut first.
+    ConvAI2Config: _text(20, 256, 32, 32, 128, 192),
+    DSTC7Config: _text(20, 160, 48, 48, 96),
+    UbuntuV2Config: _text(20, 160, 48, 48, 96),
+    WikipediaSearchConfig: _text(1, 64, 128, 32),
+    OwnDataConfig: _text(20, 128, 64, 32, 64, 96),
+}
+"""Turns and tokens that the short presets read of other tasks' texts than chitchat's."""
+
+
+def for_task(preset: RunConfig, task: TaskConfig) -> RunConfig:
+    """A preset with another task, and with lengths that suit its texts."""
+    text = LENGTHS.get(type(task), preset.text)
+    if preset.init is not None:  # the lengths are the model's
+        text = preset.text
+    elif preset.arch == "cross":
+        longest = text.pair_limit()
+        text = dataclasses.replace(text, buckets=tuple(sorted({*text.buckets, longest})))
+    return dataclasses.replace(preset, task=task, text=text)
 
 
 def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, optim: OptimConfig | None) -> RunConfig:

@@ -1,14 +1,14 @@
 """What a model is compared with, on the same rows: chance, TF-IDF, and the encoder before training."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from flax import nnx
 
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.evaluation import ranking
+from polyjax.evaluation import rank_shared, ranking
 from polyjax.metrics import RankingResult
 from polyjax.models import DualScorer
 from polyjax.nn.encoder import Encoder
@@ -17,20 +17,39 @@ from polyjax.scoring import Progress, TextScorer, ignore
 from polyjax.types import Example, InputError
 
 TFIDF_TURNS = 5
+_ROWS = 256
+"""Rows that are scored at once against shared candidates."""
 
 
-def random_ranking(examples: Sequence[Example], *, seed: int = 0) -> RankingResult:
-    """Uniformly random scores."""
-    scores = np.random.default_rng(seed).random((len(examples), len(examples[0].candidates)))
-    return ranking("random", scores, examples)
+def random_ranking(
+    examples: Sequence[Example], *, shared: Sequence[str] = (), seed: int = 0
+) -> RankingResult:
+    """Uniformly random scores.
+
+    Args:
+        examples: with listed candidates, or with shared ones.
+        shared: different texts that every example's label is ranked among.
+        seed: of the scores.
+    """
+    draw = np.random.default_rng(seed)
+    if shared:
+        parts = (
+            (some, draw.random((len(some), len(shared))), draw.random(len(some)))
+            for some in _parts(len(examples))
+        )
+        return rank_shared("random", examples, shared, parts).ranking
+    return ranking("random", draw.random((len(examples), len(examples[0].candidates))), examples)
 
 
-def tfidf_ranking(examples: Sequence[Example], fit_on: Sequence[str]) -> RankingResult:
+def tfidf_ranking(
+    examples: Sequence[Example], fit_on: Sequence[str], *, shared: Sequence[str] = ()
+) -> RankingResult:
     """Cosine of TF-IDF vectors (scikit-learn) of the last 5 turns and of each candidate.
 
     Args:
-        examples: with listed candidates.
+        examples: with listed candidates, or with shared ones.
         fit_on: texts (training turns) that give vocabulary and document frequencies.
+        shared: different texts that every example's label is ranked among.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -41,13 +60,21 @@ def tfidf_ranking(examples: Sequence[Example], fit_on: Sequence[str]) -> Ranking
         raise InputError("the TF-IDF baseline needs scikit-learn; run: pip install -e '.[demo]'") from None
     vectorizer = TfidfVectorizer(sublinear_tf=True).fit(fit_on)
     contexts = vectorizer.transform(" ".join(e.context[-TFIDF_TURNS:]) for e in examples)
+    turns = min(TFIDF_TURNS, max(len(e.context) for e in examples))
+    name = f"TF-IDF, {turns} turns" if turns > 1 else "TF-IDF"
+    if shared:
+        table = vectorizer.transform(shared).T.tocsr()
+        own = vectorizer.transform(e.label_text for e in examples)
+        right = np.asarray(contexts.multiply(own).sum(axis=1)).ravel()
+        parts = ((some, (contexts[some] @ table).toarray(), right[some]) for some in _parts(len(examples)))
+        return rank_shared(name, examples, shared, parts).ranking
     unique = {text: i for i, text in enumerate(dict.fromkeys(t for e in examples for t in e.candidates))}
     candidates = vectorizer.transform(unique)
     scores = np.empty((len(examples), len(examples[0].candidates)))
     for column in range(scores.shape[1]):
         chosen = candidates[[unique[e.candidates[column]] for e in examples]]
         scores[:, column] = np.asarray(contexts.multiply(chosen).sum(axis=1)).ravel()
-    return ranking(f"TF-IDF, {TFIDF_TURNS} turns", scores, examples)
+    return ranking(name, scores, examples)
 
 
 def zero_shot_rankings(
@@ -56,6 +83,7 @@ def zero_shot_rankings(
     config: TextConfig,
     examples: Sequence[Example],
     *,
+    shared: Sequence[str] = (),
     turns: Sequence[int] = (2, 4),
     progress: Progress = ignore,
 ) -> list[RankingResult]:
@@ -65,15 +93,45 @@ def zero_shot_rankings(
         encoder: with its pretrained parameters.
         tokenizer: the encoder's.
         config: lengths.
-        examples: with listed candidates.
-        turns: the last so many turns of the context; a result for each.
+        examples: with listed candidates, or with shared ones.
+        shared: different texts that every example's label is ranked among.
+        turns: the last so many turns of the context; a result for each, fewer where no context has so many.
         progress: called with the number of contexts done, ``len(turns)`` for each example.
     """
     head = BiConfig(shared_encoder=True, normalize=True)
     scorer = DualScorer(encoder.config, head, context_encoder=encoder, rngs=nnx.Rngs(0))
-    text = TextEncoder(tokenizer, dataclasses.replace(config, max_turns=max(turns)))
+    longest = max(len(e.context) for e in examples)
+    counts = sorted({min(n, longest) for n in turns})
+    text = TextEncoder(tokenizer, dataclasses.replace(config, max_turns=max(counts)))
     # One call for all, so that each candidate is encoded once.
-    contexts = [e.context[-n:] for n in turns for e in examples]
-    candidates = [e.candidates for e in examples] * len(turns)
-    scores = np.split(TextScorer(scorer, text).score(contexts, candidates, progress=progress), len(turns))
-    return [ranking(f"zero-shot, {n} turns", part, examples) for n, part in zip(turns, scores, strict=True)]
+    contexts = [e.context[-n:] for n in counts for e in examples]
+    names = [f"zero-shot, {n} turns" if n > 1 else "zero-shot" for n in counts]
+    if shared:
+        labels = [e.label_text for e in examples] * len(counts)
+        parts = TextScorer(scorer, text).score_shared(contexts, shared, labels, progress=progress)
+        return _split(names, examples, shared, parts)
+    candidates = [e.candidates for e in examples] * len(counts)
+    scores = np.split(TextScorer(scorer, text).score(contexts, candidates, progress=progress), len(counts))
+    return [ranking(name, part, examples) for name, part in zip(names, scores, strict=True)]
+
+
+def _split(
+    names: Sequence[str],
+    examples: Sequence[Example],
+    shared: Sequence[str],
+    parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> list[RankingResult]:
+    """A result for each name, whose rows come one after the other in what is scored."""
+    several = [example for _ in names for example in examples]
+    ranks = rank_shared("", several, shared, parts).ranking
+    groups = tuple(example.group for example in examples)
+    return [
+        RankingResult(name, part, groups, ranks.n_candidates)
+        for name, part in zip(names, np.split(ranks.ranks, len(names)), strict=True)
+    ]
+
+
+def _parts(n: int) -> Iterator[np.ndarray]:
+    """Places of n rows, some at a time."""
+    for start in range(0, n, _ROWS):
+        yield np.arange(start, min(start + _ROWS, n))

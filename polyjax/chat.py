@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from polyjax.data.candidates import read_candidates
 from polyjax.progress import errors, meter
-from polyjax.retrieval.build import build_index, check_dual, fingerprint, read_candidates, text_fingerprint
+from polyjax.retrieval.build import build_index, check_dual, fingerprint, text_fingerprint
 from polyjax.retrieval.search import Searcher
 from polyjax.retrieval.store import CandidateIndex, open_index
 from polyjax.scoring import TextScorer

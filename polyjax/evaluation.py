@@ -1,8 +1,8 @@
-"""Ranking figures of a scorer on examples with listed candidates."""
+"""Ranking figures of a scorer, on rows that list their candidates or on rows that share them."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,26 @@ from polyjax.metrics import RankingResult, rank_of_label
 from polyjax.scoring import Progress, TextScorer, ignore
 from polyjax.types import Example, InputError
 
+KEPT = 1000
+"""Best candidates of a row that are kept where all rows share thousands; TREC's runs have as many."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Ranks of the labels, the scores they come from, and the mean cross-entropy (nats)."""
+    """How the candidates of b rows were ranked.
+
+    Attributes:
+        ranking: ranks of the labels.
+        loss: mean cross-entropy of the labels (nats).
+        best: places of the best candidates, best first, int [b, k]: all of a row's where rows list theirs;
+            where they share them at most 1,000, and the number of the shared ones stands for the row's label.
+        scores: of those, float32 [b, k].
+    """
 
     ranking: RankingResult
-    scores: np.ndarray
     loss: float
+    best: np.ndarray
+    scores: np.ndarray
 
 
 def some(examples: Sequence[Example], n: int) -> list[Example]:
@@ -27,7 +39,18 @@ def some(examples: Sequence[Example], n: int) -> list[Example]:
     if not n:
         return list(examples)
     chosen = np.random.default_rng(0).permutation(len(examples))[:n]
-    return [examples[i] for i in sorted(chosen)]
+    return [examples[i] for i in sorted(chosen.tolist())]
+
+
+def check_candidates(examples: Sequence[Example], shared: Sequence[str], *, source: str) -> int:
+    """The candidates that each example's label is ranked among.
+
+    Raises:
+        InputError: they differ in number, or there is nothing to rank.
+    """
+    if not shared:
+        return check_listed(examples, source=source)
+    return len(shared) + (check_shared(examples, shared) is None)
 
 
 def check_listed(examples: Sequence[Example], *, source: str) -> int:
@@ -54,56 +77,166 @@ def ranking(name: str, scores: np.ndarray, examples: Sequence[Example]) -> Ranki
 
 
 def evaluate(
-    name: str, scorer: TextScorer, examples: Sequence[Example], *, progress: Progress = ignore
+    name: str,
+    scorer: TextScorer,
+    examples: Sequence[Example],
+    *,
+    shared: Sequence[str] = (),
+    progress: Progress = ignore,
 ) -> Evaluation:
     """Rank each example's candidates with a scorer.
 
     Args:
         name: of the result, for tables.
         scorer: the model.
-        examples: with listed candidates, the same number each.
+        examples: with listed candidates, the same number each; only their labels count where some are shared.
+        shared: different texts that every example's label is ranked among; encoded once.
         progress: called with the number of examples done.
     """
+    contexts = [e.context for e in examples]
+    if shared:
+        labels = [e.label_text for e in examples]
+        return rank_shared(
+            name, examples, shared, scorer.score_shared(contexts, shared, labels, progress=progress)
+        )
     check_listed(examples, source=name)
-    scores = scorer.score([e.context for e in examples], [e.candidates for e in examples], progress=progress)
+    scores = scorer.score(contexts, [e.candidates for e in examples], progress=progress)
+    return rank_listed(name, examples, scores)
+
+
+def rank_listed(name: str, examples: Sequence[Example], scores: np.ndarray) -> Evaluation:
+    """The evaluation that scores [b, c] of listed candidates give."""
     label = np.array([example.label for example in examples])
+    right = np.take_along_axis(scores, label[:, None], axis=1)
+    loss = float((_log_sum_exp(scores) - right[:, 0].astype(np.float64)).mean())
+    order = np.argsort(-scores, axis=1, kind="stable")
+    kept = np.take_along_axis(scores, order, axis=1)
+    return Evaluation(ranking(name, scores, examples), loss, order, kept)
+
+
+SharedScores = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Parts of a ranking: places of p rows, scores of the n shared candidates [p, n], and of the labels [p]."""
+
+
+def rank_shared(
+    name: str, examples: Sequence[Example], shared: Sequence[str], parts: SharedScores
+) -> Evaluation:
+    """The evaluation that scores of shared candidates give; of all scores only the best are kept.
+
+    Raises:
+        InputError: some labels are among the shared candidates and some are not.
+    """
+    among = check_shared(examples, shared)
+    n = len(shared) + (among is None)
+    k = min(KEPT, n)
+    b = len(examples)
+    ranks, losses = np.empty(b, int), np.empty(b)
+    best, kept = np.empty((b, k), np.int32), np.empty((b, k), np.float32)
+    for places, scores, own in parts:
+        label = np.full(len(places), n - 1)
+        if among is None:
+            scores = np.concatenate([scores, own[:, None]], axis=1)
+        else:
+            label = among[places]
+        ranks[places] = rank_of_label(scores, label)
+        losses[places] = _log_sum_exp(scores) - np.take_along_axis(scores, label[:, None], axis=1)[:, 0]
+        chosen = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+        values = np.take_along_axis(scores, chosen, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        best[places] = np.take_along_axis(chosen, order, axis=1)
+        kept[places] = np.take_along_axis(values, order, axis=1)
+    groups = tuple(example.group for example in examples)
+    return Evaluation(RankingResult(name, ranks, groups, n), float(losses.mean()), best, kept)
+
+
+def check_shared(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray | None:
+    """The place of each label among the shared candidates [b]; None where no label is among them.
+
+    Raises:
+        InputError: there is no example, or some labels are among them and some are not.
+    """
+    if not examples:
+        raise InputError("the split is empty: there is nothing to rank")
+    place = {text: i for i, text in enumerate(shared)}
+    found = np.array([place.get(example.label_text, -1) for example in examples])
+    if (found < 0).all():
+        return None
+    if (found < 0).any():
+        lacking = examples[int(np.argmin(found))]
+        raise InputError(
+            f"the labels of {int((found < 0).sum()):,} of {len(found):,} rows are not among the "
+            f"{len(shared):,} fixed candidates (first: row {lacking.id}, {lacking.label_text[:40]!r}); "
+            "add them to the file, or give one without any label, to which each row's own is added"
+        )
+    return found
+
+
+def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
+    """log sum exp over the last axis, float64 [b]."""
     wide = scores.astype(np.float64)
     highest = wide.max(axis=1, keepdims=True)
-    total = highest[:, 0] + np.log(np.exp(wide - highest).sum(axis=1))
-    loss = float((total - np.take_along_axis(wide, label[:, None], axis=1)[:, 0]).mean())
-    return Evaluation(ranking(name, scores, examples), scores, loss)
+    return highest[:, 0] + np.log(np.exp(wide - highest).sum(axis=1))
 
 
-def write_examples(folder: Path, examples: Sequence[Example], evaluation: Evaluation) -> None:
+def write_examples(
+    folder: Path, examples: Sequence[Example], evaluation: Evaluation, *, shared: Sequence[str] = ()
+) -> None:
     """What was ranked, and how: examples.jsonl, and run.trec and qrels.trec for TREC's tools.
 
-    A candidate's document is called EXAMPLE#PLACE, after its place in the row. Tools of TREC settle equal
-    scores by a document's name; here a tie counts against the label.
+    A listed candidate's document is called EXAMPLE#PLACE, after its place in the row; a shared one #PLACE,
+    and a label that is not among the shared ones EXAMPLE#label. Tools of TREC settle equal scores by a
+    document's name; here a tie counts against the label.
 
     Args:
         folder: is made where it is not there.
-        examples: the rows, with listed candidates.
+        examples: the rows.
         evaluation: of these rows.
+        shared: the candidates that they share, if any.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines, run, qrels = [], [], []
-    for example, rank, scores in zip(examples, evaluation.ranking.ranks, evaluation.scores, strict=True):
-        order = np.argsort(-scores, kind="stable").tolist()
-        facts = {
-            "id": example.id,
-            "context": example.context,
-            "label": example.label,
-            "rank": int(rank),
-            "best": [example.candidates[i] for i in order[:3]],
-            "candidates": example.candidates,
-            "scores": [float(score) for score in scores],
-        }
-        lines.append(json.dumps(facts, ensure_ascii=False))
+    place = {text: i for i, text in enumerate(shared)}
+    tag = "_".join(evaluation.ranking.name.split())
+    rows = zip(examples, evaluation.ranking.ranks, evaluation.best, evaluation.scores, strict=True)
+    for example, rank, best, scores in rows:
+        facts = {"id": example.id, "context": example.context, "rank": int(rank)}
         name = "_".join(example.id.split())  # columns are separated by white space
-        tag = "_".join(evaluation.ranking.name.split())
+        if shared:
+            label = place.get(example.label_text, len(shared))
+            own = f"{name}#label" if label == len(shared) else f"#{label}"
+            documents = [own if i == label else f"#{i}" for i in best.tolist()]
+            facts |= _shared_facts(example, label, best, scores, shared)
+        else:
+            own = f"{name}#{example.label}"
+            documents = [f"{name}#{i}" for i in best.tolist()]
+            facts |= _listed_facts(example, best, scores)
+        lines.append(json.dumps(facts, ensure_ascii=False))
+        ranked = enumerate(zip(documents, scores, strict=True), start=1)
         run += [
-            f"{name} Q0 {name}#{i} {place} {scores[i]:.9g} {tag}" for place, i in enumerate(order, start=1)
+            f"{name} Q0 {document} {position} {score:.9g} {tag}" for position, (document, score) in ranked
         ]
-        qrels.append(f"{name} 0 {name}#{example.label} 1")
+        qrels.append(f"{name} 0 {own} 1")
     for file, content in (("examples.jsonl", lines), ("run.trec", run), ("qrels.trec", qrels)):
         write_text(folder / file, "\n".join(content) + "\n")
+
+
+def _listed_facts(example: Example, best: np.ndarray, scores: np.ndarray) -> dict[str, object]:
+    by_place = np.empty(len(scores))
+    by_place[best] = scores
+    return {
+        "label": example.label,
+        "best": [example.candidates[i] for i in best[:3].tolist()],
+        "candidates": example.candidates,
+        "scores": by_place.tolist(),
+    }
+
+
+def _shared_facts(
+    example: Example, label: int, best: np.ndarray, scores: np.ndarray, shared: Sequence[str]
+) -> dict[str, object]:
+    shown = best[:10].tolist()
+    return {
+        "label": example.label_text,
+        "best": [example.label_text if i == label else shared[i] for i in shown],
+        "scores": [float(score) for score in scores[: len(shown)]],
+    }

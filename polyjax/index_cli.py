@@ -7,9 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from polyjax.data.candidates import read_candidates
 from polyjax.nn.encoder import Dtype
 from polyjax.progress import errors, meter
-from polyjax.retrieval.build import add_to_index, build_index, check_dual, read_candidates
+from polyjax.retrieval.build import add_to_index, build_index, check_dual
 from polyjax.retrieval.change import compact, remove
 from polyjax.retrieval.store import IndexDtype, open_index, read_manifest
 from polyjax.scoring import TextScorer

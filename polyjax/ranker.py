@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from polyjax.compilation import enable_compilation_cache
+from polyjax.data.candidates import read_candidates
 from polyjax.interop.parlai import load_parlai
 from polyjax.nn.encoder import Dtype
 from polyjax.progress import errors, meter
-from polyjax.retrieval.build import build_index, check_dual, fingerprint, read_candidates
+from polyjax.retrieval.build import build_index, check_dual, fingerprint
 from polyjax.retrieval.search import Method, Results, Searcher
 from polyjax.retrieval.stages import FirstStage
 from polyjax.retrieval.store import CandidateIndex, IndexDtype, in_memory, open_index

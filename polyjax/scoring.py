@@ -20,6 +20,9 @@ from polyjax.types import Tokens
 TOKENS_PER_BATCH = 4096
 """Rows of a full batch times their padded length; larger batches are no faster on two cores."""
 
+_PRODUCTS_AT_ONCE = 1 << 23
+"""Products of context vectors with shared candidates that are in memory together: 32 MiB."""
+
 Progress = Callable[[int], None]
 
 
@@ -84,6 +87,7 @@ class TextScorer:
         self._score_contexts = jax.jit(self._traced_score_contexts)
         self._score_pairs = jax.jit(self._traced_score_pairs)
         self._encode_contexts = jax.jit(self._traced_encode_contexts)
+        self._score_shared = jax.jit(self._traced_score_shared)
 
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""
@@ -213,6 +217,77 @@ class TextScorer:
         index[real] = [places[text] for row in candidates for text in row]
         scores = self._score_against(contexts, vectors, index, progress)
         return np.where(real, scores, np.float32(-np.inf))
+
+    def score_shared(
+        self,
+        contexts: Sequence[Sequence[str]],
+        shared: Sequence[str],
+        own: Sequence[str],
+        *,
+        progress: Progress = ignore,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Scores of many candidates for every context, and of one more for each, some contexts at a time.
+
+        Candidates of a bi- or poly-encoder are encoded once.
+
+        Args:
+            contexts: turns of each context, oldest first.
+            shared: n candidates of all.
+            own: a further candidate for each context.
+            progress: called with the number of contexts done.
+
+        Yields:
+            Places of p contexts, scores float32 [p, n] of the shared candidates, and [p] of their own.
+        """
+        self.text.prepare([*(t for turns in contexts for t in turns), *shared, *own])
+        if not self._is_dual:
+            for i, (turns, text) in enumerate(zip(contexts, own, strict=True)):
+                scores = self._score_all_pairs([turns], [[*shared, text]], ignore)
+                progress(1)
+                yield np.array([i]), scores[:, :-1], scores[:, -1]
+            return
+        vectors = self.encode_candidates([*shared, *own])
+        n = len(shared)
+        for places, context_vectors, mask in self.context_batches(contexts):
+            m = context_vectors.shape[1]
+            r = min(max(_PRODUCTS_AT_ONCE // (n * m), 1), len(context_vectors))
+            for start in range(0, len(places), r):
+                some = places[start : start + r]
+                scores = self._score_some(context_vectors, mask, vectors[:n], vectors[n + some], start, r)
+                progress(len(some))
+                yield some, scores[: len(some), :n], scores[np.arange(len(some)), n + np.arange(len(some))]
+
+    def _score_some(
+        self,
+        vectors: Float[Array, "b m d"],
+        mask: Bool[Array, "b m"],
+        shared: np.ndarray,
+        own: np.ndarray,
+        start: int,
+        r: int,
+    ) -> np.ndarray:
+        """Scores [r, n + r] of r contexts from ``start`` on; their own candidates are the last r."""
+        # Own candidates in the same product as the shared ones: equal vectors have equal scores then.
+        candidates = np.zeros((len(shared) + r, self.dim), np.float32)
+        candidates[: len(shared)] = shared
+        candidates[len(shared) : len(shared) + len(own)] = own
+        part = np.zeros((r, *vectors.shape[1:]), np.float32)
+        real = np.ones((r, vectors.shape[1]), bool)
+        part[: len(own)] = np.asarray(vectors[start : start + r])[: len(own)]
+        real[: len(own)] = np.asarray(mask[start : start + r])[: len(own)]
+        return np.asarray(self._score_shared(self._state, part, real, candidates[None]))
+
+    def _traced_score_shared(
+        self,
+        state: nnx.State,
+        vectors: Float[Array, "b m d"],
+        mask: Bool[Array, "b m"],
+        candidates: Float[Array, "1 n d"],
+    ) -> Float[Array, "b n"]:
+        self.compilations += 1
+        scorer = nnx.merge(self._graph, state)
+        assert isinstance(scorer, DualScorer)
+        return scorer.score(vectors, mask, candidates)
 
     def _score_against(
         self, contexts: Sequence[Sequence[str]], vectors: np.ndarray, index: np.ndarray, progress: Progress

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 from polyjax import Ranker, cli
 from polyjax.chat import ChatSession, load_index
+from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextEncoder
 from polyjax.interop.parlai import load_parlai
-from polyjax.retrieval.build import read_candidates
 from polyjax.retrieval.store import in_memory
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer

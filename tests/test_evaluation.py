@@ -5,10 +5,17 @@ import json
 import ir_measures
 import numpy as np
 import pytest
+from conftest import HEADS, tiny
+from flax import nnx
 from ir_measures import RR, Success
+from train.toy import Letters
 
-from polyjax.evaluation import Evaluation, ranking, write_examples
-from polyjax.types import Example
+from polyjax import make_scorer
+from polyjax.baselines import random_ranking, tfidf_ranking
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.evaluation import evaluate, rank_listed, rank_shared, write_examples
+from polyjax.scoring import TextScorer
+from polyjax.types import Example, InputError
 
 
 @pytest.fixture
@@ -21,13 +28,13 @@ def written(tmp_path, rng):
     ]
     scores = rng.standard_normal((200, 20)).astype(np.float32)
     scores[np.arange(200), np.arange(200) % 20] += 1.5
-    evaluation = Evaluation(ranking("a model", scores, examples), scores, 0.0)
+    evaluation = rank_listed("a model", examples, scores)
     write_examples(tmp_path / "out", examples, evaluation)
-    return tmp_path / "out", examples, evaluation
+    return tmp_path / "out", examples, evaluation, scores
 
 
 def test_figures_agree_with_ir_measures(written):
-    folder, _, evaluation = written
+    folder, _, evaluation, _ = written
     qrels = ir_measures.read_trec_qrels(str(folder / "qrels.trec"))
     run = ir_measures.read_trec_run(str(folder / "run.trec"))
     ks = (1, 2, 5, 10, 19)
@@ -39,13 +46,135 @@ def test_figures_agree_with_ir_measures(written):
 
 
 def test_rows_can_be_read_again(written):
-    folder, examples, evaluation = written
+    folder, examples, evaluation, given = written
     rows = [json.loads(line) for line in (folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == [e.id for e in examples]
-    for row, example, rank, scores in zip(
-        rows, examples, evaluation.ranking.ranks, evaluation.scores, strict=True
-    ):
+    for row, example, rank, scores in zip(rows, examples, evaluation.ranking.ranks, given, strict=True):
         assert (tuple(row["context"]), tuple(row["candidates"])) == (example.context, example.candidates)
         np.testing.assert_allclose(row["scores"], scores, rtol=1e-6)
         assert row["rank"] == rank and row["label"] == example.label
         assert row["best"][0] == example.candidates[int(np.argmax(scores))]
+
+
+def questions(n: int, shared: list[str], *, among: bool) -> list[Example]:
+    labels = [shared[7 * i % len(shared)] if among else f"answer {i}" for i in range(n)]
+    return [Example(str(i), (f"turn {i}",), (label,), 0, str(i)) for i, label in enumerate(labels)]
+
+
+def in_parts(examples, shared, scores, own):
+    for start in range(0, len(examples), 7):
+        places = np.arange(start, min(start + 7, len(examples)))
+        yield places, scores[places], own[places]
+
+
+@pytest.mark.parametrize("among", [False, True])
+def test_shared_candidates_rank_as_listed_ones(among, rng, tmp_path):
+    """The label joins the shared candidates, or is one of them; the rest is as if all were listed."""
+    shared = [f"document {i}" for i in range(50)]
+    examples = questions(40, shared, among=among)
+    scores, own = rng.integers(0, 30, (40, 50)).astype(np.float32), np.full(40, 27.0, np.float32)
+    found = rank_shared("a model", examples, shared, in_parts(examples, shared, scores, own))
+    listed = [
+        Example(
+            e.id,
+            e.context,
+            tuple(shared) if among else (*shared, e.label_text),
+            shared.index(e.label_text) if among else 50,
+            e.group,
+        )
+        for e in examples
+    ]
+    expected = rank_listed("a model", listed, scores if among else np.column_stack([scores, own]))
+    np.testing.assert_array_equal(found.ranking.ranks, expected.ranking.ranks)
+    assert found.ranking.n_candidates == expected.ranking.n_candidates == 50 + (not among)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    np.testing.assert_array_equal(found.best, expected.best)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+    write_examples(tmp_path, examples, found, shared=shared)
+    rows = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
+    assert [row["rank"] for row in rows] == found.ranking.ranks.tolist()
+    assert all(
+        row["label"] == e.label_text and len(row["best"]) == 10 for row, e in zip(rows, examples, strict=True)
+    )
+    qrels = ir_measures.read_trec_qrels(str(tmp_path / "qrels.trec"))
+    run = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
+    assert len(run) == 40 * (50 + (not among)), "as many lines as candidates"
+    figures = ir_measures.calc_aggregate([Success @ 50], list(qrels), run)
+    assert figures[Success @ 50] >= found.ranking.recall(50)
+
+
+def test_figures_of_shared_candidates_agree_with_ir_measures(rng, tmp_path):
+    shared = [f"document {i}" for i in range(3000)]
+    examples = questions(60, shared, among=False)
+    scores, own = (
+        rng.standard_normal((60, 3000)).astype(np.float32),
+        rng.uniform(1.5, 4, 60).astype(np.float32),
+    )
+    found = rank_shared("a model", examples, shared, in_parts(examples, shared, scores, own))
+    write_examples(tmp_path, examples, found, shared=shared)
+    qrels = ir_measures.read_trec_qrels(str(tmp_path / "qrels.trec"))
+    run = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
+    assert len(run) == 60 * 1000
+    ks = (1, 10, 100, 1000)
+    figures = ir_measures.calc_aggregate([Success @ k for k in ks], list(qrels), run)
+    for k in ks:
+        assert figures[Success @ k] == pytest.approx(found.ranking.recall(k), abs=1e-9)
+    assert 0.1 < found.ranking.recall(1) < found.ranking.recall(100) <= 1.0
+
+
+def test_labels_that_are_partly_among_the_shared_candidates_are_refused():
+    shared = ["a", "b"]
+    examples = [*questions(3, shared, among=False), *questions(2, shared, among=True)]
+    with pytest.raises(InputError, match="labels of 3 of 5 rows are not among the 2 fixed .*row 0"):
+        rank_shared("a model", examples, shared, iter(()))
+
+
+@pytest.mark.parametrize(
+    "head", ["poly-unit-shared", "poly-first", "poly-multihead", "bi-mean", "cross-first"]
+)
+@pytest.mark.parametrize("among", [False, True])
+def test_a_scorer_ranks_shared_candidates_as_listed_ones(head, among):
+    scorer = make_scorer(tiny(), HEADS[head], rngs=nnx.Rngs(0))
+    text = TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24)))
+    words = ["".join(chr(97 + (i * k) % 23) for k in (1, 3, 7)) for i in range(23)]
+    shared, labels = words[:13], words[3:13] if among else words[13:]
+    examples = [Example(str(i), ("a" * (i + 1), "bc"), (w,), 0, str(i)) for i, w in enumerate(labels)]
+    scorer = TextScorer(scorer, text)
+    found = evaluate("model", scorer, examples, shared=shared)
+    candidates = [tuple(shared) if among else (*shared, e.label_text) for e in examples]
+    listed = [
+        Example(e.id, e.context, c, c.index(e.label_text), e.group)
+        for e, c in zip(examples, candidates, strict=True)
+    ]
+    expected = evaluate("model", scorer, listed)
+    np.testing.assert_array_equal(found.ranking.ranks, expected.ranking.ranks)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+def test_a_copy_of_the_label_among_the_shared_candidates_ties_with_it():
+    """Two texts that are cut to the same tokens have the same score, and a tie counts against the label."""
+    scorer = TextScorer(
+        make_scorer(tiny(), HEADS["poly-unit-shared"], rngs=nnx.Rngs(0)),
+        TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=4, buckets=(4, 16))),
+    )
+    shared = ["abcd", "bacd", "cdef", "dcba"]
+    for copy in shared:
+        example = Example("0", ("ab",), (copy + "x",), 0, "0")
+        found = evaluate("model", scorer, [example], shared=shared)
+        alone = evaluate("model", scorer, [example], shared=[t for t in shared if t != copy])
+        assert found.ranking.ranks[0] == alone.ranking.ranks[0] + 1
+
+
+def test_baselines_of_shared_candidates():
+    shared = [f"document about {word}" for word in ("tea", "wine", "milk", "beer", "rum")]
+    examples = [
+        Example(word, (f"what of {word}",), (f"a {word} text",), 0, word) for word in ("juice", "water")
+    ]
+    fit_on = [*shared, *(e.context[0] for e in examples), *(e.label_text for e in examples)]
+    result = tfidf_ranking(examples, fit_on, shared=shared)
+    assert (result.name, result.n_candidates, result.recall(1)) == ("TF-IDF", 6, 1.0)
+    many = [example for example in examples for _ in range(3000)]
+    chance = random_ranking(many, shared=shared)
+    assert chance.n_candidates == 6 and 0.15 < chance.recall(1) < 0.19

@@ -213,7 +213,7 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
         (["--encoder", "no/such/folder"], "expected minilm, small, tiny, or the path"),
         (["--tokenizer", "sentencepiece"], "needs an encoder from scratch, got --encoder minilm"),
         (["--text.context-tokens", "600"], "longer than the encoder's 512 positions"),
-        (["--task", "squad"], "expected chitchat, convai2, dstc7, ubuntu_v2 or jsonl:PATH"),
+        (["--task", "squad"], "expected chitchat, convai2, dstc7, ubuntu_v2, wikipedia_search or jsonl:PATH"),
         (
             ["--task", "convai2"],
             "train_self_original.txt is missing; train_self_original.txt is part of the ConvAI2",
@@ -234,7 +234,7 @@ def test_mistakes_are_named_with_status_2(folder, tmp_path, extra, message):
 def test_tensorboard_gets_the_figures(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     run = importlib.import_module("run")
-    config = run.parse(["--run-dir", str(tmp_path), "--tensorboard"])
+    config = run.parse_run(["--run-dir", str(tmp_path), "--tensorboard"], prog="run")
     with run.tensorboard(config) as log:
         log(3, "train", {"loss": 1.5, "note": "left out"})
     (events,) = (tmp_path / "tensorboard").iterdir()

@@ -1,9 +1,10 @@
-"""Candidates for examples that have none but their label."""
+"""Candidates from a file, and for examples that have none but their label."""
 
 import dataclasses
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from polyjax.types import Example, InputError
 
@@ -61,3 +62,27 @@ def add_candidates(
         candidates.insert(label, example.label_text)
         rows.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))
     return rows
+
+
+def read_candidates(path: Path) -> list[str]:
+    """The candidates of a text file, one a line, each once; white space at a line's ends is dropped.
+
+    Raises:
+        InputError: the file is missing, is not UTF-8, is empty, or has an empty line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no text
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; expected a file of candidates, one a line") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    texts = [line.strip() for line in lines]
+    while texts and not texts[-1]:
+        texts.pop()
+    if not texts:
+        raise InputError(f"{path} holds no candidate; expected one a line")
+    if "" in texts:
+        raise InputError(f"{path}:{texts.index('') + 1}: an empty line; expected a candidate")
+    return list(dict.fromkeys(texts))

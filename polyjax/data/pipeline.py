@@ -1,21 +1,23 @@
-"""Examples -> batches: a shuffled, length-grouped plan of batches, collated by grain workers.
+"""Examples -> batches: a shuffled, length-grouped plan of batches, which grain hands to the collator.
 
 The plan is a pure function of (seed, epoch), and a batch a pure function of the plan's entry, so that
 the iterator's state is one number, and a resumed run takes the same batches.
 """
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, assert_never
+from pathlib import Path
+from typing import Literal
 
 import grain
 import numpy as np
 from absl import flags
 
+from polyjax.data.candidates import read_candidates
+from polyjax.data.collate import CandidateSource, Collator, PlannedBatch
 from polyjax.data.text import TextEncoder
-from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs
+from polyjax.types import Example, InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,12 @@ class BatchConfig:
     """How training batches are drawn.
 
     Attributes:
-        batch_size: contexts of a batch; for bi and poly also the candidates each is ranked among.
-        n_negatives: sampled negatives of a context, for a cross-encoder.
+        batch_size: contexts of a batch.
+        candidates: what a context's label is learnt against: ``batch``, the labels of the batch; ``inline``,
+            the candidates that its row lists; ``sampled``, ``n_negatives`` labels of other rows; ``fixed``,
+            the lines of ``fixed_file``. ``auto`` is batch for bi and poly, sampled for a cross-encoder.
+        n_negatives: sampled negatives of a context.
+        fixed_file: candidates of all contexts, one a line; every label must be among them.
         mask_duplicates: leave copies of a label out of its in-batch negatives (the paper does not).
         group_batches: so many batches' examples are sorted by length together; 1 for no grouping.
         workers: processes that collate; 0 collates in threads of this process.
@@ -33,7 +39,9 @@ class BatchConfig:
     """
 
     batch_size: int = 32
+    candidates: Literal["auto", "batch", "inline", "sampled", "fixed"] = "auto"
     n_negatives: int = 15
+    fixed_file: Path | None = None
     mask_duplicates: bool = True
     group_batches: int = 64
     workers: int = 0
@@ -45,14 +53,16 @@ class BatchConfig:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise InputError(f"batch {name} must be at least {smallest}, got {getattr(self, name)}")
+        if (self.candidates == "fixed") != (self.fixed_file is not None):
+            raise InputError(
+                "batch candidates 'fixed' and batch fixed_file go together: give both or neither"
+            )
 
-
-@dataclasses.dataclass(frozen=True)
-class PlannedBatch:
-    """Which examples (indices, int [b]) make a batch, and the epoch they are taken in."""
-
-    epoch: int
-    indices: np.ndarray
+    def source(self, inputs: Literal["dual", "pairs"]) -> CandidateSource:
+        """Where candidates come from, for scorers that encode both sides apart or pairs."""
+        if self.candidates == "auto":
+            return "batch" if inputs == "dual" else "sampled"
+        return self.candidates
 
 
 class BatchPlan:
@@ -115,98 +125,6 @@ class BatchPlan:
         return np.concatenate(batches)
 
 
-def text_key(text: str) -> int:
-    """A hash of the text, case and white space aside; int32.
-
-    >>> text_key("Yes  please") == text_key("yes please")
-    True
-    """
-    return zlib.crc32(" ".join(text.lower().split()).encode()) - 2**31
-
-
-class Collator(grain.transforms.Map):
-    """A planned batch -> Batch of numpy arrays.
-
-    Args:
-        examples: the training split.
-        text: tokenises and pads.
-        config: batch settings.
-        inputs: ``dual`` takes the labels of the batch as candidates, ``pairs`` samples negatives.
-        seed: of the sampled negatives.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        text: TextEncoder,
-        config: BatchConfig,
-        *,
-        inputs: Literal["dual", "pairs"],
-        seed: int,
-    ):
-        self._examples = examples
-        self._text = text
-        self._config = config
-        self._inputs: Literal["dual", "pairs"] = inputs
-        self._seed = seed
-
-    # grain's abstract ``map`` has no annotations, so its result is inferred to be None.
-    def map(self, element: PlannedBatch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The batch's arrays."""
-        examples = [self._examples[i] for i in element.indices]
-        match self._inputs:
-            case "dual":
-                return self._dual(examples)
-            case "pairs":
-                return self._pairs(examples, element)
-            case other:
-                assert_never(other)
-
-    def _dual(self, examples: list[Example]) -> Batch:
-        text, b = self._text, len(examples)
-        inputs = DualInputs(
-            context=text.pad_contexts([text.context(e.context) for e in examples]),
-            candidates=text.pad_candidates([text.candidate(e.label_text) for e in examples]),
-        )
-        keys = np.array([text_key(e.label_text) for e in examples], np.int32)
-        return Batch(
-            inputs,
-            label=np.arange(b, dtype=np.int32),
-            where=np.ones((1, b), bool),
-            keys=keys if self._config.mask_duplicates else None,
-        )
-
-    def _pairs(self, examples: list[Example], planned: PlannedBatch) -> Batch:
-        text, pairs = self._text, []
-        for i, example in zip(planned.indices, examples, strict=True):
-            context = text.context(example.context)
-            texts = [example.label_text, *self._sample_negatives(example, int(i), planned.epoch)]
-            pairs += [text.pair(context, text.candidate(candidate)) for candidate in texts]
-        c = self._config.n_negatives + 1
-        tokens = text.pad_pairs(pairs)
-        shaped = dataclasses.replace(
-            tokens, **{name: value.reshape(-1, c, value.shape[1]) for name, value in vars(tokens).items()}
-        )
-        return Batch(PairInputs(shaped), np.zeros(len(examples), np.int32), np.ones((1, c), bool), keys=None)
-
-    def _sample_negatives(self, example: Example, index: int, epoch: int) -> list[str]:
-        """Other examples' labels, none a copy of the label or of a context turn."""
-        draw = np.random.default_rng([self._seed, epoch, index])
-        taken = {text_key(t) for t in (example.label_text, *example.context)}
-        negatives: list[str] = []
-        for _ in range(100 * self._config.n_negatives):
-            candidate = self._examples[int(draw.integers(len(self._examples)))].label_text
-            if (key := text_key(candidate)) not in taken:
-                taken.add(key)
-                negatives.append(candidate)
-                if len(negatives) == self._config.n_negatives:
-                    return negatives
-        raise InputError(
-            f"batch n_negatives of {self._config.n_negatives}: the training split has too few "
-            "different labels; lower batch.n_negatives"
-        )
-
-
 def padded_shapes(examples: Sequence[Example], text: TextEncoder) -> np.ndarray:
     """The context and candidate buckets of each example's context and label, int [n, 2]."""
     config = text.config
@@ -236,9 +154,19 @@ def make_loader(
     A batch is a function of its number, so that the number of updates made is all that a resumed run needs
     to know: grain's own iterator state would tie it to the same number of workers.
     """
-    text.prepare([*(turn for e in examples for turn in e.context), *(e.label_text for e in examples)])
+    text.prepare(t for e in examples for t in (*e.context, e.label_text))
     plan = BatchPlan(padded_shapes(examples, text), config, seed=seed, n_batches=n_batches)
-    collator = Collator(examples, text, config, inputs=inputs, seed=seed)
+    collator = Collator(
+        examples,
+        text,
+        inputs=inputs,
+        source=config.source(inputs),
+        seed=seed,
+        n_negatives=config.n_negatives,
+        fixed=() if config.fixed_file is None else read_candidates(config.fixed_file),
+        mask_duplicates=config.mask_duplicates,
+    )
+    collator.check()
     dataset = grain.MapDataset.source(plan)[first:].map(collator)
     loader = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if config.workers:

@@ -40,30 +40,6 @@ PLAN, DONE, ROW_SCALES = "plan.json", "done.json", "scales.partial"
 SAVE_EVERY_S = 5.0
 
 
-def read_candidates(path: Path) -> list[str]:
-    """The candidates of a text file, one a line, each once; white space at a line's ends is dropped.
-
-    Raises:
-        InputError: the file is missing, is not UTF-8, is empty, or has an empty line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no text
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a file of candidates, one a line") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    texts = [line.strip() for line in lines]
-    while texts and not texts[-1]:
-        texts.pop()
-    if not texts:
-        raise InputError(f"{path} holds no candidate; expected one a line")
-    if "" in texts:
-        raise InputError(f"{path}:{texts.index('') + 1}: an empty line; expected a candidate")
-    return list(dict.fromkeys(texts))
-
-
 def fingerprint(scorer: TextScorer) -> str:
     """A sha256 of all that a candidate's vector depends on: parameters, shapes, tokenizer, lengths."""
     digest = hashlib.sha256(repr((scorer.settings, scorer.text.config)).encode())

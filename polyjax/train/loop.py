@@ -14,8 +14,9 @@ import optax
 from flax import nnx
 
 from polyjax.data.pipeline import BatchConfig, make_loader
+from polyjax.data.rows import Rows
 from polyjax.data.text import TextEncoder
-from polyjax.evaluation import Evaluation, evaluate, some
+from polyjax.evaluation import Evaluation, check_candidates, evaluate, some
 from polyjax.models import DualScorer, Scorer
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import Meter, console, meter
@@ -105,7 +106,7 @@ def train(
     scorer: Scorer,
     text: TextEncoder,
     train_examples: Sequence[Example],
-    valid_examples: Sequence[Example],
+    valid: Rows,
     run_dir: Path,
     *,
     batch: BatchConfig,
@@ -122,7 +123,7 @@ def train(
         scorer: with its initial parameters; they are given away.
         text: tokenises and pads.
         train_examples: their labels are learnt.
-        valid_examples: with listed candidates.
+        valid: rows to rank.
         run_dir: where metrics and checkpoints go.
         batch: how batches are drawn.
         optim: optimiser and schedule.
@@ -140,7 +141,8 @@ def train(
     validate_every = config.validate_every_steps or max(
         1, round((config.validate_every_epochs or 0.5) * per_epoch)
     )
-    valid = some(valid_examples, config.validate_examples)
+    valid_examples = some(valid.examples, config.validate_examples)
+    check_candidates(valid_examples, valid.shared, source="valid")
 
     validator = TextScorer(scorer, text)
     optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
@@ -198,7 +200,7 @@ def train(
                 best_by = None
                 if due:
                     validator.update(nnx.merge(graph, state.trained, state.frozen))
-                    outcome = evaluate("valid", validator, valid)
+                    outcome = evaluate("valid", validator, valid_examples, shared=valid.shared)
                     _raise_unless_finite(
                         "validation loss", [outcome.loss], step, optim, saved=checkpoints.latest_step
                     )

@@ -13,6 +13,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from rich import box
 from rich.table import Table
 
@@ -21,6 +22,7 @@ from polyjax.metrics import RankingResult
 from polyjax.train.checkpoint import MetricsLog, write_json
 
 KS = (1, 2, 5, 10)
+_FEW = 20
 _GREY, _BLUE, _ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
 
 
@@ -61,12 +63,13 @@ def console_table(results: Sequence[RankingResult], title: str, *, ks: Sequence[
     return table
 
 
-def markdown_table(results: Sequence[RankingResult]) -> str:
+def markdown_table(results: Sequence[RankingResult], *, ks: Sequence[int] = KS) -> str:
     """The results as a markdown table."""
+    header = header_row(results[0], ks=ks)
     rows = [
-        header_row(results[0]),
-        ["---"] + ["---:"] * (len(header_row(results[0])) - 1),
-        *map(figures_row, results),
+        header,
+        ["---"] + ["---:"] * (len(header) - 1),
+        *(figures_row(result, ks=ks) for result in results),
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
@@ -112,7 +115,9 @@ def plot_recall(results: Sequence[RankingResult]) -> Figure:
     """recall@k against k, the model against the baselines."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     n = results[0].n_candidates
-    ks = range(1, n + 1)
+    # Of many candidates, the first hundred on a logarithmic axis.
+    few = n <= _FEW
+    ks = range(1, n + 1) if few else sorted({round(k) for k in np.geomspace(1, 100, 25)})
     greys = iter(("#b9bdc4", "#8a8f98", _ORANGE, "#b05f10", "#555a63"))
     for result in results:
         is_model = result is results[-1]
@@ -125,7 +130,13 @@ def plot_recall(results: Sequence[RankingResult]) -> Figure:
             color=color,
             label=result.name,
         )
-    axes.set(xlabel="k", ylabel=f"recall@k/{n}", xticks=ks, ylim=(0, 1.02))
+    axes.set(xlabel="k", ylabel=f"recall@k/{n}", ylim=(0, 1.02))
+    if few:
+        axes.set_xticks(ks)
+    else:
+        axes.set_xscale("log")
+        axes.set_xticks(ticks := (1, 2, 5, 10, 20, 50, 100), [str(k) for k in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
     return figure
@@ -135,12 +146,38 @@ def plot_ranks(result: RankingResult) -> Figure:
     """How often the label came at each rank."""
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     n = result.n_candidates
-    counts = np.bincount(result.ranks, minlength=n + 1)[1:]
-    axes.bar(np.arange(1, n + 1), counts / counts.sum(), color=_BLUE)
-    axes.axhline(1 / n, color=_ORANGE, linestyle="--", label="chance")
-    axes.set(xlabel=f"rank of the label among {n}", ylabel="share of examples", xticks=np.arange(1, n + 1))
+    bins = rank_bins(n)
+    names = [f"{first:,}" if first == last else f"{first:,}–{last:,}" for first, last in bins]
+    shares = [float(((result.ranks >= first) & (result.ranks <= last)).mean()) for first, last in bins]
+    places = np.arange(len(bins))
+    axes.bar(places, shares, color=_BLUE)
+    chance = [(last - first + 1) / n for first, last in bins]
+    axes.step(
+        [-0.5, *(places + 0.5)],
+        [chance[0], *chance],
+        where="pre",
+        color=_ORANGE,
+        linestyle="--",
+        label="chance",
+    )
+    axes.set(
+        xlabel=f"rank of the label among {n:,}", ylabel="share of examples", ylim=(0, max(shares) * 1.12)
+    )
+    axes.set_xticks(places, names, rotation=0 if n <= _FEW else 30)
     axes.legend(frameon=False)
     return figure
+
+
+def rank_bins(n: int) -> list[tuple[int, int]]:
+    """Ranks that are counted together, first and last: each alone up to 20 candidates, then ever more.
+
+    >>> rank_bins(100)
+    [(1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 50), (51, 100)]
+    """
+    if n <= _FEW:
+        return [(rank, rank) for rank in range(1, n + 1)]
+    ends = [end for power in range(12) for digit in (1, 2, 5) if (end := digit * 10**power) < n] + [n]
+    return [(first + 1, last) for first, last in zip([0, *ends], ends, strict=False)]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -152,7 +189,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def write_report(
-    run_dir: Path, results: Sequence[RankingResult], *, title: str, notes: Sequence[str]
+    run_dir: Path,
+    results: Sequence[RankingResult],
+    *,
+    title: str,
+    notes: Sequence[str],
+    ks: Sequence[int] = KS,
 ) -> None:
     """Write report.md, results.json and figures/ into a run directory.
 
@@ -161,6 +203,7 @@ def write_report(
         results: baselines first, the model last, all on the same examples.
         title: of the report.
         notes: facts about the run, a line each.
+        ks: of the recalls, 1 first.
     """
     model = results[-1]
     folder = run_dir / "figures"
@@ -180,7 +223,7 @@ def write_report(
     ):
         lines += [f"![{caption}](figures/{name}.png)", ""]
     write_text(run_dir / "report.md", "\n".join(lines))
-    write_json(run_dir / "results.json", {result.name: result.summary(KS) for result in results})
+    write_json(run_dir / "results.json", {result.name: result.summary(ks) for result in results})
 
 
 def gain_sentence(model: RankingResult, baseline: RankingResult) -> str:

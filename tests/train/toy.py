@@ -14,6 +14,7 @@ from flax import nnx
 from polyjax import BiConfig, CrossConfig, EncoderConfig, Example, PolyConfig, make_scorer
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import BatchConfig
+from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.nn.encoder import Dtype
 from polyjax.train.checkpoint import run_lock
@@ -85,7 +86,7 @@ def run(
             make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(0)),
             TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24))),
             train_examples or examples(100),
-            examples(30, candidates=8, seed=1),
+            Rows(examples(30, candidates=8, seed=1)),
             run_dir,
             batch=BatchConfig(batch_size=batch_size, n_negatives=4, workers=workers),
             optim=optim or OPTIM[arch],

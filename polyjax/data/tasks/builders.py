@@ -4,18 +4,26 @@ TensorFlow is not needed, neither to prepare nor to read.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast, overload
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from polyjax.data.tasks import chitchat
+from polyjax.data.tasks.source import OfficialFile, Source, find, locate
+from polyjax.data.tasks.wikipedia_search import Article
 from polyjax.progress import console
-from polyjax.types import InputError
+from polyjax.types import Example, InputError
+
+_AT_ONCE = 1000
+"""Rows that are decoded together where all are read."""
 
 
 class Chitchat(tfds.core.GeneratorBasedBuilder):
@@ -47,7 +55,86 @@ class Chitchat(tfds.core.GeneratorBasedBuilder):
                 yield conversation.id, {"id": conversation.id, "turns": list(conversation.turns)}
 
 
-BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {"chitchat": Chitchat}
+def _no_rows() -> Iterator[Any]:
+    return iter(())
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FilesConfig(tfds.core.BuilderConfig):
+    """Which files a builder reads: its name says the form, the split and the state of the files.
+
+    Attributes:
+        rows: gives the rows of the files; needed to prepare only.
+    """
+
+    rows: Callable[[], Iterator[Any]] = _no_rows
+
+
+class _FromFiles(tfds.core.GeneratorBasedBuilder):
+    """Rows of a published data set's files, in their order; one split a configuration."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "see polyjax.data.tasks for the files and where they were published"
+    SPLIT = "rows"
+
+    def _features(self) -> tfds.features.FeaturesDict:
+        text = tfds.features.Text
+        return tfds.features.FeaturesDict(
+            {
+                "id": text(),
+                "context": tfds.features.Sequence(text()),
+                "candidates": tfds.features.Sequence(text()),
+                "label": tfds.features.Scalar(dtype=np.int64),
+                "group": text(),
+            }
+        )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=self._features(), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {self.SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, row in enumerate(cast(FilesConfig, self.builder_config).rows()):
+            yield i, {field.name: _plain(getattr(row, field.name)) for field in dataclasses.fields(row)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class ConvAI2(_FromFiles):
+    """Rows of polyjax.data.tasks.convai2."""
+
+    name = "convai2"
+
+
+class DSTC7(_FromFiles):
+    """Rows of polyjax.data.tasks.dstc7."""
+
+    name = "dstc7"
+
+
+class UbuntuV2(_FromFiles):
+    """Rows of polyjax.data.tasks.ubuntu_v2."""
+
+    name = "ubuntu_v2"
+
+
+class WikipediaSearch(_FromFiles):
+    """Articles of polyjax.data.tasks.wikipedia_search."""
+
+    name = "wikipedia_search"
+
+    def _features(self) -> tfds.features.FeaturesDict:
+        text = tfds.features.Text
+        return tfds.features.FeaturesDict({"title": text(), "sentences": tfds.features.Sequence(text())})
+
+
+BUILDERS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {
+    builder.name: builder for builder in (Chitchat, ConvAI2, DSTC7, UbuntuV2, WikipediaSearch)
+}
 
 
 def prepared(name: str, data_dir: Path, source: Callable[[], Path]) -> Mapping[str, Sequence[dict[str, Any]]]:
@@ -61,15 +148,139 @@ def prepared(name: str, data_dir: Path, source: Callable[[], Path]) -> Mapping[s
     Raises:
         InputError: ``data_dir`` cannot be written.
     """
+    builder = _builder(name, data_dir)
+    if not builder.is_prepared():
+        _prepare(builder, source().parent, data_dir)
+    return cast(Mapping[str, Sequence[dict[str, Any]]], builder.as_data_source())
+
+
+def _builder(name: str, data_dir: Path, config: FilesConfig | None = None) -> tfds.core.GeneratorBasedBuilder:
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of folders that are not there yet
     try:
-        builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
-        if not builder.is_prepared():
-            config = tfds.download.DownloadConfig(manual_dir=source().parent)
-            console.print(f"preparing {name} in {data_dir} (once)")
-            tfds.disable_progress_bar()
-            with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
-                builder.download_and_prepare(download_config=config)
+        return BUILDERS[name](data_dir=data_dir, file_format="array_record", config=config)
+    except OSError as error:
+        raise InputError(f"task.data_dir {str(data_dir)!r} cannot be read: {error}") from None
+
+
+def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: Path) -> None:
+    config = tfds.download.DownloadConfig(manual_dir=folder)
+    console.print(f"preparing {builder.name} in {data_dir} (once)")
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
+            builder.download_and_prepare(download_config=config)
     except OSError as error:
         raise InputError(f"task.data_dir {str(data_dir)!r} cannot be written: {error}") from None
-    return cast(Mapping[str, Sequence[dict[str, Any]]], builder.as_data_source())
+
+
+T = TypeVar("T")
+
+
+class _Prepared(Sequence[T]):
+    """Rows on disk, decoded when they are asked for.
+
+    Args:
+        name: key of BUILDERS.
+        data_dir: where prepared data is kept.
+        config: name of the prepared configuration.
+    """
+
+    def __init__(self, name: str, data_dir: Path, config: str):
+        self._key = name, data_dir, config
+        builder = _builder(name, data_dir, FilesConfig(name=config))
+        self._rows: Any = cast(Mapping[str, Any], builder.as_data_source())[_FromFiles.SPLIT]
+
+    def __reduce__(self) -> tuple:
+        """Opened anew in a worker process."""
+        return type(self), self._key
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        """A row, or several."""
+        if isinstance(index, slice):
+            places = list(range(*index.indices(len(self))))
+            return [self._decoded(row) for row in (self._rows.__getitems__(places) if places else [])]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._decoded(self._rows[int(index) % len(self)])
+
+    def __iter__(self) -> Iterator[T]:
+        """All rows."""
+        for start in range(0, len(self), _AT_ONCE):
+            yield from self[start : start + _AT_ONCE]
+
+    def _decoded(self, row: dict[str, Any]) -> T:
+        raise NotImplementedError
+
+
+class PreparedRows(_Prepared[Example]):
+    """The rows of a task."""
+
+    def _decoded(self, row: dict[str, Any]) -> Example:
+        return Example(
+            row["id"].decode(),
+            _texts(row["context"]),
+            _texts(row["candidates"]),
+            int(row["label"]),
+            row["group"].decode(),
+        )
+
+
+class PreparedArticles(_Prepared[Article]):
+    """The articles of wikipedia_search."""
+
+    def _decoded(self, row: dict[str, Any]) -> Article:
+        return Article(row["title"].decode(), _texts(row["sentences"]))
+
+
+def _texts(encoded: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(text.decode() for text in encoded)
+
+
+def prepared_files(
+    source: Source,
+    form: str,
+    folder: Path,
+    files: Sequence[OfficialFile],
+    parse: Callable[..., Iterator[Any]],
+    *,
+    data_dir: Path,
+    unverified: bool,
+) -> tuple[str, bool]:
+    """The configuration under which files' rows are kept, prepared first where they are not.
+
+    What was prepared belongs to the files' names, sizes and times of change: a changed file is read again.
+
+    Args:
+        source: of the data set; ``source.task`` is a key of BUILDERS.
+        form: of the rows; a short name, part of the configuration's.
+        folder: where the user keeps the data set.
+        files: that are read.
+        parse: called with the files' paths; gives the rows.
+        data_dir: where prepared data is kept.
+        unverified: take files that are not known to be the official ones.
+
+    Returns:
+        The configuration's name, and whether the files are known to be the official ones.
+
+    Raises:
+        InputError: a file is missing, broken, or not the official one; ``data_dir`` cannot be written.
+    """
+    paths = [find(folder, file, source) for file in files]
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    state = hashlib.sha1(repr(states).encode()).hexdigest()[:12]
+    names = {True: f"{form}-official-{state}", False: f"{form}-unverified-{state}"}
+    for official in (True, False) if unverified else (True,):
+        if _builder(source.task, data_dir, FilesConfig(name=names[official])).is_prepared():
+            return names[official], official
+    official = all([locate(folder, file, source, unverified=unverified)[1] for file in files])
+    config = FilesConfig(name=names[official], rows=lambda: parse(*paths))
+    _prepare(_builder(source.task, data_dir, config), folder, data_dir)
+    return names[official], official

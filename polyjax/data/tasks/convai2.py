@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from polyjax.data.tasks.source import OfficialFile, Source, locate
+from polyjax.data.rows import Rows
+from polyjax.data.tasks.source import OfficialFile, Source, prepared_rows
 from polyjax.types import Example, InputError
 
 Persona = Literal["self", "other", "both", "none"]
@@ -44,6 +45,7 @@ class ConvAI2Config:
         revised: take the reworded personas; there are none with persona ``none``.
         candidates: take the files with 20 candidates a line; otherwise those with labels alone.
         unverified: take files that are not the official ones.
+        data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
     source: Path = Path("ConvAI2")
@@ -51,6 +53,7 @@ class ConvAI2Config:
     revised: bool = False
     candidates: bool = True
     unverified: bool = False
+    data_dir: Path = Path("data")
 
     def __post_init__(self) -> None:
         """Raise InputError for a file that does not exist."""
@@ -58,14 +61,15 @@ class ConvAI2Config:
             raise InputError("task convai2: there is no revised form without personas; leave revised out")
 
 
-def read(config: ConvAI2Config, split: Literal["train", "valid", "test"]) -> tuple[list[Example], bool]:
-    """The examples of a split, and whether its file is the official one; test is valid, as in ParlAI."""
+def read(config: ConvAI2Config, split: Literal["train", "valid", "test"]) -> Rows:
+    """The rows of a split; test is valid, as in ParlAI."""
     form = "revised" if config.revised else "original"
     part = "train" if split == "train" else "valid"
-    name = f"{part}_{config.persona}_{form}{'' if config.candidates else '_no_cands'}.txt"
-    file = OFFICIAL.get(name, OfficialFile(name))
-    path, official = locate(config.source, file, SOURCE, unverified=config.unverified)
-    return list(parse(path)), official
+    name = f"{part}_{config.persona}_{form}{'' if config.candidates else '_no_cands'}"
+    file = OFFICIAL.get(f"{name}.txt", OfficialFile(f"{name}.txt"))
+    return prepared_rows(
+        SOURCE, name, config.source, [file], parse, data_dir=config.data_dir, unverified=config.unverified
+    )
 
 
 def parse(path: Path) -> Iterator[Example]:

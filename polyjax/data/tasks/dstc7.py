@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from polyjax.data.tasks.source import OfficialFile, Source, locate
+from polyjax.data.rows import Rows
+from polyjax.data.tasks.source import OfficialFile, Source, prepared_rows
 from polyjax.types import Example, InputError
 
 SOURCE = Source(
@@ -30,31 +31,35 @@ class DSTC7Config:
         training: ``plain`` rows; ``augmented``, where every turn of a dialogue is a row; ``sampled``, with 16
             candidates each, for a cross-encoder.
         unverified: take files that are not known to be the official ones (their md5 was never published).
+        data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
     source: Path = Path("dstc7")
     training: Training = "plain"
     unverified: bool = False
+    data_dir: Path = Path("data")
 
 
 SAMPLED_CANDIDATES = 16
 
 
-def read(config: DSTC7Config, split: Literal["train", "valid", "test"]) -> tuple[list[Example], bool]:
-    """The examples of a split, and whether its files are known to be the official ones."""
+def read(config: DSTC7Config, split: Literal["train", "valid", "test"]) -> Rows:
+    """The rows of a split."""
     suffix = "" if config.training == "plain" else f"_{config.training}"
     name = {
-        "train": f"ubuntu_train_subtask_1{suffix}.json",
-        "valid": "ubuntu_dev_subtask_1.json",
-        "test": "ubuntu_test_subtask_1.json",
+        "train": f"ubuntu_train_subtask_1{suffix}",
+        "valid": "ubuntu_dev_subtask_1",
+        "test": "ubuntu_test_subtask_1",
     }[split]
-    path, official = locate(config.source, OfficialFile(name), SOURCE, unverified=config.unverified)
-    answers = None
-    if split == "test":
-        table, known = locate(config.source, OfficialFile(ANSWERS), SOURCE, unverified=config.unverified)
-        answers, official = read_answers(table), official and known
-    sampled = SAMPLED_CANDIDATES if split == "train" and config.training == "sampled" else None
-    return list(parse(path, answers=answers, sampled=sampled)), official
+    files = [OfficialFile(f"{name}.json"), *([OfficialFile(ANSWERS)] if split == "test" else [])]
+
+    def rows(path: Path, answers: Path | None = None) -> Iterator[Example]:
+        sampled = SAMPLED_CANDIDATES if name.endswith("_sampled") else None
+        return parse(path, answers=None if answers is None else read_answers(answers), sampled=sampled)
+
+    return prepared_rows(
+        SOURCE, name, config.source, files, rows, data_dir=config.data_dir, unverified=config.unverified
+    )
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:

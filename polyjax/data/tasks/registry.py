@@ -1,20 +1,23 @@
 """All tasks by name, and what a run needs of one: rows, texts to learn words from, a line about the data."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from polyjax.data.tasks import chitchat, convai2, dstc7, jsonl, ubuntu_v2
+from polyjax.data.rows import Rows
+from polyjax.data.tasks import chitchat, convai2, dstc7, jsonl, ubuntu_v2, wikipedia_search
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.convai2 import ConvAI2Config
 from polyjax.data.tasks.dstc7 import DSTC7Config
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.tasks.ubuntu_v2 import UbuntuV2Config
+from polyjax.data.tasks.wikipedia_search import WikipediaSearchConfig
 from polyjax.types import Example, InputError
 
 Split = Literal["train", "valid", "test"]
-TaskConfig = ChitchatConfig | ConvAI2Config | DSTC7Config | UbuntuV2Config | OwnDataConfig
+TaskConfig = (
+    ChitchatConfig | ConvAI2Config | DSTC7Config | UbuntuV2Config | WikipediaSearchConfig | OwnDataConfig
+)
 
 OWN = "jsonl:"
 """Before the path of a file of one's own."""
@@ -24,20 +27,8 @@ NAMED: dict[str, Callable[[], TaskConfig]] = {
     "convai2": ConvAI2Config,
     "dstc7": DSTC7Config,
     "ubuntu_v2": UbuntuV2Config,
+    "wikipedia_search": WikipediaSearchConfig,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The examples of a split.
-
-    Attributes:
-        examples: with the label alone, or with listed candidates.
-        note: what a report says about the data, "" where there is nothing to say.
-    """
-
-    examples: list[Example]
-    note: str = ""
 
 
 def task_named(name: str) -> TaskConfig:
@@ -65,7 +56,7 @@ def name_of(task: TaskConfig) -> str:
 
 
 def read(task: TaskConfig, split: Split) -> Rows:
-    """The rows of a split.
+    """The rows of a split, as the task has them.
 
     Raises:
         InputError: a file is missing, not the official one, or broken.
@@ -76,20 +67,16 @@ def read(task: TaskConfig, split: Split) -> Rows:
         case OwnDataConfig():
             return Rows(jsonl.read(task, split))
         case ConvAI2Config():
-            examples, official = convai2.read(task, split)
+            return convai2.read(task, split)
         case DSTC7Config():
-            examples, official = dstc7.read(task, split)
+            return dstc7.read(task, split)
         case UbuntuV2Config():
-            examples, official = ubuntu_v2.read(task, split)
-    note = (
-        ""
-        if official
-        else f"the {split} file is not known to be the official one: compare with no published figure"
-    )
-    return Rows(examples, note)
+            return ubuntu_v2.read(task, split)
+        case WikipediaSearchConfig():
+            return wikipedia_search.read(task, split)
 
 
-def training_texts(task: TaskConfig, examples: list[Example]) -> Iterator[str]:
+def training_texts(task: TaskConfig, examples: Sequence[Example]) -> Iterator[str]:
     """Texts of the training split from which words and their frequencies are learnt.
 
     Args:
@@ -104,6 +91,21 @@ def training_texts(task: TaskConfig, examples: list[Example]) -> Iterator[str]:
         # A dialogue's rows repeat its turns: only the newest is taken of each.
         yield example.context[-1]
         yield example.label_text
+
+
+def ks_of(task: TaskConfig) -> tuple[int, ...]:
+    """The k of the recalls that are reported for a task, as in the paper; 1 first."""
+    match task:
+        case ConvAI2Config():
+            return (1, 5)
+        case DSTC7Config():
+            return (1, 10, 50)
+        case UbuntuV2Config():
+            return (1, 2, 5)
+        case WikipediaSearchConfig():
+            return (1, 10, 100)
+        case _:
+            return (1, 2, 5, 10)
 
 
 def describe(task: TaskConfig, split: Split, n: int) -> str:

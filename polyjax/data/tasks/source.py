@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from polyjax.types import InputError
+from polyjax.data.rows import Rows
+from polyjax.types import Example, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,21 @@ class Source:
     page: str
 
 
+def find(folder: Path, file: OfficialFile, source: Source) -> Path:
+    """The file's path in the user's folder, whatever the file holds.
+
+    Raises:
+        InputError: it is missing; the message says where it was published.
+    """
+    path = folder / file.name
+    if not path.is_file():
+        raise InputError(
+            f"task {source.task}: {path} is missing; {file.name} is part of {source.title}, see "
+            f"{source.page}; put it there, or name its folder with --task.source"
+        )
+    return path
+
+
 def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool) -> tuple[Path, bool]:
     """The file in the user's folder, and whether it is known to be the official one.
 
@@ -49,12 +66,7 @@ def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool
     Raises:
         InputError: it is missing, or it is not the official file and ``unverified`` was not asked for.
     """
-    path = folder / file.name
-    if not path.is_file():
-        raise InputError(
-            f"task {source.task}: {path} is missing; {file.name} is part of {source.title}, see "
-            f"{source.page}; put it there, or name its folder with --task.source"
-        )
+    path = find(folder, file, source)
     if file.size is None or file.md5 is None:
         difference = "its official size and md5 are not known"
     elif (size := path.stat().st_size) != file.size:
@@ -74,3 +86,29 @@ def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def note_of(name: str, official: bool) -> str:
+    """What a report says of a split's files."""
+    if official:
+        return ""
+    return f"{name}: not known to be the official file; compare with no published figure"
+
+
+def prepared_rows(
+    source: Source,
+    form: str,
+    folder: Path,
+    files: Sequence[OfficialFile],
+    parse: Callable[..., Iterator[Example]],
+    *,
+    data_dir: Path,
+    unverified: bool,
+) -> Rows:
+    """The rows of files, prepared first where they are not; see ``builders.prepared_files``."""
+    from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
+
+    name, official = builders.prepared_files(
+        source, form, folder, files, parse, data_dir=data_dir, unverified=unverified
+    )
+    return Rows(builders.PreparedRows(source.task, data_dir, name), note_of(files[0].name, official))

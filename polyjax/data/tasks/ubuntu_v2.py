@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from polyjax.data.tasks.source import OfficialFile, Source, locate
+from polyjax.data.rows import Rows
+from polyjax.data.tasks.source import OfficialFile, Source, prepared_rows
 from polyjax.types import Example, InputError
 
 SOURCE = Source("ubuntu_v2", "the Ubuntu Dialogue Corpus V2", "rkadlec/ubuntu-ranking-dataset-creator")
@@ -28,17 +29,20 @@ class UbuntuV2Config:
         source: folder with train.csv, valid.csv and test.csv.
         unverified: take files that are not known to be the official ones (they are generated, and their md5
             was never published).
+        data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
     source: Path = Path("ubuntu")
     unverified: bool = False
+    data_dir: Path = Path("data")
 
 
-def read(config: UbuntuV2Config, split: Literal["train", "valid", "test"]) -> tuple[list[Example], bool]:
-    """The examples of a split, and whether its file is known to be the official one."""
+def read(config: UbuntuV2Config, split: Literal["train", "valid", "test"]) -> Rows:
+    """The rows of a split."""
     file = OfficialFile(f"{split}.csv")
-    path, official = locate(config.source, file, SOURCE, unverified=config.unverified)
-    return list(parse(path)), official
+    return prepared_rows(
+        SOURCE, split, config.source, [file], parse, data_dir=config.data_dir, unverified=config.unverified
+    )
 
 
 def plain(field: str) -> str:

@@ -1,0 +1,87 @@
+"""The command line of the scripts: a few flags choose the defaults of all others."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from settings import PRESETS, Arch, PresetName, RunConfig, for_task, from_run
+
+from polyjax.commandline import parse_flags
+from polyjax.config import from_json
+from polyjax.data.tasks.registry import TaskConfig, task_named
+from polyjax.interop.parlai import ConvertedFrom
+from polyjax.nn.heads import head_label
+from polyjax.train.checkpoint import CONFIG, read_card, read_json
+from polyjax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The flags that choose the defaults of all others."""
+
+    arch: Arch | None = None
+    preset: PresetName = "demo"
+    init: Path | None = None
+    task: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskChoice:
+    """The flag that chooses a task, and with it the task's flags."""
+
+    task: str | None = None
+
+
+def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
+    """The settings that run.py's command line asks for."""
+    choice = _chosen(Choice, arguments, prog)
+    if choice.init is None:
+        default = PRESETS[choice.preset](choice.arch or "poly")
+    else:
+        default = default_of_run(choice, choice.init)
+    if choice.task is not None:
+        default = for_task(default, task_named(choice.task))
+        arguments = without(arguments, "--task")
+    return parse_flags(tyro.conf.AvoidSubcommands[RunConfig], arguments, prog=prog, default=default)
+
+
+def chosen_task(arguments: Sequence[str], *, prog: str) -> tuple[TaskConfig | None, list[str]]:
+    """The default settings of the task that ``--task`` names, and the arguments without it."""
+    name = _chosen(TaskChoice, arguments, prog).task
+    return None if name is None else task_named(name), without(arguments, "--task")
+
+
+def _chosen(kind: type, arguments: Sequence[str], prog: str):
+    """The flags of a dataclass alone: a first look must not trip over flags that only the second knows."""
+    names = [f"--{field.name}" for field in dataclasses.fields(kind)]
+    choice = re.compile(rf"({'|'.join(names)})(=|$)")
+    pairs = zip(["", *arguments], arguments, strict=False)
+    words = [word for before, word in pairs if choice.match(word) or before in names]
+    return parse_flags(kind, words, prog=prog)
+
+
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    kept = []
+    words = iter(arguments)
+    for word in words:
+        if word == flag:
+            next(words, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
+def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
+    """The settings' defaults for going on from a run directory's model."""
+    card = read_card(run_dir)
+    arch = head_label(card.model.head)
+    if choice.arch not in (None, arch):
+        raise InputError(f"--arch {choice.arch}: --init {run_dir} is a {arch}-encoder; leave --arch out")
+    origin = read_json(run_dir / CONFIG)
+    optim = None
+    if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
+        optim = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG)).optim
+    return from_run(PRESETS[choice.preset](arch), run_dir, card, optim)

@@ -1,0 +1,202 @@
+"""A planned batch of examples -> arrays: candidates are chosen, texts padded, labels found."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+
+from polyjax.data.text import TextEncoder
+from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs
+
+CandidateSource = Literal["batch", "inline", "sampled", "fixed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """Which examples (indices, int [b]) make a batch, and the epoch they are taken in."""
+
+    epoch: int
+    indices: np.ndarray
+
+
+@runtime_checkable
+class DrawnAnew(Protocol):
+    """Examples that differ from epoch to epoch."""
+
+    def at(self, index: int, epoch: int) -> Example:
+        """The example of a place in an epoch; that of epoch 0 is what indexing gives."""
+        ...
+
+
+def text_key(text: str) -> int:
+    """A hash of the text, case and white space aside; int32.
+
+    >>> text_key("Yes  please") == text_key("yes please")
+    True
+    """
+    return zlib.crc32(" ".join(text.lower().split()).encode()) - 2**31
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Candidates of one context and the place of its label."""
+
+    texts: Sequence[str]
+    label: int
+
+
+class Collator(grain.transforms.Map):
+    """A planned batch -> Batch of numpy arrays.
+
+    Args:
+        examples: the training split.
+        text: tokenises and pads.
+        inputs: ``dual`` for scorers that encode both sides apart, ``pairs`` for a cross-encoder.
+        source: of the candidates, see BatchConfig.
+        seed: of the sampled negatives.
+        n_negatives: how many are sampled.
+        fixed: candidates of all contexts.
+        mask_duplicates: leave copies of a label out of its negatives.
+
+    Raises:
+        InputError: a row lists no candidates, or its label is not among the fixed ones; when it is met.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        text: TextEncoder,
+        *,
+        inputs: Literal["dual", "pairs"],
+        source: CandidateSource,
+        seed: int,
+        n_negatives: int = 15,
+        fixed: Sequence[str] = (),
+        mask_duplicates: bool = True,
+    ):
+        self._examples, self._text, self._seed = examples, text, seed
+        self._inputs: Literal["dual", "pairs"] = inputs
+        self._source: CandidateSource = source
+        self._n_negatives, self._mask_duplicates = n_negatives, mask_duplicates
+        self._fixed, self._place = fixed, {candidate: i for i, candidate in enumerate(fixed)}
+        text.prepare(fixed)
+
+    def check(self) -> None:
+        """Raise InputError for the first row that cannot be learnt from, before anything is."""
+        if self._source in ("inline", "fixed"):
+            for i, example in enumerate(self._examples):
+                self._candidates(i, example, 0, [], 0)
+
+    # grain's abstract ``map`` has no annotations, so its result is inferred to be None.
+    def map(self, element: PlannedBatch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The batch's arrays."""
+        examples = [self._at(int(i), element.epoch) for i in element.indices]
+        if self._inputs == "dual" and self._source in ("batch", "fixed"):
+            return self._shared(examples)
+        rows = [
+            self._candidates(int(i), example, element.epoch, examples, place)
+            for place, (i, example) in enumerate(zip(element.indices, examples, strict=True))
+        ]
+        return self._listed(examples, rows)
+
+    def _at(self, index: int, epoch: int) -> Example:
+        if isinstance(self._examples, DrawnAnew):
+            return self._examples.at(index, epoch)
+        return self._examples[index]
+
+    def _shared(self, examples: list[Example]) -> Batch:
+        """All contexts have the same candidates, which are encoded once."""
+        if self._source == "batch":
+            texts, label = [e.label_text for e in examples], list(range(len(examples)))
+        else:
+            texts, label = self._fixed, [self._place_of_label(e) for e in examples]
+        text = self._text
+        inputs = DualInputs(
+            context=text.pad_contexts([text.context(e.context) for e in examples]),
+            candidates=text.pad_candidates([text.candidate(candidate) for candidate in texts]),
+        )
+        keys = np.array([text_key(candidate) for candidate in texts], np.int32)
+        return Batch(
+            inputs,
+            label=np.array(label, np.int32),
+            where=np.ones((1, len(texts)), bool),
+            keys=keys if self._mask_duplicates else None,
+        )
+
+    def _listed(self, examples: list[Example], rows: list[Listed]) -> Batch:
+        """Each context has candidates of its own, c of them at most."""
+        text, c = self._text, max(len(row.texts) for row in rows)
+        where = np.array([self._where(row, c) for row in rows])
+        # Places without a candidate repeat the first, which ``where`` leaves out.
+        filled = [[*row.texts, *[row.texts[0]] * (c - len(row.texts))] for row in rows]
+        candidates = [text.candidate(candidate) for texts in filled for candidate in texts]
+        contexts = [text.context(e.context) for e in examples]
+        label = np.array([row.label for row in rows], np.int32)
+        if self._inputs == "dual":
+            tokens = text.pad_candidates(candidates)
+        else:
+            tokens = text.pad_pairs(
+                [text.pair(contexts[i // c], candidate) for i, candidate in enumerate(candidates)]
+            )
+        tokens = dataclasses.replace(
+            tokens, **{name: value.reshape(-1, c, value.shape[1]) for name, value in vars(tokens).items()}
+        )
+        if self._inputs == "dual":
+            return Batch(DualInputs(text.pad_contexts(contexts), tokens), label, where, keys=None)
+        return Batch(PairInputs(tokens), label, where, keys=None)
+
+    def _where(self, row: Listed, c: int) -> np.ndarray:
+        """Which of c places hold a candidate that is no copy of the label, bool [c]."""
+        where = np.arange(c) < len(row.texts)
+        if self._mask_duplicates:
+            keys = [text_key(candidate) for candidate in row.texts]
+            copies = [i for i, key in enumerate(keys) if key == keys[row.label] and i != row.label]
+            where[copies] = False
+        return where
+
+    def _candidates(
+        self, index: int, example: Example, epoch: int, batch: list[Example], place: int
+    ) -> Listed:
+        match self._source:
+            case "batch":
+                return Listed([e.label_text for e in batch], place)
+            case "inline":
+                if len(example.candidates) < 2:
+                    raise InputError(
+                        f"--batch.candidates inline: row {example.id} of the training split lists no "
+                        "candidates but its label; choose batch or sampled"
+                    )
+                return Listed(example.candidates, example.label)
+            case "sampled":
+                return Listed([example.label_text, *self._sample_negatives(example, index, epoch)], 0)
+            case "fixed":
+                return Listed(self._fixed, self._place_of_label(example))
+
+    def _place_of_label(self, example: Example) -> int:
+        place = self._place.get(example.label_text.strip())
+        if place is None:
+            raise InputError(
+                f"--batch.candidates fixed: the label of row {example.id}, {example.label_text[:40]!r}, "
+                "is not among the fixed candidates; add it to the file, or choose batch or sampled"
+            )
+        return place
+
+    def _sample_negatives(self, example: Example, index: int, epoch: int) -> list[str]:
+        """Other examples' labels, none a copy of the label or of a context turn."""
+        draw = np.random.default_rng([self._seed, epoch, index])
+        taken = {text_key(t) for t in (example.label_text, *example.context)}
+        negatives: list[str] = []
+        for _ in range(100 * self._n_negatives):
+            candidate = self._examples[int(draw.integers(len(self._examples)))].label_text
+            if (key := text_key(candidate)) not in taken:
+                taken.add(key)
+                negatives.append(candidate)
+                if len(negatives) == self._n_negatives:
+                    return negatives
+        raise InputError(
+            f"batch n_negatives of {self._n_negatives}: the training split has too few "
+            "different labels; lower batch.n_negatives"
+        )

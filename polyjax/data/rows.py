@@ -1,0 +1,96 @@
+"""The rows of a split, and what their labels are ranked among."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from polyjax.data.candidates import add_candidates, read_candidates
+from polyjax.types import Example, InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The examples of a split.
+
+    Attributes:
+        examples: with the label alone, or with listed candidates.
+        note: what a report says about the data, "" where there is nothing to say.
+        shared: candidates of all rows, to which a row's label is added where it is not among them.
+    """
+
+    examples: Sequence[Example]
+    note: str = ""
+    shared: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """What the labels of validation and test rows are ranked among.
+
+    Attributes:
+        candidates: ``task``, as the task has it; ``inline``, the candidates that a row lists; ``sampled``,
+            the label and ``n - 1`` labels of other rows; ``batch``, the labels of ``n`` successive
+            rows; ``fixed``, the lines of ``file``, to which a row's label is added if no label is among them.
+        n: candidates a row, with sampled and batch.
+        file: candidates of all rows, one a line.
+        seed: of the sampled ones.
+    """
+
+    candidates: Literal["task", "inline", "sampled", "batch", "fixed"] = "task"
+    n: int = 20
+    file: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.n < 2:
+            raise InputError(f"rank n must be at least 2, got {self.n}")
+        if (self.candidates == "fixed") != (self.file is not None):
+            raise InputError("rank candidates 'fixed' and rank file go together: give both or neither")
+
+
+def ranked_among(rows: Rows, config: RankConfig) -> Rows:
+    """The rows with other candidates.
+
+    Raises:
+        InputError: they cannot have them; the message says why.
+    """
+    match config.candidates:
+        case "task":
+            return rows
+        case "inline":
+            if any(len(example.candidates) < 2 for example in rows.examples):
+                raise InputError(
+                    "--rank.candidates inline: there are rows that list none but their label; choose sampled"
+                )
+            return dataclasses.replace(rows, shared=())
+        case "sampled":
+            alone = [_alone(example) for example in rows.examples]
+            examples = add_candidates(alone, n_candidates=config.n, seed=config.seed)
+            return dataclasses.replace(rows, examples=examples, shared=())
+        case "batch":
+            return dataclasses.replace(rows, examples=_in_batches(rows.examples, config.n), shared=())
+        case "fixed":
+            assert config.file is not None
+            examples = [_alone(example) for example in rows.examples]
+            return dataclasses.replace(rows, examples=examples, shared=read_candidates(config.file))
+
+
+def _alone(example: Example) -> Example:
+    return dataclasses.replace(example, candidates=(example.label_text,), label=0)
+
+
+def _in_batches(examples: Sequence[Example], n: int) -> list[Example]:
+    """Each row with the labels of its batch; the last rows' batch reaches back over rows before it."""
+    if len(examples) < n:
+        raise InputError(
+            f"--rank.candidates batch: {len(examples)} rows make no batch of {n}; lower --rank.n"
+        )
+    labels = [example.label_text for example in examples]
+    found = []
+    for i, example in enumerate(examples):
+        first = min(i // n * n, len(examples) - n)
+        candidates = tuple(labels[first : first + n])
+        found.append(dataclasses.replace(example, candidates=candidates, label=i - first))
+    return found
