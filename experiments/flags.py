@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
+from recipes import recipe
 from settings import PRESETS, Arch, PresetName, RunConfig, for_task, from_run
 
 from polyjax.commandline import parse_flags
@@ -22,7 +23,8 @@ class Choice:
     """The flags that choose the defaults of all others."""
 
     arch: Arch | None = None
-    preset: PresetName = "demo"
+    preset: PresetName | None = None
+    recipe: str = ""
     init: Path | None = None
     task: str | None = None
 
@@ -37,14 +39,27 @@ class TaskChoice:
 def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     """The settings that run.py's command line asks for."""
     choice = _chosen(Choice, arguments, prog)
-    if choice.init is None:
-        default = PRESETS[choice.preset](choice.arch or "poly")
-    else:
+    default = preset_of(choice, choice.arch or "poly")
+    if choice.init is not None:
         default = default_of_run(choice, choice.init)
     if choice.task is not None:
         default = for_task(default, task_named(choice.task))
         arguments = without(arguments, "--task")
     return parse_flags(tyro.conf.AvoidSubcommands[RunConfig], arguments, prog=prog, default=default)
+
+
+def preset_of(choice: Choice, arch: Arch) -> RunConfig:
+    """The defaults of the preset or the recipe that was asked for."""
+    if not choice.recipe:
+        return PRESETS[choice.preset or "demo"](arch)
+    if choice.preset is not None:
+        raise InputError(f"--preset {choice.preset} and --recipe {choice.recipe}: give one of them")
+    found = recipe(choice.recipe)
+    if choice.arch not in (None, found.arch):
+        raise InputError(f"--arch {choice.arch}: --recipe {choice.recipe} is a {found.arch}-encoder's")
+    if choice.task is not None:
+        raise InputError(f"--task {choice.task}: --recipe {choice.recipe} has its own; leave --task out")
+    return found
 
 
 def chosen_task(arguments: Sequence[str], *, prog: str) -> tuple[TaskConfig | None, list[str]]:
@@ -84,4 +99,9 @@ def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
     optim = None
     if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
         optim = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG)).optim
-    return from_run(PRESETS[choice.preset](arch), run_dir, card, optim)
+    preset = preset_of(choice, arch)
+    if preset.arch != arch:
+        raise InputError(
+            f"--init {run_dir} is a {arch}-encoder, --recipe {choice.recipe} a {preset.arch}-encoder's"
+        )
+    return from_run(preset, run_dir, card, None if choice.recipe else optim)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from dry_run import show_plan
 from flags import parse_run
 from flax import nnx
 from settings import SCRATCH, RunConfig
@@ -93,16 +94,15 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
     return load_tokenizer(folder)
 
 
-def encoder_config(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderConfig:
+def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> EncoderConfig:
     """The transformer's shape, with the run's arithmetic and dropout."""
     if config.init is not None:
         base = read_card(config.init).model.encoder
     elif source is not None:
         base = read_config(source)
     else:
-        base = {"small": EncoderConfig.small, "tiny": EncoderConfig.tiny}[config.encoder.name](
-            tokenizer.vocab_size
-        )
+        scratch = {"paper": EncoderConfig.paper, "small": EncoderConfig.small, "tiny": EncoderConfig.tiny}
+        base = scratch[config.encoder.name](vocab_size)
     chosen = {
         f.name: getattr(config.encoder, f.name)
         for f in dataclasses.fields(config.encoder)
@@ -177,6 +177,9 @@ def run(config: RunConfig) -> list[RankingResult]:
     """Train (or go on), evaluate beside the baselines, and write the report."""
     enable_compilation_cache()
     source = pretrained_folder(config)
+    if config.dry_run:
+        show_plan(config, encoder_config(config, source, config.tokenizer.vocab_size))
+        return []
     open_run(config.folder, config, incidental=INCIDENTAL)
     with run_lock(config.folder):
         return train_and_report(config, source)
@@ -198,7 +201,7 @@ def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResu
         return training_texts(config.task, training.examples)
 
     tokenizer = make_tokenizer(config, source, turns)
-    shape = encoder_config(config, source, tokenizer)
+    shape = encoder_config(config, source, tokenizer.vocab_size)
     if tokenizer.vocab_size > shape.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {shape.vocab_size} rows of the "

@@ -37,8 +37,8 @@ class EncoderChoice:
     """Which transformer, and how it computes.
 
     Attributes:
-        name: ``minilm`` (all-MiniLM-L6-v2, pretrained), ``small`` or ``tiny`` (from scratch), or the
-            path of a local Hugging Face BERT folder.
+        name: ``minilm`` (all-MiniLM-L6-v2, pretrained), ``paper``, ``small`` or ``tiny`` (from scratch), or
+            the path of a local Hugging Face BERT folder.
         dtype: of the arithmetic; parameters, scores and losses are float32.
         dropout: rate while training.
         attention_dropout: rate on attention weights while training.
@@ -81,6 +81,7 @@ class RunConfig:
     Attributes:
         arch: scoring architecture.
         preset: where the other settings' defaults come from; see experiments/README.md.
+        recipe: where they come from instead: one of the paper's, TASK-ARCH or TASK-ARCH-bert.
         task: the data set; ``--task NAME`` chooses it.
         encoder: the transformer.
         tokenizer: text to ids.
@@ -96,10 +97,12 @@ class RunConfig:
             instead of ``--encoder``: its architecture, text settings, tokenizer and parameters.
         test_examples: evaluate on at most so many test rows, always the same ones; 0 for all.
         tensorboard: also write TensorBoard event files (extra ``tensorboard``).
+        dry_run: say what the run would do (model, updates, memory), and end.
     """
 
     arch: Arch = "poly"
     preset: PresetName = "demo"
+    recipe: str = ""
     task: TaskConfig = ChitchatConfig()
     encoder: EncoderChoice = EncoderChoice()
     tokenizer: TokenizerChoice = TokenizerChoice()
@@ -113,6 +116,7 @@ class RunConfig:
     init: Path | None = None
     test_examples: int = 0
     tensorboard: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that contradict each other."""
@@ -144,7 +148,9 @@ class RunConfig:
             "rank.seed": self.rank.candidates != "sampled" and self.rank.seed != RankConfig().seed,
             "optim.plateau-factor": linear and self.optim.plateau_factor != optim.plateau_factor,
             "optim.plateau-patience": linear and self.optim.plateau_patience != optim.plateau_patience,
-            "optim.warmup": bool(self.optim.parlai_warmup) and self.optim.warmup not in (0.0, optim.warmup),
+            "optim.warmup": bool(self.optim.parlai_warmup or self.optim.warmup_steps)
+            and self.optim.warmup not in (0.0, optim.warmup),
+            "optim.warmup-steps": bool(self.optim.parlai_warmup and self.optim.warmup_steps),
             "tokenizer.vocab-size": self.tokenizer.kind == "pretrained"
             and self.tokenizer.vocab_size != TokenizerChoice().vocab_size,
         }
@@ -159,10 +165,11 @@ class RunConfig:
     def folder(self) -> Path:
         """The run directory."""
         source = Path(self.encoder.name).name if self.init is None else self.init.name
-        return self.run_dir or Path("runs") / f"{name_of(self.task)}-{self.preset}-{self.arch}-{source}"
+        kind = self.recipe or f"{name_of(self.task)}-{self.preset}-{self.arch}"
+        return self.run_dir or Path("runs") / f"{kind}-{source}"
 
 
-SCRATCH = ("small", "tiny")
+SCRATCH = ("paper", "small", "tiny")
 INIT = "init"
 """The encoder's name where --init brings it."""
 
@@ -262,10 +269,14 @@ def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, optim: OptimConf
         name=INIT,
         **{f.name: getattr(shape, f.name) for f in dataclasses.fields(EncoderChoice) if f.name != "name"},
     )
+    if preset.recipe:  # how the model is trained is the recipe's matter
+        kept = ("dropout", "attention_dropout", "output_scaling", "dtype")
+        encoder = dataclasses.replace(encoder, **{name: getattr(preset.encoder, name) for name in kept})
     return dataclasses.replace(
         preset,
         init=run_dir,
         encoder=encoder,
+        tokenizer=TokenizerChoice(),
         head=card.model.head,
         text=card.text,
         optim=preset.optim if optim is None else optim,

@@ -103,6 +103,19 @@ class EncoderConfig:
         )
 
     @classmethod
+    def paper(cls, vocab_size: int) -> "EncoderConfig":
+        """12 layers x 768, the paper's own transformers (ParlAI's variant ``xlm``)."""
+        return cls(
+            vocab_size=vocab_size,
+            dim=768,
+            n_layers=12,
+            n_heads=12,
+            mlp_dim=3072,
+            n_positions=1024,
+            norm_eps=1e-5,
+        )
+
+    @classmethod
     def bert_base(cls, vocab_size: int = 30522) -> "EncoderConfig":
         """12 layers x 768, the paper's BERT."""
         return cls(vocab_size=vocab_size, dim=768, n_layers=12, n_heads=12, mlp_dim=3072)

@@ -75,6 +75,14 @@ class TrainConfig:
                 )
 
 
+def updates_of(config: TrainConfig, batch: BatchConfig, n_examples: int) -> tuple[int, int]:
+    """Updates in all, and between validations, of a run on so many training examples."""
+    per_epoch = n_examples // batch.batch_size
+    steps = config.steps or max(1, round((config.epochs or 1.0) * per_epoch))
+    every = config.validate_every_steps or max(1, round((config.validate_every_epochs or 0.5) * per_epoch))
+    return steps, every
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
     """What a run of the loop did.
@@ -136,11 +144,7 @@ def train(
     inputs = "dual" if isinstance(scorer, DualScorer) else "pairs"
     encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
     _check_trainable(inputs, encoder, batch)
-    per_epoch = len(train_examples) // batch.batch_size
-    n_steps = config.steps or max(1, round((config.epochs or 1.0) * per_epoch))
-    validate_every = config.validate_every_steps or max(
-        1, round((config.validate_every_epochs or 0.5) * per_epoch)
-    )
+    n_steps, validate_every = updates_of(config, batch, len(train_examples))
     valid_examples = some(valid.examples, config.validate_examples)
     check_candidates(valid_examples, valid.shared, source="valid")
 

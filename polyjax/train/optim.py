@@ -26,6 +26,7 @@ class OptimConfig:
         weight_decay: decoupled; matrices only, never biases, norms or embeddings.
         clip: largest global norm of the gradient.
         warmup: share of all steps, in [0, 1), in which the rate grows linearly from 0.
+        warmup_steps: so many updates instead of a share.
         parlai_warmup: warm up over so many updates as ParlAI does instead: from 1e-4 of the rate, and
             stopping one update short of the full one, for good; 0 for polyjax's own warm-up.
         decay: ``linear`` to zero at the last step, ``plateau`` on the validation loss, or ``none``.
@@ -43,6 +44,7 @@ class OptimConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     warmup: float = 0.1
+    warmup_steps: int = 0
     parlai_warmup: int = 0
     decay: Literal["linear", "plateau", "none"] = "plateau"
     plateau_factor: float = 0.4
@@ -62,7 +64,7 @@ class OptimConfig:
                 raise InputError(f"optim {name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.plateau_factor < 1:
             raise InputError(f"optim plateau_factor must be in (0, 1), got {self.plateau_factor}")
-        for name in ("plateau_patience", "weight_decay", "parlai_warmup"):
+        for name in ("plateau_patience", "weight_decay", "warmup_steps", "parlai_warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"optim {name} must be 0 or more and finite, got {getattr(self, name)}")
 
@@ -76,7 +78,7 @@ def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
     >>> [round(float(rate(i)), 3) for i in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.125]
     """
-    n_warmup = round(config.warmup * n_steps)
+    n_warmup = config.warmup_steps or round(config.warmup * n_steps)
 
     def rate(i: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(i, jnp.float32)

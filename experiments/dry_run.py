@@ -1,0 +1,116 @@
+"""What a run would do, without doing it: ``--dry-run``."""
+
+import dataclasses
+
+import jax
+from recipes import RECIPES, TRAINING_ROWS
+from settings import SCRATCH, RunConfig
+
+from polyjax.data.tasks.convai2 import ConvAI2Config
+from polyjax.data.tasks.dstc7 import SAMPLED_CANDIDATES, DSTC7Config
+from polyjax.data.tasks.registry import name_of, read
+from polyjax.models import ModelConfig
+from polyjax.nn.encoder import EncoderConfig
+from polyjax.progress import console
+from polyjax.train.loop import updates_of
+from polyjax.train.plan import MemoryEstimate, device_memory
+from polyjax.types import InputError
+
+GIB = 2**30
+
+
+def training_rows(config: RunConfig) -> tuple[int, str]:
+    """The number of training rows, and where it is known from."""
+    try:
+        return len(read(config.task, "train").examples), "read"
+    except InputError as error:
+        if not config.recipe:
+            raise
+        missing = str(error).split(";")[0]
+        return TRAINING_ROWS[RECIPES[config.recipe][0]], f"the official file's count; {missing}"
+
+
+def listed_candidates(config: RunConfig) -> int:
+    """Candidates of a context in a training batch."""
+    source = config.batch.source("pairs" if config.arch == "cross" else "dual")
+    match source:
+        case "batch":
+            return config.batch.batch_size
+        case "sampled":
+            return config.batch.n_negatives + 1
+        case "inline" if isinstance(config.task, DSTC7Config):
+            return SAMPLED_CANDIDATES if config.task.training == "sampled" else 100
+        case "inline" if isinstance(config.task, ConvAI2Config):
+            return 20
+        case _:
+            return max(len(example.candidates) for example in read(config.task, "train").examples)
+
+
+def starts_from(config: RunConfig) -> str:
+    """The parameters that training starts with."""
+    if config.init is not None:
+        return f"the model of {config.init}"
+    if config.encoder.name in SCRATCH:
+        note = "; the paper's figures need its pre-trained transformer: --init" if config.recipe else ""
+        return f"random values{note}"
+    return config.encoder.name
+
+
+def show_plan(config: RunConfig, shape: EncoderConfig) -> None:
+    """Print what the run would do."""
+    n_rows, known = training_rows(config)
+    steps, validate_every = updates_of(config.train, config.batch, n_rows)
+    source = config.batch.source("pairs" if config.arch == "cross" else "dual")
+    model = ModelConfig(encoder=shape, head=config.head)
+    with console.status("asking the compiler for the memory of a step"):
+        memory = MemoryEstimate(
+            model, config.text, config.optim, config.train, source=source, listed=listed_candidates(config)
+        )
+    optim, train = config.optim, config.train
+    warmup = f"{optim.warmup_steps} updates" if optim.warmup_steps else f"{optim.warmup:.0%} of the updates"
+    decay = (
+        f"x {optim.plateau_factor} when the validation loss does not fall"
+        if optim.decay == "plateau"
+        else optim.decay
+    )
+    limit = f", at most {train.time_limit:,.0f} s" if train.time_limit else ""
+    lines = [
+        f"{config.recipe or config.preset}: {config.arch}-encoder on {name_of(config.task)}",
+        f"model: {shape.n_layers} layers x {shape.dim}, {memory.n_parameters / 1e6:.1f} M parameters, "
+        f"{shape.dtype}; starts from {starts_from(config)}",
+        f"texts: {config.text.max_turns} turns, context {config.text.context_tokens} and candidate "
+        f"{config.text.candidate_tokens} tokens",
+        f"training rows: {n_rows:,} ({known})",
+        f"updates: {steps:,} of {config.batch.batch_size} contexts, candidates: {source}; validation "
+        f"every {validate_every:,} on at most {train.validate_examples:,} rows; best by "
+        f"{train.best_by}{limit}",
+        f"optimiser: {optim.optimizer}, rate {optim.learning_rate:g}, clip {optim.clip:g}, warm-up {warmup}, "
+        f"decay {decay}; dropout {shape.dropout:g}, attention {shape.attention_dropout:g}",
+        *memory_lines(memory, config),
+        f"run directory: {config.folder}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
+    """The memory of a step, whether it fits, and what to do where it does not."""
+    at_once = config.batch.chunk or config.batch.batch_size
+    needed = memory.of(at_once)
+    limit, whose = device_memory()
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in dataclasses.asdict(needed).items())
+    lines = [
+        f"memory of a step, {at_once} contexts at once: {needed.total / GIB:.1f} GiB ({parts}), by "
+        f"{jax.default_backend()}'s compiler for the longest texts; this {whose} has {limit / GIB:.1f} GiB"
+    ]
+    if needed.total > limit:
+        chunk = memory.chunk_that_fits(limit, at_once)
+        if chunk is None:
+            way_out = "not even one context at a time: shorten text.context-tokens, or use a smaller encoder"
+        else:
+            way_out = (
+                f"with --batch.chunk {chunk} it does ({memory.of(chunk).total / GIB:.1f} GiB), with the same "
+            )
+            way_out += "negatives and gradients"
+        lines.append(f"it does not fit; {way_out}")
+    return lines

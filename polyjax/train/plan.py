@@ -1,0 +1,152 @@
+"""The memory that training will take, before anything is run."""
+
+import dataclasses
+import os
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from polyjax.data.collate import CandidateSource
+from polyjax.data.text import TextConfig
+from polyjax.models import ModelConfig, Scorer, make_scorer
+from polyjax.nn.heads import CrossConfig
+from polyjax.train.loop import TrainConfig
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.step import TrainState, init_state, make_train_step
+from polyjax.types import Batch, DualInputs, PairInputs, Tokens
+
+_FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while training.
+
+    Attributes:
+        parameters: float32 values of all parameters.
+        optimizer: the optimiser's state.
+        gradients: of the trained parameters.
+        activations: what else a step keeps for a moment, for the largest padded batch.
+    """
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.optimizer + self.gradients + self.activations
+
+
+class MemoryEstimate:
+    """Memory of training as the compiler counts it, for the longest texts.
+
+    Four small steps are compiled, of 1 and 2 layers and of a and 2a contexts; a step's temporary memory is
+    close to linear in both, and is extrapolated. Nothing is run.
+
+    Args:
+        model: its shape.
+        text: lengths.
+        optim: optimiser.
+        config: which parameters are trained.
+        source: of the candidates.
+        listed: candidates of a context where they are not the batch's labels.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        text: TextConfig,
+        optim: OptimConfig,
+        config: TrainConfig,
+        *,
+        source: CandidateSource,
+        listed: int,
+    ):
+        self._model, self._text, self._optim, self._config = model, text, optim, config
+        self._source: CandidateSource = source
+        self._listed = listed
+        _, state = self._abstract(model.encoder.n_layers)
+        self.parameters = _bytes((state.trained, state.frozen))
+        self.n_parameters = self.parameters // 4
+        self._trained = _bytes(state.trained)
+        self._optimizer = _bytes(state.optimizer)
+        # In-batch candidates cost as much as a context; few contexts with many candidates are as much work.
+        a = 2 if source == "batch" else 1
+        self._points = {(b, layers): self._temporary(b, layers) for b in (a, 2 * a) for layers in (1, 2)}
+        self._a = a
+
+    def of(self, contexts: int) -> Memory:
+        """The memory where so many contexts' activations are kept at once."""
+        layers, a, points = self._model.encoder.n_layers, self._a, self._points
+        x, y = (contexts - a) / a, layers - 1
+        first, more = points[a, 1], points[2 * a, 1]
+        deep, both = points[a, 2], points[2 * a, 2]
+        temporary = first + x * (more - first) + y * (deep - first) + x * y * (both - more - deep + first)
+        return Memory(self.parameters, self._optimizer, self._trained, max(int(temporary), 0))
+
+    def chunk_that_fits(self, limit: int, batch_size: int) -> int | None:
+        """The largest power of two of contexts below the batch size that fits; None where not even 1 does."""
+        chunk = 1 << max(batch_size - 1, 1).bit_length() - 1
+        while chunk and self.of(chunk).total > limit:
+            chunk //= 2
+        return chunk or None
+
+    def _abstract(self, n_layers: int, **changes: int) -> tuple[nnx.GraphDef, TrainState]:
+        shape = dataclasses.replace(self._model.encoder, n_layers=n_layers, **changes)
+        trainable = self._config.trainable
+        if isinstance(trainable, int):
+            trainable = min(trainable, n_layers)
+        optimizer, rule = make_optimizer(self._optim, 100), plateau(self._optim)
+        graphs: list[nnx.GraphDef] = []
+
+        def build() -> TrainState:
+            scorer: Scorer = make_scorer(shape, self._model.head, rngs=nnx.Rngs(0))
+            chosen = trainable_filter(trainable, n_layers)
+            graph, state = init_state(scorer, optimizer, rule, chosen, seed=0)
+            graphs.append(graph)
+            return state
+
+        state = jax.eval_shape(build)
+        return graphs[0], state
+
+    def _temporary(self, contexts: int, n_layers: int) -> int:
+        # A large table's gradient would hide the activations of few layers.
+        graph, state = self._abstract(n_layers, vocab_size=1)
+        step = jax.jit(make_train_step(graph, make_optimizer(self._optim, 100)))
+        batch = jax.eval_shape(lambda: self._batch(contexts))
+        analysis = step.lower(state, batch).compile(_FAST).memory_analysis()
+        assert analysis is not None, "this backend does not tell the memory of its programs"
+        return max(analysis.temp_size_in_bytes - _bytes(state.trained), 0)
+
+    def _batch(self, b: int) -> Batch:
+        text, source = self._text, self._source
+        shared = source == "batch" or source == "fixed"
+        c = b if source == "batch" else self._listed
+        if isinstance(self._model.head, CrossConfig):
+            inputs = PairInputs(_tokens(b, c, text.pair_limit()))
+        else:
+            candidates = (c,) if shared else (b, c)
+            inputs = DualInputs(_tokens(b, text.context_tokens), _tokens(*candidates, text.candidate_tokens))
+        return Batch(inputs, jnp.zeros(b, jnp.int32), jnp.ones((b, c), bool), keys=None)
+
+
+def _tokens(*shape: int) -> Tokens:
+    ids = jnp.zeros(shape, jnp.int32)
+    return Tokens(ids, jnp.ones(shape, bool), ids)
+
+
+def _bytes(tree: object) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def device_memory() -> tuple[int, Literal["device", "machine"]]:
+    """Bytes that training can use: the accelerator's, or the machine's where the CPU computes."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"], "device"
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "machine"
