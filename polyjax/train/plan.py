@@ -17,6 +17,7 @@ from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
+_FEW = 2  # contexts of the smallest step; axes of length 1 are compiled otherwise
 _FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
 
 
@@ -45,7 +46,7 @@ class Memory:
 class MemoryEstimate:
     """Memory of training as the compiler counts it, for the longest texts.
 
-    Four small steps are compiled, of 1 and 2 layers and of a and 2a contexts; a step's temporary memory is
+    Four small steps are compiled, of 1 and 2 layers and of 2 and 4 contexts; a step's temporary memory is
     close to linear in both, and is extrapolated. Nothing is run.
 
     Args:
@@ -75,14 +76,13 @@ class MemoryEstimate:
         self.n_parameters = self.parameters // 4
         self._trained = _bytes(state.trained)
         self._optimizer = _bytes(state.optimizer)
-        # In-batch candidates cost as much as a context; few contexts with many candidates are as much work.
-        a = 2 if source == "batch" else 1
-        self._points = {(b, layers): self._temporary(b, layers) for b in (a, 2 * a) for layers in (1, 2)}
-        self._a = a
+        self._points = {
+            (b, layers): self._temporary(b, layers) for b in (_FEW, 2 * _FEW) for layers in (1, 2)
+        }
 
     def of(self, contexts: int) -> Memory:
         """The memory where so many contexts' activations are kept at once."""
-        layers, a, points = self._model.encoder.n_layers, self._a, self._points
+        layers, a, points = self._model.encoder.n_layers, _FEW, self._points
         x, y = (contexts - a) / a, layers - 1
         first, more = points[a, 1], points[2 * a, 1]
         deep, both = points[a, 2], points[2 * a, 2]

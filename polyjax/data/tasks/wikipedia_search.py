@@ -170,21 +170,23 @@ def parse_starspace(path: Path, *, least: int) -> Iterator[Article]:
     Raises:
         InputError: a line has fewer, or is not UTF-8; file and line are named.
     """
-    number = 0
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                sentences = tuple(text for part in line.split("\t") if (text := part.strip()))
-                if not sentences and not line.strip():
-                    continue
-                if len(sentences) < least:
-                    raise InputError(
-                        f"{path}:{number}: expected at least {least} sentences separated by tabs, got "
-                        f"{len(sentences)}"
-                    )
-                yield Article("", sentences)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got {error.reason} after line {number}") from None
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: expected UTF-8, got {error.reason} at byte {error.start}"
+                ) from None
+            sentences = tuple(text for part in line.split("\t") if (text := part.strip()))
+            if not sentences:
+                continue
+            if len(sentences) < least:
+                raise InputError(
+                    f"{path}:{number}: expected at least {least} sentences separated by tabs, got "
+                    f"{len(sentences)}"
+                )
+            yield Article("", sentences)
 
 
 def parse_articles(path: Path) -> list[Article]:
@@ -217,7 +219,9 @@ def parse_articles(path: Path) -> list[Article]:
     return found
 
 
-def _article(row: dict) -> Article:
+def _article(row: object) -> Article:
+    if not isinstance(row, dict):
+        raise TypeError(f"a {type(row).__name__}")
     if "sentences" in row:
         texts = row["sentences"]
     else:

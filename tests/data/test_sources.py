@@ -1,0 +1,146 @@
+"""Where candidates come from, in training and in ranking: batch, inline, sampled, fixed."""
+
+import numpy as np
+import pytest
+from test_text import Letters
+
+from polyjax import DualInputs, Example, InputError, PairInputs
+from polyjax.data.collate import Collator, PlannedBatch
+from polyjax.data.pipeline import BatchConfig, make_loader
+from polyjax.data.rows import RankConfig, Rows, ranked_among
+from polyjax.data.text import TextConfig, TextEncoder
+
+LABELS = ["aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh"]
+
+
+def row(i: int, *candidates: str) -> Example:
+    listed = (*candidates, LABELS[i])
+    return Example(str(i), (f"{'xyz'[i % 3]}", "abc"[: 1 + i % 3]), listed, len(candidates), str(i))
+
+
+@pytest.fixture
+def text():
+    return TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(4, 8, 16, 24)))
+
+
+def plain(ids, mask) -> str:
+    """The letters of a sequence."""
+    return "".join(chr(int(i) - 10 + ord("a")) for i in ids[mask] if i >= 10)
+
+
+def candidates_of(batch, i: int, contexts: list[str]) -> list[str]:
+    """The texts that context i is ranked among, by what the model reads."""
+    if isinstance(batch.inputs, PairInputs):
+        tokens = batch.inputs.pairs
+        rows = [(tokens.ids[i, j], tokens.mask[i, j]) for j in range(tokens.ids.shape[1])]
+        found = [plain(ids, mask) for ids, mask in rows]
+        assert all(one.startswith(contexts[i]) for one in found)
+        return [one[len(contexts[i]) :] for one in found]
+    assert isinstance(batch.inputs, DualInputs)
+    tokens = batch.inputs.candidates
+    listed = tokens.ids if tokens.ids.ndim == 2 else tokens.ids[i]
+    masks = tokens.mask if tokens.ids.ndim == 2 else tokens.mask[i]
+    return [plain(ids, mask) for ids, mask in zip(listed, masks, strict=True)]
+
+
+@pytest.mark.parametrize("inputs", ["dual", "pairs"])
+@pytest.mark.parametrize("source", ["batch", "inline", "sampled", "fixed"])
+def test_each_source_gives_the_candidates_it_names(text, inputs, source):
+    examples = [row(i, f"{LABELS[i]}x", f"{LABELS[i]}y") for i in range(8)]
+    fixed = ["zz", *LABELS, "yy"]
+    collator = Collator(examples, text, inputs=inputs, source=source, seed=0, n_negatives=3, fixed=fixed)
+    chosen = np.array([5, 2, 7])
+    batch = collator.map(PlannedBatch(0, chosen))
+    contexts = ["".join(examples[i].context) for i in chosen]
+    for place, i in enumerate(chosen):
+        found = candidates_of(batch, place, contexts)
+        where = np.broadcast_to(batch.where, (3, len(found)))[place]
+        assert found[batch.label[place]] == LABELS[i], "the label is in its place"
+        assert where.all() and len(set(found)) == len(found)
+        expected = {
+            "batch": [LABELS[j] for j in chosen],
+            "inline": list(examples[i].candidates),
+            "fixed": fixed,
+        }
+        if source == "sampled":
+            assert len(found) == 4 and set(found) < set(LABELS)
+        else:
+            assert found == expected[source]
+
+
+@pytest.mark.parametrize("inputs", ["dual", "pairs"])
+def test_copies_of_the_label_are_no_negatives_and_short_lists_are_filled_up(text, inputs):
+    examples = [row(0, "aa", "bb", "cc"), row(1, "dd")]
+    make = lambda mask: Collator(  # noqa: E731
+        examples, text, inputs=inputs, source="inline", seed=0, mask_duplicates=mask
+    ).map(PlannedBatch(0, np.array([0, 1])))
+    assert make(True).where.tolist() == [[False, True, True, True], [True, True, False, False]]
+    assert make(False).where.tolist() == [[True] * 4, [True, True, False, False]]
+    assert make(True).label.tolist() == [3, 1]
+
+
+def test_fixed_candidates_are_read_from_a_file_and_must_hold_every_label(text, tmp_path):
+    path = tmp_path / "fixed.txt"
+    path.write_text("\n".join(LABELS[:7]) + "\n")
+    config = BatchConfig(batch_size=2, candidates="fixed", fixed_file=path)
+    make = lambda examples: make_loader(examples, text, config, inputs="dual", n_batches=3, seed=0)  # noqa: E731
+    batch = next(make([row(i) for i in range(7)])[0])
+    assert batch.inputs.candidates.ids.shape[0] == 7 and batch.where.shape == (1, 7)
+    with pytest.raises(InputError, match="the label of row 7, 'hh', is not among the fixed candidates"):
+        make([row(i) for i in range(8)])
+    with pytest.raises(InputError, match="go together"):
+        BatchConfig(candidates="fixed")
+    with pytest.raises(InputError, match="go together"):
+        BatchConfig(fixed_file=path)
+
+
+def test_rows_without_candidates_are_no_inline_rows(text):
+    config = BatchConfig(batch_size=2, candidates="inline")
+    with pytest.raises(InputError, match="row 3 of the training split lists no candidates"):
+        examples = [row(i, "zz") if i != 3 else row(i) for i in range(8)]
+        make_loader(examples, text, config, inputs="dual", n_batches=1, seed=0)
+
+
+def test_examples_that_are_drawn_anew_differ_by_epoch(text):
+    class Drawn(list):
+        def at(self, index, epoch):
+            return row((index + epoch) % 8)
+
+    collator = Collator(Drawn(row(i) for i in range(8)), text, inputs="dual", source="batch", seed=0)
+    first, later = (collator.map(PlannedBatch(epoch, np.array([0, 1]))) for epoch in (0, 3))
+    assert candidates_of(first, 0, [])[0] == "aa" and candidates_of(later, 0, [])[0] == "dd"
+
+
+def test_ranked_among_the_batch():
+    rows = Rows([row(i) for i in range(8)])
+    found = ranked_among(rows, RankConfig(candidates="batch", n=3)).examples
+    assert [e.candidates for e in found[:3]] == [tuple(LABELS[:3])] * 3
+    assert found[7].candidates == tuple(LABELS[5:8]), "the last batch reaches back"
+    assert all(e.label_text == LABELS[i] for i, e in enumerate(found))
+    with pytest.raises(InputError, match="8 rows make no batch of 9; lower --rank.n"):
+        ranked_among(rows, RankConfig(candidates="batch", n=9))
+
+
+def test_ranked_among_sampled_fixed_and_inline(tmp_path):
+    rows = Rows([row(i, f"{LABELS[i]}x") for i in range(8)], note="a note")
+    sampled = ranked_among(rows, RankConfig(candidates="sampled", n=4, seed=3))
+    assert sampled.note == "a note"
+    for i, example in enumerate(sampled.examples):
+        assert len(set(example.candidates)) == 4 and example.label_text == LABELS[i]
+        assert set(example.candidates) <= set(LABELS)
+    again = ranked_among(rows, RankConfig(candidates="sampled", n=4, seed=3))
+    assert again.examples == sampled.examples
+    assert ranked_among(rows, RankConfig(candidates="sampled", n=4)).examples != sampled.examples
+
+    path = tmp_path / "fixed.txt"
+    path.write_text("one\ntwo\none\n")
+    fixed = ranked_among(rows, RankConfig(candidates="fixed", file=path))
+    assert fixed.shared == ["one", "two"] and fixed.examples[2].candidates == ("cc",)
+
+    assert ranked_among(rows, RankConfig()) is rows
+    assert ranked_among(rows, RankConfig(candidates="inline")).examples == rows.examples
+    with pytest.raises(InputError, match="rows that list none but their label"):
+        ranked_among(Rows([row(1)]), RankConfig(candidates="inline"))
+    for wrong in ({"candidates": "fixed"}, {"file": path}):
+        with pytest.raises(InputError, match="go together"):
+            RankConfig(**wrong)

@@ -1,0 +1,143 @@
+"""The paper's recipes, the presets' lengths by task, and what --dry-run says."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import test_experiments
+from conftest import shared_data
+
+from polyjax import BiConfig, CrossConfig, InputError, PolyConfig
+from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a script's module."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("task", ["convai2", "dstc7", "ubuntu_v2", "wikipedia_search"])
+@pytest.mark.parametrize("arch", ["bi", "poly", "cross"])
+def test_recipes_hold_the_project_pages_settings(module, task, arch):
+    """ParlAI, projects/polyencoder/README.md: its flags, by our names."""
+    config = module("flags").parse_run(["--recipe", f"{task}-{arch}"], prog="run")
+    optim, train, encoder = config.optim, config.train, config.encoder
+    assert (optim.optimizer, optim.learning_rate, optim.clip, optim.weight_decay) == (
+        "adamax",
+        5e-5,
+        0.1,
+        0.0,
+    )
+    assert (optim.decay, optim.plateau_patience, optim.plateau_factor) == ("plateau", 0, 0.4)
+    assert optim.warmup_steps == {"bi": 100, "poly": 100, "cross": 1000}[arch] and optim.head_rate == 1.0
+    assert config.batch.batch_size == {"bi": 512, "poly": 256, "cross": 16}[arch]
+    assert train.epochs == {"bi": 10, "poly": 8, "cross": 12}[arch] and train.validate_every_epochs == 0.5
+    assert train.validate_examples == {"bi": 8000, "poly": 8000, "cross": 2500}[arch]
+    assert (train.best_by, train.time_limit, train.trainable) == ("recall@1", 200_000, "all")
+    assert (config.text.max_turns, config.text.context_tokens, config.text.candidate_tokens) == (20, 360, 72)
+    assert (encoder.output_scaling, encoder.dropout, encoder.attention_dropout) == (0.06, 0.1, 0.1)
+    expected = {
+        "bi": BiConfig(reduction="mean"),
+        "poly": PolyConfig(n_codes=64, reduction="mean", codes_std=1.0),
+        "cross": CrossConfig(reduction="first"),
+    }
+    assert config.head == expected[arch]
+    source = config.batch.source("pairs" if arch == "cross" else "dual")
+    listed = task in ("convai2", "dstc7")
+    assert source == ("batch" if arch != "cross" else "inline" if listed else "sampled")
+    assert config.batch.n_negatives == 15
+    assert str(config.folder) == f"runs/{task}-{arch}-paper"
+
+
+def test_bert_recipes_start_from_a_folder(module):
+    config = module("flags").parse_run(["--recipe", "dstc7-poly-bert", "--encoder", "/some/bert"], prog="run")
+    assert config.encoder.name == "/some/bert" and config.encoder.output_scaling == 1.0
+    assert config.train.trainable == "all-but-embeddings" and config.tokenizer.kind == "pretrained"
+    assert config.optim.learning_rate == 5e-5 and config.batch.batch_size == 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "squad-poly"], "expected TASK-ARCH or TASK-ARCH-bert, one of convai2-bi, "),
+        (
+            ["--recipe", "convai2-poly", "--arch", "bi"],
+            "--recipe convai2-poly is a poly-encoder's",
+        ),
+        (["--recipe", "convai2-poly", "--preset", "long"], "give one of them"),
+        (["--recipe", "convai2-poly", "--task", "dstc7"], "leave --task out"),
+        (["--optim.warmup-steps", "5", "--optim.parlai-warmup", "5"], "--optim.warmup-steps does nothing"),
+        (["--optim.warmup-steps", "5", "--optim.warmup", "0.2"], "--optim.warmup does nothing"),
+        (["--rank.n", "5"], "--rank.n does nothing"),
+        (["--batch.candidates", "inline", "--batch.n-negatives", "3"], "--batch.n-negatives does nothing"),
+    ],
+)
+def test_settings_that_contradict_each_other(module, arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        module("flags").parse_run(arguments, prog="run")
+
+
+def test_tasks_bring_lengths_that_suit_their_texts(module):
+    parse = module("flags").parse_run
+    assert parse([], prog="run").text.context_tokens == 80
+    text = parse(["--task", "convai2"], prog="run").text
+    assert (text.max_turns, text.context_tokens) == (20, 256), "the persona is the first turn"
+    assert parse(["--task", "wikipedia_search"], prog="run").text.candidate_tokens == 128
+    changed = parse(["--task", "convai2", "--text.context-tokens", "99"], prog="run").text
+    assert (changed.context_tokens, changed.max_turns) == (99, 20)
+    cross = parse(["--task", "ubuntu_v2", "--arch", "cross"], prog="run").text
+    assert cross.pair_limit() in cross.buckets
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--recipe", "convai2-bi-bert"],
+        ["--recipe", "convai2-cross-bert", "--batch.chunk", "2"],
+        ["--task", "jsonl:mine.jsonl", "--batch.batch-size", "4"],
+    ],
+)
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, arguments):
+    rows = [{"context": [f"hi {i}"], "label": f"yes {i}"} for i in range(60)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["--encoder", "tiny", "--tokenizer", "sentencepiece", "--text.context-tokens", "32"]
+    small += ["--text.candidate-tokens", "16", "--train.trainable", "all"]
+    done = test_experiments.command("run.py", *arguments, *small, "--dry-run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for expected in ("layers x 32", "training rows:", "updates:", "memory of a step", "run directory:"):
+        assert expected in done.stdout, expected
+    if "convai2" in arguments[1]:
+        assert "131,438 (the official file's count; task convai2: " in done.stdout
+        updates = {"convai2-bi-bert": "2,560 of 512", "convai2-cross-bert": "98,568 of 16"}[arguments[1]]
+        assert f"updates: {updates} contexts" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_samples_are_whole_tasks(module, tmp_path):
+    data = shared_data("convai2").parent
+    samples = module("samples")
+    samples.run(samples.SamplesConfig(data=data, out=tmp_path))
+    train, valid = (
+        list(convai2.parse(tmp_path / "convai2" / f"{name}_self_original_no_cands.txt"))
+        for name in ("train", "valid")
+    )
+    assert (len({e.group for e in train}), len({e.group for e in valid})) == (500, 200)
+    parsed = {
+        name: list(ubuntu_v2.parse(tmp_path / "ubuntu_v2" / f"{name}.csv")) for name in ("valid", "test")
+    }
+    assert [len(rows) for rows in parsed.values()] == [300, 777]
+    answers = dstc7.read_answers(tmp_path / "dstc7" / "ubuntu_responses_subtask_1.tsv")
+    test = list(dstc7.parse(tmp_path / "dstc7" / "ubuntu_test_subtask_1.json", answers=answers))
+    augmented = list(dstc7.parse(tmp_path / "dstc7" / "ubuntu_train_subtask_1_augmented.json"))
+    assert len(test) == 502 and {len(e.candidates) for e in test} == {100}
+    assert len(augmented) > 3 * 400 and all(e.label_text for e in augmented)
+    helper = [e for e in augmented if "-" in e.id]
+    assert (
+        all(e.context[-1].startswith("participant") for e in helper) and len(helper) == len(augmented) - 400
+    )

@@ -1,0 +1,93 @@
+"""The memory that is told before a run is what the compiler says of the run itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, make_scorer
+from polyjax.data.text import TextConfig
+from polyjax.models import ModelConfig
+from polyjax.train.loop import TrainConfig
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.plan import MemoryEstimate, device_memory
+from polyjax.train.step import init_state, make_train_step
+from polyjax.types import Batch, DualInputs, PairInputs, Tokens
+
+SHAPE = EncoderConfig(
+    vocab_size=500, dim=64, n_layers=4, n_heads=4, mlp_dim=256, n_positions=192, dropout=0.1, dtype="bfloat16"
+)
+TEXT = TextConfig(context_tokens=96, candidate_tokens=32, buckets=(32, 96, 127))
+OPTIM = OptimConfig()
+
+
+def tokens(*shape: int) -> Tokens:
+    ids = np.ones(shape, np.int32)
+    return Tokens(ids, np.ones(shape, bool), np.zeros(shape, np.int32))
+
+
+def true_memory(head, b: int, c: int, *, trainable="all", chunk: int = 0) -> tuple[int, int]:
+    """Temporary bytes and bytes of the state of a real step of b contexts."""
+    scorer = make_scorer(SHAPE, head, rngs=nnx.Rngs(0))
+    optimizer = make_optimizer(OPTIM, 100)
+    chosen = trainable_filter(trainable, SHAPE.n_layers)
+    graph, state = init_state(scorer, optimizer, plateau(OPTIM), chosen, seed=0)
+    if isinstance(head, CrossConfig):
+        inputs = PairInputs(tokens(b, c, 127))
+    else:
+        inputs = DualInputs(tokens(b, 96), tokens(b, 32) if c == b else tokens(b, c, 32))
+    batch = Batch(inputs, np.zeros(b, np.int32), np.ones((b, c), bool), None)
+    step = jax.jit(make_train_step(graph, optimizer, chunk=chunk))
+    analysis = step.lower(state, batch).compile().memory_analysis()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, jnp.ndarray))
+    return analysis.temp_size_in_bytes, held
+
+
+@pytest.mark.parametrize(
+    ("head", "source", "listed", "b"),
+    [
+        (PolyConfig(n_codes=8), "batch", 0, 24),
+        (BiConfig(shared_encoder=True), "batch", 0, 24),
+        (BiConfig(), "sampled", 4, 12),
+        (CrossConfig(), "inline", 5, 6),
+    ],
+)
+def test_the_estimate_is_what_the_whole_step_takes(head, source, listed, b):
+    model = ModelConfig(encoder=SHAPE, head=head)
+    estimate = MemoryEstimate(model, TEXT, OPTIM, TrainConfig(), source=source, listed=listed)
+    temporary, held = true_memory(head, b, b if source == "batch" else listed)
+    found = estimate.of(b)
+    assert found.parameters + found.optimizer == pytest.approx(held, rel=0.01)
+    assert found.gradients + found.activations == pytest.approx(temporary, rel=0.15)
+    assert found.total == sum(dataclasses.astuple(found))
+    scorer = make_scorer(SHAPE, head, rngs=nnx.Rngs(0))
+    assert estimate.n_parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
+
+
+def test_the_chunk_that_is_advised_fits_and_the_next_does_not():
+    model = ModelConfig(encoder=SHAPE, head=BiConfig())
+    estimate = MemoryEstimate(model, TEXT, OPTIM, TrainConfig(), source="batch", listed=0)
+    limit = (estimate.of(8).total + estimate.of(16).total) // 2
+    assert estimate.chunk_that_fits(limit, 64) == 8
+    assert estimate.chunk_that_fits(estimate.of(1).total - 1, 64) is None
+    temporary, held = true_memory(BiConfig(), 64, 64, chunk=8)
+    assert temporary + held < 1.1 * limit
+
+
+def test_frozen_parameters_need_no_gradients_and_no_moments():
+    model = ModelConfig(encoder=SHAPE, head=BiConfig())
+    whole, top = (
+        MemoryEstimate(model, TEXT, OPTIM, TrainConfig(trainable=trainable), source="batch", listed=0).of(8)
+        for trainable in ("all", 1)
+    )
+    assert top.parameters == whole.parameters
+    assert top.gradients < 0.4 * whole.gradients and top.optimizer < 0.4 * whole.optimizer
+    assert top.activations < whole.activations
+
+
+def test_the_machines_memory_is_known():
+    size, whose = device_memory()
+    assert size > 2**30 and whose in ("device", "machine")
