@@ -45,7 +45,7 @@ class EvaluateConfig:
         rank: what the labels are ranked among; with ``task`` (the default) as the run had it.
         out: folder for the figures (results.json), each row with its scores (examples.jsonl) and TREC's run
             and qrels files.
-        data_dir: where the prepared data is, if not where the run had it.
+        prepared: where the prepared data of the run's own task is, if not where the run had it.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -56,7 +56,7 @@ class EvaluateConfig:
     task: TaskConfig | None = None
     rank: RankConfig = RankConfig()
     out: Path | None = None
-    data_dir: Path | None = None
+    prepared: Annotated[Path | None, tyro.conf.arg(name="run-prepared-dir")] = None
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -94,10 +94,10 @@ def run(config: EvaluateConfig) -> RankingResult:
         task, rank = config.task, RankConfig()
     if config.rank != RankConfig():
         rank = config.rank
-    if config.data_dir is not None:
+    if config.prepared is not None:
         if isinstance(task, OwnDataConfig):
-            raise InputError("--data-dir: a file of one's own is not kept prepared; leave it out")
-        task = dataclasses.replace(task, data_dir=config.data_dir)
+            raise InputError("--run-prepared-dir: a file of one's own is not kept prepared; leave it out")
+        task = dataclasses.replace(task, data_dir=config.prepared)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
     rows = ranked_among(read(task, config.split), rank)
     if rows.note:

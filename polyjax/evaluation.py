@@ -25,7 +25,7 @@ class Evaluation:
         loss: mean cross-entropy of the labels (nats).
         best: places of the best candidates, best first, int [b, k]: all of a row's where rows list theirs;
             where they share them at most 1,000, and the number of the shared ones stands for the row's label.
-        scores: of those, float32 [b, k].
+        scores: of those, float32 [b, k]; -inf where a row has fewer candidates.
     """
 
     ranking: RankingResult
@@ -50,7 +50,9 @@ def check_candidates(examples: Sequence[Example], shared: Sequence[str], *, sour
     """
     if not shared:
         return check_listed(examples, source=source)
-    return len(shared) + (check_shared(examples, shared) is None)
+    if not examples:
+        raise InputError(f"{source}: the split is empty")
+    return len(shared) + bool((places_of_labels(examples, shared) == len(shared)).any())
 
 
 def check_listed(examples: Sequence[Example], *, source: str) -> int:
@@ -90,7 +92,8 @@ def evaluate(
         name: of the result, for tables.
         scorer: the model.
         examples: with listed candidates, the same number each; only their labels count where some are shared.
-        shared: different texts that every example's label is ranked among; encoded once.
+        shared: different texts that every example's label is ranked among, which it joins where it is not
+            one of them; encoded once.
         progress: called with the number of examples done.
     """
     contexts = [e.context for e in examples]
@@ -123,21 +126,20 @@ def rank_shared(
 ) -> Evaluation:
     """The evaluation that scores of shared candidates give; of all scores only the best are kept.
 
-    Raises:
-        InputError: some labels are among the shared candidates and some are not.
+    A row's label joins the candidates where it is not among them; a row whose label is has one less then.
     """
-    among = check_shared(examples, shared)
-    n = len(shared) + (among is None)
-    k = min(KEPT, n)
+    n = len(shared)
+    place = places_of_labels(examples, shared)
+    joins = bool((place == n).any())
+    k = min(KEPT, n + joins)
     b = len(examples)
     ranks, losses = np.empty(b, int), np.empty(b)
     best, kept = np.empty((b, k), np.int32), np.empty((b, k), np.float32)
     for places, scores, own in parts:
-        label = np.full(len(places), n - 1)
-        if among is None:
-            scores = np.concatenate([scores, own[:, None]], axis=1)
-        else:
-            label = among[places]
+        label = place[places]
+        if joins:
+            joined = np.where(label == n, own, np.float32(-np.inf))
+            scores = np.concatenate([scores, joined[:, None]], axis=1)
         ranks[places] = rank_of_label(scores, label)
         losses[places] = _log_sum_exp(scores) - np.take_along_axis(scores, label[:, None], axis=1)[:, 0]
         chosen = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
@@ -146,29 +148,13 @@ def rank_shared(
         best[places] = np.take_along_axis(chosen, order, axis=1)
         kept[places] = np.take_along_axis(values, order, axis=1)
     groups = tuple(example.group for example in examples)
-    return Evaluation(RankingResult(name, ranks, groups, n), float(losses.mean()), best, kept)
+    return Evaluation(RankingResult(name, ranks, groups, n + joins), float(losses.mean()), best, kept)
 
 
-def check_shared(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray | None:
-    """The place of each label among the shared candidates [b]; None where no label is among them.
-
-    Raises:
-        InputError: there is no example, or some labels are among them and some are not.
-    """
-    if not examples:
-        raise InputError("the split is empty: there is nothing to rank")
+def places_of_labels(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray:
+    """The place of each label among the shared candidates [b]; their number where it is not among them."""
     place = {text: i for i, text in enumerate(shared)}
-    found = np.array([place.get(example.label_text, -1) for example in examples])
-    if (found < 0).all():
-        return None
-    if (found < 0).any():
-        lacking = examples[int(np.argmin(found))]
-        raise InputError(
-            f"the labels of {int((found < 0).sum()):,} of {len(found):,} rows are not among the "
-            f"{len(shared):,} fixed candidates (first: row {lacking.id}, {lacking.label_text[:40]!r}); "
-            "add them to the file, or give one without any label, to which each row's own is added"
-        )
-    return found
+    return np.array([place.get(example.label_text, len(shared)) for example in examples])
 
 
 def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
@@ -199,6 +185,8 @@ def write_examples(
     tag = "_".join(evaluation.ranking.name.split())
     rows = zip(examples, evaluation.ranking.ranks, evaluation.best, evaluation.scores, strict=True)
     for example, rank, best, scores in rows:
+        there = scores > -np.inf
+        best, scores = best[there], scores[there]
         facts = {"id": example.id, "context": example.context, "rank": int(rank)}
         name = "_".join(example.id.split())  # columns are separated by white space
         if shared:

@@ -15,7 +15,7 @@ from polyjax.baselines import random_ranking, tfidf_ranking
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.evaluation import evaluate, rank_listed, rank_shared, write_examples
 from polyjax.scoring import TextScorer
-from polyjax.types import Example, InputError
+from polyjax.types import Example
 
 
 @pytest.fixture
@@ -123,11 +123,19 @@ def test_figures_of_shared_candidates_agree_with_ir_measures(rng, tmp_path):
     assert 0.1 < found.ranking.recall(1) < found.ranking.recall(100) <= 1.0
 
 
-def test_labels_that_are_partly_among_the_shared_candidates_are_refused():
-    shared = ["a", "b"]
-    examples = [*questions(3, shared, among=False), *questions(2, shared, among=True)]
-    with pytest.raises(InputError, match="labels of 3 of 5 rows are not among the 2 fixed .*row 0"):
-        rank_shared("a model", examples, shared, iter(()))
+def test_a_label_joins_the_shared_candidates_only_where_it_is_none_of_them(tmp_path):
+    shared = ["a", "b", "c"]
+    examples = [Example(str(i), ("hi",), (label,), 0, "") for i, label in enumerate(["b", "z"])]
+    scores, own = np.array([[3, 2, 1], [3, 2, 1]], np.float32), np.array([9, 2], np.float32)
+    found = rank_shared("model", examples, shared, [(np.arange(2), scores, own)])
+    assert found.ranking.ranks.tolist() == [2, 3], "its own score counts nothing; a tie counts against it"
+    assert found.ranking.n_candidates == 4
+    expected = [np.log(np.exp([3, 2, 1]).sum()) - 2, np.log(np.exp([3, 2, 1, 2]).sum()) - 2]
+    assert found.loss == pytest.approx(np.mean(expected))
+    write_examples(tmp_path, examples, found, shared=shared)
+    lines = (tmp_path / "run.trec").read_text().splitlines()
+    assert [line.split()[2] for line in lines] == ["#0", "#1", "#2", "#0", "#1", "1#label", "#2"]
+    assert (tmp_path / "qrels.trec").read_text() == "0 0 #1 1\n1 0 1#label 1\n"
 
 
 @pytest.mark.parametrize(

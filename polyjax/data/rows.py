@@ -31,7 +31,7 @@ class RankConfig:
     Attributes:
         candidates: ``task``, as the task has it; ``inline``, the candidates that a row lists; ``sampled``,
             the label and ``n - 1`` labels of other rows; ``batch``, the labels of ``n`` successive
-            rows; ``fixed``, the lines of ``file``, to which a row's label is added if no label is among them.
+            rows; ``fixed``, the lines of ``file``, to which a row's label is added if it is none.
         n: candidates a row, with sampled and batch.
         file: candidates of all rows, one a line.
         seed: of the sampled ones.

@@ -59,7 +59,7 @@ def test_a_file_is_parsed_once_and_again_when_it_changes(config, monkeypatch):
 
 def test_what_was_prepared_unverified_is_not_taken_for_official(config):
     registry.read(config, "train")
-    with pytest.raises(InputError, match="size and md5 are not known.*--task.unverified"):
+    with pytest.raises(InputError, match="size and md5 are not known.*--unverified"):
         registry.read(dataclasses.replace(config, unverified=False), "train")
 
 
@@ -87,7 +87,7 @@ def test_prepared_rows_need_their_files(config):
 
 
 def test_an_unwritable_folder_is_named(config):
-    with pytest.raises(InputError, match="task.data_dir '/proc/nowhere' cannot be written"):
+    with pytest.raises(InputError, match="--prepared-dir '/proc/nowhere' cannot be written"):
         registry.read(dataclasses.replace(config, data_dir=Path("/proc/nowhere")), "train")
 
 

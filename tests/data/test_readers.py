@@ -232,7 +232,7 @@ def test_files_are_the_official_ones_or_asked_for(tmp_path):
     assert locate(tmp_path, file, convai2.SOURCE, unverified=False)[1]
     for text, message in (("abcd", "it has 4 bytes, the official file 3"), ("abd", "it has md5 ")):
         (tmp_path / "f.txt").write_text(text)
-        with pytest.raises(InputError, match=f"{message}.*--task.unverified"):
+        with pytest.raises(InputError, match=f"{message}.*--unverified"):
             locate(tmp_path, file, convai2.SOURCE, unverified=False)
         assert not locate(tmp_path, file, convai2.SOURCE, unverified=True)[1]
     with pytest.raises(InputError, match="its official size and md5 are not known"):

@@ -85,7 +85,7 @@ def test_starspace_files(tmp_path):
     assert test.examples[0].context == ("test query",) and test.examples[0].label_text == "rest one rest two"
     assert list(test.shared) == [f"doc test {i} more" for i in range(5)]
     assert read(config, "valid").examples[0].context == ("dev query",)
-    with pytest.raises(InputError, match="size and md5 are not known.*--task.unverified"):
+    with pytest.raises(InputError, match="size and md5 are not known.*--unverified"):
         read(dataclasses.replace(config, unverified=False), "test")
     with pytest.raises(InputError, match=r"wikipedia_shuf_train5M.txt is missing; .* StarSpace's"):
         read(dataclasses.replace(config, training="5M"), "train")

@@ -159,7 +159,7 @@ def _builder(name: str, data_dir: Path, config: FilesConfig | None = None) -> tf
     try:
         return BUILDERS[name](data_dir=data_dir, file_format="array_record", config=config)
     except OSError as error:
-        raise InputError(f"task.data_dir {str(data_dir)!r} cannot be read: {error}") from None
+        raise InputError(f"--prepared-dir {str(data_dir)!r} cannot be read: {error}") from None
 
 
 def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: Path) -> None:
@@ -170,7 +170,7 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
         with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
             builder.download_and_prepare(download_config=config)
     except OSError as error:
-        raise InputError(f"task.data_dir {str(data_dir)!r} cannot be written: {error}") from None
+        raise InputError(f"--prepared-dir {str(data_dir)!r} cannot be written: {error}") from None
 
 
 T = TypeVar("T")

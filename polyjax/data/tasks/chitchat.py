@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from polyjax.data.candidates import add_candidates, words
+from polyjax.data.tasks.source import PreparedFolder
 from polyjax.types import Example, InputError
 
 Split = Literal["train", "valid", "test"]
@@ -43,7 +44,7 @@ class ChitchatConfig:
         candidate_seed: of the draw of candidates and of the label's position.
     """
 
-    data_dir: Path = Path("data")
+    data_dir: PreparedFolder = Path("data")
     min_label_words: int = 3
     n_candidates: int = 20
     candidate_seed: int = 0

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from polyjax.data.rows import Rows
-from polyjax.data.tasks.source import OfficialFile, Source, prepared_rows
+from polyjax.data.tasks.source import (
+    OfficialFile,
+    PreparedFolder,
+    Source,
+    SourceFolder,
+    Unverified,
+    prepared_rows,
+)
 from polyjax.types import Example, InputError
 
 Persona = Literal["self", "other", "both", "none"]
@@ -48,12 +55,12 @@ class ConvAI2Config:
         data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
-    source: Path = Path("ConvAI2")
+    source: SourceFolder = Path("ConvAI2")
     persona: Persona = "self"
     revised: bool = False
     candidates: bool = True
-    unverified: bool = False
-    data_dir: Path = Path("data")
+    unverified: Unverified = False
+    data_dir: PreparedFolder = Path("data")
 
     def __post_init__(self) -> None:
         """Raise InputError for a file that does not exist."""

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyjax.data.rows import Rows
-from polyjax.data.tasks.source import OfficialFile, Source, prepared_rows
+from polyjax.data.tasks.source import (
+    OfficialFile,
+    PreparedFolder,
+    Source,
+    SourceFolder,
+    Unverified,
+    prepared_rows,
+)
 from polyjax.types import Example, InputError
 
 SOURCE = Source(
@@ -34,10 +41,10 @@ class DSTC7Config:
         data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
-    source: Path = Path("dstc7")
+    source: SourceFolder = Path("dstc7")
     training: Training = "plain"
-    unverified: bool = False
-    data_dir: Path = Path("data")
+    unverified: Unverified = False
+    data_dir: PreparedFolder = Path("data")
 
 
 SAMPLED_CANDIDATES = 16

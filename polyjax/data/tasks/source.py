@@ -4,9 +4,21 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from polyjax.data.rows import Rows
 from polyjax.types import Example, InputError
+
+SourceFolder = Annotated[Path, tyro.conf.arg(name="data-dir", prefix_name=False)]
+"""Where the user keeps a data set's files: ``--data-dir``."""
+
+PreparedFolder = Annotated[Path, tyro.conf.arg(name="prepared-dir", prefix_name=False)]
+"""Where rows are kept, prepared: ``--prepared-dir``."""
+
+Unverified = Annotated[bool, tyro.conf.arg(name="unverified", prefix_name=False)]
+"""Whether files are taken that are not known to be the official ones: ``--unverified``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +61,7 @@ def find(folder: Path, file: OfficialFile, source: Source) -> Path:
     if not path.is_file():
         raise InputError(
             f"task {source.task}: {path} is missing; {file.name} is part of {source.title}, see "
-            f"{source.page}; put it there, or name its folder with --task.source"
+            f"{source.page}; put it there, or name its folder with --data-dir"
         )
     return path
 
@@ -78,7 +90,7 @@ def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool
     if not unverified:
         raise InputError(
             f"task {source.task}: {path} cannot be taken for the official file: {difference}; "
-            "to use it all the same: --task.unverified (the report will say so)"
+            "to use it all the same: --unverified (the report will say so)"
         )
     return path, False
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyjax.data.rows import Rows
-from polyjax.data.tasks.source import OfficialFile, Source, prepared_rows
+from polyjax.data.tasks.source import (
+    OfficialFile,
+    PreparedFolder,
+    Source,
+    SourceFolder,
+    Unverified,
+    prepared_rows,
+)
 from polyjax.types import Example, InputError
 
 SOURCE = Source("ubuntu_v2", "the Ubuntu Dialogue Corpus V2", "rkadlec/ubuntu-ranking-dataset-creator")
@@ -32,9 +39,9 @@ class UbuntuV2Config:
         data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
-    source: Path = Path("ubuntu")
-    unverified: bool = False
-    data_dir: Path = Path("data")
+    source: SourceFolder = Path("ubuntu")
+    unverified: Unverified = False
+    data_dir: PreparedFolder = Path("data")
 
 
 def read(config: UbuntuV2Config, split: Literal["train", "valid", "test"]) -> Rows:

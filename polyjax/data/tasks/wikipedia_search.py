@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from polyjax.data.rows import Rows
-from polyjax.data.tasks.source import OfficialFile, Source, note_of
+from polyjax.data.tasks.source import OfficialFile, PreparedFolder, Source, SourceFolder, Unverified, note_of
 from polyjax.types import Example, InputError
 
 Split = Literal["train", "valid", "test"]
@@ -64,15 +64,15 @@ class WikipediaSearchConfig:
         data_dir: where the prepared articles are kept (array_record files, written once).
     """
 
-    source: Path = Path("wikipedia")
+    source: SourceFolder = Path("wikipedia")
     training: Literal["5M", "250k"] = "5M"
     articles: Path | None = None
     n_documents: int = 10_000
     valid_fraction: float = 0.1
     test_fraction: float = 0.1
     seed: int = 0
-    unverified: bool = False
-    data_dir: Path = Path("data")
+    unverified: Unverified = False
+    data_dir: PreparedFolder = Path("data")
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
