@@ -1,6 +1,8 @@
 """One's own files: what is read, and what is said about a file that is wrong."""
 
 import json
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,37 @@ def test_a_line_without_end(tmp_path, monkeypatch):
     path = write(tmp_path, {"context": "a" * 500, "label": "b"}, row(1))
     with pytest.raises(InputError, match="1 bad lines\n  line 1: longer than 100 bytes"):
         parse(path)
+
+
+def test_a_line_of_a_hundred_megabytes_is_named_and_never_in_memory(tmp_path):
+    path = tmp_path / "f.jsonl"
+    with path.open("wb") as file:
+        file.write(json.dumps(row(1)).encode() + b"\n" + b'{"context": "')
+        for _ in range(100):
+            file.write(b"a" * 1_000_000)
+        file.write(b'", "label": "b"}\n' + json.dumps(row(2)).encode() + b"\n{\n")
+    tracemalloc.start()
+    with pytest.raises(InputError) as caught:
+        parse(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    message = str(caught.value)
+    assert "2 bad lines" in message and "line 2: longer than 10,000,000 bytes" in message
+    assert "line 4: expected JSON" in message, "the lines after it are read as usual"
+    assert peak < 45_000_000
+
+
+def test_a_file_is_read_once_for_all_splits_and_again_when_it_changes(tmp_path, monkeypatch):
+    path = write(tmp_path, *map(row, range(200)))
+    calls = []
+    monkeypatch.setattr(jsonl, "parse", lambda path: calls.append(path) or parse(path))
+    config = OwnDataConfig(train=path)
+    sizes = [len(jsonl.read(config, split)) for split in ("train", "valid", "test")]
+    assert sum(sizes) == 200 and len(calls) == 1
+    write(tmp_path, *map(row, range(100)))
+    os.utime(path, ns=(1, 1))
+    assert sum(len(jsonl.read(config, split)) for split in ("train", "valid", "test")) == 100
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

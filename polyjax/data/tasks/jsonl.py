@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ def read(config: OwnDataConfig, split: Split) -> list[Example]:
     """
     own = {"train": config.train, "valid": config.valid, "test": config.test}[split]
     path = own or config.train
-    rows = parse(path)
+    rows = _parsed(path, path.stat().st_mtime_ns if path.is_file() else 0)
     shares = {
         "valid": config.valid_fraction if config.valid is None else 0.0,
         "test": config.test_fraction if config.test is None else 0.0,
@@ -96,6 +97,12 @@ def read(config: OwnDataConfig, split: Split) -> list[Example]:
             f"{path}: rows to rank must list the same number of candidates, got {listed[0]} to {listed[-1]}"
         )
     return chosen
+
+
+@lru_cache(maxsize=3)
+def _parsed(path: Path, changed: int) -> list[Example]:
+    """The file's examples, which all splits may come from, read once as long as the file does not change."""
+    return parse(path)
 
 
 def split_of(example: Example, *, valid: float, test: float) -> Split:
