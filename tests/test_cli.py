@@ -63,7 +63,9 @@ def test_converting_again_is_refused(converted, monkeypatch, capsys):
 def test_training_goes_on_from_a_converted_model(converted, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
     run = importlib.import_module("run")
-    config = run.parse(["--init", str(converted), "--run-dir", str(tmp_path), "--train.steps", "1"])
+    config = run.parse_run(
+        ["--init", str(converted), "--run-dir", str(tmp_path), "--train.steps", "1"], prog="run"
+    )
     assert (config.arch, config.head.n_codes, config.text.layout) == ("poly", 64, "parlai")
     assert (config.optim.optimizer, config.optim.clip, config.optim.parlai_warmup) == ("adamax", 0.1, 3)
     assert config.encoder.dropout == 0.1
