@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polyjax.commandline import parse_flags, user_errors
-from polyjax.data.tasks import convai2
+from polyjax.data.tasks import convai2, ubuntu_v2
 from polyjax.files import write_text
 from polyjax.progress import console
 from polyjax.types import InputError
@@ -73,13 +73,39 @@ def augmented(dialogue: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def from_ubuntu_v2(path: Path) -> list[dict[str, Any]]:
+    """Training rows of Ubuntu V2 in this layout: the helper's label, and speakers that alternate before it."""
+    rows = []
+    for example in ubuntu_v2.parse(path):
+        n = len(example.context)
+        turns = [
+            {"speaker": f"participant_{2 - (n - i) % 2}", "utterance": text}
+            for i, text in enumerate(example.context)
+        ]
+        answer = {"candidate-id": f"v2-{example.id}", "utterance": example.label_text}
+        rows.append(
+            {
+                "example-id": f"v2-{example.id}",
+                "messages-so-far": turns,
+                "options-for-correct-answers": [answer],
+                "options-for-next": [answer],
+            }
+        )
+    return rows
+
+
 def cut_dstc7(source: Path, folder: Path, *, n_valid: int = 150) -> None:
-    """The training dialogues with their earlier turns; dev's rows to validate and, with a table, to test."""
+    """Training dialogues with their earlier turns, and V2's rows, of which these are too few to learn from.
+
+    Both layouts hold the same conversations, split by their log file: dev's are in no training file. Of dev's
+    rows some are to validate and, with a table of answers, the others to test.
+    """
     train, dev = (
         json.loads((source / f"ubuntu_{name}_subtask_1.json").read_text(encoding="utf-8"))
         for name in ("train", "dev")
     )
     train = [row for dialogue in train for row in augmented(dialogue)]
+    train += from_ubuntu_v2(source / "train.csv")
     test = [dict(row) for row in dev[n_valid:]]
     answers = [(row["example-id"], row.pop("options-for-correct-answers")[0]) for row in test]
     lines = [f"{name}\t{answer['candidate-id']}\t{answer['utterance']}\n" for name, answer in answers]

@@ -70,13 +70,13 @@ def test_training_goes_on_from_a_converted_model(converted, tmp_path, monkeypatc
     assert (config.optim.optimizer, config.optim.clip, config.optim.parlai_warmup) == ("adamax", 0.1, 3)
     assert config.encoder.dropout == 0.1
     tokenizer = run.make_tokenizer(config, None, lambda: iter(()))
-    scorer = run.initial_scorer(config, run.encoder_config(config, None, tokenizer), None)
+    scorer = run.initial_scorer(config, run.encoder_config(config, None, tokenizer.vocab_size), None)
     context, texts = ["hi there"], read_candidates(CANDIDATES)[:3]
     scores = Ranker(TextScorer(scorer, TextEncoder(tokenizer, config.text))).score(context, texts)
     np.testing.assert_array_equal(scores, Ranker.load(converted).score(context, texts))
     for wrong in (["--arch", "bi"], ["--encoder", "tiny"], ["--tokenizer", "sentencepiece"]):
         with pytest.raises(InputError, match="leave --"):
-            run.parse(["--init", str(converted), *wrong])
+            run.parse_run(["--init", str(converted), *wrong], prog="run")
 
 
 def test_export_holds_every_parameter_and_says_its_shape(converted, tmp_path, monkeypatch):

@@ -136,6 +136,9 @@ def test_samples_are_whole_tasks(module, tmp_path):
     test = list(dstc7.parse(tmp_path / "dstc7" / "ubuntu_test_subtask_1.json", answers=answers))
     augmented = list(dstc7.parse(tmp_path / "dstc7" / "ubuntu_train_subtask_1_augmented.json"))
     assert len(test) == 502 and {len(e.candidates) for e in test} == {100}
+    v2 = [e for e in augmented if e.id.startswith("v2-")]
+    assert len(v2) == 14_261 and all(e.context[-1].startswith("participant 1: ") for e in v2)
+    augmented = [e for e in augmented if not e.id.startswith("v2-")]
     assert len(augmented) > 3 * 400 and all(e.label_text for e in augmented)
     helper = [e for e in augmented if "-" in e.id]
     assert (

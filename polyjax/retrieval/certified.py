@@ -92,7 +92,7 @@ class CertifiedSearch:
         self._sample = _sample_of(scan.index)
         self._norm, self._lost = scan.index.longest()
         rows = min(PASS_ROWS, power_of_two(scan.index.rows))
-        self.blocks = blocks_of(scan.index, rows=rows)
+        self.blocks = blocks_of(scan.index, rows=rows, coarse=True)
         self._starts = [int(block.first) for block in self.blocks]
         self._removed = np.flatnonzero(~scan.index.live_rows())
         self._step = jax.jit(self._traced_step)

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from polyjax.files import PARTIAL, exclusive_lock, write_bytes, write_text
@@ -22,6 +23,8 @@ from polyjax.retrieval.store import (
     LOCK,
     MANIFEST,
     NORMS,
+    ROUNDED,
+    ROWS_AT_ONCE,
     SCALES,
     STORED,
     TEXTS,
@@ -191,6 +194,12 @@ def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: I
     scales = np.load(folder / SCALES, allow_pickle=False) if dtype == "int8" else None
     vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     save_array(folder / NORMS, norms_of(as_dtype(vectors, dtype), scales))
+    if dtype == "float32":
+        rounded = np.lib.format.open_memmap(folder / ROUNDED, "w+", np.uint16, vectors.shape)
+        for start in range(0, len(vectors), ROWS_AT_ONCE):
+            part = vectors[start : start + ROWS_AT_ONCE]
+            rounded[start : start + ROWS_AT_ONCE] = part.astype(ml_dtypes.bfloat16).view(np.uint16)
+        rounded.flush()
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

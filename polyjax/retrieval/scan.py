@@ -43,17 +43,24 @@ class Block:
     live: Bool[Array, " n"]
 
 
-def blocks_of(index: CandidateIndex, *, rows: int = BLOCK_ROWS) -> list[Block]:
-    """The rows of an index in blocks of one shape, so that one program scores them all."""
+def blocks_of(index: CandidateIndex, *, rows: int = BLOCK_ROWS, coarse: bool = False) -> list[Block]:
+    """The rows of an index in blocks of one shape, so that one program scores them all.
+
+    Args:
+        index: what is searched.
+        rows: of a block.
+        coarse: rows in bfloat16's precision do.
+    """
     blocks, start = [], 0
     for segment in index.segments:
         n, live = len(segment.ids), index.live(segment)
-        blocks += [_block(segment, live, start, i, rows) for i in range(0, n, rows)]
+        vectors = segment.coarse if coarse else segment.vectors
+        blocks += [_block(segment, vectors, live, start, i, rows) for i in range(0, n, rows)]
         start += n
     return blocks
 
 
-def _block(segment: Segment, live: np.ndarray, start: int, at: int, rows: int) -> Block:
+def _block(segment: Segment, vectors: np.ndarray, live: np.ndarray, start: int, at: int, rows: int) -> Block:
     n = len(segment.ids)
     # The last block reaches back over rows of the one before instead of being padded, which would copy it.
     first = max(min(at, n - rows), 0)
@@ -70,7 +77,7 @@ def _block(segment: Segment, live: np.ndarray, start: int, at: int, rows: int) -
     scales = None if segment.scales is None else put(segment.scales)
     return Block(
         jnp.int32(start + first),
-        put(segment.vectors),
+        put(vectors),
         scales,
         put(segment.norms[:, 0].copy()),
         jnp.asarray(np.pad(real, (0, short))),

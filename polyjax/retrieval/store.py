@@ -6,6 +6,7 @@
       ends.npy        where each text ends, uint64 [n]
       ids.npy         their numbers, which never change and are never given again, int64 [n]
       vectors.npy     float32 [n, d], bfloat16 as uint16 [n, d], or int8 [n, d]
+      rounded.npy     of float32 rows, bfloat16 as uint16 [n, d]: half as much to read where that will do
       scales.npy      of int8 rows, float32 [n]
       norms.npy       of the rows, and of what rounding them to bfloat16 takes away, float32 [n, 2]
     removed-N.npy     sorted ids that are searched no more, int64
@@ -32,10 +33,13 @@ from polyjax.types import InputError
 IndexDtype = Literal["float32", "bfloat16", "int8"]
 MANIFEST, LOCK, BUILDING = "manifest.json", ".lock", "building"
 TEXTS, ENDS, IDS = "texts.bin", "ends.npy", "ids.npy"
-VECTORS, SCALES, NORMS = "vectors.npy", "scales.npy", "norms.npy"
-VERSION = 3
-_ROWS_AT_ONCE, _ALIGNMENT = 8192, 64
+VECTORS, ROUNDED, SCALES, NORMS = "vectors.npy", "rounded.npy", "scales.npy", "norms.npy"
+VERSION = 4
+ROWS_AT_ONCE = 8192
+"""Rows that are worked on together where all are."""
+_ALIGNMENT = 64
 STORED: dict[IndexDtype, type] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
+_OF_DTYPE: dict[IndexDtype, tuple[str, ...]] = {"float32": (ROUNDED,), "bfloat16": (), "int8": (SCALES,)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,9 +152,9 @@ def norms_of(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
     [[5.0, 0.0]]
     """
     norms = np.zeros((len(stored), 2), np.float32)
-    for start in range(0, len(stored), _ROWS_AT_ONCE):
-        part = stored[start : start + _ROWS_AT_ONCE]
-        exact = decode(part, None if scales is None else scales[start : start + _ROWS_AT_ONCE]).astype(float)
+    for start in range(0, len(stored), ROWS_AT_ONCE):
+        part = stored[start : start + ROWS_AT_ONCE]
+        exact = decode(part, None if scales is None else scales[start : start + ROWS_AT_ONCE]).astype(float)
         lost = exact - exact.astype(ml_dtypes.bfloat16).astype(float) if part.dtype == np.float32 else None
         for column, rows in enumerate((exact, lost)):
             if rows is not None:
@@ -172,6 +176,7 @@ class Segment:
         vectors: float32, bfloat16 or int8 [n, d].
         norms: of the rows and of their rounding, float32 [n, 2]; see ``norms_of``.
         scales: of int8 rows, float32 [n].
+        rounded: float32 rows in bfloat16 [n, d].
     """
 
     texts: Sequence[str]
@@ -179,6 +184,12 @@ class Segment:
     vectors: np.ndarray
     norms: np.ndarray
     scales: np.ndarray | None = None
+    rounded: np.ndarray | None = None
+
+    @property
+    def coarse(self) -> np.ndarray:
+        """The rows with bfloat16's precision or less [n, d]."""
+        return self.vectors if self.rounded is None else self.rounded
 
 
 class CandidateIndex:
@@ -266,7 +277,8 @@ def in_memory(texts: Sequence[str], vectors: np.ndarray, dtype: IndexDtype = "fl
     stored, scales = quantise(np.asarray(vectors, np.float32), dtype)
     rows = as_dtype(filled(stored, len(stored)), dtype)
     ids = np.arange(len(texts))
-    return CandidateIndex([Segment(texts, ids, rows, norms_of(rows, scales), scales)], dtype)
+    rounded = filled(stored.astype(ml_dtypes.bfloat16), len(stored)) if dtype == "float32" else None
+    return CandidateIndex([Segment(texts, ids, rows, norms_of(rows, scales), scales, rounded)], dtype)
 
 
 def filled(array: np.ndarray, rows: int) -> np.ndarray:
@@ -334,12 +346,13 @@ def as_dtype(stored: np.ndarray, dtype: IndexDtype) -> np.ndarray:
 def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segment:
     arrays = {
         name: np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        for name in (ENDS, IDS, VECTORS, NORMS, *([SCALES] if manifest.dtype == "int8" else []))
+        for name in (ENDS, IDS, VECTORS, NORMS, *_OF_DTYPE[manifest.dtype])
     }
     shapes = {
         ENDS: (info.count,),
         IDS: (info.count,),
         VECTORS: (info.count, manifest.dim),
+        ROUNDED: (info.count, manifest.dim),
         NORMS: (info.count, 2),
     }
     for name, array in arrays.items():
@@ -355,4 +368,5 @@ def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segmen
     data = np.memmap(folder / TEXTS, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
     texts = Texts(data, arrays[ENDS])
     rows = as_dtype(stored, manifest.dtype)
-    return Segment(texts, arrays[IDS], rows, arrays[NORMS], arrays.get(SCALES))
+    rounded = None if ROUNDED not in arrays else arrays[ROUNDED].view(ml_dtypes.bfloat16)
+    return Segment(texts, arrays[IDS], rows, arrays[NORMS], arrays.get(SCALES), rounded)
