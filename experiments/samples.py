@@ -74,7 +74,7 @@ def augmented(dialogue: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def from_ubuntu_v2(path: Path) -> list[dict[str, Any]]:
-    """Training rows of Ubuntu V2 in this layout: the helper's label, and speakers that alternate before it."""
+    """Training rows of Ubuntu V2 in this layout: the label is the helper's, before it speakers alternate."""
     rows = []
     for example in ubuntu_v2.parse(path):
         n = len(example.context)
