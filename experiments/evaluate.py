@@ -22,7 +22,7 @@ from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
 from polyjax.nn.heads import head_label
-from polyjax.progress import console, meter
+from polyjax.progress import console
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import CONFIG, load_scorer, read_json, write_json
 from polyjax.train.report import console_table
@@ -104,8 +104,9 @@ def run(config: EvaluateConfig) -> RankingResult:
         console.print(rows.note)
     examples = some(rows.examples, config.examples)
     arch = head_label(scorer.settings.head)
-    with meter(f"scoring {config.split}", len(examples)) as shown:
-        evaluation = evaluate(f"{arch}-encoder", scorer, examples, shared=rows.shared, progress=shown.add)
+    evaluation = evaluate(
+        f"{arch}-encoder", scorer, examples, shared=rows.shared, title=f"scoring {config.split}"
+    )
     result, ks = evaluation.ranking, sorted({1, *(config.k or ks_of(task))})
     console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows", ks=ks))
     if config.out is not None:

@@ -34,7 +34,7 @@ from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
-from polyjax.progress import console, meter
+from polyjax.progress import console
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import (
     MODEL,
@@ -139,15 +139,13 @@ def run_baselines(
     results = [random_ranking(examples, shared=shared), tfidf_ranking(examples, fit_on, shared=shared)]
     if config.init is not None:
         before = TextScorer(initial_scorer(config, shape, None), TextEncoder(tokenizer, config.text))
-        with meter("before training", len(examples), unit="contexts") as shown:
-            results.append(evaluate(BEFORE, before, examples, shared=shared, progress=shown.add).ranking)
+        results.append(evaluate(BEFORE, before, examples, shared=shared, title=BEFORE).ranking)
     if source is not None:
         encoder = Encoder(shape, rngs=nnx.Rngs(0))
         load_encoder_weights(encoder, source)
-        with meter("zero-shot baselines", 2 * len(examples), unit="contexts") as shown:
-            results += zero_shot_rankings(
-                encoder, tokenizer, config.text, examples, shared=shared, progress=shown.add
-            )
+        results += zero_shot_rankings(
+            encoder, tokenizer, config.text, examples, shared=shared, title="zero-shot baselines"
+        )
     return results
 
 
@@ -249,8 +247,7 @@ def report(
     test = some(rows.examples, config.test_examples)
     ks = ks_of(config.task)
     scorer = TextScorer(*load_scorer(config.folder))
-    with meter("testing", len(test)) as shown:
-        model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, progress=shown.add)
+    model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
     baselines = run_baselines(config, shape, source, tokenizer, test, list(turns()), rows.shared)
     results = [*baselines, model.ranking]
     MetricsLog(config.folder, resume_step=outcome.steps).write(

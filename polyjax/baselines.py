@@ -8,12 +8,12 @@ from flax import nnx
 
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.evaluation import rank_shared, ranking
+from polyjax.evaluation import rank_shared, ranking, shown
 from polyjax.metrics import RankingResult
 from polyjax.models import DualScorer
 from polyjax.nn.encoder import Encoder
 from polyjax.nn.heads import BiConfig
-from polyjax.scoring import Progress, TextScorer, ignore
+from polyjax.scoring import TextScorer
 from polyjax.types import Example, InputError
 
 TFIDF_TURNS = 5
@@ -85,7 +85,7 @@ def zero_shot_rankings(
     *,
     shared: Sequence[str] = (),
     turns: Sequence[int] = (2, 4),
-    progress: Progress = ignore,
+    title: str = "",
 ) -> list[RankingResult]:
     """Cosine of mean-pooled outputs of an encoder that saw no training on the task.
 
@@ -96,22 +96,25 @@ def zero_shot_rankings(
         examples: with listed candidates, or with shared ones.
         shared: different texts that every example's label is ranked among.
         turns: the last so many turns of the context; a result for each, fewer where no context has so many.
-        progress: called with the number of contexts done, ``len(turns)`` for each example.
+        title: progress is shown under this name; none where it is empty.
     """
     head = BiConfig(shared_encoder=True, normalize=True)
     scorer = DualScorer(encoder.config, head, context_encoder=encoder, rngs=nnx.Rngs(0))
     longest = max(len(e.context) for e in examples)
     counts = sorted({min(n, longest) for n in turns})
-    text = TextEncoder(tokenizer, dataclasses.replace(config, max_turns=max(counts)))
+    text_scorer = TextScorer(
+        scorer, TextEncoder(tokenizer, dataclasses.replace(config, max_turns=max(counts)))
+    )
     # One call for all, so that each candidate is encoded once.
     contexts = [e.context[-n:] for n in counts for e in examples]
     names = [f"zero-shot, {n} turns" if n > 1 else "zero-shot" for n in counts]
-    if shared:
-        labels = [e.label_text for e in examples] * len(counts)
-        parts = TextScorer(scorer, text).score_shared(contexts, shared, labels, progress=progress)
-        return _split(names, examples, shared, parts)
-    candidates = [e.candidates for e in examples] * len(counts)
-    scores = np.split(TextScorer(scorer, text).score(contexts, candidates, progress=progress), len(counts))
+    with shown(title, text_scorer, len(contexts), shared) as progress:
+        if shared:
+            labels = [e.label_text for e in examples] * len(counts)
+            parts = text_scorer.score_shared(contexts, shared, labels, progress=progress)
+            return _split(names, examples, shared, parts)
+        candidates = [e.candidates for e in examples] * len(counts)
+        scores = np.split(text_scorer.score(contexts, candidates, progress=progress), len(counts))
     return [ranking(name, part, examples) for name, part in zip(names, scores, strict=True)]
 
 

@@ -1,14 +1,16 @@
 """Ranking figures of a scorer, on rows that list their candidates or on rows that share them."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from polyjax.files import write_text
 from polyjax.metrics import RankingResult, rank_of_label
+from polyjax.progress import meter
 from polyjax.scoring import Progress, TextScorer, ignore
 from polyjax.types import Example, InputError
 
@@ -84,7 +86,7 @@ def evaluate(
     examples: Sequence[Example],
     *,
     shared: Sequence[str] = (),
-    progress: Progress = ignore,
+    title: str = "",
 ) -> Evaluation:
     """Rank each example's candidates with a scorer.
 
@@ -94,17 +96,31 @@ def evaluate(
         examples: with listed candidates, the same number each; only their labels count where some are shared.
         shared: different texts that every example's label is ranked among, which it joins where it is not
             one of them; encoded once.
-        progress: called with the number of examples done.
+        title: progress is shown under this name; none where it is empty.
     """
     contexts = [e.context for e in examples]
-    if shared:
-        labels = [e.label_text for e in examples]
-        return rank_shared(
-            name, examples, shared, scorer.score_shared(contexts, shared, labels, progress=progress)
-        )
-    check_listed(examples, source=name)
-    scores = scorer.score(contexts, [e.candidates for e in examples], progress=progress)
+    if not shared:
+        check_listed(examples, source=name)
+    with shown(title, scorer, len(examples), shared) as progress:
+        if shared:
+            labels = [e.label_text for e in examples]
+            parts = scorer.score_shared(contexts, shared, labels, progress=progress)
+            return rank_shared(name, examples, shared, parts)
+        scores = scorer.score(contexts, [e.candidates for e in examples], progress=progress)
     return rank_listed(name, examples, scores)
+
+
+@contextlib.contextmanager
+def shown(title: str, scorer: TextScorer, n: int, shared: Sequence[str]) -> Iterator[Progress]:
+    """A progress display of the scoring of n contexts; none where the title is empty."""
+    if not title:
+        yield ignore
+    elif shared and scorer.is_dual:  # candidates are encoded first, and count as well
+        with meter(title, 2 * n + len(shared), unit="texts") as bar:
+            yield bar.add
+    else:
+        with meter(title, n) as bar:
+            yield bar.add
 
 
 def rank_listed(name: str, examples: Sequence[Example], scores: np.ndarray) -> Evaluation:

@@ -234,7 +234,8 @@ class TextScorer:
             contexts: turns of each context, oldest first.
             shared: n candidates of all.
             own: a further candidate for each context.
-            progress: called with the number of contexts done.
+            progress: called with the number of texts done: contexts, and before them candidates where those
+                are encoded apart.
 
         Yields:
             Places of p contexts, scores float32 [p, n] of the shared candidates, and [p] of their own.
@@ -246,7 +247,7 @@ class TextScorer:
                 progress(1)
                 yield np.array([i]), scores[:, :-1], scores[:, -1]
             return
-        vectors = self.encode_candidates([*shared, *own])
+        vectors = self.encode_candidates([*shared, *own], progress=progress)
         n = len(shared)
         for places, context_vectors, mask in self.context_batches(contexts):
             m = context_vectors.shape[1]
