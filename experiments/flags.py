@@ -23,7 +23,7 @@ class Choice:
     """The flags that choose the defaults of all others."""
 
     arch: Arch | None = None
-    preset: PresetName | None = None
+    preset: PresetName = "demo"
     recipe: str = ""
     init: Path | None = None
     task: str | None = None
@@ -39,6 +39,8 @@ class TaskChoice:
 def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     """The settings that run.py's command line asks for."""
     choice = _chosen(Choice, arguments, prog)
+    if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
+        raise InputError(f"--preset {choice.preset} and --recipe {choice.recipe}: give one of them")
     default = preset_of(choice, choice.arch or "poly")
     if choice.init is not None:
         default = default_of_run(choice, choice.init)
@@ -51,9 +53,7 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
 def preset_of(choice: Choice, arch: Arch) -> RunConfig:
     """The defaults of the preset or the recipe that was asked for."""
     if not choice.recipe:
-        return PRESETS[choice.preset or "demo"](arch)
-    if choice.preset is not None:
-        raise InputError(f"--preset {choice.preset} and --recipe {choice.recipe}: give one of them")
+        return PRESETS[choice.preset](arch)
     found = recipe(choice.recipe)
     if choice.arch not in (None, found.arch):
         raise InputError(f"--arch {choice.arch}: --recipe {choice.recipe} is a {found.arch}-encoder's")

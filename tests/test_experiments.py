@@ -210,7 +210,7 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
         (["--encoder.dtype", "float16"], "float16 cannot be trained yet"),
         (["--train.seed", "-1"], "train seed must be 0 or more and finite, got -1"),
         (["--head.n-codes", "0"], "n_codes must be at least 1, got 0"),
-        (["--encoder", "no/such/folder"], "expected minilm, small, tiny, or the path"),
+        (["--encoder", "no/such/folder"], "expected minilm, paper, small, tiny, or the path"),
         (["--tokenizer", "sentencepiece"], "needs an encoder from scratch, got --encoder minilm"),
         (["--text.context-tokens", "600"], "longer than the encoder's 512 positions"),
         (["--task", "squad"], "expected chitchat, convai2, dstc7, ubuntu_v2, wikipedia_search or jsonl:PATH"),

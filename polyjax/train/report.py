@@ -105,9 +105,9 @@ def plot_learning_curve(rows: Sequence[dict[str, Any]], baseline: RankingResult 
     for axes in (left, right):
         axes.set_xlabel("updates")
         axes.set_xlim(left=0)
-        axes.margins(y=0.25)  # room for the legend
+        axes.margins(y=0.1)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 
@@ -171,12 +171,12 @@ def plot_ranks(result: RankingResult) -> Figure:
 def rank_bins(n: int) -> list[tuple[int, int]]:
     """Ranks that are counted together, first and last: each alone up to 20 candidates, then ever more.
 
-    >>> rank_bins(100)
-    [(1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 50), (51, 100)]
+    >>> rank_bins(101)
+    [(1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 50), (51, 101)]
     """
     if n <= _FEW:
         return [(rank, rank) for rank in range(1, n + 1)]
-    ends = [end for power in range(12) for digit in (1, 2, 5) if (end := digit * 10**power) < n] + [n]
+    ends = [end for power in range(12) for digit in (1, 2, 5) if 1.5 * (end := digit * 10**power) < n] + [n]
     return [(first + 1, last) for first, last in zip([0, *ends], ends, strict=False)]
 
 
