@@ -13,10 +13,10 @@ from settings import RunConfig
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
-from polyjax.data.rows import RankConfig, ranked_among
+from polyjax.data.rows import RankConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read
+from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read_to_rank
 from polyjax.evaluation import evaluate, some, write_examples
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
@@ -62,6 +62,8 @@ class EvaluateConfig:
         """Raise InputError for a value that cannot work."""
         if self.examples < 0:
             raise InputError(f"--examples must be 0 (all) or more, got {self.examples}")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out {self.out} is a file; expected a folder to make")
         if min(self.k, default=1) < 1:
             raise InputError(f"--k: expected numbers of at least 1, got {self.k}")
 
@@ -86,20 +88,34 @@ def rows_of_run(run_dir: Path) -> tuple[TaskConfig, RankConfig]:
     return config.task, config.rank
 
 
+def chosen_rank(before: RankConfig, asked: RankConfig) -> RankConfig:
+    """What to rank among: what is asked for, or the run's own with another number or seed."""
+    if asked.candidates != "task":
+        return asked
+    changed = {
+        name: getattr(asked, name)
+        for name in ("n", "seed")
+        if getattr(asked, name) != getattr(RankConfig(), name)
+    }
+    if changed and before.candidates not in ("sampled", "batch"):
+        name = next(iter(changed))
+        raise InputError(f"--rank.{name} does nothing with the task's own candidates; add --rank.candidates")
+    return dataclasses.replace(before, **changed)
+
+
 def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
     enable_compilation_cache()
     task, rank = rows_of_run(config.run_dir)
     if config.task is not None:
         task, rank = config.task, RankConfig()
-    if config.rank != RankConfig():
-        rank = config.rank
+    rank = chosen_rank(rank, config.rank)
     if config.prepared is not None:
         if isinstance(task, OwnDataConfig):
             raise InputError("--run-prepared-dir: a file of one's own is not kept prepared; leave it out")
         task = dataclasses.replace(task, data_dir=config.prepared)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
-    rows = ranked_among(read(task, config.split), rank)
+    rows = read_to_rank(task, config.split, rank)
     if rows.note:
         console.print(rows.note)
     examples = some(rows.examples, config.examples)
@@ -107,6 +123,9 @@ def run(config: EvaluateConfig) -> RankingResult:
     evaluation = evaluate(
         f"{arch}-encoder", scorer, examples, shared=rows.shared, title=f"scoring {config.split}"
     )
+    too_many = [k for k in config.k if k >= evaluation.ranking.n_candidates]
+    if too_many:
+        raise InputError(f"--k {too_many[0]}: a row has {evaluation.ranking.n_candidates} candidates")
     result, ks = evaluation.ranking, sorted({1, *(config.k or ks_of(task))})
     console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows", ks=ks))
     if config.out is not None:

@@ -17,8 +17,8 @@ from settings import SCRATCH, RunConfig
 from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
 from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
-from polyjax.data.rows import Rows, ranked_among
-from polyjax.data.tasks.registry import describe, ks_of, name_of, read, training_texts
+from polyjax.data.rows import Rows
+from polyjax.data.tasks.registry import describe, ks_of, name_of, read, read_to_rank, training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import (
     SENTENCEPIECE_FILE,
@@ -28,7 +28,7 @@ from polyjax.data.tokenizers import (
     load_tokenizer,
     train_sentencepiece,
 )
-from polyjax.evaluation import evaluate, some
+from polyjax.evaluation import check_candidates, evaluate, some
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
@@ -187,7 +187,9 @@ def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResu
     """The run itself, in a run directory that is this process's own."""
     began = time.monotonic()
     training = read(config.task, "train")
-    valid, test = (ranked_among(read(config.task, split), config.rank) for split in ("valid", "test"))
+    valid, test = (read_to_rank(config.task, split, config.rank) for split in ("valid", "test"))
+    for name, rows in (("valid", valid), ("test", test)):
+        check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {name}")
     splits = (training, valid, test)
     counts = " / ".join(f"{len(rows.examples):,}" for rows in splits)
     console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")

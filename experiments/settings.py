@@ -140,12 +140,16 @@ class RunConfig:
         batch, optim = BatchConfig(), OptimConfig()
         source = self.batch.source("pairs" if self.arch == "cross" else "dual")
         linear = self.optim.decay != "plateau"
+        drawn = self.rank.candidates in ("sampled", "batch")
         unused = {
-            "batch.n-negatives": source != "sampled" and self.batch.n_negatives != batch.n_negatives,
+            # A cross-encoder's presets have numbers of their own.
+            "batch.n-negatives": source != "sampled"
+            and self.arch != "cross"
+            and self.batch.n_negatives != batch.n_negatives,
             "batch.mask-duplicates": source == "sampled"
             and self.batch.mask_duplicates != batch.mask_duplicates,
-            "rank.n": self.rank.candidates not in ("sampled", "batch") and self.rank.n != RankConfig().n,
-            "rank.seed": self.rank.candidates != "sampled" and self.rank.seed != RankConfig().seed,
+            "rank.n": not drawn and self.rank.n != RankConfig().n,
+            "rank.seed": not drawn and self.rank.seed != RankConfig().seed,
             "optim.plateau-factor": linear and self.optim.plateau_factor != optim.plateau_factor,
             "optim.plateau-patience": linear and self.optim.plateau_patience != optim.plateau_patience,
             "optim.warmup": bool(self.optim.parlai_warmup or self.optim.warmup_steps)
@@ -270,7 +274,7 @@ def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, optim: OptimConf
         **{f.name: getattr(shape, f.name) for f in dataclasses.fields(EncoderChoice) if f.name != "name"},
     )
     if preset.recipe:  # how the model is trained is the recipe's matter
-        kept = ("dropout", "attention_dropout", "output_scaling", "dtype")
+        kept = ("dropout", "attention_dropout", "dtype")
         encoder = dataclasses.replace(encoder, **{name: getattr(preset.encoder, name) for name in kept})
     return dataclasses.replace(
         preset,

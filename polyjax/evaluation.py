@@ -61,7 +61,7 @@ def check_listed(examples: Sequence[Example], *, source: str) -> int:
     """The candidates of each example, the same number for all.
 
     Raises:
-        InputError: there is no example, or their candidates differ in number.
+        InputError: there is no example, their candidates differ in number, or there is nothing but the label.
     """
     counts = {len(example.candidates) for example in examples}
     if not counts:
@@ -69,6 +69,11 @@ def check_listed(examples: Sequence[Example], *, source: str) -> int:
     if len(counts) > 1:
         raise InputError(
             f"{source}: expected the same number of candidates in every example, got {sorted(counts)}"
+        )
+    if counts == {1}:
+        raise InputError(
+            f"{source}: the rows list no candidates but their label; choose --rank.candidates sampled, "
+            "batch or fixed"
         )
     return counts.pop()
 
@@ -170,7 +175,8 @@ def rank_shared(
 def places_of_labels(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray:
     """The place of each label among the shared candidates [b]; their number where it is not among them."""
     place = {text: i for i, text in enumerate(shared)}
-    return np.array([place.get(example.label_text, len(shared)) for example in examples])
+    # White space at a text's ends is no difference: lines of a file are read without it.
+    return np.array([place.get(example.label_text.strip(), len(shared)) for example in examples])
 
 
 def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
@@ -206,7 +212,7 @@ def write_examples(
         facts = {"id": example.id, "context": example.context, "rank": int(rank)}
         name = "_".join(example.id.split())  # columns are separated by white space
         if shared:
-            label = place.get(example.label_text, len(shared))
+            label = place.get(example.label_text.strip(), len(shared))
             own = f"{name}#label" if label == len(shared) else f"#{label}"
             documents = [own if i == label else f"#{i}" for i in best.tolist()]
             facts |= _shared_facts(example, label, best, scores, shared)

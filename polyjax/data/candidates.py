@@ -19,8 +19,16 @@ def words(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """A text's words joined by spaces; texts that agree in it count as the same."""
-    return " ".join(words(text))
+    """A text's words joined by spaces; texts that agree in it count as the same.
+
+    Words of other alphabets than a-z count as well.
+
+    >>> normalise("Как дела?"), normalise(":)")
+    ('как дела', '')
+    """
+    if text.isascii() or not any(letter.isalpha() and not letter.isascii() for letter in text):
+        return " ".join(words(text))
+    return " ".join(re.findall(r"[\w']+", text.casefold()))
 
 
 def add_candidates(
@@ -45,8 +53,8 @@ def add_candidates(
     needed = n_candidates + max(len(example.context) for example in examples)
     if len(set(keys)) < needed:
         raise InputError(
-            f"task n_candidates of {n_candidates} needs {needed} different labels in the split, got "
-            f"{len(set(keys))}; lower task.n_candidates"
+            f"{n_candidates} candidates a row need {needed} different labels in the split (turns of the "
+            f"context are none), got {len(set(keys))}; lower --task.n-candidates or --rank.n"
         )
     rows = []
     for example in examples:

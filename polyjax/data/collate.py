@@ -190,8 +190,9 @@ class Collator(grain.transforms.Map):
         taken = {text_key(t) for t in (example.label_text, *example.context)}
         negatives: list[str] = []
         for _ in range(100 * self._n_negatives):
-            candidate = self._examples[int(draw.integers(len(self._examples)))].label_text
-            if (key := text_key(candidate)) not in taken:
+            other = int(draw.integers(len(self._examples)))
+            candidate = self._at(other, epoch).label_text
+            if other != index and (key := text_key(candidate)) not in taken:
                 taken.add(key)
                 negatives.append(candidate)
                 if len(negatives) == self._n_negatives:

@@ -53,6 +53,10 @@ class BatchConfig:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise InputError(f"batch {name} must be at least {smallest}, got {getattr(self, name)}")
+        if self.chunk > self.batch_size:
+            raise InputError(
+                f"batch chunk of {self.chunk} is more than the {self.batch_size} contexts of a batch"
+            )
         if (self.candidates == "fixed") != (self.fixed_file is not None):
             raise InputError(
                 "batch candidates 'fixed' and batch fixed_file go together: give both or neither"

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from polyjax.data.candidates import add_candidates, read_candidates
 from polyjax.types import Example, InputError
 
@@ -30,11 +32,11 @@ class RankConfig:
 
     Attributes:
         candidates: ``task``, as the task has it; ``inline``, the candidates that a row lists; ``sampled``,
-            the label and ``n - 1`` labels of other rows; ``batch``, the labels of ``n`` successive
-            rows; ``fixed``, the lines of ``file``, to which a row's label is added if it is none.
+            the label and ``n - 1`` labels of other rows; ``batch``, the labels of ``n`` rows that
+            are thrown together; ``fixed``, the lines of ``file``, which a row's label joins if it is none.
         n: candidates a row, with sampled and batch.
         file: candidates of all rows, one a line.
-        seed: of the sampled ones.
+        seed: of the draw, with sampled and batch.
     """
 
     candidates: Literal["task", "inline", "sampled", "batch", "fixed"] = "task"
@@ -70,7 +72,9 @@ def ranked_among(rows: Rows, config: RankConfig) -> Rows:
             examples = add_candidates(alone, n_candidates=config.n, seed=config.seed)
             return dataclasses.replace(rows, examples=examples, shared=())
         case "batch":
-            return dataclasses.replace(rows, examples=_in_batches(rows.examples, config.n), shared=())
+            return dataclasses.replace(
+                rows, examples=_in_batches(rows.examples, config.n, config.seed), shared=()
+            )
         case "fixed":
             assert config.file is not None
             examples = [_alone(example) for example in rows.examples]
@@ -81,16 +85,20 @@ def _alone(example: Example) -> Example:
     return dataclasses.replace(example, candidates=(example.label_text,), label=0)
 
 
-def _in_batches(examples: Sequence[Example], n: int) -> list[Example]:
-    """Each row with the labels of its batch; the last rows' batch reaches back over rows before it."""
+def _in_batches(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+    """Each row with the labels of its batch; the last rows' batch takes rows of the one before it as well.
+
+    Rows are shuffled first: successive ones are often of one dialogue, whose replies stand in the context.
+    """
     if len(examples) < n:
         raise InputError(
             f"--rank.candidates batch: {len(examples)} rows make no batch of {n}; lower --rank.n"
         )
-    labels = [example.label_text for example in examples]
-    found = []
-    for i, example in enumerate(examples):
-        first = min(i // n * n, len(examples) - n)
+    order = np.random.default_rng(seed).permutation(len(examples)).tolist()
+    labels = [examples[i].label_text for i in order]
+    found: list[Example] = list(examples)
+    for place, i in enumerate(order):
+        first = min(place // n * n, len(examples) - n)
         candidates = tuple(labels[first : first + n])
-        found.append(dataclasses.replace(example, candidates=candidates, label=i - first))
+        found[i] = dataclasses.replace(examples[i], candidates=candidates, label=place - first)
     return found

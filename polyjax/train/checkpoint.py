@@ -260,7 +260,7 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
     path = run_dir / CONFIG
     wanted = json.loads(json.dumps(to_json(config)))
     if path.exists():
-        differing = _differences(read_json(path), wanted)
+        differing = _differences(_completed(read_json(path), type(config)), wanted)
         differing = {name: pair for name, pair in differing.items() if name not in incidental}
         if differing and not _any_checkpoint(run_dir):
             shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
@@ -281,6 +281,14 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
         write_json(path, wanted)
     except OSError as error:
         raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
+
+
+def _completed(old: Any, kind: type) -> Any:
+    """A configuration's JSON with the entries that it did not have yet when it was written."""
+    try:
+        return json.loads(json.dumps(to_json(from_json(kind, old, source=CONFIG))))
+    except InputError:
+        return old
 
 
 def _any_checkpoint(run_dir: Path) -> bool:

@@ -235,12 +235,12 @@ def train(
     )
 
 
-def _check_trainable(inputs: str, encoder: EncoderConfig, batch: BatchConfig) -> None:
+def _check_trainable(inputs: Literal["dual", "pairs"], encoder: EncoderConfig, batch: BatchConfig) -> None:
     """Raise InputError for what would train without learning."""
-    if inputs == "dual" and batch.batch_size < 2:
+    if batch.source(inputs) == "batch" and batch.batch_size < 2:
         raise InputError(
-            f"batch batch_size of {batch.batch_size}: bi- and poly-encoders learn from the other labels of "
-            "the batch; choose at least 2"
+            f"batch batch_size of {batch.batch_size}: with batch candidates a model learns from the other "
+            "labels of the batch; choose at least 2"
         )
     if encoder.dtype == "float16":
         raise InputError("encoder dtype float16 cannot be trained yet (no loss scaling); use bfloat16")

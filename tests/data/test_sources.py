@@ -112,11 +112,19 @@ def test_examples_that_are_drawn_anew_differ_by_epoch(text):
 
 
 def test_ranked_among_the_batch():
+    """Each row is ranked among the labels of rows that are thrown together, its own at its place."""
     rows = Rows([row(i) for i in range(8)])
     found = ranked_among(rows, RankConfig(candidates="batch", n=3)).examples
-    assert [e.candidates for e in found[:3]] == [tuple(LABELS[:3])] * 3
-    assert found[7].candidates == tuple(LABELS[5:8]), "the last batch reaches back"
-    assert all(e.label_text == LABELS[i] for i, e in enumerate(found))
+    assert all(e.label_text == LABELS[i] and len(set(e.candidates)) == 3 for i, e in enumerate(found))
+    batches = {frozenset(e.candidates) for e in found}
+    assert len(batches) == 3 and set().union(*batches) == set(LABELS), "the last batch reaches back"
+    assert {tuple(sorted(batch)) for batch in batches} != {
+        ("aa", "bb", "cc"),
+        ("dd", "ee", "ff"),
+        ("ff", "gg", "hh"),
+    }
+    assert ranked_among(rows, RankConfig(candidates="batch", n=3)).examples == found
+    assert ranked_among(rows, RankConfig(candidates="batch", n=3, seed=1)).examples != found
     with pytest.raises(InputError, match="8 rows make no batch of 9; lower --rank.n"):
         ranked_among(rows, RankConfig(candidates="batch", n=9))
 

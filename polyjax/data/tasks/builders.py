@@ -73,7 +73,7 @@ class FilesConfig(tfds.core.BuilderConfig):
 class _FromFiles(tfds.core.GeneratorBasedBuilder):
     """Rows of a published data set's files, in their order; one split a configuration."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.1")  # another one whenever the readers give other rows
     MANUAL_DOWNLOAD_INSTRUCTIONS = "see polyjax.data.tasks for the files and where they were published"
     SPLIT = "rows"
 
@@ -96,8 +96,11 @@ class _FromFiles(tfds.core.GeneratorBasedBuilder):
         return {self.SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, row in enumerate(cast(FilesConfig, self.builder_config).rows()):
+        config, i = cast(FilesConfig, self.builder_config), -1
+        for i, row in enumerate(config.rows()):
             yield i, {field.name: _plain(getattr(row, field.name)) for field in dataclasses.fields(row)}
+        if i < 0:
+            raise InputError(f"task {self.name}: the file of {config.name} holds no rows")
 
 
 def _plain(value: Any) -> Any:
@@ -170,6 +173,8 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
         with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
             builder.download_and_prepare(download_config=config)
     except OSError as error:
+        if builder.is_prepared():  # by another process, meanwhile
+            return
         raise InputError(f"--prepared-dir {str(data_dir)!r} cannot be written: {error}") from None
 
 

@@ -115,8 +115,8 @@ def make_examples(conversations: Sequence[Conversation], *, min_label_words: int
     return examples
 
 
-def read(config: ChitchatConfig, split: Split) -> list[Example]:
-    """The examples of a split: with the label alone for training, with candidates otherwise."""
+def read(config: ChitchatConfig, split: Split, *, as_listed: bool = False) -> list[Example]:
+    """The examples of a split: for training, or ``as_listed``, with the label alone; else with candidates."""
     conversations = read_conversations(split, config.data_dir)
     examples = make_examples(conversations, min_label_words=config.min_label_words)
     if not examples:
@@ -124,6 +124,6 @@ def read(config: ChitchatConfig, split: Split) -> list[Example]:
             f"task chitchat: no example of split {split!r} has a label of {config.min_label_words} words; "
             "lower task.min_label_words"
         )
-    if split == "train":
+    if split == "train" or as_listed:
         return examples
     return add_candidates(examples, n_candidates=config.n_candidates, seed=config.candidate_seed)

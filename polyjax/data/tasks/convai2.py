@@ -19,6 +19,7 @@ from polyjax.data.tasks.source import (
     SourceFolder,
     Unverified,
     prepared_rows,
+    text_lines,
 )
 from polyjax.types import Example, InputError
 
@@ -88,38 +89,30 @@ def parse(path: Path) -> Iterator[Example]:
     episode, last, row = -1, 0, 0
     history: list[str] = []
     told: list[str] = []
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, raw in enumerate(_decoded(file, path), start=1):
-            line = raw.strip()
-            if not line:
-                continue
-            place, _, rest = line.partition(" ")
-            if not place.isdecimal() or not rest:
-                raise InputError(f"{path}:{number}: expected a number, a space and a text, got {line[:40]!r}")
-            if int(place) <= last or episode < 0:
-                episode, row = episode + 1, 0
-                history, told = [], []
-            last = int(place)
-            columns = [column.strip().replace("\\n", "\n") for column in rest.split("\t")]
-            told.append(columns[0])
-            labels = [label.strip() for label in columns[1].split("|")] if len(columns) > 1 else []
-            if not any(labels):
-                continue
-            turn, told = "\n".join(told), []
-            label = labels[0]
-            candidates = [c.strip() for c in columns[3].split("|")] if len(columns) > 3 else [label]
-            if label not in candidates:
-                raise InputError(f"{path}:{number}: the label {label[:40]!r} is not among the candidates")
-            history.append(turn)
-            # The label is the last of the candidates that it is equal to: the files have it at the end.
-            where = len(candidates) - 1 - candidates[::-1].index(label)
-            yield Example(f"{episode}/{row}", tuple(history), tuple(candidates), where, str(episode))
-            history.append(label)
-            row += 1
-
-
-def _decoded(lines: Iterator[str], path: Path) -> Iterator[str]:
-    try:
-        yield from lines
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+    for number, raw in enumerate(text_lines(path), start=1):
+        line = raw.strip()
+        if not line:
+            continue
+        place, _, rest = line.partition(" ")
+        if not place.isdecimal() or not rest:
+            raise InputError(f"{path}:{number}: expected a number, a space and a text, got {line[:40]!r}")
+        if int(place) <= last or episode < 0:
+            episode, row = episode + 1, 0
+            history, told = [], []
+        last = int(place)
+        columns = [column.strip().replace("\\n", "\n") for column in rest.split("\t")]
+        told.append(columns[0])
+        labels = [label.strip() for label in columns[1].split("|")] if len(columns) > 1 else []
+        if not any(labels):
+            continue
+        turn, told = "\n".join(told), []
+        label = labels[0]
+        candidates = [c.strip() for c in columns[3].split("|")] if len(columns) > 3 else [label]
+        if label not in candidates:
+            raise InputError(f"{path}:{number}: the label {label[:40]!r} is not among the candidates")
+        history.append(turn)
+        # The label is the last of the candidates that it is equal to: the files have it at the end.
+        where = len(candidates) - 1 - candidates[::-1].index(label)
+        yield Example(f"{episode}/{row}", tuple(history), tuple(candidates), where, str(episode))
+        history.append(label)
+        row += 1

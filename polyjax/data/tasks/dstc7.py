@@ -72,7 +72,11 @@ def read(config: DSTC7Config, split: Literal["train", "valid", "test"]) -> Rows:
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:
     """Example id -> candidate id and text of the test rows' answers."""
     answers = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         columns = line.split("\t")
@@ -98,14 +102,18 @@ def parse(
         InputError: the file or a dialogue breaks the format; the dialogue's number is named.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON array, got {error}") from None
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected a JSON array of dialogues, got {type(rows).__name__}")
+    names: dict[str, int] = {}
     for i, row in enumerate(rows):
         try:
-            yield _example(row, i, answers, sampled)
+            example = _example(row, i, answers, sampled)
+            if (first := names.setdefault(example.id, i)) != i:
+                raise InputError(f"the example-id {example.id} is that of dialogue {first}")
+            yield example
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: dialogue {i}: expected DSTC7's keys, got {error!r}") from None
         except InputError as error:
@@ -115,17 +123,20 @@ def parse(
 def _example(
     row: dict[str, Any], i: int, answers: dict[str, tuple[str, str]] | None, sampled: int | None
 ) -> Example:
-    turns = tuple(f"{m['speaker'].replace('_', ' ')}: {m['utterance']}" for m in row["messages-so-far"])
+    said = [(m["speaker"].replace("_", " "), _text(m["utterance"])) for m in row["messages-so-far"]]
+    if not said:
+        raise InputError("there are no messages-so-far")
+    turns = tuple(f"{speaker}: {utterance}" for speaker, utterance in said)
     name = str(row["example-id"])
     if "options-for-correct-answers" in row:
         answer = row["options-for-correct-answers"][0]
-        right, label = answer["candidate-id"], answer["utterance"]
+        right, label = answer["candidate-id"], _text(answer["utterance"])
     elif answers is not None and name in answers:
         right, label = answers[name]
     else:
         raise InputError(f"example-id {name} has no answer in {ANSWERS}")
     ids = [option["candidate-id"] for option in row.get("options-for-next", [])]
-    candidates = [option["utterance"] for option in row.get("options-for-next", [])]
+    candidates = [_text(option["utterance"]) for option in row.get("options-for-next", [])]
     if right not in ids:
         # As ParlAI: the answer joins a list that lacks it; if only its id differs, its text is there.
         if label in candidates:
@@ -138,4 +149,11 @@ def _example(
         random.Random(i).shuffle(others)
         kept = [where, *others[: sampled - 1]]
         candidates, where = [candidates[j] for j in kept], 0
-    return Example(name, turns, tuple(candidates), where, name)
+    # Rows of one dialogue are not independent: they begin with the same message.
+    return Example(name, turns, tuple(candidates), where, turns[0])
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"utterance {value!r}")
+    return value

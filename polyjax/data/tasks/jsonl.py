@@ -63,10 +63,15 @@ class OwnDataConfig:
             raise InputError("task valid_fraction and test_fraction must leave something to train on")
 
 
-def read(config: OwnDataConfig, split: Split) -> list[Example]:
+def read(config: OwnDataConfig, split: Split, *, as_listed: bool = False) -> list[Example]:
     """The examples of a split: of its file, or those of the training file that fall into it.
 
     Rows to validate or test on that list no candidates are given some: labels of all the file's rows.
+
+    Args:
+        config: the settings.
+        split: which.
+        as_listed: leave rows as the file has them; they get other candidates.
 
     Raises:
         InputError: a file is missing or has bad lines (all are found), the split is empty, or its rows list
@@ -84,7 +89,7 @@ def read(config: OwnDataConfig, split: Split) -> list[Example]:
         chosen = [row for row in rows if split_of(row, **shares) == split]
     if not chosen:
         raise InputError(f"{path}: no example falls into the split {split!r}; give a file for it")
-    if split == "train":
+    if split == "train" or as_listed:
         return chosen
     listed = sorted({len(row.candidates) for row in chosen})
     if listed == [1]:
@@ -176,37 +181,39 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, f"expected JSON, got {error.msg} at column {error.colno}"
             except RecursionError:
                 yield number, "expected an object with a context and a label, got one nested too deeply"
+            except ValueError as error:  # a number of thousands of digits
+                yield number, f"expected JSON, got {error}"
 
 
 def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(LONGEST_LINE)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            missing = [name for name in REQUIRED if name not in header]
-            if missing:
-                raise InputError(
-                    f"{path}: line 1: expected columns named {', '.join(KEYS)}, of which context and "
-                    f"label are needed; got {', '.join(header) or 'nothing'}"
-                )
-            while True:
-                number = reader.line_num + 1
-                try:
-                    row = next(reader, None)
-                except csv.Error as error:
-                    yield number, str(error)
-                    continue
-                if row is None:
-                    return
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    yield number, f"expected {len(header)} columns, got {len(row)}"
-                    continue
+    # Bytes that are no UTF-8 come out as half characters, which each row is searched for.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        missing = [name for name in REQUIRED if name not in header]
+        if missing:
+            raise InputError(
+                f"{path}: line 1: expected columns named {', '.join(KEYS)}, of which context and "
+                f"label are needed; got {', '.join(header) or 'nothing'}"
+            )
+        while True:
+            number = reader.line_num + 1
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                yield number, str(error)
+                continue
+            if row is None:
+                return
+            if not row:
+                continue
+            if any(ord(letter) in _HALF for cell in row for letter in cell):
+                yield number, "expected UTF-8, got bytes that are none"
+            elif len(row) != len(header):
+                yield number, f"expected {len(header)} columns, got {len(row)}"
+            else:
                 yield number, _table_object(dict(zip(header, row, strict=True)))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
 
 
 def _table_object(row: dict[str, str]) -> dict[str, Any] | str:
@@ -246,7 +253,7 @@ def _example(row: object, number: int) -> Example:
     if label not in listed:
         raise InputError(f"the label {label[:40]!r} is not among the {len(listed)} candidates")
     name = row.get("id", f"line-{number}")
-    if not isinstance(name, str | int):
+    if not isinstance(name, str | int) or not str(name).strip():
         raise InputError(f"id: expected a text or a number, got {_shown(name)}")
     return Example(str(name), tuple(texts), tuple(listed), listed.index(label), str(name))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from polyjax.data.rows import Rows
+from polyjax.data.rows import RankConfig, Rows, ranked_among
 from polyjax.data.tasks import chitchat, convai2, dstc7, jsonl, ubuntu_v2, wikipedia_search
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.convai2 import ConvAI2Config
@@ -55,17 +55,31 @@ def name_of(task: TaskConfig) -> str:
             return next(name for name, kind in NAMED.items() if isinstance(task, kind))  # pyright: ignore[reportArgumentType]
 
 
-def read(task: TaskConfig, split: Split) -> Rows:
+def read_to_rank(task: TaskConfig, split: Split, rank: RankConfig) -> Rows:
+    """The rows of a split with the candidates that are asked for.
+
+    Raises:
+        InputError: a file is missing, not the official one, or broken; the rows cannot have such candidates.
+    """
+    return ranked_among(read(task, split, as_listed=rank.candidates != "task"), rank)
+
+
+def read(task: TaskConfig, split: Split, *, as_listed: bool = False) -> Rows:
     """The rows of a split, as the task has them.
+
+    Args:
+        task: the settings.
+        split: which.
+        as_listed: without the candidates that a task draws for rows that list none.
 
     Raises:
         InputError: a file is missing, not the official one, or broken.
     """
     match task:
         case ChitchatConfig():
-            return Rows(chitchat.read(task, split))
+            return Rows(chitchat.read(task, split, as_listed=as_listed))
         case OwnDataConfig():
-            return Rows(jsonl.read(task, split))
+            return Rows(jsonl.read(task, split, as_listed=as_listed))
         case ConvAI2Config():
             return convai2.read(task, split)
         case DSTC7Config():

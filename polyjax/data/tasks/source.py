@@ -100,6 +100,22 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their ends; a byte order mark is no text.
+
+    Raises:
+        InputError: a line is not UTF-8; it is named when it is met.
+    """
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: expected UTF-8, got {error.reason} at byte {error.start}"
+                ) from None
+
+
 def note_of(name: str, official: bool) -> str:
     """What a report says of a split's files."""
     if official:

@@ -19,7 +19,9 @@ from polyjax.data.tasks.source import (
     SourceFolder,
     Unverified,
     prepared_rows,
+    text_lines,
 )
+from polyjax.progress import console
 from polyjax.types import Example, InputError
 
 SOURCE = Source("ubuntu_v2", "the Ubuntu Dialogue Corpus V2", "rkadlec/ubuntu-ranking-dataset-creator")
@@ -68,11 +70,7 @@ def parse(path: Path) -> Iterator[Example]:
         InputError: the header or a row breaks the format; file and line are named.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from _rows(path, csv.reader(file, strict=True))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+    yield from _rows(path, csv.reader(text_lines(path), strict=True))
 
 
 def _rows(path: Path, reader: Any) -> Iterator[Example]:
@@ -83,7 +81,7 @@ def _rows(path: Path, reader: Any) -> Iterator[Example]:
             f"{path}:1: expected the columns {', '.join(TRAIN_COLUMNS)}, or {', '.join(TEST_COLUMNS)} and "
             f"distractors, got {header}"
         )
-    number = 0
+    number = wrong = 0
     while True:
         line = reader.line_num + 1
         try:
@@ -91,15 +89,21 @@ def _rows(path: Path, reader: Any) -> Iterator[Example]:
         except csv.Error as error:
             raise InputError(f"{path}:{line}: {error}") from None
         if row is None:
+            if wrong:
+                console.print(f"{path}: {wrong:,} rows of wrong utterances are left out")
             return
         if len(row) != len(header):
             raise InputError(f"{path}:{line}: expected {len(header)} columns, got {len(row)}")
         number += 1
         if training and not _is_right(row[2], path, line):
+            wrong += 1
             continue
         turns = tuple(turn for part in plain(row[0]).split("\n") if (turn := part.strip()))
+        if not turns:
+            raise InputError(f"{path}:{line}: the context is empty")
         candidates = (plain(row[1]),) if training else tuple(map(plain, row[1:]))
-        yield Example(str(number), turns, candidates, 0, str(number))
+        # Rows of one dialogue are not independent: they begin with the same turn.
+        yield Example(str(number), turns, candidates, 0, turns[0])
 
 
 def _is_right(label: str, path: Path, line: int) -> bool:

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Literal, overload
 
 from polyjax.data.rows import Rows
-from polyjax.data.tasks.source import OfficialFile, PreparedFolder, Source, SourceFolder, Unverified, note_of
+from polyjax.data.tasks.source import (
+    OfficialFile,
+    PreparedFolder,
+    Source,
+    SourceFolder,
+    Unverified,
+    note_of,
+    text_lines,
+)
 from polyjax.types import Example, InputError
 
 Split = Literal["train", "valid", "test"]
@@ -170,23 +178,16 @@ def parse_starspace(path: Path, *, least: int) -> Iterator[Article]:
     Raises:
         InputError: a line has fewer, or is not UTF-8; file and line are named.
     """
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: expected UTF-8, got {error.reason} at byte {error.start}"
-                ) from None
-            sentences = tuple(text for part in line.split("\t") if (text := part.strip()))
-            if not sentences:
-                continue
-            if len(sentences) < least:
-                raise InputError(
-                    f"{path}:{number}: expected at least {least} sentences separated by tabs, got "
-                    f"{len(sentences)}"
-                )
-            yield Article("", sentences)
+    for number, line in enumerate(text_lines(path), start=1):
+        sentences = tuple(text for part in line.split("\t") if (text := part.strip()))
+        if not sentences:
+            continue
+        if len(sentences) < least:
+            raise InputError(
+                f"{path}:{number}: expected at least {least} sentences separated by tabs, got "
+                f"{len(sentences)}"
+            )
+        yield Article("", sentences)
 
 
 def parse_articles(path: Path) -> list[Article]:
@@ -195,27 +196,28 @@ def parse_articles(path: Path) -> list[Article]:
     Raises:
         InputError: the file is missing or a line is no article; file and line are named.
     """
-    found, titles = [], dict[str, int]()
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"task.articles {path} cannot be read: {error.strerror or error}") from None
-    for number, line in enumerate(lines, start=1):
+    if not path.is_file():
+        raise InputError(f"--task.articles {path} is missing; expected a file of articles, JSON lines")
+    found: list[Article] = []
+    titles: set[str] = set()
+    for number, line in enumerate(text_lines(path), start=1):
         if not line.strip():
             continue
         try:
             article = _article(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(
                 f"{path}:{number}: expected an object with a title and sentences, paragraphs or a text; "
                 f"got {error!r}"
             ) from None
-        times = titles[article.title] = titles.get(article.title, 0) + 1
-        if times > 1:
-            article = dataclasses.replace(article, title=f"{article.title} ({times})")
-        found.append(article)
+        title, times = article.title, 1
+        while title in titles:
+            times += 1
+            title = f"{article.title} ({times})"
+        titles.add(title)
+        found.append(dataclasses.replace(article, title=title))
     if not found:
-        raise InputError(f"task.articles {path} is empty; expected an article a line")
+        raise InputError(f"--task.articles {path} is empty; expected an article a line")
     return found
 
 
@@ -226,9 +228,12 @@ def _article(row: object) -> Article:
         texts = row["sentences"]
     else:
         parts = row["paragraphs"] if "paragraphs" in row else [row["text"]]
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise TypeError("texts were expected")
         texts = [sentence for part in parts for sentence in _SENTENCE_END.split(part.strip())]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in [row["title"], *texts]):
         raise TypeError("texts were expected")
+    "".join([row["title"], *texts]).encode()  # half a character, \\ud800, is no text
     return Article(row["title"], tuple(text.strip() for text in texts if text.strip()))
 
 
@@ -243,13 +248,16 @@ def _hash(title: str, purpose: object) -> int:
 
 
 def _read_articles(config: WikipediaSearchConfig, path: Path, split: Split) -> Rows:
-    articles = parse_articles(path)
+    articles = list(_prepared_articles(config, path))
+    note = f"{path.name}: not the official articles; compare with no published figure"
     shares = {"valid": config.valid_fraction, "test": config.test_fraction}
     chosen = [a for a in articles if len(a.sentences) >= 2 and split_of(a, **shares) == split]
     if not chosen:
-        raise InputError(f"task.articles {path}: no article of two sentences falls into the split {split!r}")
+        raise InputError(
+            f"--task.articles {path}: no article of two sentences falls into the split {split!r}"
+        )
     if split == "train":
-        return Rows(Searches(chosen, config.seed))
+        return Rows(Searches(chosen, config.seed), note)
     taken = {article.title for article in chosen}
     others = [article for article in articles if article.title not in taken and article.sentences]
     others.sort(key=lambda article: _hash(article.title, config.seed))
@@ -263,7 +271,25 @@ def _read_articles(config: WikipediaSearchConfig, path: Path, split: Split) -> R
     for article in chosen:
         query = _hash(article.title, f"query/{config.seed}") % len(article.sentences)
         examples.append(search(article, query, article.title))
-    return Rows(examples, shared=texts[: config.n_documents])
+    return Rows(examples, note, shared=texts[: config.n_documents])
+
+
+def _prepared_articles(config: WikipediaSearchConfig, path: Path) -> Sequence[Article]:
+    """The articles of the user's file, prepared first where they are not."""
+    from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
+
+    if not path.is_file():
+        parse_articles(path)
+    prepared, _ = builders.prepared_files(
+        SOURCE,
+        re.sub(r"\W+", "_", path.stem),
+        path.parent,
+        [OfficialFile(path.name)],
+        lambda path: iter(parse_articles(path)),
+        data_dir=config.data_dir,
+        unverified=True,
+    )
+    return builders.PreparedArticles(SOURCE.task, config.data_dir, prepared)
 
 
 def _different(texts: Iterator[str]) -> list[str]:
