@@ -6,6 +6,7 @@ import jax
 from recipes import RECIPES, TRAINING_ROWS
 from settings import SCRATCH, RunConfig
 
+from polyjax.data.candidates import read_candidates
 from polyjax.data.tasks.convai2 import ConvAI2Config
 from polyjax.data.tasks.dstc7 import SAMPLED_CANDIDATES, DSTC7Config
 from polyjax.data.tasks.registry import name_of, read
@@ -24,7 +25,7 @@ def training_rows(config: RunConfig) -> tuple[int, str]:
     try:
         return len(read(config.task, "train").examples), "read"
     except InputError as error:
-        if not config.recipe:
+        if not config.recipe or "is missing" not in str(error):
             raise
         missing = str(error).split(";")[0]
         return TRAINING_ROWS[RECIPES[config.recipe][0]], f"the official file's count; {missing}"
@@ -42,8 +43,13 @@ def listed_candidates(config: RunConfig) -> int:
             return SAMPLED_CANDIDATES if config.task.training == "sampled" else 100
         case "inline" if isinstance(config.task, ConvAI2Config):
             return 20
+        case "fixed" if config.batch.fixed_file is not None:
+            return len(read_candidates(config.batch.fixed_file))
         case _:
-            return max(len(example.candidates) for example in read(config.task, "train").examples)
+            listed = max(len(example.candidates) for example in read(config.task, "train").examples)
+            if listed < 2:
+                raise InputError("--batch.candidates inline: the training rows list none but their label")
+            return listed
 
 
 def starts_from(config: RunConfig) -> str:
@@ -78,6 +84,7 @@ def show_plan(config: RunConfig, shape: EncoderConfig) -> None:
         f"{config.recipe or config.preset}: {config.arch}-encoder on {name_of(config.task)}",
         f"model: {shape.n_layers} layers x {shape.dim}, {memory.n_parameters / 1e6:.1f} M parameters, "
         f"{shape.dtype}; starts from {starts_from(config)}",
+        f"head: {config.head}",
         f"texts: {config.text.max_turns} turns, context {config.text.context_tokens} and candidate "
         f"{config.text.candidate_tokens} tokens",
         f"training rows: {n_rows:,} ({known})",
@@ -96,7 +103,8 @@ def show_plan(config: RunConfig, shape: EncoderConfig) -> None:
 def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
     """The memory of a step, whether it fits, and what to do where it does not."""
     at_once = config.batch.chunk or config.batch.batch_size
-    needed = memory.of(at_once)
+    batch_size = config.batch.batch_size
+    needed = memory.of(at_once, batch_size)
     limit, whose = device_memory()
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in dataclasses.asdict(needed).items())
     lines = [
@@ -104,13 +112,13 @@ def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
         f"{jax.default_backend()}'s compiler for the longest texts; this {whose} has {limit / GIB:.1f} GiB"
     ]
     if needed.total > limit:
-        chunk = memory.chunk_that_fits(limit, at_once)
+        chunk = memory.chunk_that_fits(limit, batch_size)
         if chunk is None:
             way_out = "not even one context at a time: shorten text.context-tokens, or use a smaller encoder"
         else:
+            fits = memory.of(chunk, batch_size).total / GIB
             way_out = (
-                f"with --batch.chunk {chunk} it does ({memory.of(chunk).total / GIB:.1f} GiB), with the same "
+                f"with --batch.chunk {chunk} it does ({fits:.1f} GiB), with the same negatives and gradients"
             )
-            way_out += "negatives and gradients"
         lines.append(f"it does not fit; {way_out}")
     return lines

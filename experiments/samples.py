@@ -119,8 +119,13 @@ def cut_dstc7(source: Path, folder: Path, *, n_valid: int = 150) -> None:
 
 def run(config: SamplesConfig) -> None:
     """Write the parts of all tasks."""
-    if not config.data.is_dir():
-        raise InputError(f"--data {config.data}: there is no such folder")
+    needed = ["convai2/valid_self_original.txt", *(f"ubuntu_irc/{n}.csv" for n in ("train", "valid"))]
+    needed += [f"ubuntu_irc/ubuntu_{name}_subtask_1.json" for name in ("train", "dev")]
+    for name in needed:
+        if not (config.data / name).is_file():
+            raise InputError(f"--data {config.data}: {name} is missing there")
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out} is a file; expected a folder to make")
     for name in ("convai2", "dstc7", "ubuntu_v2"):
         (config.out / name).mkdir(parents=True, exist_ok=True)
     cut_convai2(config.data / "convai2" / "valid_self_original.txt", config.out / "convai2")

@@ -273,7 +273,7 @@ def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, optim: OptimConf
         name=INIT,
         **{f.name: getattr(shape, f.name) for f in dataclasses.fields(EncoderChoice) if f.name != "name"},
     )
-    if preset.recipe:  # how the model is trained is the recipe's matter
+    if preset.recipe:  # how the model is trained is the recipe's matter; what it computes is its own
         kept = ("dropout", "attention_dropout", "dtype")
         encoder = dataclasses.replace(encoder, **{name: getattr(preset.encoder, name) for name in kept})
     return dataclasses.replace(

@@ -58,7 +58,10 @@ def tfidf_ranking(
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ModuleNotFoundError:
         raise InputError("the TF-IDF baseline needs scikit-learn; run: pip install -e '.[demo]'") from None
-    vectorizer = TfidfVectorizer(sublinear_tf=True).fit(fit_on)
+    try:
+        vectorizer = TfidfVectorizer(sublinear_tf=True).fit(fit_on)
+    except ValueError:  # no word of two letters anywhere
+        vectorizer = TfidfVectorizer(sublinear_tf=True, analyzer="char").fit([*fit_on, "a"])
     contexts = vectorizer.transform(" ".join(e.context[-TFIDF_TURNS:]) for e in examples)
     turns = min(TFIDF_TURNS, max(len(e.context) for e in examples))
     name = f"TF-IDF, {turns} turns" if turns > 1 else "TF-IDF"

@@ -13,9 +13,9 @@ from train.toy import Letters
 from polyjax import make_scorer
 from polyjax.baselines import random_ranking, tfidf_ranking
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.evaluation import evaluate, rank_listed, rank_shared, write_examples
+from polyjax.evaluation import check_candidates, evaluate, rank_listed, rank_shared, write_examples
 from polyjax.scoring import TextScorer
-from polyjax.types import Example
+from polyjax.types import Example, InputError
 
 
 @pytest.fixture
@@ -186,3 +186,18 @@ def test_baselines_of_shared_candidates():
     many = [example for example in examples for _ in range(3000)]
     chance = random_ranking(many, shared=shared)
     assert chance.n_candidates == 6 and 0.15 < chance.recall(1) < 0.19
+
+
+def test_rows_with_nothing_but_a_label_are_no_ranking():
+    examples = [Example(str(i), ("hi",), ("yes",), 0, "") for i in range(3)]
+    with pytest.raises(InputError, match="valid: the rows list no candidates but their label; choose --rank"):
+        check_candidates(examples, (), source="valid")
+    with pytest.raises(InputError, match="the split is empty"):
+        check_candidates([], ("a",), source="valid")
+
+
+def test_white_space_at_a_labels_ends_makes_it_no_other_candidate():
+    examples = [Example("0", ("hi",), ("b ",), 0, "")]
+    scores, own = np.array([[3, 4, 1]], np.float32), np.array([4], np.float32)
+    found = rank_shared("model", examples, ["a", "b", "c"], [(np.arange(1), scores, own)])
+    assert found.ranking.ranks.tolist() == [1] and found.ranking.n_candidates == 3

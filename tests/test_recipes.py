@@ -10,6 +10,7 @@ import test_experiments
 from conftest import shared_data
 
 from polyjax import BiConfig, CrossConfig, InputError, PolyConfig
+from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,21 @@ def test_recipes_hold_the_project_pages_settings(module, task, arch):
     assert str(config.folder) == f"runs/{task}-{arch}-paper"
 
 
+def test_a_cross_encoder_may_learn_from_any_candidates(module):
+    config = module("flags").parse_run(["--arch", "cross", "--batch.candidates", "inline"], prog="run")
+    assert config.batch.source("pairs") == "inline"
+
+
+def test_evaluation_ranks_as_the_run_did_or_as_asked(module):
+    chosen, config = module("evaluate").chosen_rank, RankConfig
+    sampled = config(candidates="sampled", n=30)
+    assert chosen(sampled, config()) == sampled
+    assert chosen(sampled, config(n=50)) == config(candidates="sampled", n=50)
+    assert chosen(sampled, config(candidates="batch", n=5)) == config(candidates="batch", n=5)
+    with pytest.raises(InputError, match="--rank.n does nothing"):
+        chosen(config(), config(n=50))
+
+
 def test_bert_recipes_start_from_a_folder(module):
     config = module("flags").parse_run(["--recipe", "dstc7-poly-bert", "--encoder", "/some/bert"], prog="run")
     assert config.encoder.name == "/some/bert" and config.encoder.output_scaling == 1.0
@@ -76,6 +92,7 @@ def test_bert_recipes_start_from_a_folder(module):
         (["--optim.warmup-steps", "5", "--optim.warmup", "0.2"], "--optim.warmup does nothing"),
         (["--rank.n", "5"], "--rank.n does nothing"),
         (["--batch.candidates", "inline", "--batch.n-negatives", "3"], "--batch.n-negatives does nothing"),
+        (["--batch.chunk", "33"], "is more than the 32 contexts of a batch"),
     ],
 )
 def test_settings_that_contradict_each_other(module, arguments, message):

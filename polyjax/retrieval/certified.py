@@ -9,6 +9,7 @@ scan does it all.
 import dataclasses
 import threading
 import typing
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,7 @@ class CertifiedSearch:
         self._starts = [int(block.first) for block in self.blocks]
         self._removed = np.flatnonzero(~scan.index.live_rows())
         self._step = jax.jit(self._traced_step)
+        self._rough = jax.jit(self._traced_rough)
 
     @staticmethod
     def suits(head: BiHead | PolyHead) -> bool:
@@ -111,8 +113,7 @@ class CertifiedSearch:
             vectors: context vectors, float32 [b, m, d].
             mask: which of them are real.
             k: at least 1.
-            quick: products in bfloat16 and exact scores of the survivors, of the most promising ones where
-                those are too many; then the result is not certified.
+            quick: scores from products in bfloat16, and exact ones of the best of those; not certified.
         """
         outcomes = []
         for i in range(vectors.shape[0]):
@@ -128,17 +129,32 @@ class CertifiedSearch:
         self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], k: int, quick: bool
     ) -> Outcome | None:
         there = np.asarray(mask[0])
+        if quick:
+            return self._hurried(vectors, mask, k)
         # One thread: those of numpy's products go on turning for a while, and take the cores from XLA's.
         with _BLAS_LOCK, _BLAS.limit(limits=1, user_api="blas"):
-            plan = self._plan(np.asarray(vectors[0])[there], quick)
+            plan = self._plan(np.asarray(vectors[0])[there])
             given = None if plan is None else self._given(plan, there)
         if plan is None or given is None:
             return None
-        found = self._settle(self._bounds(given), vectors, mask, k, quick)
+        found = self._settle(self._bounds(given), vectors, mask, k)
         return None if found is None else dataclasses.replace(found, rank=plan.factors.rank)
 
+    def _hurried(
+        self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], k: int
+    ) -> Outcome | None:
+        """The best of the candidates whose rounded products give the highest scores."""
+        if not np.isfinite(np.asarray(vectors)).all():
+            return None
+        rounded, real = jnp.asarray(np.asarray(vectors[0]).astype(jnp.bfloat16)), jnp.asarray(mask[0])
+        about = self._gathered([self._rough(rounded, real, block) for block in self.blocks])
+        rows = _highest(about, max(FIRST_RESCORED, 2 * k))
+        scores, best = self.scan.among(vectors, mask, rows, k)
+        everything = len(rows) == len(self.scan.index)
+        return Outcome(scores[0], best[0], None, len(rows), certified=everything)
+
     def compile(self, m: int, d: int) -> None:
-        """Compile the passes of all ranks for m context vectors of width d."""
+        """Compile the passes of all ranks for m context vectors of width d; not the one of a quick search."""
         known = self.sharpness, self._norm, self._lost
         everything = np.ones(m, bool)
         # With ``first`` codes a short context has fewer vectors, and then a mask.
@@ -151,12 +167,10 @@ class CertifiedSearch:
             for plan in plans:
                 self._step(self._given(plan, there), self.blocks[0])
 
-    def _plan(self, vectors: np.ndarray, quick: bool) -> Plan | None:
+    def _plan(self, vectors: np.ndarray) -> Plan | None:
         if not len(vectors) or not np.isfinite(vectors).all():
             return None
         known = {"norm": self._norm, "lost": self._lost}
-        if quick:
-            return plan_rounded(vectors, self.sharpness, **known)
         return choose(vectors, self.sharpness, self._sample, **known)
 
     def _settle(
@@ -165,29 +179,21 @@ class CertifiedSearch:
         vectors: Float[AnyArray, "1 m d"],
         mask: Bool[AnyArray, "1 m"],
         k: int,
-        quick: bool,
     ) -> Outcome | None:
-        """The best rows, given all rows' upper bounds; None where too many would have to be scored.
-
-        In a hurry it is the best of the highest bounds then.
-        """
-        first = min(max(FIRST_RESCORED, 2 * k), len(upper))
+        """The best rows, given all rows' upper bounds; None where too many would have to be scored."""
+        first = max(FIRST_RESCORED, 2 * k)
         most = max(int(MOST_RESCORED * len(upper)), first)
-        rows = np.sort(np.argpartition(upper, -first)[-first:])
-        rows = rows[upper[rows] > -np.inf]
+        rows = _highest(upper, first)
         scored = self.scan.among(vectors, mask, rows, k)
         rescored = len(rows)
         kth = scored[0][0, -1]
         rest = np.flatnonzero((upper >= kth) & (upper > -np.inf))
-        if len(rest) > most and not quick:
+        if len(rest) > most:
             return None
-        proven = len(rest) <= most
         if len(rest) > first:  # otherwise they are among the first
-            if not proven:
-                rest = np.sort(np.argpartition(upper, -most)[-most:])
             scored = self.scan.among(vectors, mask, rest, k)
             rescored = len(np.union1d(rows, rest))
-        return Outcome(scored[0][0], scored[1][0], None, rescored, certified=proven)
+        return Outcome(scored[0][0], scored[1][0], None, rescored)
 
     def _given(self, plan: Plan, there: np.ndarray) -> Pass:
         # Shapes must not depend on how many of the vectors are real: each shape is a program.
@@ -208,7 +214,10 @@ class CertifiedSearch:
 
     def _bounds(self, given: Pass) -> np.ndarray:
         """Upper bounds of all rows' scores [rows]; -inf where there is no candidate."""
-        parts = [self._step(given, block) for block in self.blocks]
+        return self._gathered([self._step(given, block) for block in self.blocks])
+
+    def _gathered(self, parts: Sequence[Float[Array, " n"]]) -> np.ndarray:
+        """Blocks' values by row [rows]: -inf where there is no candidate, inf where nothing is known."""
         upper = np.empty(self.scan.index.rows, np.float32)
         for start, part in zip(self._starts, parts, strict=True):
             place = upper[start : start + len(part)]
@@ -216,6 +225,23 @@ class CertifiedSearch:
         upper[np.isnan(upper)] = np.inf  # nothing is known
         upper[self._removed] = -np.inf
         return upper
+
+    def _traced_rough(
+        self, vectors: Float[Array, "m d"], there: Bool[Array, " m"], block: Block
+    ) -> Float[Array, " n"]:
+        """Scores from rounded products; written as the heads write them, which XLA makes one loop of."""
+        self.compilations += 1
+        products = jax.lax.dot_general(
+            block.vectors.astype(jnp.bfloat16),
+            vectors,
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        if block.scales is not None:
+            products = products * block.scales[:, None]
+        bias = jnp.where(there, jnp.float32(0), jnp.float32(-1e30))[None]
+        weights = jax.nn.softmax(products * self.sharpness + bias, axis=-1)
+        return (weights * products).sum(-1)
 
     def _traced_step(self, given: Pass, block: Block) -> Float[Array, " n"]:
         self.compilations += 1
@@ -239,6 +265,13 @@ class CertifiedSearch:
                 products = inside @ given.weights.T
         mean = weighted_mean(products, self.sharpness, there=given.there, xp=jnp)
         return self._scale * (mean.score + largest_error(mean, self.sharpness, given.bounds, perp, xp=jnp))
+
+
+def _highest(values: np.ndarray, n: int) -> np.ndarray:
+    """The rows of the n highest values that are candidates', increasing."""
+    n = min(n, len(values))
+    rows = np.sort(np.argpartition(values, -n)[-n:])
+    return rows[values[rows] > -np.inf]
 
 
 def _spread(rows: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -134,8 +134,8 @@ class Searcher:
             contexts: turns of each, oldest first.
             top_k: at least 1.
             method: ``scan`` scores every candidate; ``certified`` proves for most that they need not be;
-                ``quick`` takes bfloat16 products and scores the most promising candidates exactly, whether
-                that is proven to be enough or not; ``auto`` takes the faster of the first two.
+                ``quick`` scores all from bfloat16 products, and the best of those exactly, which proves
+                nothing; ``auto`` takes the faster of the first two.
             first_stage: an index of inner products that proposes candidates instead.
         """
         staged = None if first_stage is None else self._through(first_stage)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from functools import lru_cache
 from typing import Any, Literal
 
 import jax
@@ -10,14 +11,15 @@ from flax import nnx
 
 from polyjax.data.collate import CandidateSource
 from polyjax.data.text import TextConfig
+from polyjax.losses import cross_entropy
 from polyjax.models import ModelConfig, Scorer, make_scorer
-from polyjax.nn.heads import CrossConfig
+from polyjax.nn.heads import BiHead, CrossConfig, PolyHead
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
-_FEW = 2  # contexts of the smallest step; axes of length 1 are compiled otherwise
+_FEW = 8  # contexts of the smallest step; axes of length 1 are compiled otherwise
 _FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
 
 
@@ -46,7 +48,7 @@ class Memory:
 class MemoryEstimate:
     """Memory of training as the compiler counts it, for the longest texts.
 
-    Four small steps are compiled, of 1 and 2 layers and of 2 and 4 contexts; a step's temporary memory is
+    Four small steps are compiled, of 1 and 2 layers and of 8 and 16 contexts; a step's temporary memory is
     close to linear in both, and is extrapolated. Nothing is run.
 
     Args:
@@ -80,21 +82,51 @@ class MemoryEstimate:
             (b, layers): self._temporary(b, layers) for b in (_FEW, 2 * _FEW) for layers in (1, 2)
         }
 
-    def of(self, contexts: int) -> Memory:
-        """The memory where so many contexts' activations are kept at once."""
+    def of(self, contexts: int, batch_size: int | None = None) -> Memory:
+        """The memory where so many contexts' activations are kept at once, of a batch of more."""
         layers, a, points = self._model.encoder.n_layers, _FEW, self._points
         x, y = (contexts - a) / a, layers - 1
         first, more = points[a, 1], points[2 * a, 1]
         deep, both = points[a, 2], points[2 * a, 2]
         temporary = first + x * (more - first) + y * (deep - first) + x * y * (both - more - deep + first)
-        return Memory(self.parameters, self._optimizer, self._trained, max(int(temporary), 0))
+        activations = max(int(temporary), 0)
+        if self._source == "batch" and not isinstance(self._model.head, CrossConfig):
+            # Every context meets every candidate: this grows with the square, and is in the fit as a line.
+            few, more = self._scores(a), self._scores(2 * a)
+            activations = max(activations - int(few + x * (more - few)), 0)
+            scores = self._scores(batch_size or contexts)
+            # In chunks, a chunk's activations and the scores are not there at the same time.
+            chunked = batch_size is not None and contexts < batch_size
+            activations = max(activations, scores) if chunked else activations + scores
+        return Memory(self.parameters, self._optimizer, self._trained, activations)
 
     def chunk_that_fits(self, limit: int, batch_size: int) -> int | None:
         """The largest power of two of contexts below the batch size that fits; None where not even 1 does."""
         chunk = 1 << max(batch_size - 1, 1).bit_length() - 1
-        while chunk and self.of(chunk).total > limit:
+        while chunk and self.of(chunk, batch_size).total > limit:
             chunk //= 2
         return chunk or None
+
+    @lru_cache  # noqa: B019  # an estimate is made, asked a few times and dropped
+    def _scores(self, b: int) -> int:
+        """Temporary bytes of the loss of b context vectors against b candidate vectors, and its gradients."""
+        shape = self._model.encoder
+        head = make_scorer(
+            dataclasses.replace(shape, n_layers=1, vocab_size=1), self._model.head, rngs=nnx.Rngs(0)
+        ).head
+        assert isinstance(head, BiHead | PolyHead)
+        m = head.config.n_codes if isinstance(head, PolyHead) else 1
+
+        def loss(vectors: jax.Array, candidates: jax.Array) -> jax.Array:
+            scores = head.score(vectors, jnp.ones((b, m), bool), candidates[None])
+            return cross_entropy(scores, jnp.arange(b), jnp.ones((1, b), bool)).mean()
+
+        floats = [jax.ShapeDtypeStruct(size, jnp.float32) for size in ((b, m, shape.dim), (b, shape.dim))]
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*floats).compile(_FAST)
+        analysis = compiled.memory_analysis()
+        assert analysis is not None, "this backend does not tell the memory of its programs"
+        inputs = sum(leaf.size * 4 for leaf in floats)
+        return analysis.temp_size_in_bytes + 2 * inputs  # the vectors and their gradients
 
     def _abstract(self, n_layers: int, **changes: int) -> tuple[nnx.GraphDef, TrainState]:
         shape = dataclasses.replace(self._model.encoder, n_layers=n_layers, **changes)

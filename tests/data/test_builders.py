@@ -117,3 +117,9 @@ def test_dstc7_reads_its_answers_from_the_table(tmp_path):
     assert example.label_text == "yes" and example.label == 1
     (folder / "ubuntu_responses_subtask_1.tsv").write_text("7\tA\tno\n")
     assert registry.read(config, "test").examples[0].label == 0, "a changed table is read again"
+
+
+def test_a_file_without_rows_is_named(config):
+    (config.source / "valid.csv").write_text(",".join([*ubuntu_v2.TEST_COLUMNS, "Distractor_0"]) + "\n")
+    with pytest.raises(InputError, match="task ubuntu_v2: the file of valid-unverified-.* holds no rows"):
+        registry.read(config, "valid")

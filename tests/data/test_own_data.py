@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import jsonl, registry
 from polyjax.data.tasks.jsonl import OwnDataConfig, parse, split_of
 from polyjax.types import Example, InputError
@@ -205,3 +206,32 @@ def test_tasks_by_name(tmp_path):
     examples = registry.read(task, "train").examples
     texts = list(registry.training_texts(task, examples))
     assert len(texts) == 2 * len(examples) and texts[:2] == [examples[0].context[-1], examples[0].label_text]
+
+
+def test_a_table_with_bytes_that_are_no_text_names_all_its_bad_lines(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_bytes(b"context,label\na,b\ncaf\xe9,c\n,d\ne,\n")
+    with pytest.raises(InputError) as caught:
+        parse(path)
+    message = str(caught.value)
+    assert "3 bad lines" in message and "line 3: expected UTF-8" in message
+    assert "line 4: context" in message and "line 5: label" in message
+
+
+@pytest.mark.parametrize("line", ['{"context": "a", "label": "b", "id": ""}', '{"id": ' + "1" * 5000 + "}"])
+def test_ids_that_are_none(tmp_path, line):
+    with pytest.raises(InputError, match="1 bad lines\n  line 1: "):
+        parse(write(tmp_path, line))
+
+
+def test_other_candidates_may_be_asked_for_than_a_file_can_give(tmp_path):
+    """Ten classes have too few labels for twenty candidates, and lists of many lengths are no matter then."""
+    classes = [f"class {i}" for i in range(10)]
+    path = write(tmp_path, *({"context": f"text {i}", "label": classes[i % 10]} for i in range(200)))
+    fixed = tmp_path / "classes.txt"
+    fixed.write_text("\n".join(classes))
+    config = OwnDataConfig(train=path)
+    with pytest.raises(InputError, match="20 candidates a row need"):
+        registry.read_to_rank(config, "test", RankConfig())
+    rows = registry.read_to_rank(config, "test", RankConfig(candidates="fixed", file=fixed))
+    assert list(rows.shared) == classes and rows.examples

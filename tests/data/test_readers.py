@@ -261,3 +261,42 @@ def test_tfidf_finds_what_it_should():
     told = recall_of_tfidf([with_persona(e) for e in rows], words)
     alone = recall_of_tfidf([dataclasses.replace(e, context=e.context[-1:]) for e in rows[1:]], words)
     assert 0.45 < told < 0.51 and alone < told - 0.1, "of twenty: the persona reaches the model"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"messages-so-far": []}, "dialogue 0: there are no messages-so-far"),
+        (
+            {"messages-so-far": [{"speaker": "participant_1", "utterance": None}]},
+            "dialogue 0: expected DSTC7's",
+        ),
+        ({"options-for-next": [{"candidate-id": "A", "utterance": None}]}, "dialogue 0: expected DSTC7's"),
+    ],
+)
+def test_dstc7_texts_are_texts(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        parsed(tmp_path, [dialogue(**changes)])
+    with pytest.raises(InputError, match="dialogue 1: the example-id 7 is that of dialogue 0"):
+        parsed(tmp_path, [dialogue(), dialogue()])
+    with pytest.raises(InputError, match="expected a JSON array"):
+        parsed(tmp_path, "[" * 100_000)
+
+
+def test_byte_order_marks_and_lines_that_are_no_utf8(tmp_path):
+    path = tmp_path / "f.csv"
+    good = "Context,Utterance,Label\na __eot__ ,yes,1.0\n".encode("utf-8-sig")
+    path.write_bytes(good)
+    assert [e.label_text for e in ubuntu_v2.parse(path)] == ["yes"]
+    path.write_bytes(good + b"b\xe9,no,1.0\n")
+    with pytest.raises(InputError, match="f.csv:3: expected UTF-8, got .* at byte 1"):
+        list(ubuntu_v2.parse(path))
+    path.write_bytes(good + b" __eot__ ,no,1.0\n")
+    with pytest.raises(InputError, match="f.csv:3: the context is empty"):
+        list(ubuntu_v2.parse(path))
+    (tmp_path / "f.txt").write_bytes(LINE.encode("utf-8-sig") + b"3 caf\xe9\tyes\n")
+    with pytest.raises(InputError, match="f.txt:3: expected UTF-8, got .* at byte 5"):
+        list(convai2.parse(tmp_path / "f.txt"))
+    (tmp_path / "a.tsv").write_bytes(b"7\tB\tcaf\xe9\n")
+    with pytest.raises(InputError, match="a.tsv: expected UTF-8"):
+        dstc7.read_answers(tmp_path / "a.tsv")

@@ -152,3 +152,32 @@ def test_ranked_among_sampled_fixed_and_inline(tmp_path):
     for wrong in ({"candidates": "fixed"}, {"file": path}):
         with pytest.raises(InputError, match="go together"):
             RankConfig(**wrong)
+
+
+def test_a_drawn_article_is_never_its_own_negative(text):
+    """Its label is another text in each epoch, so that only its number tells it apart."""
+
+    class Drawn(list):
+        def at(self, index, epoch):
+            return Example(str(index), ("x",), (LABELS[index] + "klm"[epoch % 3],), 0, str(index))
+
+    examples = Drawn(row(i) for i in range(8))
+    collator = Collator(examples, text, inputs="pairs", source="sampled", seed=0, n_negatives=7)
+    for epoch in range(4):
+        batch = collator.map(PlannedBatch(epoch, np.arange(8)))
+        for i in range(8):
+            found = candidates_of(batch, i, ["x"] * 8)
+            assert [text[:2] for text in found].count(LABELS[i]) == 1
+            assert {text[2:] for text in found} == {"klm"[epoch % 3]}, "as they are in this epoch"
+
+
+def test_texts_of_other_alphabets_are_different():
+    rows = Rows([Example(str(i), (f"как {i}",), (f"ответ номер {i}",), 0, str(i)) for i in range(40)])
+    found = ranked_among(rows, RankConfig(candidates="sampled", n=20)).examples
+    assert all(len(set(e.candidates)) == 20 for e in found)
+
+
+def test_a_chunk_is_a_part_of_a_batch():
+    assert BatchConfig(batch_size=32, chunk=32).chunk == 32
+    with pytest.raises(InputError, match="chunk of 64 is more than the 32 contexts of a batch"):
+        BatchConfig(batch_size=32, chunk=64)

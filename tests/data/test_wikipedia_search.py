@@ -112,6 +112,9 @@ def test_bad_starspace_lines_are_named(tmp_path, content, message):
         ('{"title": "a", "sentences": "one"}', "got TypeError"),
         ('{"title": 3, "sentences": ["one"]}', "got TypeError"),
         ("[]", "got TypeError"),
+        ('{"title": "a", "paragraphs": [3]}', "got TypeError"),
+        ('{"title": "a", "text": "\\ud800"}', "got UnicodeEncodeError"),
+        ("[" * 100_000, "got RecursionError"),
     ],
 )
 def test_bad_articles_are_named(tmp_path, line, message):
@@ -135,6 +138,8 @@ def test_texts_and_paragraphs_become_sentences_and_titles_stay_apart(tmp_path):
     one, two = parse_articles(path)
     assert one == Article("x", ("One.", "Two!", "Three?"))
     assert two == Article("x (2)", ("One.", "Two", "Three."))
+    path.write_text("".join(f'{{"title": "{title}", "text": "a"}}\n' for title in ("x", "x (2)", "x", "x")))
+    assert [a.title for a in parse_articles(path)] == ["x", "x (2)", "x (3)", "x (4)"]
 
 
 @pytest.mark.parametrize("changes", [{"n_documents": 0}, {"test_fraction": 0.0}, {"valid_fraction": 0.95}])

@@ -264,3 +264,16 @@ def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_pa
     with pytest.raises(InputError, match="belongs to a run with learning_rate = 0.001"):
         open_run(tmp_path / "run", first)
     open_run(tmp_path / "run", first, incidental=("learning_rate",))
+
+
+def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):
+    """What its config.json lacks had the default then; another value is another run."""
+    open_run(tmp_path, OptimConfig())
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    del old["warmup_steps"]
+    path.write_text(json.dumps(old))
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    open_run(tmp_path, OptimConfig())
+    with pytest.raises(InputError, match="belongs to a run with warmup_steps = 0, this one has 5"):
+        open_run(tmp_path, OptimConfig(warmup_steps=5))

@@ -77,6 +77,18 @@ def test_the_chunk_that_is_advised_fits_and_the_next_does_not():
     assert temporary + held < 1.1 * limit
 
 
+@pytest.mark.parametrize(("b", "chunk"), [(96, 8), (96, 0)])
+def test_scores_of_all_contexts_against_all_candidates_are_counted(b, chunk):
+    """With many codes they are what fills the memory, in chunks above all."""
+    head = PolyConfig(n_codes=128)
+    estimate = MemoryEstimate(
+        ModelConfig(encoder=SHAPE, head=head), TEXT, OPTIM, TrainConfig(), source="batch", listed=0
+    )
+    temporary, _ = true_memory(head, b, b, chunk=chunk)
+    found = estimate.of(chunk or b, b)
+    assert found.gradients + found.activations == pytest.approx(temporary, rel=0.15)
+
+
 def test_frozen_parameters_need_no_gradients_and_no_moments():
     model = ModelConfig(encoder=SHAPE, head=BiConfig())
     whole, top = (
