@@ -1,0 +1,101 @@
+"""Memory and time of a large batch's gradients, at once and in chunks: python benchmarks/chunks.py
+
+A MiniLM-sized poly-encoder with two encoders, 64 codes, 80-token contexts and 48-token candidates, float32,
+no dropout. Memory is the temporary memory that the compiler plans for loss and gradients; the difference is
+the norm of the gradients' difference from those of the whole batch, as a share of their norm. Prints a
+table, writes benchmarks/results/chunks.json.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+from common import print_table
+from flax import nnx
+
+from polyjax import DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
+from polyjax.train.checkpoint import write_json
+from polyjax.train.report import hardware
+from polyjax.train.step import batch_loss
+from polyjax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is compared.
+
+    Attributes:
+        batch: contexts of the large batch.
+        chunk: contexts of a chunk, and of the small batch.
+        out: folder of the figures.
+    """
+
+    batch: int = 64
+    chunk: int = 8
+    out: Path = Path(__file__).parent / "results"
+
+
+def random_batch(n: int) -> Batch:
+    """A batch of random tokens without padding."""
+    draw = np.random.default_rng(0)
+
+    def tokens(length: int) -> Tokens:
+        ids = draw.integers(1, 3000, (n, length)).astype(np.int32)
+        return Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
+
+    inputs = DualInputs(tokens(80), tokens(48))
+    return Batch(inputs, np.arange(n, dtype=np.int32), np.ones((1, n), bool), None)
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, write."""
+    shape = EncoderConfig(vocab_size=3000, dim=384, n_layers=6, n_heads=12, mlp_dim=1536)
+    graph, state = nnx.split(make_scorer(shape, PolyConfig(n_codes=64), rngs=nnx.Rngs(0)))
+    rows: list[dict[str, Any]] = []
+    whole: Any = None
+    for n, chunk in ((config.batch, 0), (config.batch, config.chunk), (config.chunk, 0)):
+
+        def loss(state: nnx.State, batch: Batch, chunk: int = chunk) -> jax.Array:
+            return batch_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
+
+        batch = random_batch(n)
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(state, batch).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None, "this backend does not tell the memory of its programs"
+        jax.block_until_ready(compiled(state, batch))
+        began = time.perf_counter()
+        _, gradients = jax.block_until_ready(compiled(state, batch))
+        seconds = time.perf_counter() - began
+        difference = float("nan")
+        if n == config.batch:
+            whole = gradients if whole is None else whole
+            apart = jax.tree.map(lambda x, y: x - y, gradients, whole)
+            difference = float(optax.tree.norm(apart) / optax.tree.norm(whole))
+        rows.append(
+            {
+                "contexts": n,
+                "chunk": chunk or n,
+                "temporary_mb": analysis.temp_size_in_bytes / 1e6,
+                "seconds": seconds,
+                "difference": difference,
+            }
+        )
+    columns = {
+        "contexts": "{contexts}",
+        "chunk": "{chunk}",
+        "temporary MB": "{temporary_mb:,.0f}",
+        "s": "{seconds:.2f}",
+        "difference": "{difference:.1e}",
+    }
+    print_table("loss and gradients", columns, rows)
+    config.out.mkdir(exist_ok=True)
+    write_json(config.out / "chunks.json", {"hardware": hardware(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))
