@@ -300,3 +300,13 @@ def test_byte_order_marks_and_lines_that_are_no_utf8(tmp_path):
     (tmp_path / "a.tsv").write_bytes(b"7\tB\tcaf\xe9\n")
     with pytest.raises(InputError, match="a.tsv: expected UTF-8"):
         dstc7.read_answers(tmp_path / "a.tsv")
+
+
+def test_rows_of_one_dialogue_are_one_group(tmp_path):
+    """Intervals draw groups: rows that begin with the same turn are no independent ones."""
+    path = tmp_path / "f.csv"
+    rows = ["hi __eot__ ,yes,1.0", "hi __eot__ yes __eot__ ,and,1.0", "ho __eot__ ,no,1.0"]
+    path.write_text("\n".join(["Context,Utterance,Label", *rows]) + "\n")
+    assert [e.group for e in ubuntu_v2.parse(path)] == ["hi", "hi", "ho"]
+    several = [dialogue(), dialogue(**{"example-id": 8})]
+    assert {e.group for e in parsed(tmp_path, several)} == {"participant 1: hi"}
