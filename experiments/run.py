@@ -42,12 +42,11 @@ from polyjax.train.checkpoint import (
     MetricsLog,
     ModelCard,
     load_scorer,
-    open_run,
     read_card,
-    run_lock,
     write_json,
 )
 from polyjax.train.loop import TrainResult, train
+from polyjax.train.ownership import open_run, run_lock
 from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.types import Example, InputError
 

@@ -10,13 +10,11 @@
 Small files are written aside and renamed; orbax does the same with a checkpoint's folder.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
-from polyjax.files import PARTIAL, exclusive_lock, write_text
+from polyjax.files import PARTIAL, write_text
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Dtype
 from polyjax.train.step import TrainState
@@ -230,80 +228,6 @@ def _training_part(state: TrainState) -> dict[str, Any]:
 def _abstract(tree: Any) -> Any:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
-
-
-@contextlib.contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Keep other processes from training in a run directory; the system frees it if this one is killed.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    message = f"{run_dir}: another process trains there; wait for it, or choose another --run-dir"
-    with exclusive_lock(run_dir / LOCK, message):
-        yield
-
-
-def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> None:
-    """Create a run directory for these settings, or check that the one there belongs to the same.
-
-    As long as nothing was trained there, other settings take a directory over: there is nothing to lose.
-
-    Args:
-        run_dir: the run directory.
-        config: the run's settings.
-        incidental: dotted names of settings that change no result, and may differ.
-
-    Raises:
-        InputError: the directory belongs to other settings, is not a run directory, or cannot be written.
-    """
-    path = run_dir / CONFIG
-    wanted = json.loads(json.dumps(to_json(config)))
-    if path.exists():
-        differing = _differences(_completed(read_json(path), type(config)), wanted)
-        differing = {name: pair for name, pair in differing.items() if name not in incidental}
-        if differing and not _any_checkpoint(run_dir):
-            shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
-            write_json(path, wanted)
-        elif differing:
-            name, (old, new) = next(iter(differing.items()))
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise InputError(
-                f"{run_dir} belongs to a run with {name} = {old!r}, this one has {new!r}{more}; "
-                "choose another --run-dir, or remove that directory"
-            )
-        return
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        # A kill may have left the file's first, unfinished writing.
-        if any(entry.name not in (path.name + PARTIAL, LOCK) for entry in run_dir.iterdir()):
-            raise InputError(f"{run_dir} is not empty and holds no {CONFIG}; choose another --run-dir")
-        write_json(path, wanted)
-    except OSError as error:
-        raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
-
-
-def _completed(old: Any, kind: type) -> Any:
-    """A configuration's JSON with the entries that it did not have yet when it was written."""
-    try:
-        return json.loads(json.dumps(to_json(from_json(kind, old, source=CONFIG))))
-    except InputError:
-        return old
-
-
-def _any_checkpoint(run_dir: Path) -> bool:
-    folder = run_dir / "checkpoints"
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
-
-
-def _differences(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
-    """Entries of two JSON values that differ, by dotted name."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: dict[str, tuple[Any, Any]] = {}
-        for key in sorted({*old, *new}):
-            found |= _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        return found
-    return {} if old == new else {name: (old, new)}
 
 
 def read_card(run_dir: Path) -> ModelCard:

@@ -13,7 +13,7 @@ from polyjax.data.collate import CandidateSource
 from polyjax.data.text import TextConfig
 from polyjax.losses import cross_entropy
 from polyjax.models import ModelConfig, Scorer, make_scorer
-from polyjax.nn.heads import BiHead, CrossConfig, PolyHead
+from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, PolyConfig, PolyHead
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.step import TrainState, init_state, make_train_step
@@ -90,11 +90,12 @@ class MemoryEstimate:
         deep, both = points[a, 2], points[2 * a, 2]
         temporary = first + x * (more - first) + y * (deep - first) + x * y * (both - more - deep + first)
         activations = max(int(temporary), 0)
-        if self._source == "batch" and not isinstance(self._model.head, CrossConfig):
+        if self._source == "batch" and isinstance(self._model.head, BiConfig | PolyConfig):
             # Every context meets every candidate: this grows with the square, and is in the fit as a line.
-            few, more = self._scores(a), self._scores(2 * a)
+            head = self._model.head, self._model.encoder.dim
+            few, more = _score_bytes(*head, a), _score_bytes(*head, 2 * a)
             activations = max(activations - int(few + x * (more - few)), 0)
-            scores = self._scores(batch_size or contexts)
+            scores = _score_bytes(*head, batch_size or contexts)
             # In chunks, a chunk's activations and the scores are not there at the same time.
             chunked = batch_size is not None and contexts < batch_size
             activations = max(activations, scores) if chunked else activations + scores
@@ -106,27 +107,6 @@ class MemoryEstimate:
         while chunk and self.of(chunk, batch_size).total > limit:
             chunk //= 2
         return chunk or None
-
-    @lru_cache  # noqa: B019  # an estimate is made, asked a few times and dropped
-    def _scores(self, b: int) -> int:
-        """Temporary bytes of the loss of b context vectors against b candidate vectors, and its gradients."""
-        shape = self._model.encoder
-        head = make_scorer(
-            dataclasses.replace(shape, n_layers=1, vocab_size=1), self._model.head, rngs=nnx.Rngs(0)
-        ).head
-        assert isinstance(head, BiHead | PolyHead)
-        m = head.config.n_codes if isinstance(head, PolyHead) else 1
-
-        def loss(vectors: jax.Array, candidates: jax.Array) -> jax.Array:
-            scores = head.score(vectors, jnp.ones((b, m), bool), candidates[None])
-            return cross_entropy(scores, jnp.arange(b), jnp.ones((1, b), bool)).mean()
-
-        floats = [jax.ShapeDtypeStruct(size, jnp.float32) for size in ((b, m, shape.dim), (b, shape.dim))]
-        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*floats).compile(_FAST)
-        analysis = compiled.memory_analysis()
-        assert analysis is not None, "this backend does not tell the memory of its programs"
-        inputs = sum(leaf.size * 4 for leaf in floats)
-        return analysis.temp_size_in_bytes + 2 * inputs  # the vectors and their gradients
 
     def _abstract(self, n_layers: int, **changes: int) -> tuple[nnx.GraphDef, TrainState]:
         shape = dataclasses.replace(self._model.encoder, n_layers=n_layers, **changes)
@@ -165,6 +145,25 @@ class MemoryEstimate:
             candidates = (c,) if shared else (b, c)
             inputs = DualInputs(_tokens(b, text.context_tokens), _tokens(*candidates, text.candidate_tokens))
         return Batch(inputs, jnp.zeros(b, jnp.int32), jnp.ones((b, c), bool), keys=None)
+
+
+@lru_cache
+def _score_bytes(config: BiConfig | PolyConfig, dim: int, b: int) -> int:
+    """Temporary bytes of the loss of b contexts' vectors against b candidates', and of its gradients."""
+    match config:
+        case BiConfig():
+            head, m = BiHead(config, dim, rngs=nnx.Rngs(0)), 1
+        case PolyConfig():
+            head, m = PolyHead(config, dim, rngs=nnx.Rngs(0)), config.n_codes
+
+    def loss(vectors: jax.Array, candidates: jax.Array) -> jax.Array:
+        scores = head.score(vectors, jnp.ones((b, m), bool), candidates[None])
+        return cross_entropy(scores, jnp.arange(b), jnp.ones((1, b), bool)).mean()
+
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((b, m, dim), (b, dim))]
+    analysis = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs).compile(_FAST).memory_analysis()
+    assert analysis is not None, "this backend does not tell the memory of its programs"
+    return analysis.temp_size_in_bytes + 2 * _bytes(inputs)  # the vectors and their gradients
 
 
 def _tokens(*shape: int) -> Tokens:

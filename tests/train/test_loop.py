@@ -17,8 +17,9 @@ from conftest import FAST_COMPILATION
 from flax import nnx
 
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints, MetricsLog, flat_parameters, open_run, run_lock
+from polyjax.train.checkpoint import Checkpoints, MetricsLog, flat_parameters
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.ownership import open_run, run_lock
 from polyjax.train.step import init_state
 
 SCRIPT = Path(toy.__file__)

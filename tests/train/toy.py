@@ -17,9 +17,9 @@ from polyjax.data.pipeline import BatchConfig
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.nn.encoder import Dtype
-from polyjax.train.checkpoint import run_lock
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
+from polyjax.train.ownership import run_lock
 
 SHAPE = EncoderConfig(vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, norm_eps=1e-5)
 HEADS = {

@@ -3,6 +3,7 @@
 TensorFlow is not needed, neither to prepare nor to read.
 """
 
+import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -221,8 +222,9 @@ class _Prepared(Sequence[T]):
         for start in range(0, len(self), _AT_ONCE):
             yield from self[start : start + _AT_ONCE]
 
+    @abc.abstractmethod
     def _decoded(self, row: dict[str, Any]) -> T:
-        raise NotImplementedError
+        """A row's features as what they stand for."""
 
 
 class PreparedRows(_Prepared[Example]):

@@ -61,6 +61,7 @@ def read(config: DSTC7Config, split: Literal["train", "valid", "test"]) -> Rows:
     files = [OfficialFile(f"{name}.json"), *([OfficialFile(ANSWERS)] if split == "test" else [])]
 
     def rows(path: Path, answers: Path | None = None) -> Iterator[Example]:
+        """The rows of a file, with the table of a test file's answers."""
         sampled = SAMPLED_CANDIDATES if name.endswith("_sampled") else None
         return parse(path, answers=None if answers is None else read_answers(answers), sampled=sampled)
 
