@@ -202,15 +202,22 @@ def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
     middle = middle / max(float(np.linalg.norm(middle)), 1e-30)
     first = float(np.linalg.norm(vectors @ middle))
     vectors = vectors - np.outer(vectors @ middle, middle)
-    # A random sketch of the rows' space and one power step: a full decomposition of 360 vectors costs more
-    # than the search that it is for.
-    draw = np.random.default_rng(0).standard_normal((m, more), np.float32)
-    space = np.linalg.qr(vectors.T @ draw)[0]
-    space = np.linalg.qr(vectors.T @ (vectors @ space))[0]
-    seen = vectors @ space
-    values, axes = np.linalg.eigh(seen.T @ seen)
-    found = np.sqrt(np.maximum(values[::-1], 0))
-    differing = (space @ axes[:, ::-1]).T[: r - 1]
+    if m <= 2 * more:
+        values, axes = np.linalg.eigh(vectors @ vectors.T)
+        found = np.sqrt(np.maximum(values[::-1], 0))
+        # Directions of next to no length are there to fill the rank up.
+        lengths = np.maximum(found[: r - 1, None], 1e-6 * first + 1e-30)
+        differing = axes[:, ::-1].T[: r - 1] @ vectors / lengths
+    else:
+        # A random sketch of the rows' space and one power step: a full decomposition of 360 vectors costs
+        # more than the search that it is for.
+        draw = np.random.default_rng(0).standard_normal((m, more), np.float32)
+        space = np.linalg.qr(vectors.T @ draw)[0]
+        space = np.linalg.qr(vectors.T @ (vectors @ space))[0]
+        seen = vectors @ space
+        values, axes = np.linalg.eigh(seen.T @ seen)
+        found = np.sqrt(np.maximum(values[::-1], 0))
+        differing = (space @ axes[:, ::-1]).T[: r - 1]
     return np.vstack([middle, differing]), np.concatenate([[first], found, [0, 0]])[: r + 1]
 
 
