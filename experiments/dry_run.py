@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+from jax.sharding import Mesh
 from recipes import RECIPES, TRAINING_ROWS
 from settings import SCRATCH, RunConfig
 
@@ -15,6 +16,7 @@ from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import console
 from polyjax.train.loop import updates_of
 from polyjax.train.plan import MemoryEstimate, device_memory
+from polyjax.train.sharding import mesh_shape
 from polyjax.types import InputError
 
 GIB = 2**30
@@ -62,16 +64,12 @@ def starts_from(config: RunConfig) -> str:
     return config.encoder.name
 
 
-def show_plan(config: RunConfig, shape: EncoderConfig) -> None:
+def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
     """Print what the run would do."""
     n_rows, known = training_rows(config)
     steps, validate_every = updates_of(config.train, config.batch, n_rows)
     source = config.batch.source("pairs" if config.arch == "cross" else "dual")
-    model = ModelConfig(encoder=shape, head=config.head)
-    with console.status("asking the compiler for the memory of a step"):
-        memory = MemoryEstimate(
-            model, config.text, config.optim, config.train, source=source, listed=listed_candidates(config)
-        )
+    memory = memory_estimate(config, shape, mesh)
     optim, train = config.optim, config.train
     warmup = f"{optim.warmup_steps} updates" if optim.warmup_steps else f"{optim.warmup:.0%} of the updates"
     decay = (
@@ -93,6 +91,7 @@ def show_plan(config: RunConfig, shape: EncoderConfig) -> None:
         f"{train.best_by}{limit}",
         f"optimiser: {optim.optimizer}, rate {optim.learning_rate:g}, clip {optim.clip:g}, warm-up {warmup}, "
         f"decay {decay}; dropout {shape.dropout:g}, attention {shape.attention_dropout:g}",
+        f"mesh: {mesh_shape(mesh)}",
         *memory_lines(memory, config),
         f"run directory: {config.folder}",
     ]
@@ -100,8 +99,22 @@ def show_plan(config: RunConfig, shape: EncoderConfig) -> None:
         console.print(line, highlight=False)
 
 
+def memory_estimate(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> MemoryEstimate:
+    """What a step will take; some seconds of compiling."""
+    with console.status("asking the compiler for the memory of a step"):
+        return MemoryEstimate(
+            ModelConfig(encoder=shape, head=config.head),
+            config.text,
+            config.optim,
+            config.train,
+            source=config.batch.source("pairs" if config.arch == "cross" else "dual"),
+            listed=listed_candidates(config),
+            mesh=mesh_shape(mesh),
+        )
+
+
 def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
-    """The memory of a step, whether it fits, and what to do where it does not."""
+    """The memory of a step on each device, whether it fits, and what to do where it does not."""
     at_once = config.batch.chunk or config.batch.batch_size
     batch_size = config.batch.batch_size
     needed = memory.of(at_once, batch_size)

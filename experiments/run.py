@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from dry_run import show_plan
+from dry_run import memory_estimate, memory_lines, show_plan
 from flags import parse_run
 from flax import nnx
+from jax.sharding import Mesh
 from settings import SCRATCH, RunConfig
 
 from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
@@ -28,6 +29,7 @@ from polyjax.data.tokenizers import (
     load_tokenizer,
     train_sentencepiece,
 )
+from polyjax.distributed import connect, is_primary, leaving_at_once, primary_first, wait
 from polyjax.evaluation import check_candidates, evaluate, some
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.memory import restart_with_huge_pages
@@ -48,12 +50,22 @@ from polyjax.train.checkpoint import (
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.ownership import open_run, run_lock
 from polyjax.train.report import console_table, gain_sentence, write_report
+from polyjax.train.sharding import make_mesh, mesh_shape
 from polyjax.types import Example, InputError
 
 PROG = "python experiments/run.py"
 BEFORE = "before training"
-INCIDENTAL = ("run_dir", "test_examples", "tensorboard", "task.data_dir", "batch.workers")
-"""Settings that change no result: a run may go on with others."""
+INCIDENTAL = (
+    "run_dir",
+    "test_examples",
+    "tensorboard",
+    "mesh",
+    "task.data_dir",
+    "batch.workers",
+    "batch.chunk",
+    "train.profile_steps",
+)
+"""Settings that change no result beyond rounding and the draws of dropout: a run may go on with others."""
 
 
 def pretrained_folder(config: RunConfig) -> Path | None:
@@ -151,7 +163,7 @@ def run_baselines(
 @contextlib.contextmanager
 def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any]], None]]:
     """A log callback that writes event files, where they are asked for."""
-    if not config.tensorboard:
+    if not (config.tensorboard and is_primary()):
         yield lambda step, kind, figures: None
         return
     try:
@@ -174,19 +186,22 @@ def run(config: RunConfig) -> list[RankingResult]:
     """Train (or go on), evaluate beside the baselines, and write the report."""
     enable_compilation_cache()
     source = pretrained_folder(config)
+    mesh = make_mesh(config.mesh)
     if config.dry_run:
-        show_plan(config, encoder_config(config, source, config.tokenizer.vocab_size))
+        show_plan(config, encoder_config(config, source, config.tokenizer.vocab_size), mesh)
         return []
-    open_run(config.folder, config, incidental=INCIDENTAL)
+    with primary_first("run directory"):
+        open_run(config.folder, config, incidental=INCIDENTAL)
     with run_lock(config.folder):
-        return train_and_report(config, source)
+        return train_and_report(config, source, mesh)
 
 
-def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResult]:
-    """The run itself, in a run directory that is this process's own."""
+def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list[RankingResult]:
+    """The run itself, in a run directory that is this run's own."""
     began = time.monotonic()
-    training = read(config.task, "train")
-    valid, test = (read_to_rank(config.task, split, config.rank) for split in ("valid", "test"))
+    with primary_first("data"):
+        training = read(config.task, "train")
+        valid, test = (read_to_rank(config.task, split, config.rank) for split in ("valid", "test"))
     for name, rows in (("valid", valid), ("test", test)):
         check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {name}")
     splits = (training, valid, test)
@@ -199,7 +214,8 @@ def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResu
     def turns() -> Iterator[str]:
         return training_texts(config.task, training.examples)
 
-    tokenizer = make_tokenizer(config, source, turns)
+    with primary_first("tokenizer"):
+        tokenizer = make_tokenizer(config, source, turns)
     shape = encoder_config(config, source, tokenizer.vocab_size)
     if tokenizer.vocab_size > shape.vocab_size:
         raise InputError(
@@ -207,17 +223,21 @@ def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResu
             f"table of --encoder {config.encoder.name}; do its files belong together?"
         )
     config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
-    write_json(
-        config.folder / MODEL,
-        ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
-    )
+    if is_primary():
+        write_json(
+            config.folder / MODEL,
+            ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
+        )
     text = TextEncoder(tokenizer, config.text)
     scorer = initial_scorer(config, shape, source)
     n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
     console.print(
         f"{config.arch}-encoder, {n_parameters / 1e6:.1f} M parameters, {shape.dtype}; "
-        f"run directory {config.folder}"
+        f"mesh {mesh_shape(mesh)}; run directory {config.folder}"
     )
+    if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
+        for line in memory_lines(memory_estimate(config, shape, mesh), config):
+            console.print(line)
     with tensorboard(config) as log:
         outcome = train(
             scorer,
@@ -228,9 +248,15 @@ def train_and_report(config: RunConfig, source: Path | None) -> list[RankingResu
             batch=config.batch,
             optim=config.optim,
             config=config.train,
+            mesh=mesh,
             on_log=log,
         )
-    return report(config, shape, source, tokenizer, test, outcome, turns, began, notes)
+    if not is_primary():
+        wait("report")
+        return []
+    results = report(config, shape, source, tokenizer, test, outcome, turns, began, notes)
+    wait("report")
+    return results
 
 
 def report(
@@ -279,8 +305,10 @@ def report(
 def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
     restart_with_huge_pages()
-    with user_errors():
-        run(parse_run(sys.argv[1:], prog=PROG))
+    with leaving_at_once(), user_errors():
+        config = parse_run(sys.argv[1:], prog=PROG)
+        connect()
+        run(config)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import tyro
 
 from polyjax.progress import errors
-from polyjax.types import InputError
+from polyjax.types import InputError, Preempted
 
 
 def parse_flags(
@@ -76,12 +77,15 @@ def one_line(box: str, prog: str, given: Sequence[str] = ()) -> str:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """A mistake of the user's becomes one line and exit status 2; an interruption ends quietly."""
+    """A mistake of the user's becomes one line and exit status 2; interruptions end quietly."""
     try:
         yield
     except InputError as error:
         errors.print(f"error: {error}", style="red", markup=False)
         sys.exit(2)
+    except Preempted as stopped:
+        errors.print(str(stopped), markup=False)
+        sys.exit(128 + signal.SIGTERM)  # not 0: a scheduler would take the run for finished
     except KeyboardInterrupt:
         errors.print("interrupted; what was saved is kept")
         sys.exit(130)

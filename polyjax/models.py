@@ -163,14 +163,18 @@ def in_chunks(encode: Callable[..., Any], tokens: Tokens, key: Array | None, chu
     if not 0 < chunk < n:
         return encode(tokens, key=key)
     pieces = math.ceil(n / chunk)
-    # A last chunk that is not full gets copies of the first row, whose results are dropped.
-    rows = jnp.arange(pieces * chunk)
-    rows = jnp.where(rows < n, rows, 0).reshape(pieces, chunk)
-    split = jax.tree.map(lambda x: jnp.asarray(x)[rows], tokens)
+
+    def split(x: Array) -> Array:
+        # Chunks are not full where there are too few rows: copies of the first, whose results are dropped.
+        x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (pieces * chunk - n, *x.shape[1:]))])
+        # Every pieces-th row makes a chunk: devices among which the rows are split have a part in each.
+        return x.reshape(chunk, pieces, *x.shape[1:]).swapaxes(0, 1)
+
     keys = None if key is None else jax.random.split(key, pieces)
 
     @jax.checkpoint
     def one(part: tuple[Tokens, Array | None]) -> Any:
         return encode(part[0], key=part[1])
 
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], jax.lax.map(one, (split, keys)))
+    chunks = jax.lax.map(one, (jax.tree.map(lambda x: split(jnp.asarray(x)), tokens), keys))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:n], chunks)

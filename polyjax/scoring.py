@@ -6,15 +6,18 @@ Evaluation, baselines and the Ranker all score through this one class.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float
 
 from polyjax.data.text import Ids, TextEncoder
 from polyjax.models import CrossScorer, DualScorer, ModelConfig, Scorer
 from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.train.sharding import ROWS, everywhere, placed, row_devices, shardings_of, used
 from polyjax.types import Tokens
 
 TOKENS_PER_BATCH = 4096
@@ -24,16 +27,11 @@ _PRODUCTS_AT_ONCE = 1 << 23
 """Products of context vectors with shared candidates that are in memory together: 32 MiB."""
 
 Progress = Callable[[int], None]
+Rows = TypeVar("Rows")
 
 
 def ignore(n: int) -> None:
     """Progress that nobody watches."""
-
-
-def _row_bucket(n: int, length: int) -> int:
-    """Rows to which a batch of n sequences of a padded length is filled up: 1, 8 or a full batch."""
-    full = max(TOKENS_PER_BATCH // length, 1)
-    return next(rows for rows in (1, 8, full) if rows >= n or rows >= full)
 
 
 def _column_bucket(n: int) -> int:
@@ -70,28 +68,52 @@ class TextScorer:
     Args:
         scorer: bi-, poly- or cross-encoder.
         text: tokenises and pads.
+        mesh: devices that share the rows of a batch, from ``make_mesh``; in several processes all of them
+            ask for the same texts. One device where None.
 
     Attributes:
         settings: the scorer's configuration.
         compilations: programs compiled so far; each is a shape, so the buckets bound their number.
     """
 
-    def __init__(self, scorer: Scorer, text: TextEncoder):
+    def __init__(self, scorer: Scorer, text: TextEncoder, *, mesh: Mesh | None = None):
         self.text = text
         self.compilations = 0
+        self._mesh, self._devices = mesh, 1 if mesh is None else row_devices(mesh)
         self._graph, self._state = nnx.split(for_inference(scorer))
+        self._shardings: nnx.State | None = None
+        if mesh is not None:
+            self._shardings = used(shardings_of(self._state, mesh))
+            self._state = placed(self._state, self._shardings)
         self._is_dual = isinstance(scorer, DualScorer)
         encoder = scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder
         self.settings = ModelConfig(encoder=encoder.config, head=scorer.head.config)
-        self._encode_candidates = jax.jit(self._traced_encode_candidates)
-        self._score_contexts = jax.jit(self._traced_score_contexts)
-        self._score_pairs = jax.jit(self._traced_score_pairs)
-        self._encode_contexts = jax.jit(self._traced_encode_contexts)
-        self._score_shared = jax.jit(self._traced_score_shared)
+        # Every process needs all results.
+        out = None if mesh is None else everywhere(mesh)
+        self._encode_candidates = jax.jit(self._traced_encode_candidates, out_shardings=out)
+        self._score_contexts = jax.jit(self._traced_score_contexts, out_shardings=out)
+        self._score_pairs = jax.jit(self._traced_score_pairs, out_shardings=out)
+        self._encode_contexts = jax.jit(self._traced_encode_contexts, out_shardings=out)
+        self._score_shared = jax.jit(self._traced_score_shared, out_shardings=out)
 
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""
-        self._state = nnx.state(for_inference(scorer))
+        state = nnx.state(for_inference(scorer))
+        self._state = state if self._shardings is None else jax.device_put(state, self._shardings)
+
+    def _full(self, length: int) -> int:
+        """Rows of a full batch of a padded length."""
+        return self._devices * max(TOKENS_PER_BATCH // length, 1)
+
+    def _row_bucket(self, n: int, length: int) -> int:
+        """Rows to which a batch of n sequences is filled up: 1, 8 or full, and as many on each device."""
+        full = self._full(length)
+        least = (-(-rows // self._devices) * self._devices for rows in (1, 8, full))
+        return next(rows for rows in least if rows >= n or rows >= full)
+
+    def _split(self, rows: Rows) -> Rows:
+        """Arrays whose rows the devices share."""
+        return rows if self._mesh is None else jax.device_put(rows, NamedSharding(self._mesh, ROWS))
 
     def _traced_encode_candidates(self, state: nnx.State, tokens: Tokens) -> Float[Array, "n d"]:
         self.compilations += 1  # runs when a new shape is traced only
@@ -133,17 +155,18 @@ class TextScorer:
         rows = [self.text.context(turns) for turns in contexts]
         for places, length in self._batches(rows, self.text.config.context_tokens):
             tokens = self.text.pad([rows[i] for i in places], length=length)
-            vectors, mask = self._encode_contexts(
-                self._state, _fill_rows(tokens, _row_bucket(len(places), length))
-            )
+            tokens = _fill_rows(tokens, self._row_bucket(len(places), length))
+            vectors, mask = self._encode_contexts(self._state, self._split(tokens))
             yield places, vectors, mask
 
     def compile_contexts(self) -> tuple[Float[Array, "1 m d"], Bool[Array, "1 m"]]:
         """Compile the encoding of single contexts of all lengths; an empty one's vectors and their mask."""
         limit = self.text.config.context_tokens
         lengths = sorted({self.text.config.bucket(n, limit) for n in range(1, limit + 1)})
-        empty = [self.text.pad([[]], length=length) for length in lengths]
-        return [self._encode_contexts(self._state, tokens) for tokens in empty][0]
+        rows = [[]] * self._row_bucket(1, 1)
+        empty = [self._split(self.text.pad(rows, length=length)) for length in lengths]
+        vectors, mask = [self._encode_contexts(self._state, tokens) for tokens in empty][0]
+        return vectors[:1], mask[:1]
 
     @property
     def head(self) -> BiHead | PolyHead:
@@ -183,7 +206,7 @@ class TextScorer:
         rows = [self.text.candidate(text) for text in texts]
         for places, length in islice(self._batches(rows, self.text.config.candidate_tokens), first, None):
             tokens = self.text.pad([rows[i] for i in places], length=length)
-            tokens = _fill_rows(tokens, _row_bucket(len(places), length))
+            tokens = self._split(_fill_rows(tokens, self._row_bucket(len(places), length)))
             yield places, np.asarray(self._encode_candidates(self._state, tokens))[: len(places)]
 
     @property
@@ -300,10 +323,11 @@ class TextScorer:
         width = _column_bucket(c)
         for places, length in self._batches(rows, self.text.config.context_tokens):
             tokens = self.text.pad([rows[i] for i in places], length=length)
-            n = _row_bucket(len(places), length)
+            n = self._row_bucket(len(places), length)
             listed = np.zeros((n, width, vectors.shape[1]), np.float32)
             listed[: len(places), :c] = vectors[index[places]]
-            batch = np.asarray(self._score_contexts(self._state, _fill_rows(tokens, n), listed))
+            inputs = self._split((_fill_rows(tokens, n), listed))
+            batch = np.asarray(self._score_contexts(self._state, *inputs))
             scores[places] = batch[: len(places), :c]
             progress(len(places))
         return scores
@@ -325,7 +349,7 @@ class TextScorer:
         done = 0
         for places, length in self._batches([ids for ids, _ in pairs], text.config.pair_limit(), longest):
             tokens = text.pad_pairs([pairs[i] for i in places], length=length)
-            tokens = _fill_rows(tokens, _row_bucket(len(places), length))
+            tokens = self._split(_fill_rows(tokens, self._row_bucket(len(places), length)))
             scores[places] = np.asarray(self._score_pairs(self._state, tokens))[: len(places)]
             finished = len(contexts) * (done + len(places)) // len(pairs)
             progress(finished - len(contexts) * done // len(pairs))
@@ -346,6 +370,6 @@ class TextScorer:
             lengths = np.array([config.bucket(len(row), limit) for row in rows])
         for length in map(int, np.unique(lengths)):
             (places,) = np.nonzero(lengths == length)
-            size = max(TOKENS_PER_BATCH // length, 1)
+            size = self._full(length)
             for part in np.array_split(places, math.ceil(len(places) / size)):
                 yield part, length

@@ -34,6 +34,19 @@ class InputError(ValueError):
     """
 
 
+class Preempted(Exception):
+    """A run was told to stop (SIGTERM), and has saved its state. The commands exit with status 143.
+
+    Args:
+        step: updates made.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"stopped by SIGTERM after step {step}, which is saved; the same command goes on from there"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One ranking problem in plain text.

@@ -207,7 +207,6 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
         (["--train.epochs", "2"], "set steps to 0 to go by epochs"),
         (["--batch.n-negatives", "3"], "--batch.n-negatives does nothing with --arch poly"),
         (["--text.candidate-tokens", "600"], "text.candidate_tokens is 600, longer"),
-        (["--encoder.dtype", "float16"], "float16 cannot be trained yet"),
         (["--train.seed", "-1"], "train seed must be 0 or more and finite, got -1"),
         (["--head.n-codes", "0"], "n_codes must be at least 1, got 0"),
         (["--encoder", "no/such/folder"], "expected minilm, paper, small, tiny, or the path"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import grain
+import jax
 import numpy as np
 
 from polyjax.data.text import TextEncoder
@@ -16,10 +17,17 @@ CandidateSource = Literal["batch", "inline", "sampled", "fixed"]
 
 @dataclasses.dataclass(frozen=True)
 class PlannedBatch:
-    """Which examples (indices, int [b]) make a batch, and the epoch they are taken in."""
+    """Which examples make a batch.
+
+    Attributes:
+        epoch: they are taken in.
+        indices: theirs, int [b].
+        lengths: padded lengths of their longest context and label, in tokens.
+    """
 
     epoch: int
     indices: np.ndarray
+    lengths: tuple[int, int]
 
 
 @runtime_checkable
@@ -60,6 +68,8 @@ class Collator(grain.transforms.Map):
         n_negatives: how many are sampled.
         fixed: candidates of all contexts.
         mask_duplicates: leave copies of a label out of its negatives.
+        part: rows of each batch that are wanted, int [p]; all where None. The arrays have those rows only,
+            and are otherwise the whole batch's: its padded lengths, its candidates.
 
     Raises:
         InputError: a row lists no candidates, or its label is not among the fixed ones; when it is met.
@@ -76,7 +86,9 @@ class Collator(grain.transforms.Map):
         n_negatives: int = 15,
         fixed: Sequence[str] = (),
         mask_duplicates: bool = True,
+        part: np.ndarray | None = None,
     ):
+        self._part = part
         self._examples, self._text, self._seed = examples, text, seed
         self._inputs: Literal["dual", "pairs"] = inputs
         self._source: CandidateSource = source
@@ -93,8 +105,10 @@ class Collator(grain.transforms.Map):
     # grain's abstract ``map`` has no annotations, so its result is inferred to be None.
     def map(self, element: PlannedBatch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The batch's arrays."""
+        if self._inputs == "dual" and self._source == "batch":
+            return self._in_batch(element)
         examples = [self._at(int(i), element.epoch) for i in element.indices]
-        if self._inputs == "dual" and self._source in ("batch", "fixed"):
+        if self._inputs == "dual" and self._source == "fixed":
             return self._shared(examples)
         rows = [
             self._candidates(int(i), example, element.epoch, examples, place)
@@ -107,22 +121,45 @@ class Collator(grain.transforms.Map):
             return self._examples.at(index, epoch)
         return self._examples[index]
 
-    def _shared(self, examples: list[Example]) -> Batch:
-        """All contexts have the same candidates, which are encoded once."""
-        if self._source == "batch":
-            texts, label = [e.label_text for e in examples], list(range(len(examples)))
-        else:
-            texts, label = self._fixed, [self._place_of_label(e) for e in examples]
-        text = self._text
-        inputs = DualInputs(
-            context=text.pad_contexts([text.context(e.context) for e in examples]),
-            candidates=text.pad_candidates([text.candidate(candidate) for candidate in texts]),
-        )
-        keys = np.array([text_key(candidate) for candidate in texts], np.int32)
+    def _wanted(self, n: int) -> np.ndarray:
+        return np.arange(n) if self._part is None else self._part
+
+    def _in_batch(self, element: PlannedBatch) -> Batch:
+        """The labels of the batch are all contexts' candidates; only the rows wanted are looked at."""
+        text, n = self._text, len(element.indices)
+        wanted, (context_length, label_length) = self._wanted(n), element.lengths
+        # What is drawn anew has other lengths than the plan knows.
+        anew = isinstance(self._examples, DrawnAnew)
+        places = element.indices if anew else element.indices[wanted]
+        examples = [self._at(int(i), element.epoch) for i in places]
+        contexts = [text.context(e.context) for e in examples]
+        labels = [text.candidate(e.label_text) for e in examples]
+        if anew:
+            config = text.config
+            context_length = config.bucket(max(map(len, contexts)), config.context_tokens)
+            label_length = config.bucket(max(map(len, labels)), config.candidate_tokens)
+            examples, contexts, labels = ([rows[i] for i in wanted] for rows in (examples, contexts, labels))
+        keys = np.array([text_key(e.label_text) for e in examples], np.int32)
         return Batch(
-            inputs,
-            label=np.array(label, np.int32),
-            where=np.ones((1, len(texts)), bool),
+            DualInputs(text.pad(contexts, length=context_length), text.pad(labels, length=label_length)),
+            label=wanted.astype(np.int32),
+            where=np.ones((1, n), bool),
+            keys=keys if self._mask_duplicates else None,
+        )
+
+    def _shared(self, examples: list[Example]) -> Batch:
+        """All contexts have the fixed candidates, which are encoded once."""
+        text, wanted = self._text, self._wanted(len(examples))
+        contexts = text.pad_contexts([text.context(e.context) for e in examples])
+        label = np.array([self._place_of_label(e) for e in examples], np.int32)
+        keys = np.array([text_key(candidate) for candidate in self._fixed], np.int32)
+        return Batch(
+            DualInputs(
+                jax.tree.map(lambda x: x[wanted], contexts),
+                text.pad_candidates([text.candidate(candidate) for candidate in self._fixed]),
+            ),
+            label=label[wanted],
+            where=np.ones((1, len(self._fixed)), bool),
             keys=keys if self._mask_duplicates else None,
         )
 
@@ -145,8 +182,11 @@ class Collator(grain.transforms.Map):
             tokens, **{name: value.reshape(-1, c, value.shape[1]) for name, value in vars(tokens).items()}
         )
         if self._inputs == "dual":
-            return Batch(DualInputs(text.pad_contexts(contexts), tokens), label, where, keys=None)
-        return Batch(PairInputs(tokens), label, where, keys=None)
+            batch = Batch(DualInputs(text.pad_contexts(contexts), tokens), label, where, keys=None)
+        else:
+            batch = Batch(PairInputs(tokens), label, where, keys=None)
+        wanted = self._wanted(len(examples))
+        return jax.tree.map(lambda x: x[wanted], batch)
 
     def _where(self, row: Listed, c: int) -> np.ndarray:
         """Which of c places hold a candidate that is no copy of the label, bool [c]."""

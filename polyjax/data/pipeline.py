@@ -103,7 +103,9 @@ class BatchPlan:
     def __getitem__(self, index: int) -> PlannedBatch:
         """Batch number ``index``, counted over epochs."""
         epoch, place = divmod(int(index), self.batches_per_epoch)
-        return PlannedBatch(epoch, self._epoch(epoch)[place])
+        indices = self._epoch(epoch)[place]
+        context, label = map(int, self._shapes[indices].max(axis=0))
+        return PlannedBatch(epoch, indices, (context, label))
 
     def __getstate__(self) -> dict:
         """The cache is not pickled to worker processes."""
@@ -152,11 +154,13 @@ def make_loader(
     n_batches: int,
     seed: int,
     first: int = 0,
+    part: np.ndarray | None = None,
 ) -> tuple[grain.DatasetIterator, BatchPlan]:
     """An iterator over the training batches from number ``first`` up to ``n_batches``, and the plan of all.
 
     A batch is a function of its number, so that the number of updates made is all that a resumed run needs
-    to know: grain's own iterator state would tie it to the same number of workers.
+    to know: grain's own iterator state would tie it to the same number of workers. Each process of a run
+    asks for its ``part``, the rows of every batch that its devices compute, int [p].
     """
     text.prepare(t for e in examples for t in (*e.context, e.label_text))
     plan = BatchPlan(padded_shapes(examples, text), config, seed=seed, n_batches=n_batches)
@@ -169,6 +173,7 @@ def make_loader(
         n_negatives=config.n_negatives,
         fixed=() if config.fixed_file is None else read_candidates(config.fixed_file),
         mask_duplicates=config.mask_duplicates,
+        part=part,
     )
     collator.check()
     dataset = grain.MapDataset.source(plan)[first:].map(collator)

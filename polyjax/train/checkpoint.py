@@ -4,6 +4,7 @@
     model.json            shapes of the model and how texts become tokens
     tokenizer/            tokenizer.json or sentencepiece.model
     checkpoints/STEP/     orbax: ``model`` (parameters), ``training`` (the rest of the state), ``progress``
+    checksums/STEP.txt    sha256 of its files
     metrics.jsonl         one line a log, validation or test
     report.md, results.json, figures/
 
@@ -27,9 +28,12 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
+from polyjax.distributed import first_line, is_primary, wait
 from polyjax.files import PARTIAL, write_text
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Dtype
+from polyjax.progress import console
+from polyjax.train.checksums import Checksums
 from polyjax.train.step import TrainState
 from polyjax.types import InputError
 
@@ -79,7 +83,7 @@ def fill_parameters(state: nnx.State, values: dict[str, Any]) -> nnx.State:
 
 
 class Checkpoints:
-    """The checkpoints of a run directory: the latest, to resume, and the best, to use.
+    """The checkpoints of a run directory: the latest two, to resume, and the best, to use.
 
     Args:
         run_dir: the run directory.
@@ -89,12 +93,13 @@ class Checkpoints:
     def __init__(self, run_dir: Path, *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._folder = (run_dir / "checkpoints").absolute()
+        self._checksums = Checksums(run_dir)
         if read_only and not self._folder.is_dir():
             raise InputError(
                 f"{run_dir} has no checkpoints; expected a run directory whose training has begun"
             )
         keep = [
-            preservation_policy.LatestN(1),
+            preservation_policy.LatestN(2),  # should the last one be damaged
             preservation_policy.BestN(
                 get_metric_fn=lambda metrics: metrics["best_by"], n=1, keep_checkpoints_without_metrics=False
             ),
@@ -131,18 +136,33 @@ class Checkpoints:
             state: the training state.
             progress: plain data: the data iterator's state, validations so far.
             best_by: the validation figure, larger is better; None where this step was not validated.
+
+        Raises:
+            InputError: it cannot be written; what was saved before is as it was.
         """
         step = int(state.step)
         model = {**flat_parameters(state.trained), **flat_parameters(state.frozen)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(model),
-                training=ocp.args.StandardSave(_training_part(state)),
-                progress=ocp.args.JsonSave(progress),
-            ),
-            metrics=None if best_by is None else {"best_by": float(best_by)},
-        )
+        before = self.latest_step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model),
+                    training=ocp.args.StandardSave(_training_part(state)),
+                    progress=ocp.args.JsonSave(progress),
+                ),
+                metrics=None if best_by is None else {"best_by": float(best_by)},
+            )
+            if is_primary():
+                self._checksums.write(self._folder / str(step), keep=self._manager.all_steps())
+        except jax.errors.JaxRuntimeError:  # another process is gone
+            raise
+        except Exception as error:  # orbax and tensorstore raise bare ones
+            kept = "nothing was saved before" if before is None else f"step {before} is kept"
+            raise InputError(
+                f"step {step} cannot be saved in {self._folder} ({first_line(error)}; {kept}); make room and "
+                "give the same command again"
+            ) from None
 
     def save_parameters(self, scorer: Scorer) -> None:
         """Save a model that was not trained here as step 0."""
@@ -151,13 +171,43 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The latest saved state, and its progress data.
+        """The latest saved state that is whole, and its progress data; damaged ones are named and put aside.
 
         Args:
-            state: a state of the same shapes; its values are dropped.
+            state: a state of the same shapes; its values are dropped, but where they are matters: on however
+                many devices it was saved, it is restored onto these.
+
+        Raises:
+            InputError: none is whole.
         """
-        step = self.latest_step
-        assert step is not None
+        while True:
+            step = self.latest_step
+            assert step is not None
+            as_written = False
+            try:
+                as_written = self._checksums.check(self._folder / str(step))
+                return self._restore_state(step, state)
+            except InputError as error:
+                if as_written:  # it is another model's
+                    raise
+                if len(self._manager.all_steps()) == 1:
+                    raise InputError(
+                        f"{error}; no other step is saved: remove {self._folder} to begin anew"
+                    ) from None
+                console.print(f"{error}; it is put aside, and the step before is used", style="red")
+                self._put_aside(step)
+
+    def _put_aside(self, step: int) -> None:
+        wait(f"step {step} is damaged")  # so have all processes seen
+        if is_primary():
+            aside = self._folder.with_name("damaged")
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            os.replace(self._folder / str(step), aside / str(step))
+        wait(f"step {step} is put aside")
+        self._manager.reload()
+
+    def _restore_state(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         model = {**flat_parameters(state.trained), **flat_parameters(state.frozen)}
         part = _training_part(state)
         restored = self._restore(
@@ -168,6 +218,9 @@ class Checkpoints:
         )
         treedef = jax.tree.structure(state.optimizer)
         training = restored["training"]
+        loss_scale = state.loss_scale
+        if loss_scale is not None:
+            loss_scale = loss_scale.replace(**training["loss_scale"])
         return TrainState(
             trained=fill_parameters(state.trained, restored["model"]),
             frozen=fill_parameters(state.frozen, restored["model"]),
@@ -175,6 +228,7 @@ class Checkpoints:
             plateau=type(state.plateau)(**training["plateau"]),
             step=training["step"],
             key=training["key"],
+            loss_scale=loss_scale,
         ), restored["progress"]
 
     def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
@@ -189,10 +243,7 @@ class Checkpoints:
                 raise KeyError(missing[0])
             return restored
         except Exception as error:  # orbax and tensorstore raise bare ones for damaged files
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-            others = [other for other in sorted(self._manager.all_steps()) if other != step]
-            way_out = f"remove that folder to use step {others[-1]}" if others else "no other step is saved"
-            raise InputError(f"{self._folder / str(step)} cannot be restored ({reason}); {way_out}") from None
+            raise InputError(f"{self._folder / str(step)} cannot be restored ({first_line(error)})") from None
 
     def restore_parameters(self, scorer: Scorer, step: int | None = None) -> Scorer:
         """A scorer with the parameters of a saved step; of the best one by default.
@@ -210,24 +261,34 @@ class Checkpoints:
             raise InputError(f"{self._folder}: no checkpoint of step {step}; saved are {saved}")
         graph, state = nnx.split(scorer)
         target = _abstract(flat_parameters(state))
-        restored = self._restore(step, model=ocp.args.StandardRestore(target))
+        try:
+            restored = self._restore(step, model=ocp.args.StandardRestore(target))
+        except InputError as error:
+            others = [other for other in saved if other != step]
+            way_out = f"remove that folder to use step {others[-1]}" if others else "no other step is saved"
+            raise InputError(f"{error}; {way_out}") from None
         return nnx.merge(graph, fill_parameters(state, restored["model"]))
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:
     """What of the state is not parameters. The optimiser's leaves are numbered: its tree is code's matter."""
-    leaves = jax.tree.leaves(state.optimizer)
+    leaves, scale = jax.tree.leaves(state.optimizer), state.loss_scale
     return {
         "optimizer": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)},
         "plateau": state.plateau._asdict(),
         "step": state.step,
         "key": state.key,
+        **({} if scale is None else {"loss_scale": {"scale": scale.scale, "fin_steps": scale.fin_steps}}),
     }
 
 
 def _abstract(tree: Any) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+    """Shapes, and where the arrays are or belong; on one device of this process where that is open."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device),
+        tree,
+    )
 
 
 def read_card(run_dir: Path) -> ModelCard:
@@ -294,15 +355,20 @@ class MetricsLog:
     Args:
         run_dir: the run directory.
         resume_step: lines of later steps, written before a kill, are dropped.
+        write: False in processes that leave the writing to another.
     """
 
-    def __init__(self, run_dir: Path, *, resume_step: int):
-        self._path = run_dir / METRICS
+    def __init__(self, run_dir: Path, *, resume_step: int, write: bool = True):
+        self._path, self._write = run_dir / METRICS, write
+        if not write:
+            return
         kept = [row for row in self.read(run_dir) if row["step"] <= resume_step and row["kind"] != "test"]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
         """Append a line: {"step", "kind", figures...}."""
+        if not self._write:
+            return
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in figures.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")

@@ -1,30 +1,44 @@
 """Training from beginning to end: batches, validations, checkpoints, stopping. It owns time."""
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+import tyro
 from flax import nnx
+from jax.sharding import Mesh
 
 from polyjax.data.pipeline import BatchConfig, make_loader
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextEncoder
+from polyjax.distributed import is_primary
 from polyjax.evaluation import Evaluation, check_candidates, evaluate, some
 from polyjax.models import DualScorer, Scorer
-from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import Meter, console, meter
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import Checkpoints, MetricsLog
-from polyjax.train.optim import OptimConfig, Trainable, make_optimizer, plateau, schedule, trainable_filter
+from polyjax.train.failures import check_finite, errors_named, finite_means, raise_unless_finite
+from polyjax.train.interrupt import Notice
+from polyjax.train.optim import (
+    OptimConfig,
+    Trainable,
+    make_loss_scale,
+    make_optimizer,
+    plateau,
+    schedule,
+    trainable_filter,
+)
+from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
+from polyjax.train.speed import Profile, Speed
 from polyjax.train.step import TrainState, init_state, make_train_step
-from polyjax.types import Example, InputError
+from polyjax.types import Example, InputError, Preempted
 
 LOG_EVERY_STEPS = 10
 
@@ -45,6 +59,7 @@ class TrainConfig:
         best_by: validation figure that chooses the checkpoint to use.
         early_stopping: stop after so many validations without a better figure; 0 never stops early.
         time_limit: seconds of training after which a run stops, validates and saves; 0 for no limit.
+        profile_steps: updates to trace, as ``10-12``; the trace is put into the run directory's ``profile``.
     """
 
     steps: int = 0
@@ -58,6 +73,7 @@ class TrainConfig:
     best_by: Literal["recall@1", "mrr", "loss"] = "recall@1"
     early_stopping: int = 0
     time_limit: float = 0.0
+    profile_steps: Annotated[str, tyro.conf.arg(name="profile-steps", prefix_name=False)] = ""
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -65,6 +81,7 @@ class TrainConfig:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not (0 <= value < math.inf):
                 raise InputError(f"train {field.name} must be 0 or more and finite, got {value}")
+        self.profiled()
         if self.validate_examples < 1:
             raise InputError(f"train validate_examples must be at least 1, got {self.validate_examples}")
         for steps, epochs in (("steps", "epochs"), ("validate_every_steps", "validate_every_epochs")):
@@ -73,6 +90,21 @@ class TrainConfig:
                     f"train {steps} of {getattr(self, steps)} and {epochs} of {getattr(self, epochs):g} are "
                     f"both given; set {steps} to 0 to go by epochs"
                 )
+
+    def profiled(self) -> tuple[int, int] | None:
+        """First and last update to trace.
+
+        Raises:
+            InputError: ``profile_steps`` is not of the form 10-12.
+        """
+        if not self.profile_steps:
+            return None
+        first, dash, last = self.profile_steps.partition("-")
+        if not (dash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise InputError(
+                f"--profile-steps {self.profile_steps!r}: expected the first and the last update, as 10-12"
+            )
+        return int(first), int(last)
 
 
 def updates_of(config: TrainConfig, batch: BatchConfig, n_examples: int) -> tuple[int, int]:
@@ -120,6 +152,7 @@ def train(
     batch: BatchConfig,
     optim: OptimConfig,
     config: TrainConfig,
+    mesh: Mesh | None = None,
     on_log: Callable[[int, str, dict[str, Any]], None] = lambda step, kind, figures: None,
 ) -> TrainResult:
     """Train a scorer, or go on with the run that the directory holds.
@@ -136,22 +169,33 @@ def train(
         batch: how batches are drawn.
         optim: optimiser and schedule.
         config: length, validation, checkpoints.
+        mesh: devices that share the work, from ``make_mesh``; one device where None.
         on_log: called with (step, kind, figures) for every line of the log.
 
     Raises:
-        InputError: settings cannot work, or the loss stopped being finite.
+        InputError: settings cannot work, the loss stopped being finite, memory ran out, a checkpoint could
+            not be saved, or another process of the run is gone.
+        Preempted: SIGTERM came; the state is saved.
     """
     inputs = "dual" if isinstance(scorer, DualScorer) else "pairs"
     encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
-    _check_trainable(inputs, encoder, batch)
+    _check_trainable(inputs, batch)
+    mesh = mesh or one_device()
+    source = batch.source(inputs)
+    placer = BatchPlacer(mesh, batch.batch_size, "whole" if source == "fixed" else "split")
     n_steps, validate_every = updates_of(config, batch, len(train_examples))
     valid_examples = some(valid.examples, config.validate_examples)
     check_candidates(valid_examples, valid.shared, source="valid")
 
-    validator = TextScorer(scorer, text)
+    validator = TextScorer(scorer, text, mesh=mesh)
     optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
     trained = trainable_filter(config.trainable, encoder.n_layers)
-    graph, state = init_state(scorer, optimizer, plateau_rule, trained, seed=config.seed)
+    loss_scale = make_loss_scale(optim, encoder.dtype)
+    graph, state = init_state(
+        scorer, optimizer, plateau_rule, trained, seed=config.seed, loss_scale=loss_scale
+    )
+    shardings = shardings_of(state, mesh)
+    state = placed(state, shardings)
     progress = _Progress()
     checkpoints = Checkpoints(run_dir)
     if checkpoints.latest_step is not None:
@@ -160,14 +204,28 @@ def train(
         progress = _Progress(**{f.name: saved[f.name] for f in dataclasses.fields(_Progress)})
     first = int(state.step)
     loader, _ = make_loader(
-        train_examples, text, batch, inputs=inputs, n_batches=n_steps, seed=config.seed, first=first
+        train_examples,
+        text,
+        batch,
+        inputs=inputs,
+        n_batches=n_steps,
+        seed=config.seed,
+        first=first,
+        part=placer.rows,
     )
-    log = MetricsLog(run_dir, resume_step=first)
+    log = MetricsLog(run_dir, resume_step=first, write=is_primary())
     traces: list[int] = []
-    step_fn = make_train_step(graph, optimizer, chunk=batch.chunk, on_trace=lambda: traces.append(1))
+    step_fn = make_train_step(
+        graph,
+        optimizer,
+        chunk=batch.chunk,
+        shardings=(shardings, everywhere(mesh)),
+        on_trace=lambda: traces.append(1),
+    )
     rate = schedule(optim, n_steps)
-    window_began = time.monotonic()
-    began = window_began - progress.seconds
+    began = time.monotonic() - progress.seconds
+    speed = Speed(encoder, n_devices=mesh.size, n_processes=jax.process_count())
+    profile = Profile(config.profiled(), str(run_dir / "profile"))
 
     def record(kind: str, step: int, figures: dict[str, Any]) -> None:
         log.write(step, kind, figures)
@@ -175,37 +233,50 @@ def train(
 
     if first and not progress.finished:
         console.print(f"resuming {run_dir} after step {first} of {n_steps}")
-    with meter("training", n_steps, unit="steps", start=first) as shown:
+    with (
+        meter("training", n_steps, unit="steps", start=first) as shown,
+        Notice() as notice,
+        errors_named(checkpoints, batch),
+        contextlib.closing(profile),
+    ):
         window: list[dict[str, jax.Array]] = []
         for step in range(first + 1, n_steps + 1):
             if progress.finished:
                 break
-            state, figures = step_fn(state, next(loader))
+            profile.before(step)
+            local = next(loader)
+            state, figures = step_fn(state, placer(local))
+            profile.after(step, figures)
+            speed.add(local)
             window.append(figures)
             timed_out = bool(config.time_limit) and time.monotonic() - began > config.time_limit
+            told_to_stop = notice.given(step)
             last = step == n_steps or timed_out
             due = last or step % validate_every == 0
-            save = due or (config.save_every_steps and step % config.save_every_steps == 0)
+            due = due and not (told_to_stop and step < n_steps)  # there may be no time for it
+            save = due or told_to_stop
+            save = save or (config.save_every_steps and step % config.save_every_steps == 0)
             if save or step % LOG_EVERY_STEPS == 0:
-                means = _finite_means(window, step, optim, saved=checkpoints.latest_step)
+                means = finite_means(window, step, optim, saved=checkpoints.latest_step)
                 means |= {
-                    "examples_per_second": batch.batch_size * len(window) / (time.monotonic() - window_began),
+                    **speed.figures(),
                     "learning_rate": float(rate(step - 1) * jnp.asarray(state.plateau.scale)),
                     "seconds": time.monotonic() - began,
                     "compilations": len(traces),
                 }
                 record("train", step, means)
-                window, window_began = [], time.monotonic()
+                window = []
+                speed.restart()
                 shown.move_to(
                     step, f"{means['examples_per_second']:.3g} examples/s  loss {means['loss']:.3f}"
                 )
             if save:
-                _check_finite(state, step, optim, saved=checkpoints.latest_step)
+                check_finite(state, step, optim, saved=checkpoints.latest_step)
                 best_by = None
                 if due:
                     validator.update(nnx.merge(graph, state.trained, state.frozen))
                     outcome = evaluate("valid", validator, valid_examples, shared=valid.shared)
-                    _raise_unless_finite(
+                    raise_unless_finite(
                         "validation loss", [outcome.loss], step, optim, saved=checkpoints.latest_step
                     )
                     best_by = _better_is_larger(outcome, config.best_by)
@@ -229,53 +300,21 @@ def train(
                         else f"{progress.bad_validations} validations without a better {config.best_by}"
                     )
                 checkpoints.save(state, dataclasses.asdict(progress), best_by=best_by)
-                window_began = time.monotonic()
+                if told_to_stop and not progress.finished:
+                    raise Preempted(step)
+                speed.restart()
     return TrainResult(
         int(state.step), progress.seconds, len(traces) + validator.compilations, progress.finished
     )
 
 
-def _check_trainable(inputs: Literal["dual", "pairs"], encoder: EncoderConfig, batch: BatchConfig) -> None:
+def _check_trainable(inputs: Literal["dual", "pairs"], batch: BatchConfig) -> None:
     """Raise InputError for what would train without learning."""
     if batch.source(inputs) == "batch" and batch.batch_size < 2:
         raise InputError(
             f"batch batch_size of {batch.batch_size}: with batch candidates a model learns from the other "
             "labels of the batch; choose at least 2"
         )
-    if encoder.dtype == "float16":
-        raise InputError("encoder dtype float16 cannot be trained yet (no loss scaling); use bfloat16")
-
-
-def _finite_means(
-    window: Sequence[dict[str, jax.Array]], step: int, optim: OptimConfig, *, saved: int | None
-) -> dict[str, Any]:
-    """Means of the figures since the last log; raise InputError if a loss or gradient is not finite."""
-    values = jax.device_get(list(window))
-    for name, what in (("loss", "loss"), ("gradient_norm", "gradient's norm")):
-        _raise_unless_finite(what, [float(v[name]) for v in values], step, optim, saved=saved)
-    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-
-
-def _check_finite(state: TrainState, step: int, optim: OptimConfig, *, saved: int | None) -> None:
-    """Raise InputError if a parameter is not finite: such a state is never saved."""
-    finite = jax.device_get([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trained)])
-    if not all(finite):
-        _raise_unless_finite("value of a parameter", [math.nan], step, optim, saved=saved)
-
-
-def _raise_unless_finite(
-    what: str, values: Sequence[float], step: int, optim: OptimConfig, *, saved: int | None
-) -> None:
-    """Raise InputError naming the first step whose value is not finite; the values end at ``step``."""
-    place = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
-    if place is None:
-        return
-    kept = "nothing was saved" if saved is None else f"the last saved step is {saved}"
-    raise InputError(
-        f"the {what} became {values[place]} at step {step - len(values) + 1 + place} ({kept}); in another "
-        f"--run-dir, try a lower optim.learning_rate than {optim.learning_rate:g}, a lower optim.clip than "
-        f"{optim.clip:g}, or float32"
-    )
 
 
 def _better_is_larger(outcome: Evaluation, name: str) -> float:
@@ -292,7 +331,7 @@ def _step_plateau(rule: optax.GradientTransformationExtraArgs, state: TrainState
     """Tell the plateau rule a validation loss."""
     with jax.numpy_dtype_promotion("standard"):
         _, new = rule.update(jnp.zeros((), jnp.float32), state.plateau, value=jnp.float32(loss))
-    return dataclasses.replace(state, plateau=new)
+    return dataclasses.replace(state, plateau=placed(new, jax.tree.map(lambda x: x.sharding, state.plateau)))
 
 
 def _show_validation(shown: Meter, step: int, outcome: Evaluation) -> None:

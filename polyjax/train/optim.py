@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import re
+import typing
 from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.training.dynamic_scale import DynamicScale
 
 from polyjax.types import InputError
 
@@ -37,6 +39,9 @@ class OptimConfig:
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
+        loss_scale: in float16, what the loss is multiplied with at first, so that small gradients are not
+            rounded to nothing; it is halved at every overflow, and that update skipped.
+        loss_scale_growth: updates without an overflow after which it is doubled.
     """
 
     optimizer: Literal["adamw", "adamax"] = "adamw"
@@ -53,10 +58,12 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    loss_scale: float = 2.0**15
+    loss_scale_growth: int = 2000
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
-        for name in ("learning_rate", "clip", "head_rate", "eps"):
+        for name in ("learning_rate", "clip", "head_rate", "eps", "loss_scale", "loss_scale_growth"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"optim {name} must be positive and finite, got {getattr(self, name)}")
         for name in ("warmup", "b1", "b2"):
@@ -122,6 +129,17 @@ def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransform
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),
         _scale_head(config.head_rate),
         optax.scale_by_learning_rate(schedule(config, n_steps)),
+    )
+
+
+def make_loss_scale(config: OptimConfig, dtype: str) -> DynamicScale | None:
+    """The loss scale of an arithmetic's gradients; None where they cannot overflow or vanish."""
+    if dtype != "float16":
+        return None
+    return DynamicScale(
+        growth_interval=config.loss_scale_growth,
+        fin_steps=typing.cast(int, jnp.zeros((), jnp.int32)),
+        scale=typing.cast(float, jnp.asarray(config.loss_scale, jnp.float32)),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyjax.config import from_json, to_json
+from polyjax.distributed import is_primary
 from polyjax.files import PARTIAL, exclusive_lock
 from polyjax.train.checkpoint import CONFIG, LOCK, read_json, write_json
 from polyjax.types import InputError
@@ -15,11 +16,16 @@ from polyjax.types import InputError
 
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Keep other processes from training in a run directory; the system frees it if this one is killed.
+    """Keep other runs from training in a run directory; the system frees it if this process is killed.
+
+    Of the processes of one run the primary one holds it.
 
     Raises:
         InputError: another process holds it.
     """
+    if not is_primary():
+        yield
+        return
     message = f"{run_dir}: another process trains there; wait for it, or choose another --run-dir"
     with exclusive_lock(run_dir / LOCK, message):
         yield

@@ -1,6 +1,7 @@
 """The memory that training will take, before anything is run."""
 
 import dataclasses
+import math
 import os
 from functools import lru_cache
 from typing import Any, Literal
@@ -16,9 +17,11 @@ from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, PolyConfig, PolyHead
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.sharding import MeshShape, path_name, spec_of
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
+ONE_DEVICE = MeshShape(data=1)
 _FEW = 8  # contexts of the smallest step; axes of length 1 are compiled otherwise
 _FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
 
@@ -48,6 +51,9 @@ class Memory:
 class MemoryEstimate:
     """Memory of training as the compiler counts it, for the longest texts.
 
+    On a mesh the rows of a batch are split evenly, and parameters as the table of ``sharding`` says; what
+    ``fsdp`` splits is also counted whole, as it is where it is used.
+
     Four small steps are compiled, of 1 and 2 layers and of 8 and 16 contexts; a step's temporary memory is
     close to linear in both, and is extrapolated. Nothing is run.
 
@@ -58,6 +64,7 @@ class MemoryEstimate:
         config: which parameters are trained.
         source: of the candidates.
         listed: candidates of a context where they are not the batch's labels.
+        mesh: devices.
     """
 
     def __init__(
@@ -69,21 +76,28 @@ class MemoryEstimate:
         *,
         source: CandidateSource,
         listed: int,
+        mesh: MeshShape = ONE_DEVICE,
     ):
         self._model, self._text, self._optim, self._config = model, text, optim, config
         self._source: CandidateSource = source
         self._listed = listed
         _, state = self._abstract(model.encoder.n_layers)
-        self.parameters = _bytes((state.trained, state.frozen))
-        self.n_parameters = self.parameters // 4
-        self._trained = _bytes(state.trained)
-        self._optimizer = _bytes(state.optimizer)
+        self._rows = mesh.data * mesh.fsdp
+        self.n_parameters = _bytes((state.trained, state.frozen)) // 4
+        self.parameters = _bytes((state.trained, state.frozen), mesh)
+        self._trained = _bytes(state.trained, mesh)
+        self._optimizer = _bytes(state.optimizer, mesh)
+        self._gathered = 0
+        if mesh.fsdp > 1:
+            self._gathered = _bytes((state.trained, state.frozen), dataclasses.replace(mesh, fsdp=1))
         self._points = {
             (b, layers): self._temporary(b, layers) for b in (_FEW, 2 * _FEW) for layers in (1, 2)
         }
 
     def of(self, contexts: int, batch_size: int | None = None) -> Memory:
         """The memory where so many contexts' activations are kept at once, of a batch of more."""
+        contexts = -(-contexts // self._rows)
+        batch_size = None if batch_size is None else -(-batch_size // self._rows)
         layers, a, points = self._model.encoder.n_layers, _FEW, self._points
         x, y = (contexts - a) / a, layers - 1
         first, more = points[a, 1], points[2 * a, 1]
@@ -95,18 +109,19 @@ class MemoryEstimate:
             head = self._model.head, self._model.encoder.dim
             few, more = _score_bytes(*head, a), _score_bytes(*head, 2 * a)
             activations = max(activations - int(few + x * (more - few)), 0)
-            scores = _score_bytes(*head, batch_size or contexts)
+            # A device has its contexts' scores of the whole batch's candidates.
+            scores = self._rows * _score_bytes(*head, batch_size or contexts)
             # In chunks, a chunk's activations and the scores are not there at the same time.
             chunked = batch_size is not None and contexts < batch_size
             activations = max(activations, scores) if chunked else activations + scores
-        return Memory(self.parameters, self._optimizer, self._trained, activations)
+        return Memory(self.parameters, self._optimizer, self._trained, activations + self._gathered)
 
     def chunk_that_fits(self, limit: int, batch_size: int) -> int | None:
         """The largest power of two of contexts below the batch size that fits; None where not even 1 does."""
         chunk = 1 << max(batch_size - 1, 1).bit_length() - 1
-        while chunk and self.of(chunk, batch_size).total > limit:
+        while chunk >= self._rows and self.of(chunk, batch_size).total > limit:
             chunk //= 2
-        return chunk or None
+        return chunk if chunk >= self._rows else None
 
     def _abstract(self, n_layers: int, **changes: int) -> tuple[nnx.GraphDef, TrainState]:
         shape = dataclasses.replace(self._model.encoder, n_layers=n_layers, **changes)
@@ -171,13 +186,19 @@ def _tokens(*shape: int) -> Tokens:
     return Tokens(ids, jnp.ones(shape, bool), ids)
 
 
-def _bytes(tree: object) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _bytes(tree: object, mesh: MeshShape = ONE_DEVICE) -> int:
+    """Bytes of arrays on one device of a mesh."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        axes = spec_of(path_name(path))[: leaf.ndim]
+        total += leaf.size * leaf.dtype.itemsize // math.prod(getattr(mesh, a) for a in axes if a)
+    return total
 
 
 def device_memory() -> tuple[int, Literal["device", "machine"]]:
-    """Bytes that training can use: the accelerator's, or the machine's where the CPU computes."""
+    """Bytes that a device can use: the accelerator's, or its share of the machine's on a CPU."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"], "device"
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "machine"
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return whole // jax.local_device_count(), "machine"

@@ -20,7 +20,7 @@ from polyjax import InputError, make_scorer
 from polyjax.train.checkpoint import Checkpoints, MetricsLog, flat_parameters
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.ownership import open_run, run_lock
-from polyjax.train.step import init_state
+from polyjax.train.step import init_state, make_train_step
 
 SCRIPT = Path(toy.__file__)
 
@@ -83,9 +83,10 @@ def test_programs_are_bounded_by_the_buckets(finished):
 def test_best_and_latest_are_kept(finished):
     _, run_dir, _ = finished
     saved = sorted(int(p.name) for p in (run_dir / "checkpoints").iterdir())
+    assert sorted(int(p.stem) for p in (run_dir / "checksums").iterdir()) == saved
     valid = {row["step"]: row["recall@1/8"] for row in MetricsLog.read(run_dir) if row["kind"] == "valid"}
     best = Checkpoints(run_dir, read_only=True).best_step
-    assert saved == sorted({best, 60})
+    assert saved == sorted({best, 56, 60})
     assert valid[best] == max(valid.values())
 
 
@@ -142,15 +143,15 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path, c
 def test_bfloat16_and_worker_processes_resume_as_exactly(tmp_path, cache):
     """Killed with a worker, gone on without one: the same batches and parameters."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, "poly", cache, "bfloat16", "0").wait(timeout=300) == 0
-    process = start(killed, "poly", cache, "bfloat16", "1")
+    assert start(whole, "poly", cache, "dtype=bfloat16").wait(timeout=300) == 0
+    process = start(killed, "poly", cache, "dtype=bfloat16", "workers=1")
     while not saved_steps(killed):
         assert process.poll() is None
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert "60" not in saved_steps(killed), "the run ended before it could be killed"
-    assert start(killed, "poly", cache, "bfloat16", "0").wait(timeout=300) == 0
+    assert start(killed, "poly", cache, "dtype=bfloat16").wait(timeout=300) == 0
     assert_same(parameters(killed, "poly", 60), parameters(whole, "poly", 60))
 
 
@@ -226,29 +227,6 @@ def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
         parameters(copy, arch, 60)
 
 
-@pytest.mark.parametrize("item", ["model", "training", "progress"])
-@pytest.mark.parametrize("damage", ["removed", "cut"])
-def test_a_damaged_checkpoint_is_one_line(finished, tmp_path, item, damage):
-    arch, run_dir, _ = finished
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir, copy)
-    for folder in (copy / "checkpoints").iterdir():
-        if folder.name.isdigit():
-            _damage(folder / item, damage)
-    with pytest.raises(InputError, match="cannot be restored") as caught:
-        toy.run(copy, arch)
-    assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def _damage(folder: Path, damage: str) -> None:
-    if damage == "removed":
-        shutil.rmtree(folder)
-        return
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 def test_a_log_line_that_is_not_json_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"step"\n')
     with pytest.raises(InputError, match="metrics.jsonl:2 is not JSON"):
@@ -278,3 +256,42 @@ def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):
     open_run(tmp_path, OptimConfig())
     with pytest.raises(InputError, match="belongs to a run with warmup_steps = 0, this one has 5"):
         open_run(tmp_path, OptimConfig(warmup_steps=5))
+
+
+def test_float16_learns_as_float32_from_a_scale_that_overflows(tmp_path):
+    optim = dataclasses.replace(toy.OPTIM["poly"], loss_scale=2.0**24, loss_scale_growth=15, decay="none")
+    toy.run(tmp_path / "16", "poly", dtype="float16", optim=optim, steps=80, validate_every_steps=80)
+    toy.run(tmp_path / "32", "poly", optim=optim, steps=80, validate_every_steps=80)
+    half, single = ([r for r in MetricsLog.read(tmp_path / name)] for name in ("16", "32"))
+    skipped = [row["skipped"] for row in half if row["kind"] == "train"]
+    scales = [row["loss_scale"] for row in half if row["kind"] == "train"]
+    assert skipped[0] >= 5, "the first updates overflow and are skipped"
+    assert max(scales[:3]) < 2.0**24
+    assert min(scales) < max(scales[scales.index(min(scales)) :]), "it grows again"
+    assert half[-1]["kind"] == single[-1]["kind"] == "valid"
+    assert half[-1]["recall@1/8"] == single[-1]["recall@1/8"] == 1.0
+    assert all(np.isfinite(row["gradient_norm"]) for row in half if row["kind"] == "train")
+
+
+def test_a_skipped_update_changes_nothing_but_the_scale():
+    import jax
+    from test_step import batch_of
+
+    from polyjax.train.optim import make_loss_scale
+
+    optim = OptimConfig(loss_scale=2.0**60)
+    scorer = make_scorer(dataclasses.replace(toy.SHAPE, dtype="float16"), toy.HEADS["bi"], rngs=nnx.Rngs(0))
+    scale = make_loss_scale(optim, "float16")
+    rule = make_optimizer(optim, 10)
+    graph, state = init_state(
+        scorer, rule, plateau(optim), trainable_filter("all", 2), seed=0, loss_scale=scale
+    )
+    before = jax.device_get((state.trained, state.optimizer))
+    batch = batch_of(np.random.default_rng(0), toy.HEADS["bi"], 4)
+    batch.inputs.context.ids[:] %= 40
+    batch.inputs.candidates.ids[:] %= 40
+    after, figures = make_train_step(graph, rule)(state, batch)
+    assert figures["skipped"] == 1 and figures["loss_scale"] == 2.0**60
+    assert after.loss_scale is not None and after.loss_scale.scale == 2.0**59 and after.step == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get((after.trained, after.optimizer)), before)
+    assert make_loss_scale(optim, "bfloat16") is None

@@ -1,4 +1,4 @@
-"""A run small enough to be killed many times: python toy.py RUN_DIR ARCH [DTYPE WORKERS]
+"""A run small enough to be killed many times: python toy.py RUN_DIR ARCH [dtype=.. workers=.. mesh=..]
 
 Contexts name a letter, labels repeat it: a problem that a tiny scorer learns.
 """
@@ -6,20 +6,22 @@ Contexts name a letter, labels repeat it: a problem that a tiny scorer learns.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from flax import nnx
 
 from polyjax import BiConfig, CrossConfig, EncoderConfig, Example, PolyConfig, make_scorer
+from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import BatchConfig
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.distributed import connect, leaving_at_once
 from polyjax.nn.encoder import Dtype
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
 from polyjax.train.ownership import run_lock
+from polyjax.train.sharding import make_mesh
 
 SHAPE = EncoderConfig(vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, norm_eps=1e-5)
 HEADS = {
@@ -74,6 +76,7 @@ def run(
     workers: int = 0,
     optim: OptimConfig | None = None,
     train_examples: list[Example] | None = None,
+    mesh: str | None = None,
     **changes,
 ) -> TrainResult:
     """Train the architecture on the toy problem; ``changes`` are those of TrainConfig."""
@@ -91,9 +94,14 @@ def run(
             batch=BatchConfig(batch_size=batch_size, n_negatives=4, workers=workers),
             optim=optim or OPTIM[arch],
             config=dataclasses.replace(config, **changes),
+            mesh=None if mesh is None else make_mesh(mesh),
         )
 
 
 if __name__ == "__main__":
-    folder, arch, dtype, workers = [*sys.argv[1:], "float32", "0"][:4]
-    print(run(Path(folder), arch, dtype=cast(Dtype, dtype), workers=int(workers)))
+    folder, arch, *more = sys.argv[1:]
+    given = dict(word.split("=", 1) for word in more)
+    settings = {name: int(value) if value.isdecimal() else value for name, value in given.items()}
+    with leaving_at_once(), user_errors():
+        connect()
+        print(run(Path(folder), arch, **settings))

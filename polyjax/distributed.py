@@ -1,0 +1,125 @@
+"""Several processes as one run: joining them, who writes, waiting for each other, losing one.
+
+Every process runs the same command. ``connect`` joins them where the environment tells of any: SLURM's, or
+plain variables (docs/distributed.md has an example of each, and of Kubernetes).
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import orbax.checkpoint as ocp
+
+from polyjax.progress import console
+from polyjax.types import InputError
+
+ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in the pods of an indexed job."""
+PATIENCE_S = 24 * 60 * 60
+"""For one process to prepare what all others need."""
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+"""What jax's errors of exhausted device memory begin with."""
+HEARTBEAT_S = 60
+"""Without a sign of life for so long, a process is given up, and the run with it."""
+
+
+def connect() -> None:
+    """Join the other processes of the run, if there are any; before anything asks for devices.
+
+    Raises:
+        InputError: the variables are incomplete, or the others are not there.
+    """
+    names = {ADDRESS: os.environ.get(ADDRESS), PROCESSES: os.environ.get(PROCESSES)}
+    names[PROCESS] = os.environ.get(PROCESS, os.environ.get(KUBERNETES_INDEX) if names[ADDRESS] else None)
+    given = [name for name, value in names.items() if value]
+    settings: dict = {"heartbeat_timeout_seconds": HEARTBEAT_S}
+    if given:
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise InputError(
+                f"{' and '.join(given)} set without {' and '.join(missing)}; set all three or none"
+            )
+        count, index = (_number(name, names[name]) for name in (PROCESSES, PROCESS))
+        if not 0 <= index < count:
+            raise InputError(f"{PROCESS}={index} must be below {PROCESSES}={count}")
+        settings |= {"coordinator_address": names[ADDRESS], "num_processes": count, "process_id": index}
+        settings["cluster_detection_method"] = "deactivate"
+    elif int(os.environ.get("SLURM_NTASKS", "1")) < 2 or "SLURM_STEP_NODELIST" not in os.environ:
+        return  # not in srun, or alone
+    try:
+        jax.distributed.initialize(**settings)
+    except Exception as error:  # jax raises whatever its transport does
+        raise InputError(f"the run's other processes cannot be reached: {first_line(error)}") from None
+    if not is_primary():
+        console.quiet = True
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+    """Until all processes are here, once for each name.
+
+    Raises:
+        InputError: another process has stopped.
+    """
+    if jax.process_count() == 1:
+        return
+    with losses_named():
+        ocp.multihost.sync_global_processes(name, timeout=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def primary_first(name: str) -> Iterator[None]:
+    """A piece of work that the others find done by the primary process, files included."""
+    if not is_primary():
+        wait(name)
+    yield
+    if is_primary():
+        wait(name)
+
+
+@contextlib.contextmanager
+def losses_named(way_out: str = "start all processes again with the same command") -> Iterator[None]:
+    """In several processes: make jax's error that another one is gone one of one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or OUT_OF_MEMORY in str(error):
+            raise
+        raise InputError(
+            f"process {jax.process_index()} of {jax.process_count()} lost the others ({first_line(error)}); "
+            f"{way_out}"
+        ) from None
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """End a failed process of several without waiting for the others, which may be gone."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code and jax.distributed.is_initialized():
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            time.sleep(0.1)
+            os._exit(stop.code if isinstance(stop.code, int) else 1)
+        raise
+
+
+def _number(name: str, value: str | None) -> int:
+    try:
+        return int(value or "")
+    except ValueError:
+        raise InputError(f"{name}={value!r} is not a whole number") from None
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error that may be long."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

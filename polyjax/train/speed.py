@@ -1,0 +1,132 @@
+"""How fast a run trains, and what of it is waste."""
+
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+from polyjax.nn.encoder import EncoderConfig
+from polyjax.types import Batch, DualInputs, Tokens
+
+PEAKS: dict[str, tuple[float, float]] = {
+    "H100": (989e12, 3.35e12),
+    "A100": (312e12, 1.56e12),
+    "V100": (125e12, 0.90e12),
+    "A10": (125e12, 0.60e12),
+    "L4": (121e12, 0.30e12),
+    "T4": (65e12, 0.32e12),
+}
+"""Half-precision operations and bytes of memory a second of some GPUs, from their makers' data sheets (dense;
+the SXM form where there are several)."""
+
+
+def peaks_of(device_kind: str) -> tuple[float, float] | None:
+    """The peaks of a device; None where they are not known.
+
+    >>> peaks_of("NVIDIA A100-SXM4-40GB")[0] == 312e12 and peaks_of("cpu") is None
+    True
+    """
+    words = device_kind.replace("-", " ").split()
+    return next((peaks for name, peaks in PEAKS.items() if name in words), None)
+
+
+def model_flops(config: EncoderConfig, tokens: Tokens) -> float:
+    """Operations of the transformer's products in one update, forward and backward, of the real tokens.
+
+    Per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its sequence's length in
+    each layer for the attention (arXiv 2204.02311, appendix B). Padding is no model's work.
+    """
+    lengths = np.asarray(tokens.mask).sum(axis=-1, dtype=np.float64)
+    matrices = config.n_layers * (4 * config.dim**2 + 2 * config.dim * config.mlp_dim)
+    return float(6 * matrices * lengths.sum() + 12 * config.n_layers * config.dim * np.square(lengths).sum())
+
+
+class Speed:
+    """Counts what is trained between two lines of the log.
+
+    Args:
+        encoder: the transformer's shape.
+        n_devices: those that share the work.
+        n_processes: each counts its own part of a batch.
+    """
+
+    def __init__(self, encoder: EncoderConfig, *, n_devices: int, n_processes: int):
+        self._encoder, self._n_devices, self._n_processes = encoder, n_devices, n_processes
+        self._peaks = peaks_of(jax.local_devices()[0].device_kind)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to count anew."""
+        self._began = time.monotonic()
+        self._steps, self._examples, self._tokens, self._places, self._flops = 0, 0, 0, 0, 0.0
+
+    def add(self, batch: Batch) -> None:
+        """An update on a batch, of which this process has its part."""
+        inputs = batch.inputs
+        sides = [inputs.context, inputs.candidates] if isinstance(inputs, DualInputs) else [inputs.pairs]
+        self._steps += 1
+        self._examples += len(batch.label)
+        for tokens in sides:
+            self._tokens += int(tokens.mask.sum())
+            self._places += tokens.mask.size
+            self._flops += model_flops(self._encoder, tokens)
+
+    def figures(self) -> dict[str, float]:
+        """Speeds a second of the whole run, the share of padding, and memory.
+
+        ``mfu`` is there where the device's peak is known: the share of it that the model's own operations
+        are. ``memory_gib`` is the most that was used: of a device, or of the process on a CPU.
+        """
+        seconds = time.monotonic() - self._began
+        whole = self._n_processes / seconds
+        found = {
+            "step_seconds": seconds / max(self._steps, 1),
+            "examples_per_second": self._examples * whole,
+            "tokens_per_second": self._tokens * whole,
+            "model_flops_per_second": self._flops * whole,
+            "padding": 1 - self._tokens / max(self._places, 1),
+            "memory_gib": _memory() / 2**30,
+        }
+        if self._peaks is not None:
+            found["mfu"] = self._flops * whole / (self._peaks[0] * self._n_devices)
+        return found
+
+
+def _memory() -> int:
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Profile:
+    """A trace of some updates, for TensorBoard, Perfetto or xprof.
+
+    Args:
+        steps: first and last update to record, counted from 1; None for no trace.
+        folder: where the trace goes.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: str):
+        self._steps, self._folder, self._on = steps, folder, False
+
+    def before(self, step: int) -> None:
+        """An update is about to be made."""
+        if self._steps and not self._on and self._steps[0] <= step <= self._steps[1]:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._on = True
+
+    def after(self, step: int, result: object) -> None:
+        """The update was started, and gives this result."""
+        if self._on and self._steps and step >= self._steps[1]:
+            self.close(result)
+
+    def close(self, result: object = None) -> None:
+        """End a trace that has begun."""
+        if self._on:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            self._on = False

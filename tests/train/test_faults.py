@@ -1,0 +1,280 @@
+"""What befalls a run: signals, damage, a full disk, other devices, other processes. With real processes."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy
+from conftest import FAST_COMPILATION
+from flax import nnx
+from test_loop import SCRIPT, assert_same, parameters, saved_steps
+
+from polyjax import InputError, make_scorer
+from polyjax.train.checkpoint import Checkpoints, MetricsLog
+from polyjax.train.optim import make_optimizer, plateau, trainable_filter
+from polyjax.train.sharding import make_mesh, placed, shardings_of
+from polyjax.train.step import init_state
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+def start(run_dir: Path, cache: Path, *more: str, devices: int = 1, **variables: str) -> subprocess.Popen:
+    """The toy run of a poly-encoder in a process of its own."""
+    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache), **variables}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(run_dir), "poly", "batch_size=8", *more],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    """Wait for it; what it wrote."""
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    return out + errors
+
+
+def wait_for_steps(process: subprocess.Popen, run_dir: Path, *, after: int = 0) -> None:
+    """Until something newer was saved."""
+    while not any(int(step) > after for step in saved_steps(run_dir)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """The final parameters of an uninterrupted run on one device."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(run_dir, cache))
+    return parameters(run_dir, "poly", 60)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, cache, whole):
+    process = start(tmp_path, cache, "save_every_steps=0", "validate_every_steps=60")
+    while not (tmp_path / "metrics.jsonl").exists() or not MetricsLog.read(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, status=143)
+    (step,) = saved_steps(tmp_path)
+    assert f"stopped by SIGTERM after step {step}, which is saved" in said and "Traceback" not in said
+    assert 10 <= int(step) < 60
+    finish(start(tmp_path, cache, "save_every_steps=0", "validate_every_steps=60"))
+    assert_same(parameters(tmp_path, "poly", 60), whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, cache, whole):
+    process = start(tmp_path, cache)
+    wait_for_steps(process, tmp_path, after=21)
+    process.kill()
+    process.communicate()
+    before, latest = saved_steps(tmp_path)[-2:]
+    files = [p for p in (tmp_path / "checkpoints" / latest / "training").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    if damage == "removed":
+        largest.unlink()
+    elif damage == "cut":
+        largest.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    said = finish(start(tmp_path, cache))
+    assert str(largest) in said.replace("\n", "") and "put aside" in said
+    assert f"after step {before} of 60" in said
+    assert (tmp_path / "damaged" / latest).is_dir()
+    assert_same(parameters(tmp_path, "poly", 60), whole)
+
+
+def test_where_all_checkpoints_are_damaged_it_says_so(tmp_path):
+    toy.run(tmp_path, "bi", steps=14, validate_every_steps=14)
+    for file in (tmp_path / "checkpoints").rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"is damaged.*to begin anew") as caught:
+        toy.run(tmp_path, "bi", steps=14, validate_every_steps=14)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_model_is_not_put_aside(tmp_path):
+    toy.run(tmp_path, "bi", steps=7, validate_every_steps=7)
+    with pytest.raises(InputError, match="cannot be restored"):
+        toy.run(tmp_path, "poly", steps=7, validate_every_steps=7)
+    assert saved_steps(tmp_path) == ["7"]
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_save_that_does_not_fit_leaves_the_one_before(tmp_path, cache, whole):
+    """A limit of file sizes, which the second checkpoint cannot keep to, stands for a full disk."""
+    process = start(tmp_path, cache)
+    wait_for_steps(process, tmp_path)
+    process.kill()
+    process.communicate()
+    kept = saved_steps(tmp_path)
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    full = subprocess.run(
+        [sys.executable, "-c", FULL, "20000", str(SCRIPT), str(tmp_path), "poly", "batch_size=8"],
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert full.returncode == 2, full.stderr
+    assert "cannot be saved" in full.stderr and f"step {kept[-1]} is kept" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert saved_steps(tmp_path) == kept
+    finish(start(tmp_path, cache))
+    assert_same(parameters(tmp_path, "poly", 60), whole)
+
+
+def restored_on(mesh: str, run_dir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the latest checkpoint, restored onto a mesh."""
+    scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(5))
+    optim = toy.OPTIM["poly"]
+    _, state = init_state(
+        scorer, make_optimizer(optim, 60), plateau(optim), trainable_filter("all", 2), seed=0
+    )
+    devices = make_mesh(mesh, jax.devices()[: 8 if mesh == "data=4,fsdp=2" else int(mesh[-1])])
+    shardings = shardings_of(state, devices)
+    state, _ = Checkpoints(run_dir, read_only=True).restore(placed(state, shardings))
+    jax.tree.map(
+        lambda leaf, sharding: None if leaf.sharding == sharding else pytest.fail(), state, shardings
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def test_saved_on_eight_devices_resumed_on_fewer(tmp_path):
+    """With ``fsdp`` each device has a part of each matrix; any other mesh puts the parts together."""
+    toy.run(tmp_path, "poly", batch_size=8, steps=7, validate_every_steps=7, mesh="data=4,fsdp=2")
+    saved = restored_on("data=4,fsdp=2", tmp_path)
+    for mesh in ("data=1", "data=2", "data=4", "model=2"):
+        assert_same(restored_on(mesh, tmp_path), saved)
+    for mesh in ("data=1", "fsdp=4"):
+        copy = tmp_path.with_name(tmp_path.name + mesh)
+        shutil.copytree(tmp_path, copy)
+        result = toy.run(copy, "poly", batch_size=8, steps=9, validate_every_steps=9, mesh=mesh)
+        assert result.steps == 9
+
+
+# --- two processes
+
+
+def pair(run_dir: Path, cache: Path, *more: str) -> list[subprocess.Popen]:
+    """The same run as two processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            run_dir,
+            cache / f"of {i}",
+            "mesh=",
+            *more,
+            devices=2,
+            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pair_whole(tmp_path_factory, cache):
+    run_dir = tmp_path_factory.mktemp("pair") / "run"
+    said = [finish(process) for process in pair(run_dir, cache)]
+    assert "valid loss" in said[0] and "valid loss" not in said[1], "one of them reports"
+    return run_dir
+
+
+def test_two_processes_train_as_one(pair_whole, whole):
+    together = parameters(pair_whole, "poly", 60)
+    for name, value in together.items():
+        np.testing.assert_allclose(value, whole[name], atol=2e-3, err_msg=name)
+    rows = MetricsLog.read(pair_whole)
+    assert [row["step"] for row in rows if row["kind"] == "valid"] == [20, 40, 60]
+
+
+def test_killing_one_of_two_stops_the_other_and_both_go_on(tmp_path, cache, pair_whole):
+    run_dir = tmp_path / "run"
+    processes = pair(run_dir, cache)
+    wait_for_steps(processes[0], run_dir)
+    processes[1].kill()
+    began = time.monotonic()
+    said = finish(processes[0], status=2)
+    assert time.monotonic() - began < 120
+    assert "lost the others" in said and "the same command" in said and "Traceback" not in said
+    processes[1].communicate()
+    for process in pair(run_dir, cache):
+        finish(process)
+    assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
+
+
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, cache, pair_whole):
+    run_dir = tmp_path / "run"
+    processes = pair(run_dir, cache)
+    wait_for_steps(processes[0], run_dir)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        finish(process, status=143)
+    for process in pair(run_dir, cache):
+        finish(process)
+    assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, "set without"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "localhost:1",
+                "JAX_NUM_PROCESSES": "x",
+                "JAX_PROCESS_ID": "0",
+            },
+            "not a whole number",
+        ),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "localhost:1",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": "2",
+            },
+            "must be below",
+        ),
+    ],
+)
+def test_variables_that_cannot_work(variables, message, monkeypatch):
+    from polyjax.distributed import connect
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        connect()

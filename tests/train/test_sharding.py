@@ -1,0 +1,213 @@
+"""A step on many devices is the step on one: any mesh, any architecture."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import HEADS, random_tokens, tiny
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from test_step import batch_of
+
+from polyjax import BiConfig, CrossConfig, InputError, PolyConfig, make_scorer
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.sharding import (
+    BatchPlacer,
+    MeshShape,
+    everywhere,
+    make_mesh,
+    placed,
+    row_devices,
+    shardings_of,
+    spec_of,
+)
+from polyjax.train.step import batch_loss, init_state, make_train_step
+
+MESHES = ["data=8", "data=4,fsdp=2", "data=4,model=2", "fsdp=2,model=4"]
+# A gradient that is nothing but rounding moves a parameter by the whole rate where eps is small.
+OPTIM = OptimConfig(learning_rate=1e-3, eps=1e-3, warmup=0.0)
+SHAPE = {"dim": 32, "mlp_dim": 64, "n_heads": 4}
+B = 16
+
+
+def start(name: str, mesh: str, **shape):
+    """The graph and the state before the first update, on a mesh."""
+    devices = make_mesh(mesh)
+    optimizer = make_optimizer(OPTIM, 10)
+    scorer = make_scorer(tiny(**SHAPE, **shape), HEADS[name], rngs=nnx.Rngs(0))
+    graph, state = init_state(scorer, optimizer, plateau(OPTIM), trainable_filter("all", 2), seed=0)
+    shardings = shardings_of(state, devices)
+    return devices, graph, placed(state, shardings), shardings
+
+
+def step(name: str, mesh: str, batch, *, chunk=0, **shape):
+    """Loss, gradients and updated parameters of one step, on the host."""
+    devices, graph, state, shardings = start(name, mesh, **shape)
+    batch = BatchPlacer(devices, len(batch.label), "split")(batch)
+
+    def loss(trained):
+        return batch_loss(nnx.merge(graph, trained, state.frozen), batch, None, chunk=chunk)[0]
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(state.trained)
+    update = make_train_step(
+        graph, make_optimizer(OPTIM, 10), chunk=chunk, shardings=(shardings, everywhere(devices))
+    )
+    after, figures = update(state, batch)
+    return jax.device_get((value, gradients, after.trained, figures["loss"]))
+
+
+def assert_close(one, other):
+    """To 1e-5, or 1e-5 of an array's largest value where that is above 1."""
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        scale = max(1.0, float(np.abs(y).max()))
+        np.testing.assert_allclose(x / scale, y / scale, rtol=0, atol=1e-5, err_msg=str(path))
+
+
+@pytest.mark.parametrize("name", ["bi-mean", "poly-basic", "poly-multihead", "cross-first"])
+def test_a_step_on_eight_devices_is_that_on_one(name, rng):
+    batch = batch_of(rng, HEADS[name], B)
+    expected = step(name, "data=1", batch)
+    before = jax.device_get(start(name, "data=1")[2].trained)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), expected[2], before)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    for mesh in MESHES:
+        assert_close(step(name, mesh, batch), expected)
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=2,model=2"])
+def test_chunks_and_dropout_are_the_same_on_any_mesh(mesh, rng):
+    batch = batch_of(rng, HEADS["poly-basic"], B)
+    dropped = step("poly-basic", "data=1", batch, chunk=8, dropout=0.3)
+    assert_close(step("poly-basic", mesh, batch, chunk=8, dropout=0.3), dropped)
+    assert abs(dropped[3] - dropped[0]) > 1e-3, "the update's loss is drawn with dropout"
+
+
+def test_negatives_are_those_of_the_whole_batch(rng):
+    """One context's loss grows when a negative on the farthest device comes nearer to it."""
+    batch = batch_of(rng, HEADS["bi-mean"], B)
+    batch = dataclasses.replace(batch, keys=None)
+    devices, graph, state, _ = start("bi-mean", "data=8")
+    place = BatchPlacer(devices, B, "split")
+
+    def losses(batch):
+        scorer = nnx.merge(graph, state.trained, state.frozen)
+        return jax.device_get(jax.jit(lambda batch: scorer(batch.inputs))(place(batch)))
+
+    before = losses(batch)
+    assert before.shape == (B, B)
+    tokens = batch.inputs.candidates
+    ids = np.array(tokens.ids)
+    ids[-1] = ids[0]
+    mask = np.array(tokens.mask)
+    mask[-1] = mask[0]
+    copied = dataclasses.replace(tokens, ids=ids, mask=mask)
+    after = losses(dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, candidates=copied)))
+    np.testing.assert_allclose(after[:, -1], before[:, 0], rtol=1e-5)
+
+
+def test_parameters_and_moments_are_split_as_the_table_says():
+    mesh, _, state, _ = start("poly-basic", "data=2,fsdp=2,model=2")
+    moments = next(part for part in state.optimizer if hasattr(part, "mu"))
+    for tree in (state.trained, moments.mu, moments.nu):
+        kernel = tree["context_encoder"]["blocks"][0]["mlp_in"]["kernel"].get_value()
+        assert kernel.sharding.spec == P("fsdp", "model")
+        assert kernel.addressable_shards[0].data.shape == (16, 32)
+        norm = tree["context_encoder"]["blocks"][0]["mlp_norm"]["scale"].get_value()
+        assert norm.sharding.is_fully_replicated
+    on_one = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state.trained))
+    assert on_one < 0.5 * sum(x.size for x in jax.tree.leaves(state.trained))
+
+
+def test_every_large_matrix_is_in_the_table():
+    """Whatever head: what has two axes of the encoder's width or more is split."""
+    for head in (
+        BiConfig(),
+        PolyConfig(n_codes=16, codes_attention="multihead", candidate_attention="multihead"),
+        CrossConfig(),
+    ):
+        state = nnx.state(make_scorer(tiny(dim=32), head, rngs=nnx.Rngs(0)))
+        for path, leaf in nnx.to_flat_state(state):
+            large = leaf.get_value().ndim == 2 and min(leaf.get_value().shape) >= 32
+            assert not large or spec_of(".".join(map(str, path))) != P(), path
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "shape"),
+    [
+        ("", 8, (8, 1, 1)),
+        ("data=8", 8, (8, 1, 1)),
+        ("fsdp=4", 8, (2, 4, 1)),
+        ("data=2, model=2", 8, (2, 1, 2)),
+        ("", 1, (1, 1, 1)),
+    ],
+)
+def test_mesh_in_words(text, n, shape):
+    parsed = MeshShape.parse(text, n)
+    assert (parsed.data, parsed.fsdp, parsed.model) == shape
+    assert MeshShape.parse(str(parsed), n) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["rows=8", "data", "data=0", "data=x", "data=2,data=4", "data=16", "fsdp=16"]
+)
+def test_a_mesh_that_cannot_be(text):
+    with pytest.raises(InputError, match="--mesh"):
+        MeshShape.parse(text, 8)
+
+
+def test_what_cannot_be_split_is_an_error_that_names_it(rng):
+    with pytest.raises(InputError, match="multiple of 8"):
+        BatchPlacer(make_mesh("data=8"), 12, "split")
+    with pytest.raises(InputError, match=r"model=5: .*kernel of shape .*divisor of"):
+        scorer = make_scorer(tiny(), BiConfig(), rngs=nnx.Rngs(0))
+        shardings_of(nnx.state(scorer), make_mesh("model=5", jax.devices()[:5]))
+    with pytest.raises(InputError, match="devices, there are"):
+        make_mesh("data=9")
+
+
+def test_a_batch_is_placed_by_rows(rng):
+    mesh = make_mesh("data=2,fsdp=2,model=2")
+    batch = batch_of(rng, HEADS["bi-mean"], B)
+    place = BatchPlacer(mesh, B, "split")
+    np.testing.assert_array_equal(place.rows, np.arange(B))
+    there = place(batch)
+    assert row_devices(mesh) == 4
+    assert there.inputs.context.ids.addressable_shards[0].data.shape[0] == B // 4
+    jax.tree.map(np.testing.assert_array_equal, there, batch)
+    # Candidates that all contexts share are on all devices, whatever their number.
+    three = random_tokens(rng, [2, 3, 4], width=5)
+    shared = dataclasses.replace(
+        batch,
+        inputs=dataclasses.replace(batch.inputs, candidates=three),
+        where=np.ones((1, 3), bool),
+        keys=np.arange(3, dtype=np.int32),
+    )
+    there = BatchPlacer(mesh, B, "whole")(shared)
+    assert there.inputs.candidates.ids.sharding.is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, there, shared)
+
+
+def test_a_scorer_on_a_mesh_scores_as_on_one_device():
+    from toy import SHAPE as TOY_SHAPE
+    from toy import Letters, examples
+
+    from polyjax.data.text import TextConfig, TextEncoder
+    from polyjax.scoring import TextScorer
+
+    text = TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24)))
+    rows = examples(21, candidates=5)
+    contexts, candidates = [e.context for e in rows], [e.candidates for e in rows]
+    for head in (BiConfig(), PolyConfig(n_codes=4), CrossConfig()):
+        scorer = make_scorer(TOY_SHAPE, head, rngs=nnx.Rngs(0))
+        expected = TextScorer(scorer, text).score(contexts, candidates)
+        for mesh in ("data=8", "data=3", "data=2,model=2"):
+            there = TextScorer(scorer, text, mesh=make_mesh(mesh))
+            np.testing.assert_allclose(there.score(contexts, candidates), expected, atol=1e-5)
+            if there.is_dual:
+                texts = ["ab", "cde", "f"]
+                vectors = there.encode_candidates(texts)
+                np.testing.assert_allclose(
+                    vectors, TextScorer(scorer, text).encode_candidates(texts), atol=1e-5
+                )
+                assert there.compile_contexts()[0].shape[0] == 1
