@@ -38,16 +38,9 @@ from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
 from polyjax.progress import console
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import (
-    MODEL,
-    Checkpoints,
-    MetricsLog,
-    ModelCard,
-    load_scorer,
-    read_card,
-    write_json,
-)
+from polyjax.train.checkpoint import MODEL, Checkpoints, ModelCard, load_scorer, read_card, write_json
 from polyjax.train.loop import TrainResult, train
+from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.ownership import open_run, run_lock
 from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.train.sharding import make_mesh, mesh_shape

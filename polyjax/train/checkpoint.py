@@ -16,11 +16,11 @@ import json
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -37,7 +37,7 @@ from polyjax.train.checksums import Checksums
 from polyjax.train.step import TrainState
 from polyjax.types import InputError
 
-CONFIG, MODEL, METRICS, LOCK = "config.json", "model.json", "metrics.jsonl", ".lock"
+CONFIG, MODEL, LOCK = "config.json", "model.json", ".lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: Path, *, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failure is raised, and said by us
         self._folder = (run_dir / "checkpoints").absolute()
         self._checksums = Checksums(run_dir)
         if read_only and not self._folder.is_dir():
@@ -143,6 +143,7 @@ class Checkpoints:
         step = int(state.step)
         model = {**flat_parameters(state.trained), **flat_parameters(state.frozen)}
         before = self.latest_step
+        hook, sys.unraisablehook = sys.unraisablehook, _hush_closed_loop
         try:
             self._manager.save(
                 step,
@@ -155,9 +156,11 @@ class Checkpoints:
             )
             if is_primary():
                 self._checksums.write(self._folder / str(step), keep=self._manager.all_steps())
+            sys.unraisablehook = hook
         except jax.errors.JaxRuntimeError:  # another process is gone
             raise
         except Exception as error:  # orbax and tensorstore raise bare ones
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # for the other writes, which fail too
             kept = "nothing was saved before" if before is None else f"step {before} is kept"
             raise InputError(
                 f"step {step} cannot be saved in {self._folder} ({first_line(error)}; {kept}); make room and "
@@ -270,6 +273,12 @@ class Checkpoints:
         return nnx.merge(graph, fill_parameters(state, restored["model"]))
 
 
+def _hush_closed_loop(late: Any) -> None:
+    """Leave out what the writes of a checkpoint that failed say after its event loop is closed."""
+    if "Event loop is closed" not in str(late.exc_value):
+        sys.__unraisablehook__(late)
+
+
 def _training_part(state: TrainState) -> dict[str, Any]:
     """What of the state is not parameters. The optimiser's leaves are numbered: its tree is code's matter."""
     leaves, scale = jax.tree.leaves(state.optimizer), state.loss_scale
@@ -347,47 +356,3 @@ def load_scorer(
     abstract = nnx.eval_shape(lambda: make_scorer(shape, card.model.head, rngs=nnx.Rngs(0)))
     scorer = Checkpoints(run_dir, read_only=True).restore_parameters(abstract, step)
     return scorer, TextEncoder(tokenizer, card.text)
-
-
-class MetricsLog:
-    """metrics.jsonl of a run: one JSON object a line, appended; cut back to a step when a run resumes.
-
-    Args:
-        run_dir: the run directory.
-        resume_step: lines of later steps, written before a kill, are dropped.
-        write: False in processes that leave the writing to another.
-    """
-
-    def __init__(self, run_dir: Path, *, resume_step: int, write: bool = True):
-        self._path, self._write = run_dir / METRICS, write
-        if not write:
-            return
-        kept = [row for row in self.read(run_dir) if row["step"] <= resume_step and row["kind"] != "test"]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
-        """Append a line: {"step", "kind", figures...}."""
-        if not self._write:
-            return
-        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in figures.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
-
-    @staticmethod
-    def read(run_dir: Path) -> list[dict[str, Any]]:
-        """All whole lines; a line cut short by a kill is left out.
-
-        Raises:
-            InputError: a line is not JSON.
-        """
-        path = run_dir / METRICS
-        if not path.exists():
-            return []
-        rows = []
-        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-            if line.endswith("\n"):
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path}:{i} is not JSON ({error}); remove the line") from None
-        return rows

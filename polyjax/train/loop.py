@@ -23,9 +23,10 @@ from polyjax.evaluation import Evaluation, check_candidates, evaluate, some
 from polyjax.models import DualScorer, Scorer
 from polyjax.progress import Meter, console, meter
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import Checkpoints, MetricsLog
+from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.failures import check_finite, errors_named, finite_means, raise_unless_finite
 from polyjax.train.interrupt import Notice
+from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import (
     OptimConfig,
     Trainable,

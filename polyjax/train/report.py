@@ -19,7 +19,8 @@ from rich.table import Table
 
 from polyjax.files import write_text
 from polyjax.metrics import RankingResult
-from polyjax.train.checkpoint import MetricsLog, write_json
+from polyjax.train.checkpoint import write_json
+from polyjax.train.metrics_log import MetricsLog
 
 KS = (1, 2, 5, 10)
 _FEW = 20

@@ -17,7 +17,8 @@ from conftest import FAST_COMPILATION
 from flax import nnx
 
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints, MetricsLog, flat_parameters
+from polyjax.train.checkpoint import Checkpoints, flat_parameters
+from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.ownership import open_run, run_lock
 from polyjax.train.step import init_state, make_train_step
