@@ -1,5 +1,7 @@
 """Masked dot-product attention in two forms: over plain vectors, and multi-head with projections."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -37,6 +39,28 @@ def attend(
     return jnp.einsum("bqn,bnd->bqd", weights.astype(memory.dtype), memory)
 
 
+def cudnn_suits(dtype: Any, width: int, n_queries: int, n_keys: int, *, device: Any) -> bool:
+    """Whether a device has cuDNN's attention for such arrays.
+
+    Args:
+        dtype: of the arrays; it takes half precision only.
+        width: of a head; at most 128 and a multiple of 8.
+        n_queries: with a mask, even.
+        n_keys: likewise.
+        device: an NVIDIA GPU of compute capability 8.0 (Ampere) or later.
+    """
+    if device.platform != "gpu" or "NVIDIA" not in device.device_kind.upper():
+        return False
+    return (
+        float(device.compute_capability) >= 8.0
+        and dtype in (jnp.bfloat16, jnp.float16)
+        and width % 8 == 0
+        and width <= 128
+        and n_queries % 2 == 0
+        and n_keys % 2 == 0
+    )
+
+
 def _multi_head(
     q: Float[Array, "b q d"],
     k: Float[Array, "b n d"],
@@ -47,8 +71,16 @@ def _multi_head(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Float[Array, "b q d"]:
-    """Scaled dot-product attention over contiguous slices of width d / n_heads."""
+    """Scaled dot-product attention over contiguous slices of width d / n_heads.
+
+    On a GPU cuDNN's attention does it where it can: without the [b, h, q, n] weights in memory.
+    """
     b, n, d = k.shape
+    dropping = dropout > 0 and key is not None
+    if not dropping and cudnn_suits(q.dtype, d // n_heads, q.shape[1], n, device=jax.local_devices()[0]):
+        q, k, v = (x.reshape(b, -1, n_heads, d // n_heads) for x in (q, k, v))
+        there = None if mask is None else mask[:, None, None, :]
+        return jax.nn.dot_product_attention(q, k, v, mask=there, implementation="cudnn").reshape(b, -1, d)
     q, k, v = (x.reshape(b, -1, n_heads, d // n_heads).swapaxes(1, 2) for x in (q, k, v))
     logits = jnp.einsum("bhqk,bhnk->bhqn", q * (d // n_heads) ** -0.5, k)
     weights = masked_softmax(logits, None if mask is None else mask[:, None, None, :]).astype(v.dtype)

@@ -1,5 +1,6 @@
 """Where candidates come from, in training and in ranking: batch, inline, sampled, fixed."""
 
+import jax
 import numpy as np
 import pytest
 from test_text import Letters
@@ -43,6 +44,39 @@ def candidates_of(batch, i: int, contexts: list[str]) -> list[str]:
     return [plain(ids, mask) for ids, mask in zip(listed, masks, strict=True)]
 
 
+def planned(epoch: int, indices: np.ndarray) -> PlannedBatch:
+    """A batch whose longest context and label are as long as they may be."""
+    return PlannedBatch(epoch, indices, (16, 8))
+
+
+@pytest.mark.parametrize("inputs", ["dual", "pairs"])
+@pytest.mark.parametrize("source", ["batch", "inline", "sampled", "fixed"])
+def test_parts_of_a_batch_are_the_batch(text, inputs, source):
+    """What each process of a run loads, put together, is what one would."""
+    examples = [row(i, *[f"{LABELS[i]}{'x' * j}" for j in range(1, 2 + i % 3)]) for i in range(8)]
+    settings = {"inputs": inputs, "source": source, "seed": 0, "n_negatives": 3, "fixed": LABELS}
+    batch = planned(0, np.array([5, 2, 7, 0, 1, 3]))
+    whole = Collator(examples, text, **settings).map(batch)
+    parts = [
+        Collator(examples, text, **settings, part=part).map(batch) for part in np.arange(6).reshape(3, 2)
+    ]
+    alone = jax.tree_util.tree_leaves_with_path(whole)
+    for (path, expected), *found in zip(alone, *map(jax.tree.leaves, parts), strict=True):
+        shared = len(found[0]) == len(expected)  # what all processes have
+        together = found[0] if shared else np.concatenate(found)
+        np.testing.assert_array_equal(together, expected, err_msg=str(path))
+        assert len(found[0]) == (len(expected) if shared else 2)
+
+
+def test_the_plan_knows_the_padded_lengths(text):
+    examples = [row(i) for i in range(8)]
+    loader, plan = make_loader(examples, text, BatchConfig(batch_size=4), inputs="dual", n_batches=4, seed=0)
+    for number, batch in enumerate(loader):
+        context, label = plan[number].lengths
+        assert batch.inputs.context.ids.shape[1] == context
+        assert batch.inputs.candidates.ids.shape[1] == label
+
+
 @pytest.mark.parametrize("inputs", ["dual", "pairs"])
 @pytest.mark.parametrize("source", ["batch", "inline", "sampled", "fixed"])
 def test_each_source_gives_the_candidates_it_names(text, inputs, source):
@@ -50,7 +84,7 @@ def test_each_source_gives_the_candidates_it_names(text, inputs, source):
     fixed = ["zz", *LABELS, "yy"]
     collator = Collator(examples, text, inputs=inputs, source=source, seed=0, n_negatives=3, fixed=fixed)
     chosen = np.array([5, 2, 7])
-    batch = collator.map(PlannedBatch(0, chosen))
+    batch = collator.map(planned(0, chosen))
     contexts = ["".join(examples[i].context) for i in chosen]
     for place, i in enumerate(chosen):
         found = candidates_of(batch, place, contexts)
@@ -73,7 +107,7 @@ def test_copies_of_the_label_are_no_negatives_and_short_lists_are_filled_up(text
     examples = [row(0, "aa", "bb", "cc"), row(1, "dd")]
     make = lambda mask: Collator(  # noqa: E731
         examples, text, inputs=inputs, source="inline", seed=0, mask_duplicates=mask
-    ).map(PlannedBatch(0, np.array([0, 1])))
+    ).map(planned(0, np.array([0, 1])))
     assert make(True).where.tolist() == [[False, True, True, True], [True, True, False, False]]
     assert make(False).where.tolist() == [[True] * 4, [True, True, False, False]]
     assert make(True).label.tolist() == [3, 1]
@@ -107,7 +141,7 @@ def test_examples_that_are_drawn_anew_differ_by_epoch(text):
             return row((index + epoch) % 8)
 
     collator = Collator(Drawn(row(i) for i in range(8)), text, inputs="dual", source="batch", seed=0)
-    first, later = (collator.map(PlannedBatch(epoch, np.array([0, 1]))) for epoch in (0, 3))
+    first, later = (collator.map(planned(epoch, np.array([0, 1]))) for epoch in (0, 3))
     assert candidates_of(first, 0, [])[0] == "aa" and candidates_of(later, 0, [])[0] == "dd"
 
 
@@ -164,7 +198,7 @@ def test_a_drawn_article_is_never_its_own_negative(text):
     examples = Drawn(row(i) for i in range(8))
     collator = Collator(examples, text, inputs="pairs", source="sampled", seed=0, n_negatives=7)
     for epoch in range(4):
-        batch = collator.map(PlannedBatch(epoch, np.arange(8)))
+        batch = collator.map(planned(epoch, np.arange(8)))
         for i in range(8):
             found = candidates_of(batch, i, ["x"] * 8)
             assert [text[:2] for text in found].count(LABELS[i]) == 1

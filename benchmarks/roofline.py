@@ -1,0 +1,154 @@
+"""What an update should take on named GPUs, and what it takes here: python benchmarks/roofline.py
+
+XLA's cost analysis of the compiled update gives its operations and the bytes that it moves. On a device of P
+operations and B bytes a second it cannot take less than max(operations / P, bytes / B): the roofline. The
+model's own operations, as ``polyjax.train.speed`` counts them, over P times that are the utilisation (MFU)
+that it allows. On a device whose peaks are known the update is run too, and the measured time stands beside
+the expected one; on others (a CPU) pass --measure to have it run anyway. XLA counts bytes of each fused
+loop's inputs and outputs for the device it compiles for: those of a CPU's program are an upper bound, as GPUs
+fuse more. Prints a table, writes benchmarks/results/roofline.json.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from common import interleaved_medians, print_table
+from flax import nnx
+
+from polyjax import BiConfig, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
+from polyjax.nn.encoder import Dtype
+from polyjax.train.checkpoint import write_json
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.report import hardware
+from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
+from polyjax.train.speed import PEAKS, model_flops, peaks_of
+from polyjax.train.step import init_state, make_train_step
+from polyjax.types import Batch
+
+ENCODERS = {
+    "minilm": EncoderConfig(vocab_size=30522, dim=384, n_layers=6, n_heads=12, mlp_dim=1536),
+    "paper": EncoderConfig.paper(54_944),
+}
+HEADS = {"bi": BiConfig(), "poly": PolyConfig()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Which update.
+
+    Attributes:
+        encoder: ``minilm`` or ``paper`` (12 layers of 768).
+        arch: ``bi`` or ``poly``.
+        batch: contexts.
+        context: tokens of a context.
+        candidate: tokens of a candidate.
+        dtype: of the arithmetic.
+        measure: run it here, whatever the device.
+        repeats: timings.
+        out: folder of the figures.
+    """
+
+    encoder: str = "minilm"
+    arch: str = "poly"
+    batch: int = 32
+    context: int = 80
+    candidate: int = 24
+    dtype: Dtype = "bfloat16"
+    measure: bool = False
+    repeats: int = 10
+    out: Path = Path(__file__).parent / "results"
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Compile, analyse, run where that can be compared, print, write."""
+    draw = np.random.default_rng(0)
+
+    def tokens(length: int) -> Tokens:
+        ids = draw.integers(1000, 3000, (config.batch, length)).astype(np.int32)
+        return Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
+
+    shape = dataclasses.replace(ENCODERS[config.encoder], dtype=config.dtype)
+    inputs = DualInputs(tokens(config.context), tokens(config.candidate))
+    label = np.arange(config.batch, dtype=np.int32)
+    batch = Batch(inputs, label, np.ones((1, config.batch), bool), None)
+    optim = OptimConfig()
+    rule = make_optimizer(optim, 1000)
+    scorer = make_scorer(shape, HEADS[config.arch], rngs=nnx.Rngs(0))
+    graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", shape.n_layers), seed=0)
+    mesh = one_device()
+    shardings = shardings_of(state, mesh)
+    step = make_train_step(graph, rule, shardings=(shardings, everywhere(mesh)))
+    state, there = placed(state, shardings), BatchPlacer(mesh, config.batch, "split")(batch)
+    costs = jax.jit(step).lower(state, there).compile().cost_analysis()
+    assert costs is not None, "this backend does not tell the costs of its programs"
+    operations, moved = costs["flops"], costs["bytes accessed"]
+    own = sum(model_flops(shape, side) for side in (inputs.context, inputs.candidates))
+
+    kind = jax.local_devices()[0].device_kind
+    measured = None
+    if config.measure or peaks_of(kind):
+        held = [state]
+
+        def run() -> None:
+            held[0], figures = step(held[0], there)
+            jax.block_until_ready(figures)
+
+        measured = interleaved_medians({"update": run}, config.repeats)["update"] / 1e3
+    rows: list[dict[str, Any]] = []
+    for name, (peak, bandwidth) in PEAKS.items():
+        compute, memory = operations / peak, moved / bandwidth
+        seconds = max(compute, memory)
+        rows.append(
+            {
+                "gpu": name,
+                "compute_s": compute,
+                "memory_s": memory,
+                "expected_s": seconds,
+                "bound": "compute" if compute > memory else "memory",
+                "mfu": own / (peak * seconds),
+                "examples_per_second": config.batch / seconds,
+                "measured_s": measured if peaks_of(kind) == (peak, bandwidth) else None,
+            }
+        )
+    for row in rows:
+        row["shown"] = "-" if row["measured_s"] is None else f"{1e3 * row['measured_s']:.2f}"
+        row["ms"] = 1e3 * row["expected_s"]
+        row["mfu_shown"] = f"{row['mfu']:.0%}"
+    print_table(
+        f"{config.arch} x {config.encoder}, {config.dtype}, {config.batch} contexts: "
+        f"{operations / 1e9:,.0f} GFLOP by XLA, {own / 1e9:,.0f} of the model, {moved / 1e9:.1f} GB moved",
+        {
+            "GPU": "{gpu}",
+            "expected ms": "{ms:.2f}",
+            "bound by": "{bound}",
+            "MFU": "{mfu_shown}",
+            "contexts/s": "{examples_per_second:,.0f}",
+            "measured ms": "{shown}",
+        },
+        rows,
+    )
+    if measured is not None:
+        print(f"{kind}: {1e3 * measured:.1f} ms, {own / measured / 1e9:,.0f} GFLOP/s of the model's own")
+    config.out.mkdir(exist_ok=True)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+    write_json(
+        config.out / "roofline.json",
+        {
+            "hardware": hardware(),
+            "settings": settings,
+            "operations": operations,
+            "model_operations": own,
+            "bytes": moved,
+            "measured_s": measured,
+            "device": kind,
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig))

@@ -1,0 +1,77 @@
+"""What a run tells of its speed, and the trace of its steps."""
+
+import math
+
+import jax
+import pytest
+import toy
+from conftest import HEADS, random_tokens, tiny
+from flax import nnx
+from test_step import batch_of
+
+from polyjax import InputError
+from polyjax.nn.encoder import Encoder
+from polyjax.train.loop import TrainConfig
+from polyjax.train.metrics_log import MetricsLog
+from polyjax.train.speed import Speed, model_flops, peaks_of
+
+
+def test_operations_are_those_of_the_products(rng):
+    """Three times what XLA counts of the products in a forward pass without padding."""
+    config = tiny(dim=64, mlp_dim=256, n_heads=2)
+    tokens = random_tokens(rng, [32] * 4, width=32)
+    graph, state = nnx.split(Encoder(config, rngs=nnx.Rngs(0)))
+    lowered = jax.jit(lambda state: nnx.merge(graph, state)(tokens)).lower(state)
+    products = 0
+    for line in lowered.as_text().splitlines():
+        if "dot_general" in line:
+            left, out = (shape(part) for part in (line.split(" : (")[1].split(",")[0], line.split("-> ")[1]))
+            rows = int(line.split("contracting_dims = [")[1].split("]")[0])
+            products += 2 * math.prod(out) * left[rows]
+    assert model_flops(config, tokens) == pytest.approx(3 * products, rel=1e-6)
+    padded = random_tokens(rng, [16] * 4, width=32)
+    assert model_flops(config, padded) < 0.5 * model_flops(config, tokens), "padding does not count"
+
+
+def shape(text: str) -> list[int]:
+    return [int(n) for n in text.split("tensor<")[1].split(">")[0].split("x")[:-1]]
+
+
+def test_speed_counts_tokens_and_padding(rng, monkeypatch):
+    batch = batch_of(rng, HEADS["bi-mean"], 6)
+    clock = iter([10.0, 12.0, 12.0])
+    monkeypatch.setattr("polyjax.train.speed.time.monotonic", lambda: next(clock))
+    speed = Speed(tiny(), n_devices=2, n_processes=2)
+    speed.add(batch)
+    speed.add(batch)
+    found = speed.figures()
+    masks = [batch.inputs.context.mask, batch.inputs.candidates.mask]
+    tokens = sum(int(mask.sum()) for mask in masks)
+    assert found["step_seconds"] == 1.0
+    assert found["examples_per_second"] == 2 * 12 / 2.0, "each process sees its own part"
+    assert found["tokens_per_second"] == 2 * 2 * tokens / 2.0
+    assert found["padding"] == pytest.approx(1 - tokens / sum(mask.size for mask in masks))
+    assert found["memory_gib"] > 0.01 and "mfu" not in found
+
+
+def test_peaks():
+    assert peaks_of("Tesla V100-SXM2-32GB") == peaks_of("V100")
+    assert peaks_of("NVIDIA L4") != peaks_of("NVIDIA L40S")
+
+
+def test_a_run_logs_its_speed_and_a_trace(tmp_path):
+    toy.run(tmp_path, "bi", steps=20, validate_every_steps=20, profile_steps="3-4")
+    rows = [row for row in MetricsLog.read(tmp_path) if row["kind"] == "train"]
+    for name in ("step_seconds", "examples_per_second", "tokens_per_second", "memory_gib", "learning_rate"):
+        assert all(row[name] > 0 for row in rows), name
+    assert all(0 <= row["padding"] < 1 for row in rows)
+    assert rows[-1]["compilations"] >= 1
+    traces = list((tmp_path / "profile").rglob("*"))
+    assert any(path.name.endswith(".xplane.pb") for path in traces), "for TensorBoard and xprof"
+    assert any(path.name == "perfetto_trace.json.gz" for path in traces), "for Perfetto"
+
+
+@pytest.mark.parametrize("text", ["3", "4-3", "0-2", "a-b", "1-2-3"])
+def test_steps_to_trace_that_cannot_be(text):
+    with pytest.raises(InputError, match="--profile-steps"):
+        TrainConfig(profile_steps=text)
