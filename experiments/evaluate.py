@@ -26,6 +26,7 @@ from polyjax.progress import console
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import CONFIG, load_scorer, read_json, write_json
 from polyjax.train.report import console_table
+from polyjax.train.sharding import make_mesh
 from polyjax.types import InputError
 
 PROG = "python experiments/evaluate.py"
@@ -45,6 +46,7 @@ class EvaluateConfig:
         rank: what the labels are ranked among; with ``task`` (the default) as the run had it.
         out: folder for the figures (results.json), each row with its scores (examples.jsonl) and TREC's run
             and qrels files.
+        mesh: devices that share the work, as ``data=8``; all by default.
         prepared: where the prepared data of the run's own task is, if not where the run had it.
     """
 
@@ -56,6 +58,7 @@ class EvaluateConfig:
     task: TaskConfig | None = None
     rank: RankConfig = RankConfig()
     out: Path | None = None
+    mesh: str = ""
     prepared: Annotated[Path | None, tyro.conf.arg(name="run-prepared-dir")] = None
 
     def __post_init__(self) -> None:
@@ -114,7 +117,7 @@ def run(config: EvaluateConfig) -> RankingResult:
         if isinstance(task, OwnDataConfig):
             raise InputError("--run-prepared-dir: a file of one's own is not kept prepared; leave it out")
         task = dataclasses.replace(task, data_dir=config.prepared)
-    scorer = TextScorer(*load_scorer(config.run_dir, step=config.step))
+    scorer = TextScorer(*load_scorer(config.run_dir, step=config.step), mesh=make_mesh(config.mesh))
     rows = read_to_rank(task, config.split, rank)
     if rows.note:
         console.print(rows.note)

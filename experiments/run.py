@@ -29,7 +29,7 @@ from polyjax.data.tokenizers import (
     load_tokenizer,
     train_sentencepiece,
 )
-from polyjax.distributed import connect, is_primary, leaving_at_once, primary_first, wait
+from polyjax.distributed import connect, is_primary, leaving_at_once, primary_first
 from polyjax.evaluation import check_candidates, evaluate, some
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.memory import restart_with_huge_pages
@@ -244,12 +244,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
             mesh=mesh,
             on_log=log,
         )
-    if not is_primary():
-        wait("report")
-        return []
-    results = report(config, shape, source, tokenizer, test, outcome, turns, began, notes)
-    wait("report")
-    return results
+    return report(config, shape, source, tokenizer, test, outcome, turns, began, notes, mesh)
 
 
 def report(
@@ -262,15 +257,19 @@ def report(
     turns: Callable[[], Iterator[str]],
     began: float,
     data_notes: Sequence[str],
+    mesh: Mesh,
 ) -> list[RankingResult]:
-    """Evaluate the best checkpoint on the test rows and write everything down."""
+    """Evaluate the best checkpoint on the test rows and write everything down.
+
+    Several processes all do it, as the model is evaluated on the mesh; one of them writes.
+    """
     test = some(rows.examples, config.test_examples)
     ks = ks_of(config.task)
-    scorer = TextScorer(*load_scorer(config.folder))
+    scorer = TextScorer(*load_scorer(config.folder), mesh=mesh)
     model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
     baselines = run_baselines(config, shape, source, tokenizer, test, list(turns()), rows.shared)
     results = [*baselines, model.ranking]
-    MetricsLog(config.folder, resume_step=outcome.steps).write(
+    MetricsLog(config.folder, resume_step=outcome.steps, write=is_primary()).write(
         outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
     )
     notes = [
@@ -282,9 +281,10 @@ def report(
         f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
         f"whole command: {time.monotonic() - began:.0f} s",
     ]
-    write_report(
-        config.folder, results, title=f"{name_of(config.task)}, {config.arch}-encoder", notes=notes, ks=ks
-    )
+    if is_primary():
+        write_report(
+            config.folder, results, title=f"{name_of(config.task)}, {config.arch}-encoder", notes=notes, ks=ks
+        )
     console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))
     # What --init asks is whether training helped; otherwise, what the best baseline is.
     before = [result for result in results if result.name == BEFORE]

@@ -52,7 +52,12 @@ class Ranker:
 
     @classmethod
     def load(
-        cls, run_dir: str | os.PathLike[str], *, step: int | None = None, dtype: Dtype | None = None
+        cls,
+        run_dir: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        dtype: Dtype | None = None,
+        mesh: Mesh | None = None,
     ) -> "Ranker":
         """The model of a run directory.
 
@@ -60,12 +65,14 @@ class Ranker:
             run_dir: made by experiments/run.py.
             step: a saved step; by default the one with the best validation figure.
             dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
+            mesh: devices that share each batch of texts, from ``polyjax.train.sharding.make_mesh``; one
+                device where None.
 
         Raises:
             InputError: a file of the run directory is missing or broken.
         """
         enable_compilation_cache()
-        return cls(TextScorer(*load_scorer(Path(run_dir), step=step, dtype=dtype)))
+        return cls(TextScorer(*load_scorer(Path(run_dir), step=step, dtype=dtype), mesh=mesh))
 
     @classmethod
     def from_parlai(

@@ -35,7 +35,7 @@ class TextConfig:
     max_turns: int = 4
     context_tokens: int = 128
     candidate_tokens: int = 48
-    buckets: tuple[int, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    buckets: tuple[int, ...] = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 384, 512)
     padding: Literal["bucket", "longest"] = "bucket"
     layout: Literal["standard", "parlai"] = "standard"
 

@@ -284,3 +284,48 @@ def test_variables_that_cannot_work(variables, message, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
         connect()
+
+
+def test_slurm_and_kubernetes_are_found(monkeypatch):
+    import polyjax.distributed as distributed
+
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: asked.update(settings))
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "JAX_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    distributed.connect()
+    assert not asked, "one process is left alone"
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    distributed.connect()
+    assert not asked, "an indexed job of single processes too"
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    distributed.connect()
+    assert (asked["coordinator_address"], asked["num_processes"], asked["process_id"]) == ("host:1", 4, 3)
+    asked.clear()
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS")
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    distributed.connect()
+    assert not asked, "sbatch's own shell is no task of srun's"
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
+    distributed.connect()
+    assert asked and "process_id" not in asked, "jax reads the rest itself"
+
+
+def test_exhausted_memory_names_the_flag(tmp_path):
+    from polyjax.data.pipeline import BatchConfig
+    from polyjax.train.failures import errors_named
+
+    def exhausted(**batch):
+        with errors_named(Checkpoints(tmp_path), BatchConfig(**batch)):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    with pytest.raises(InputError, match=r"for 32 contexts .*nothing was saved.*--batch.chunk 16 goes on"):
+        exhausted(batch_size=32)
+    with pytest.raises(InputError, match=r"for 4 contexts .*--batch.chunk 2 goes on"):
+        exhausted(batch_size=32, chunk=4)
+    with pytest.raises(InputError, match="smaller encoder"):
+        exhausted(batch_size=32, chunk=1)
+    with pytest.raises(jax.errors.JaxRuntimeError), errors_named(Checkpoints(tmp_path), BatchConfig()):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

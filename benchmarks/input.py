@@ -1,0 +1,140 @@
+"""Does reading slow training down? python benchmarks/input.py --data-dir data
+
+A MiniLM-sized poly-encoder is trained on chitchat for some updates, with a new batch from the pipeline for
+each, and after it once more on the same batch, held in memory. What the pipeline costs is the time spent
+waiting for it, as a share of the updates on held batches. Also: how fast the pipeline is alone, the share of
+padding, and the time of tokenising the training split beforehand. Prints a table, writes
+benchmarks/results/input.json.
+"""
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from common import print_table
+from flax import nnx
+
+from polyjax import EncoderConfig, PolyConfig, make_scorer
+from polyjax.compilation import enable_compilation_cache
+from polyjax.data.pipeline import BatchConfig, make_loader
+from polyjax.data.tasks.chitchat import ChitchatConfig, read
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
+from polyjax.interop.huggingface import minilm_folder
+from polyjax.memory import restart_with_huge_pages
+from polyjax.nn.encoder import Dtype
+from polyjax.train.checkpoint import write_json
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.report import hardware
+from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
+from polyjax.train.step import init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What is timed.
+
+    Attributes:
+        data_dir: the prepared chitchat task.
+        updates: of each.
+        layers: of the encoder; fewer make the update faster, and reading it harder to hide.
+        dtype: of the arithmetic.
+        workers: processes that collate, see BatchConfig.
+        text: lengths and buckets.
+        batch_size: contexts.
+        out: folder of the figures.
+    """
+
+    data_dir: Path = Path("data")
+    updates: int = 60
+    layers: int = 6
+    dtype: Dtype = "bfloat16"
+    workers: int = 0
+    text: TextConfig = TextConfig()
+    batch_size: int = 32
+    out: Path = Path(__file__).parent / "results"
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, write."""
+    enable_compilation_cache()
+    examples = read(ChitchatConfig(data_dir=config.data_dir), "train")
+    text = TextEncoder(WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE), config.text)
+    settings = BatchConfig(batch_size=config.batch_size, workers=config.workers)
+    shape = EncoderConfig(
+        vocab_size=30522, dim=384, n_layers=config.layers, n_heads=12, mlp_dim=1536, dtype=config.dtype
+    )
+    optim = OptimConfig()
+    rule = make_optimizer(optim, 1000)
+    scorer = make_scorer(shape, PolyConfig(), rngs=nnx.Rngs(0))
+    graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", shape.n_layers), seed=0)
+    mesh = one_device()
+    shardings = shardings_of(state, mesh)
+    place = BatchPlacer(mesh, config.batch_size, "split")
+    step = make_train_step(graph, rule, shardings=(shardings, everywhere(mesh)))
+    state = placed(state, shardings)
+
+    began = time.perf_counter()
+    loader, plan = make_loader(examples, text, settings, inputs="dual", n_batches=config.updates, seed=0)
+    tokenised = time.perf_counter() - began
+    alone, _ = make_loader(examples, text, settings, inputs="dual", n_batches=400, seed=0)
+    next(alone)
+    began = time.perf_counter()
+    batches = list(alone)
+    rate = len(batches) * config.batch_size / (time.perf_counter() - began)
+    masks = [tokens.mask for batch in batches for tokens in (batch.inputs.context, batch.inputs.candidates)]
+    padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
+
+    waits: list[float] = []
+    compiled: set[tuple[int, ...]] = set()
+    times: dict[str, list[float]] = {"pipeline": [], "held": []}
+    for number in range(config.updates):
+        began = time.perf_counter()
+        batch = next(loader)
+        waits.append(time.perf_counter() - began)
+        shapes = (batch.inputs.context.ids.shape[1], batch.inputs.candidates.ids.shape[1])
+        if shapes not in compiled:
+            state, figures = step(state, place(batch))
+            jax.block_until_ready(figures)
+            compiled.add(shapes)
+        pairs = [("pipeline", waits[-1]), ("held", 0.0)]
+        for name, extra in pairs if number % 2 else reversed(pairs):  # the first of a shape takes longer
+            began = time.perf_counter()
+            state, figures = step(state, place(batch))
+            jax.block_until_ready(figures)
+            times[name].append(extra + time.perf_counter() - began)
+    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    row: dict[str, Any] = {
+        "pipeline_ms": medians["pipeline"],
+        "held_ms": medians["held"],
+        "waiting": sum(waits) / sum(times["held"]),
+        "waiting_shown": f"{sum(waits) / sum(times['held']):.2%}",
+        "examples_per_second": rate,
+        "padding": padding,
+        "padding_shown": f"{padding:.1%}",
+        "tokenising_s": tokenised,
+        "examples": len(examples),
+        "programs": len(compiled),
+        "batches_per_epoch": plan.batches_per_epoch,
+    }
+    columns = {
+        "update, new batch": "{pipeline_ms:,.0f}",
+        "held batch": "{held_ms:,.0f}",
+        "waiting": "{waiting_shown}",
+        "pipeline alone, contexts/s": "{examples_per_second:,.0f}",
+        "padding": "{padding_shown}",
+        "tokenising all, s": "{tokenising_s:.1f}",
+        "programs": "{programs}",
+    }
+    print_table(f"{config.updates} updates of {config.batch_size} contexts, ms", columns, [row])
+    config.out.mkdir(exist_ok=True)
+    write_json(config.out / "input.json", {"hardware": hardware(), "row": row})
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+    main(tyro.cli(BenchmarkConfig))
