@@ -44,6 +44,7 @@ class EncoderChoice:
         attention_dropout: rate on attention weights while training.
         output_scaling: multiplies the hidden states.
         remat: recompute blocks in the backward pass to save memory.
+        remat_keeps: what of them is kept: ``nothing``, or the results of matrix ``products``.
         scan: compile one block and loop over it.
     """
 
@@ -53,6 +54,7 @@ class EncoderChoice:
     attention_dropout: float = 0.0
     output_scaling: float = 1.0
     remat: bool = False
+    remat_keeps: Literal["nothing", "products"] = "nothing"
     scan: bool = False
 
 

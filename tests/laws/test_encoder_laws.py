@@ -65,7 +65,12 @@ def test_scan_and_remat_change_nothing(encoder, rng):
         return jax.value_and_grad(lambda state: (nnx.merge(graph, state)(tokens) * weights).sum())(state)
 
     value, gradient = loss({})
-    for changes in ({"scan": True}, {"remat": True}, {"scan": True, "remat": True}):
+    for changes in (
+        {"scan": True},
+        {"remat": True},
+        {"scan": True, "remat": True},
+        {"remat": True, "remat_keeps": "products"},
+    ):
         other_value, other_gradient = loss(changes)
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
         jax.tree.map(

@@ -18,7 +18,7 @@ from flax import nnx
 from test_loop import SCRIPT, assert_same, parameters, saved_steps
 
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints
+from polyjax.train.checkpoint import Checkpoints, flat_parameters
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
 from polyjax.train.sharding import make_mesh, placed, shardings_of
@@ -218,6 +218,24 @@ def pair_whole(tmp_path_factory, cache):
     said = [finish(process) for process in pair(run_dir, cache)]
     assert "valid loss" in said[0] and "valid loss" not in said[1], "one of them reports"
     return run_dir
+
+
+def test_one_update_of_two_processes_is_that_of_one(tmp_path, cache):
+    for process in pair(tmp_path / "two", cache, "steps=1"):
+        finish(process)
+    finish(start(tmp_path / "one", cache, "steps=1"))
+    together, alone = (parameters(tmp_path / name, "poly", 1) for name in ("two", "one"))
+    moved = 0.0
+    scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(0))
+    before = {name: np.asarray(value) for name, value in flat_parameters(nnx.state(scorer)).items()}
+    for name, value in together.items():
+        moved = max(moved, np.abs(value - before[name]).max())
+        # Adam moves a parameter by the whole rate, whichever way the rounding of a gradient of 0 points.
+        close = np.isclose(value, alone[name], rtol=0, atol=1e-5)
+        assert close.mean() > 0.99 or name.endswith("qkv.bias"), name
+    assert moved > 1e-4
+    losses = [MetricsLog.read(tmp_path / name)[0]["loss"] for name in ("two", "one")]
+    assert abs(losses[0] - losses[1]) < 1e-5 * losses[1]
 
 
 def test_two_processes_train_as_one(pair_whole, whole):

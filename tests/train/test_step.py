@@ -82,3 +82,23 @@ def test_each_chunk_draws_dropout_of_its_own(rng):
     assert len(np.unique(np.asarray(vectors)[:, 0])) == 4
     again = in_chunks(scorer.encode_candidates, same, jax.random.key(0), 2)
     np.testing.assert_array_equal(vectors, again)
+
+
+def test_recomputing_saves_memory_and_keeping_products_less(rng):
+    def temporary(**changes) -> int:
+        shape = EncoderConfig(vocab_size=50, dim=64, n_layers=6, n_heads=4, mlp_dim=256, scan=True, **changes)
+        graph, state = nnx.split(make_scorer(shape, BiConfig(), rngs=nnx.Rngs(0)))
+        batch = batch_of(rng, BiConfig(), 64)
+
+        def loss(state):
+            return batch_loss(nnx.merge(graph, state), batch, None)[0]
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(state).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    kept, products, nothing = (
+        temporary(),
+        temporary(remat=True, remat_keeps="products"),
+        temporary(remat=True),
+    )
+    assert nothing < 0.8 * products and products < 0.9 * kept
