@@ -29,7 +29,7 @@ from polyjax.data.tokenizers import (
     load_tokenizer,
     train_sentencepiece,
 )
-from polyjax.distributed import connect, is_primary, leaving_at_once, primary_first
+from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
 from polyjax.evaluation import check_candidates, evaluate, some
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.memory import restart_with_huge_pages
@@ -164,7 +164,9 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
     except ModuleNotFoundError:
         raise InputError("--tensorboard needs tensorboardX; run: pip install -e '.[tensorboard]'") from None
     # What was written after the last checkpoint, before a kill, is written again.
-    step = Checkpoints(config.folder).latest_step or 0
+    folder = config.folder / "checkpoints"  # not opened: of several processes all would have to
+    saved = (int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    step = max(saved, default=0)
     with SummaryWriter(str(config.folder / "tensorboard"), purge_step=step + 1) as writer:
 
         def log(step: int, kind: str, figures: dict[str, Any]) -> None:
@@ -298,7 +300,7 @@ def report(
 def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
     restart_with_huge_pages()
-    with leaving_at_once(), user_errors():
+    with leaving_at_once(), user_errors(), losses_named():
         config = parse_run(sys.argv[1:], prog=PROG)
         connect()
         run(config)

@@ -6,12 +6,15 @@ plain variables (docs/distributed.md has an example of each, and of Kubernetes).
 
 import contextlib
 import os
+import re
 import sys
-import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
+from jax._src import distributed  # its barrier waits as long as it is told to
+from jax.experimental import multihost_utils
 
 from polyjax.progress import console
 from polyjax.types import InputError
@@ -50,6 +53,8 @@ def connect() -> None:
         settings["cluster_detection_method"] = "deactivate"
     elif int(os.environ.get("SLURM_NTASKS", "1")) < 2 or "SLURM_STEP_NODELIST" not in os.environ:
         return  # not in srun, or alone
+    else:
+        settings |= _slurm(os.environ)
     try:
         jax.distributed.initialize(**settings)
     except Exception as error:  # jax raises whatever its transport does
@@ -71,8 +76,18 @@ def wait(name: str) -> None:
     """
     if jax.process_count() == 1:
         return
+    client = distributed.global_state.client
+    assert client is not None
     with losses_named():
-        ocp.multihost.sync_global_processes(name, timeout=PATIENCE_S)
+        # jax's public barrier is a computation of all devices, and gives up after half a minute.
+        client.wait_at_barrier(name, timeout_in_ms=1000 * PATIENCE_S)
+
+
+def agreed(flag: bool) -> bool:
+    """The primary process's answer to a question, in all processes; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
 
 
 @contextlib.contextmanager
@@ -104,13 +119,33 @@ def leaving_at_once() -> Iterator[None]:
     """End a failed process of several without waiting for the others, which may be gone."""
     try:
         yield
-    except SystemExit as stop:
-        if stop.code and jax.distributed.is_initialized():
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            time.sleep(0.1)
-            os._exit(stop.code if isinstance(stop.code, int) else 1)
-        raise
+    except BaseException as stop:
+        if not jax.distributed.is_initialized() or (isinstance(stop, SystemExit) and not stop.code):
+            raise
+        if not isinstance(stop, SystemExit):
+            traceback.print_exc()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 1)
+
+
+def _slurm(variables: Mapping[str, str]) -> dict:
+    """What a task of srun's knows of the others.
+
+    jax's own reading gives a task one device; here a task that is alone on its node has all of them.
+    """
+    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", variables["SLURM_STEP_NODELIST"])
+    assert first is not None
+    port = 61440 + int(variables["SLURM_JOB_ID"]) % 4096  # of the upper ones, another for each job
+    on_node = re.match(r"\d+", variables.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    shared = on_node is not None and int(on_node[0]) > 1
+    return {
+        "coordinator_address": f"{first[1]}{first[2] or ''}:{port}",
+        "num_processes": int(variables["SLURM_NTASKS"]),
+        "process_id": int(variables["SLURM_PROCID"]),
+        "local_device_ids": [int(variables["SLURM_LOCALID"])] if shared else None,
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def _number(name: str, value: str | None) -> int:

@@ -28,7 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
-from polyjax.distributed import first_line, is_primary, wait
+from polyjax.distributed import agreed, first_line, is_primary, wait
 from polyjax.files import PARTIAL, write_text
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Dtype
@@ -186,22 +186,21 @@ class Checkpoints:
         while True:
             step = self.latest_step
             assert step is not None
-            as_written = False
-            try:
-                as_written = self._checksums.check(self._folder / str(step))
+            problem = ""
+            if is_primary():
+                try:
+                    self._checksums.check(self._folder / str(step))
+                except InputError as error:
+                    problem = str(error)
+            if not agreed(bool(problem)):
                 return self._restore_state(step, state)
-            except InputError as error:
-                if as_written:  # it is another model's
-                    raise
-                if len(self._manager.all_steps()) == 1:
-                    raise InputError(
-                        f"{error}; no other step is saved: remove {self._folder} to begin anew"
-                    ) from None
-                console.print(f"{error}; it is put aside, and the step before is used", style="red")
-                self._put_aside(step)
+            problem = problem or f"{self._folder / str(step)} is damaged"
+            if len(self._manager.all_steps()) == 1:
+                raise InputError(f"{problem}; no other step is saved: remove {self._folder} to begin anew")
+            console.print(f"{problem}; it is put aside, and the step before is used", style="red")
+            self._put_aside(step)
 
     def _put_aside(self, step: int) -> None:
-        wait(f"step {step} is damaged")  # so have all processes seen
         if is_primary():
             aside = self._folder.with_name("damaged")
             aside.mkdir(exist_ok=True)
@@ -265,6 +264,7 @@ class Checkpoints:
         graph, state = nnx.split(scorer)
         target = _abstract(flat_parameters(state))
         try:
+            self._checksums.check(self._folder / str(step), item="model")
             restored = self._restore(step, model=ocp.args.StandardRestore(target))
         except InputError as error:
             others = [other for other in saved if other != step]

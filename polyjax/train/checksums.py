@@ -1,6 +1,7 @@
 """Whether a checkpoint's files are as they were written."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,19 +32,25 @@ class Checksums:
         lines = [f"{_digest(file)} {file.stat().st_size} {file.relative_to(step)}\n" for file in _files(step)]
         write_text(self._folder / f"{step.name}.txt", "".join(lines))
 
-    def check(self, step: Path) -> bool:
-        """Whether a step's files are known to be as they were written.
+    def check(self, step: Path, *, item: str = "") -> None:
+        """Raise InputError if a file of a step's folder is missing or other than it was written.
 
-        Of a step that was saved just before a kill, or by an earlier version, nothing is known: False.
+        A step that was saved just before a kill, or by an earlier version, has no checksums and passes.
 
-        Raises:
-            InputError: a file is missing or damaged.
+        Args:
+            step: its folder.
+            item: look at this part of it only.
         """
         noted = self._folder / f"{step.name}.txt"
         if not noted.exists():
-            return False
-        for line in noted.read_text(encoding="utf-8").splitlines():
-            digest, size, name = line.split(" ", 2)
+            return
+        for line in noted.read_text(encoding="utf-8", errors="replace").splitlines():
+            match = re.fullmatch(r"([0-9a-f]{64}) (\d+) (.+)", line)
+            if match is None:
+                raise InputError(f"{noted} is damaged; remove it to go without checksums")
+            digest, size, name = match.groups()
+            if not name.startswith(item):
+                continue
             file = step / name
             if not file.is_file():
                 raise InputError(f"{file} is missing")
@@ -53,7 +60,6 @@ class Checksums:
                 )
             if _digest(file) != digest:
                 raise InputError(f"{file} is damaged: its sha256 is not that of what was written")
-        return True
 
 
 def _files(folder: Path) -> list[Path]:

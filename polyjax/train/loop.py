@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from polyjax.data.pipeline import BatchConfig, make_loader
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextEncoder
-from polyjax.distributed import is_primary
+from polyjax.distributed import agreed, is_primary
 from polyjax.evaluation import Evaluation, check_candidates, evaluate, some
 from polyjax.models import DualScorer, Scorer
 from polyjax.progress import Meter, console, meter
@@ -35,6 +35,7 @@ from polyjax.train.optim import (
     plateau,
     schedule,
     trainable_filter,
+    updates_made,
 )
 from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
 from polyjax.train.speed import Profile, Speed
@@ -225,8 +226,8 @@ def train(
     )
     rate = schedule(optim, n_steps)
     began = time.monotonic() - progress.seconds
-    speed = Speed(encoder, n_devices=mesh.size, n_processes=jax.process_count())
-    profile = Profile(config.profiled(), str(run_dir / "profile"))
+    speed = Speed(encoder, n_devices=mesh.size, batch_size=batch.batch_size)
+    profile = Profile(config.profiled() if is_primary() else None, str(run_dir / "profile"))
 
     def record(kind: str, step: int, figures: dict[str, Any]) -> None:
         log.write(step, kind, figures)
@@ -250,18 +251,22 @@ def train(
             profile.after(step, figures)
             speed.add(local)
             window.append(figures)
-            timed_out = bool(config.time_limit) and time.monotonic() - began > config.time_limit
+            timed_out = False
+            if config.time_limit and (jax.process_count() == 1 or step % LOG_EVERY_STEPS == 0):
+                timed_out = agreed(time.monotonic() - began > config.time_limit)
             told_to_stop = notice.given(step)
             last = step == n_steps or timed_out
             due = last or step % validate_every == 0
-            due = due and not (told_to_stop and step < n_steps)  # there may be no time for it
             save = due or told_to_stop
             save = save or (config.save_every_steps and step % config.save_every_steps == 0)
             if save or step % LOG_EVERY_STEPS == 0:
                 means = finite_means(window, step, optim, saved=checkpoints.latest_step)
                 means |= {
                     **speed.figures(),
-                    "learning_rate": float(rate(step - 1) * jnp.asarray(state.plateau.scale)),
+                    "learning_rate": float(
+                        # The schedule does not count skipped updates.
+                        rate(updates_made(state.optimizer) - 1) * jnp.asarray(state.plateau.scale)
+                    ),
                     "seconds": time.monotonic() - began,
                     "compilations": len(traces),
                 }
@@ -301,7 +306,7 @@ def train(
                         else f"{progress.bad_validations} validations without a better {config.best_by}"
                     )
                 checkpoints.save(state, dataclasses.asdict(progress), best_by=best_by)
-                if told_to_stop and not progress.finished:
+                if told_to_stop:
                     raise Preempted(step)
                 speed.restart()
     return TrainResult(

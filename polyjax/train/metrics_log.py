@@ -33,8 +33,13 @@ class MetricsLog:
         if not self._write:
             return
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in figures.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self._path} cannot be written ({error}); make room and give the same command again"
+            ) from None
 
     @staticmethod
     def read(run_dir: Path) -> list[dict[str, Any]]:

@@ -132,6 +132,13 @@ def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransform
     )
 
 
+def updates_made(state: optax.OptState) -> jax.Array:
+    """Updates that the schedule of ``make_optimizer``'s chain has counted, int32 []."""
+    last = typing.cast(tuple, state)[-1]
+    assert isinstance(last, optax.ScaleByScheduleState)
+    return jnp.asarray(last.count)
+
+
 def make_loss_scale(config: OptimConfig, dtype: str) -> DynamicScale | None:
     """The loss scale of an arithmetic's gradients; None where they cannot overflow or vanish."""
     if dtype != "float16":

@@ -224,6 +224,7 @@ class BatchPlacer:
             return jax.tree.map(one, tree)
 
         inputs = batch.inputs
+        in_common = isinstance(inputs, DualInputs) and inputs.candidates.ids.ndim == 2
         if isinstance(inputs, DualInputs):
             placed_inputs = DualInputs(put(rows, inputs.context), put(shared, inputs.candidates))
         else:
@@ -231,6 +232,6 @@ class BatchPlacer:
         return Batch(
             placed_inputs,
             put(rows, batch.label),
-            put(whole if len(batch.where) == 1 else rows, batch.where),
+            put(whole if in_common else rows, batch.where),
             put(shared, batch.keys),
         )

@@ -7,7 +7,9 @@ import time
 import jax
 import numpy as np
 
+from polyjax.distributed import first_line
 from polyjax.nn.encoder import EncoderConfig
+from polyjax.progress import console
 from polyjax.types import Batch, DualInputs, Tokens
 
 PEAKS: dict[str, tuple[float, float]] = {
@@ -49,29 +51,31 @@ class Speed:
     Args:
         encoder: the transformer's shape.
         n_devices: those that share the work.
-        n_processes: each counts its own part of a batch.
+        batch_size: contexts of the whole batch, of which a process sees its part.
     """
 
-    def __init__(self, encoder: EncoderConfig, *, n_devices: int, n_processes: int):
-        self._encoder, self._n_devices, self._n_processes = encoder, n_devices, n_processes
+    def __init__(self, encoder: EncoderConfig, *, n_devices: int, batch_size: int):
+        self._encoder, self._n_devices, self._batch_size = encoder, n_devices, batch_size
         self._peaks = peaks_of(jax.local_devices()[0].device_kind)
         self.restart()
 
     def restart(self) -> None:
         """Begin to count anew."""
         self._began = time.monotonic()
-        self._steps, self._examples, self._tokens, self._places, self._flops = 0, 0, 0, 0, 0.0
+        self._steps, self._tokens, self._places, self._flops = 0, 0.0, 0.0, 0.0
 
     def add(self, batch: Batch) -> None:
         """An update on a batch, of which this process has its part."""
         inputs = batch.inputs
         sides = [inputs.context, inputs.candidates] if isinstance(inputs, DualInputs) else [inputs.pairs]
         self._steps += 1
-        self._examples += len(batch.label)
         for tokens in sides:
-            self._tokens += int(tokens.mask.sum())
-            self._places += tokens.mask.size
-            self._flops += model_flops(self._encoder, tokens)
+            # Candidates that all contexts have, whatever the batch, are in every process.
+            part = len(tokens.mask) == len(batch.label)
+            whole = self._batch_size / len(batch.label) if part else 1.0
+            self._tokens += whole * int(tokens.mask.sum())
+            self._places += whole * tokens.mask.size
+            self._flops += whole * model_flops(self._encoder, tokens)
 
     def figures(self) -> dict[str, float]:
         """Speeds a second of the whole run, the share of padding, and memory.
@@ -80,17 +84,16 @@ class Speed:
         are. ``memory_gib`` is the most that was used: of a device, or of the process on a CPU.
         """
         seconds = time.monotonic() - self._began
-        whole = self._n_processes / seconds
         found = {
             "step_seconds": seconds / max(self._steps, 1),
-            "examples_per_second": self._examples * whole,
-            "tokens_per_second": self._tokens * whole,
-            "model_flops_per_second": self._flops * whole,
+            "examples_per_second": self._steps * self._batch_size / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "model_flops_per_second": self._flops / seconds,
             "padding": 1 - self._tokens / max(self._places, 1),
             "memory_gib": _memory() / 2**30,
         }
         if self._peaks is not None:
-            found["mfu"] = self._flops * whole / (self._peaks[0] * self._n_devices)
+            found["mfu"] = self._flops / seconds / (self._peaks[0] * self._n_devices)
         return found
 
 
@@ -127,6 +130,9 @@ class Profile:
     def close(self, result: object = None) -> None:
         """End a trace that has begun."""
         if self._on:
-            jax.block_until_ready(result)
-            jax.profiler.stop_trace()
             self._on = False
+            jax.block_until_ready(result)
+            try:
+                jax.profiler.stop_trace()
+            except Exception as error:  # a trace is not worth a run
+                console.print(f"the trace in {self._folder} could not be written: {first_line(error)}")

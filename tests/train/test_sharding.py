@@ -211,3 +211,9 @@ def test_a_scorer_on_a_mesh_scores_as_on_one_device():
                     vectors, TextScorer(scorer, text).encode_candidates(texts), atol=1e-5
                 )
                 assert there.compile_contexts()[0].shape[0] == 1
+
+
+def test_lists_of_one_row_are_not_taken_for_common_ones(rng):
+    batch = batch_of(rng, HEADS["cross-first"], 1, listed=3)
+    there = BatchPlacer(make_mesh("data=1", jax.devices()[:1]), 1, "split")(batch)
+    assert there.where.sharding.spec == P(("data", "fsdp"))

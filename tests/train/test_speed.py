@@ -41,7 +41,7 @@ def test_speed_counts_tokens_and_padding(rng, monkeypatch):
     batch = batch_of(rng, HEADS["bi-mean"], 6)
     clock = iter([10.0, 12.0, 12.0])
     monkeypatch.setattr("polyjax.train.speed.time.monotonic", lambda: next(clock))
-    speed = Speed(tiny(), n_devices=2, n_processes=2)
+    speed = Speed(tiny(), n_devices=2, batch_size=12)
     speed.add(batch)
     speed.add(batch)
     found = speed.figures()
