@@ -44,7 +44,7 @@ from polyjax.types import Batch
 
 SCALE = 20.0
 RATE, DECAY = 1e-5, 0.01
-WARM_UP = 3
+WARM_UP = 6
 """Rounds that are not counted: the first compile, and claim memory from the system."""
 HEADS = {
     "bi": BiConfig(shared_encoder=True, normalize=True, score_scale=SCALE),

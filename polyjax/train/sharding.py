@@ -224,7 +224,9 @@ class BatchPlacer:
             return jax.tree.map(one, tree)
 
         inputs = batch.inputs
+        # A process may have a single row, whose list is its own.
         in_common = isinstance(inputs, DualInputs) and inputs.candidates.ids.ndim == 2
+        in_common = in_common or len(batch.where) < len(batch.label)
         if isinstance(inputs, DualInputs):
             placed_inputs = DualInputs(put(rows, inputs.context), put(shared, inputs.candidates))
         else:

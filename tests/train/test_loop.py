@@ -224,7 +224,7 @@ def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
     copy = tmp_path / "other"
     shutil.copytree(run_dir, copy)
     shutil.rmtree(copy / "checkpoints" / "60" / "model")
-    with pytest.raises(InputError, match="cannot be restored"):
+    with pytest.raises(InputError, match="is missing; remove that folder"):
         parameters(copy, arch, 60)
 
 
