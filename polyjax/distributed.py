@@ -17,7 +17,7 @@ from jax._src import distributed  # its barrier waits as long as it is told to
 from jax.experimental import multihost_utils
 
 from polyjax.progress import console
-from polyjax.types import InputError
+from polyjax.types import InputError, first_line
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
@@ -153,8 +153,3 @@ def _number(name: str, value: str | None) -> int:
         return int(value or "")
     except ValueError:
         raise InputError(f"{name}={value!r} is not a whole number") from None
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of an error that may be long."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

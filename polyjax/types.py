@@ -34,6 +34,11 @@ class InputError(ValueError):
     """
 
 
+def first_line(error: Exception) -> str:
+    """The beginning of an error that may be long, as a part of an InputError."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 class Preempted(Exception):
     """A run was told to stop (SIGTERM), and has saved its state. The commands exit with status 143.
 

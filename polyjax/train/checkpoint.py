@@ -28,14 +28,14 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
-from polyjax.distributed import agreed, first_line, is_primary, wait
+from polyjax.distributed import agreed, is_primary, wait
 from polyjax.files import PARTIAL, write_text
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Dtype
 from polyjax.progress import console
 from polyjax.train.checksums import Checksums
 from polyjax.train.step import TrainState
-from polyjax.types import InputError
+from polyjax.types import InputError, first_line
 
 CONFIG, MODEL, LOCK = "config.json", "model.json", ".lock"
 

@@ -7,10 +7,9 @@ import time
 import jax
 import numpy as np
 
-from polyjax.distributed import first_line
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import console
-from polyjax.types import Batch, DualInputs, Tokens
+from polyjax.types import Batch, DualInputs, Tokens, first_line
 
 PEAKS: dict[str, tuple[float, float]] = {
     "H100": (989e12, 3.35e12),

@@ -1,9 +1,8 @@
-"""What befalls a run: signals, damage, a full disk, other devices, other processes. With real processes."""
+"""What befalls a run: signals, damage, a full disk, other devices. With real processes."""
 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,47 +14,20 @@ import pytest
 import toy
 from conftest import FAST_COMPILATION
 from flax import nnx
-from test_loop import SCRIPT, assert_same, parameters, saved_steps
 
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints, flat_parameters
+from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
 from polyjax.train.sharding import make_mesh, placed, shardings_of
 from polyjax.train.step import init_state
 from polyjax.types import Preempted
+from runs import SCRIPT, assert_same, finish, parameters, saved_steps, start, wait_for_steps
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
-
-
-def start(run_dir: Path, cache: Path, *more: str, devices: int = 1, **variables: str) -> subprocess.Popen:
-    """The toy run of a poly-encoder in a process of its own."""
-    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache), **variables}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(run_dir), "poly", "batch_size=8", *more],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    """Wait for it; what it wrote."""
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == status, errors
-    return out + errors
-
-
-def wait_for_steps(process: subprocess.Popen, run_dir: Path, *, after: int = 0) -> None:
-    """Until something newer was saved."""
-    while not any(int(step) > after for step in saved_steps(run_dir)):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")
@@ -230,164 +202,6 @@ def test_saved_on_eight_devices_resumed_on_fewer(tmp_path):
             np.testing.assert_allclose(value, final[name], atol=2e-4, err_msg=name)
 
 
-# --- two processes
-
-
-def pair(run_dir: Path, cache: Path, *more: str) -> list[subprocess.Popen]:
-    """The same run as two processes of two devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            run_dir,
-            cache / f"of {i}",
-            "mesh=",
-            *more,
-            devices=2,
-            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]
-
-
-@pytest.fixture(scope="module")
-def pair_whole(tmp_path_factory, cache):
-    run_dir = tmp_path_factory.mktemp("pair") / "run"
-    said = [finish(process) for process in pair(run_dir, cache)]
-    assert "valid loss" in said[0] and "valid loss" not in said[1], "one of them reports"
-    return run_dir
-
-
-def test_one_update_of_two_processes_is_that_of_one(tmp_path, cache):
-    for process in pair(tmp_path / "two", cache, "steps=1"):
-        finish(process)
-    finish(start(tmp_path / "one", cache, "steps=1"))
-    together, alone = (parameters(tmp_path / name, "poly", 1) for name in ("two", "one"))
-    moved = 0.0
-    scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(0))
-    before = {name: np.asarray(value) for name, value in flat_parameters(nnx.state(scorer)).items()}
-    for name, value in together.items():
-        moved = max(moved, np.abs(value - before[name]).max())
-        # Adam moves a parameter by the whole rate, whichever way the rounding of a gradient of 0 points.
-        close = np.isclose(value, alone[name], rtol=0, atol=1e-5)
-        assert close.mean() > 0.99 or name.endswith("qkv.bias"), name
-    assert moved > 1e-4
-    losses = [MetricsLog.read(tmp_path / name)[0]["loss"] for name in ("two", "one")]
-    assert abs(losses[0] - losses[1]) < 1e-5 * losses[1]
-
-
-def test_two_processes_train_as_one(pair_whole, whole):
-    together = parameters(pair_whole, "poly", 60)
-    for name, value in together.items():
-        np.testing.assert_allclose(value, whole[name], atol=2e-3, err_msg=name)
-    rows = MetricsLog.read(pair_whole)
-    assert [row["step"] for row in rows if row["kind"] == "valid"] == [20, 40, 60]
-
-
-@pytest.mark.parametrize("killed", [1, 0])
-def test_killing_one_of_two_stops_the_other_and_both_go_on(killed, tmp_path, cache, pair_whole):
-    run_dir = tmp_path / "run"
-    processes = pair(run_dir, cache)
-    wait_for_steps(processes[0], run_dir)
-    processes[killed].kill()
-    processes[killed].communicate()
-    other = processes[1 - killed]
-    _, errors = other.communicate(timeout=120)
-    if killed == 1:
-        assert other.returncode == 2, errors
-        assert "lost the others" in errors and "the same command" in errors and "Traceback" not in errors
-    else:  # without the first process jax's own service ends the others, which may come before our line
-        assert other.returncode != 0
-        assert "lost the others" in errors or "another task died" in errors
-    for process in pair(run_dir, cache):
-        finish(process)
-    assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
-
-
-def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, cache, pair_whole):
-    run_dir = tmp_path / "run"
-    processes = pair(run_dir, cache)
-    wait_for_steps(processes[0], run_dir)
-    processes[1].send_signal(signal.SIGTERM)
-    for process in processes:
-        finish(process, status=143)
-    for process in pair(run_dir, cache):
-        finish(process)
-    assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"JAX_NUM_PROCESSES": "2"}, "set without"),
-        (
-            {
-                "JAX_COORDINATOR_ADDRESS": "localhost:1",
-                "JAX_NUM_PROCESSES": "x",
-                "JAX_PROCESS_ID": "0",
-            },
-            "not a whole number",
-        ),
-        (
-            {
-                "JAX_COORDINATOR_ADDRESS": "localhost:1",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": "2",
-            },
-            "must be below",
-        ),
-    ],
-)
-def test_variables_that_cannot_work(variables, message, monkeypatch):
-    from polyjax.distributed import connect
-
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=message):
-        connect()
-
-
-def test_slurm_and_kubernetes_are_found(monkeypatch):
-    import polyjax.distributed as distributed
-
-    asked = {}
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: asked.update(settings))
-    for name in ("SLURM_NTASKS", "SLURM_STEP_NODELIST", "JAX_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX"):
-        monkeypatch.delenv(name, raising=False)
-    distributed.connect()
-    assert not asked, "one process is left alone"
-    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
-    distributed.connect()
-    assert not asked, "an indexed job of single processes too"
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
-    distributed.connect()
-    assert (asked["coordinator_address"], asked["num_processes"], asked["process_id"]) == ("host:1", 4, 3)
-    asked.clear()
-    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS")
-    monkeypatch.delenv("JAX_NUM_PROCESSES")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    distributed.connect()
-    assert not asked, "sbatch's own shell is no task of srun's"
-    slurm = {"STEP_NODELIST": "node[001-002,7]", "JOB_ID": "4097", "PROCID": "1", "LOCALID": "0"}
-    for name, value in slurm.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x2)")
-    distributed.connect()
-    assert (asked["coordinator_address"], asked["num_processes"], asked["process_id"]) == (
-        "node001:61441",
-        2,
-        1,
-    )
-    assert asked["local_device_ids"] is None, "alone on its node, it has all devices"
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2")
-    distributed.connect()
-    assert asked["local_device_ids"] == [0]
-
-
 def test_exhausted_memory_names_the_flag(tmp_path):
     from polyjax.data.pipeline import BatchConfig
     from polyjax.train.failures import errors_named
@@ -404,42 +218,3 @@ def test_exhausted_memory_names_the_flag(tmp_path):
         exhausted(batch_size=32, chunk=1)
     with pytest.raises(jax.errors.JaxRuntimeError), errors_named(Checkpoints(tmp_path), BatchConfig()):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
-
-def test_a_time_limit_stops_two_processes_at_the_same_step(tmp_path, cache):
-    for process in pair(tmp_path, cache, "time_limit=1", "steps=100000", "validate_every_steps=100000"):
-        finish(process)
-    (last,) = [row for row in MetricsLog.read(tmp_path) if row["kind"] == "valid"]
-    assert last["step"] % 10 == 0
-
-
-def test_one_waits_long_for_what_another_prepares(tmp_path):
-    """Longer than jax's own barrier would."""
-    script = """
-import sys, time
-from polyjax.distributed import connect, primary_first, is_primary
-connect()
-with primary_first("data"):
-    if is_primary():
-        time.sleep(40)
-print("there")
-"""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={
-                **os.environ,
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(i),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    assert all("there" in finish(process) for process in processes)

@@ -2,40 +2,22 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import toy
-from conftest import FAST_COMPILATION
 from flax import nnx
 
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints, flat_parameters
+from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.ownership import open_run, run_lock
 from polyjax.train.step import init_state, make_train_step
-
-SCRIPT = Path(toy.__file__)
-
-
-def parameters(run_dir: Path, arch: str, step: int) -> dict[str, np.ndarray]:
-    scorer = make_scorer(toy.SHAPE, toy.HEADS[arch], rngs=nnx.Rngs(1))
-    restored = Checkpoints(run_dir, read_only=True).restore_parameters(scorer, step)
-    return {name: np.asarray(value) for name, value in flat_parameters(nnx.state(restored)).items()}
-
-
-def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
+from runs import assert_same, finish, parameters, saved_steps, start
 
 
 @pytest.fixture(scope="module", params=toy.HEADS)
@@ -100,13 +82,6 @@ def test_a_finished_run_is_left_alone(finished):
     assert_same(parameters(run_dir, arch, 60), before)
 
 
-def start(run_dir: Path, arch: str, cache: Path, *more: str) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(run_dir), arch, *more], env=environment, stdout=subprocess.DEVNULL
-    )
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
@@ -116,12 +91,12 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize(("arch", "pauses"), [("poly", (0.0, 0.15, 0.0)), ("bi", (0.1,)), ("cross", (0.1,))])
 def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path, cache):
     whole = tmp_path / "whole"
-    assert start(whole, arch, cache).wait(timeout=300) == 0
+    finish(start(whole, cache, arch=arch))
 
     killed = tmp_path / "killed"
     moments = 0
     for pause in pauses:
-        process = start(killed, arch, cache)
+        process = start(killed, cache, arch=arch)
         folder, steps = killed / "checkpoints", saved_steps(killed)
         while process.poll() is None:
             # Kill while a checkpoint is being written, or a while after one was.
@@ -132,9 +107,9 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path, c
                 moments += 1
                 break
             time.sleep(0.0005)
-        process.wait()
+        process.communicate()
     assert moments >= min(2, len(pauses)), "the runs ended before they could be killed"
-    assert start(killed, arch, cache).wait(timeout=300) == 0
+    finish(start(killed, cache, arch=arch))
     assert_same(parameters(killed, arch, 60), parameters(whole, arch, 60))
     steps = [row["step"] for row in MetricsLog.read(killed)]
     assert steps == sorted(steps)
@@ -144,21 +119,16 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path, c
 def test_bfloat16_and_worker_processes_resume_as_exactly(tmp_path, cache):
     """Killed with a worker, gone on without one: the same batches and parameters."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, "poly", cache, "dtype=bfloat16").wait(timeout=300) == 0
-    process = start(killed, "poly", cache, "dtype=bfloat16", "workers=1")
+    finish(start(whole, cache, "dtype=bfloat16"))
+    process = start(killed, cache, "dtype=bfloat16", "workers=1")
     while not saved_steps(killed):
         assert process.poll() is None
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert "60" not in saved_steps(killed), "the run ended before it could be killed"
-    assert start(killed, "poly", cache, "dtype=bfloat16").wait(timeout=300) == 0
+    finish(start(killed, cache, "dtype=bfloat16"))
     assert_same(parameters(killed, "poly", 60), parameters(whole, "poly", 60))
-
-
-def saved_steps(run_dir: Path) -> list[str]:
-    folder = run_dir / "checkpoints"
-    return sorted(p.name for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
 
 
 @pytest.mark.parametrize(("save_every", "steps"), [(0, 60), (1, 60), (0, 2)])
