@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 import tyro
 from common import print_table
 from flax import nnx
+from training import random_batch
 
-from polyjax import DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
+from polyjax import EncoderConfig, PolyConfig, make_scorer
 from polyjax.train.checkpoint import write_json
 from polyjax.train.report import hardware
 from polyjax.train.step import batch_loss
@@ -40,18 +40,6 @@ class BenchmarkConfig:
     out: Path = Path(__file__).parent / "results"
 
 
-def random_batch(n: int) -> Batch:
-    """A batch of random tokens without padding."""
-    draw = np.random.default_rng(0)
-
-    def tokens(length: int) -> Tokens:
-        ids = draw.integers(1, 3000, (n, length)).astype(np.int32)
-        return Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
-
-    inputs = DualInputs(tokens(80), tokens(48))
-    return Batch(inputs, np.arange(n, dtype=np.int32), np.ones((1, n), bool), None)
-
-
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     shape = EncoderConfig(vocab_size=3000, dim=384, n_layers=6, n_heads=12, mlp_dim=1536)
@@ -63,7 +51,7 @@ def main(config: BenchmarkConfig) -> None:
         def loss(state: nnx.State, batch: Batch, chunk: int = chunk) -> jax.Array:
             return batch_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
 
-        batch = random_batch(n)
+        batch = random_batch(n, 80, 48)
         compiled = jax.jit(jax.value_and_grad(loss)).lower(state, batch).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None, "this backend does not tell the memory of its programs"

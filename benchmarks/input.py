@@ -17,6 +17,7 @@ import jax
 import tyro
 from common import print_table
 from flax import nnx
+from training import one_device_update
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
 from polyjax.compilation import enable_compilation_cache
@@ -28,10 +29,8 @@ from polyjax.interop.huggingface import minilm_folder
 from polyjax.memory import restart_with_huge_pages
 from polyjax.nn.encoder import Dtype
 from polyjax.train.checkpoint import write_json
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.optim import OptimConfig
 from polyjax.train.report import hardware
-from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
-from polyjax.train.step import init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +67,8 @@ def main(config: BenchmarkConfig) -> None:
     shape = EncoderConfig(
         vocab_size=30522, dim=384, n_layers=config.layers, n_heads=12, mlp_dim=1536, dtype=config.dtype
     )
-    optim = OptimConfig()
-    rule = make_optimizer(optim, 1000)
     scorer = make_scorer(shape, PolyConfig(), rngs=nnx.Rngs(0))
-    graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", shape.n_layers), seed=0)
-    mesh = one_device()
-    shardings = shardings_of(state, mesh)
-    place = BatchPlacer(mesh, config.batch_size, "split")
-    step = make_train_step(graph, rule, shardings=(shardings, everywhere(mesh)))
-    state = placed(state, shardings)
+    step, state, place = one_device_update(scorer, OptimConfig(), config.batch_size)
 
     began = time.perf_counter()
     loader, plan = make_loader(examples, text, settings, inputs="dual", n_batches=config.updates, seed=0)

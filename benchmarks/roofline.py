@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import tyro
 from common import interleaved_medians, print_table
 from flax import nnx
+from training import one_device_update, random_batch
 
-from polyjax import BiConfig, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
+from polyjax import BiConfig, EncoderConfig, PolyConfig, make_scorer
 from polyjax.nn.encoder import Dtype
 from polyjax.train.checkpoint import write_json
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.optim import OptimConfig
 from polyjax.train.report import hardware
-from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
 from polyjax.train.speed import PEAKS, model_flops, peaks_of
-from polyjax.train.step import init_state, make_train_step
-from polyjax.types import Batch
 
 ENCODERS = {
     "minilm": EncoderConfig(vocab_size=30522, dim=384, n_layers=6, n_heads=12, mlp_dim=1536),
@@ -65,28 +62,15 @@ class BenchmarkConfig:
 
 def main(config: BenchmarkConfig) -> None:
     """Compile, analyse, run where that can be compared, print, write."""
-    draw = np.random.default_rng(0)
-
-    def tokens(length: int) -> Tokens:
-        ids = draw.integers(1000, 3000, (config.batch, length)).astype(np.int32)
-        return Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
-
     shape = dataclasses.replace(ENCODERS[config.encoder], dtype=config.dtype)
-    inputs = DualInputs(tokens(config.context), tokens(config.candidate))
-    label = np.arange(config.batch, dtype=np.int32)
-    batch = Batch(inputs, label, np.ones((1, config.batch), bool), None)
-    optim = OptimConfig()
-    rule = make_optimizer(optim, 1000)
+    batch = random_batch(config.batch, config.context, config.candidate)
     scorer = make_scorer(shape, HEADS[config.arch], rngs=nnx.Rngs(0))
-    graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", shape.n_layers), seed=0)
-    mesh = one_device()
-    shardings = shardings_of(state, mesh)
-    step = make_train_step(graph, rule, shardings=(shardings, everywhere(mesh)))
-    state, there = placed(state, shardings), BatchPlacer(mesh, config.batch, "split")(batch)
+    step, state, place = one_device_update(scorer, OptimConfig(), config.batch)
+    there = place(batch)
     costs = jax.jit(step).lower(state, there).compile().cost_analysis()
     assert costs is not None, "this backend does not tell the costs of its programs"
     operations, moved = costs["flops"], costs["bytes accessed"]
-    own = sum(model_flops(shape, side) for side in (inputs.context, inputs.candidates))
+    own = sum(model_flops(shape, side) for side in vars(batch.inputs).values())
 
     kind = jax.local_devices()[0].device_kind
     measured = None

@@ -28,18 +28,17 @@ import tyro
 from common import print_table
 from flax import nnx
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+from training import one_device_update, random_batch
 
-from polyjax import BiConfig, DualInputs, PolyConfig, Tokens, make_scorer
+from polyjax import BiConfig, DualInputs, PolyConfig, make_scorer
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.memory import restart_with_huge_pages
 from polyjax.models import DualScorer
 from polyjax.nn.encoder import Dtype
 from polyjax.nn.heads import PolyHead
 from polyjax.train.checkpoint import write_json
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.optim import OptimConfig
 from polyjax.train.report import hardware
-from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
-from polyjax.train.step import init_state, make_train_step
 from polyjax.types import Batch
 
 SCALE = 20.0
@@ -73,19 +72,6 @@ class BenchmarkConfig:
     out: Path = Path(__file__).parent / "results"
 
 
-def random_batch(config: BenchmarkConfig) -> Batch:
-    """Random tokens without padding."""
-    draw = np.random.default_rng(0)
-
-    def tokens(length: int) -> Tokens:
-        ids = draw.integers(1000, 3000, (config.batch, length)).astype(np.int32)
-        return Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
-
-    inputs = DualInputs(tokens(config.context), tokens(config.candidate))
-    label = np.arange(config.batch, dtype=np.int32)
-    return Batch(inputs, label, np.ones((1, config.batch), bool), None)
-
-
 def initial_codes(arch: str) -> np.ndarray | None:
     """The codes that both begin with."""
     head = HEADS[arch]
@@ -104,13 +90,8 @@ def polyjax_step(arch: str, dtype: Dtype, batch: Batch) -> Callable[[], float]:
     if isinstance(scorer.head, PolyHead):
         scorer.head.codes[...] = initial_codes(arch)
     optim = OptimConfig(learning_rate=RATE, weight_decay=DECAY, warmup=0.0, decay="none", head_rate=1.0)
-    rule = make_optimizer(optim, 1000)
-    graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", 6), seed=0)
-    mesh = one_device()
-    shardings = shardings_of(state, mesh)
-    place = BatchPlacer(mesh, len(batch.label), "split")
-    step = make_train_step(graph, rule, shardings=(shardings, everywhere(mesh)))
-    held = [placed(state, shardings)]
+    step, state, place = one_device_update(scorer, optim, len(batch.label))
+    held = [state]
 
     def run() -> float:
         held[0], figures = step(held[0], place(batch))
@@ -168,7 +149,7 @@ def torch_step(codes: np.ndarray | None, batch: Batch, autocast: bool) -> Callab
 
 def serve(name: str, config: BenchmarkConfig, pipe: Any) -> None:
     """One library in a process of its own: an update whenever it is asked, and its loss and seconds."""
-    batch = random_batch(config)
+    batch = random_batch(config.batch, config.context, config.candidate)
     steps: dict[tuple[str, str], Callable[[], float]] = {}
     torch.set_num_threads(config.threads)
     for arch in HEADS:
