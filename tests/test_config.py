@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from conftest import ENCODERS, HEADS, tiny
 
+from conftest import ENCODERS, HEADS, tiny
 from polyjax import InputError, ModelConfig
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig

@@ -5,17 +5,17 @@ import json
 import ir_measures
 import numpy as np
 import pytest
-from conftest import HEADS, tiny
 from flax import nnx
 from ir_measures import RR, Success
-from train.toy import Letters
 
+from conftest import HEADS, tiny
 from polyjax import make_scorer
 from polyjax.baselines import random_ranking, tfidf_ranking
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.evaluation import check_candidates, evaluate, rank_listed, rank_shared, write_examples
 from polyjax.scoring import TextScorer
 from polyjax.types import Example, InputError
+from train.toy import Letters
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAST_COMPILATION
 
+from conftest import FAST_COMPILATION
 from polyjax import InputError, Ranker
 
 ROOT = Path(__file__).parents[1]

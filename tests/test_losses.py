@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_tokens, tiny
 
+from conftest import random_tokens, tiny
 from polyjax import Batch, BiConfig, DualInputs, make_scorer
 from polyjax.losses import cross_entropy, in_batch_where
 from polyjax.train.step import batch_loss

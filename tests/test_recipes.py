@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+
 import test_experiments
 from conftest import shared_data
-
 from polyjax import BiConfig, CrossConfig, InputError, PolyConfig
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import convai2, dstc7, ubuntu_v2

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import shared_data
 
+from conftest import shared_data
 from polyjax.baselines import tfidf_ranking
 from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
 from polyjax.data.tasks.source import OfficialFile, locate

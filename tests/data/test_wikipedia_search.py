@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import pytest
-from conftest import shared_data
 
+from conftest import shared_data
 from polyjax.baselines import tfidf_ranking
 from polyjax.data.tasks import registry
 from polyjax.data.tasks.wikipedia_search import (

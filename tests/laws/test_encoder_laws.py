@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ENCODERS, random_tokens, tiny
 from flax import nnx
 
+from conftest import ENCODERS, random_tokens, tiny
 from polyjax import Encoder, EncoderConfig, InputError, Tokens
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CROSS_HEADS, DUAL_HEADS, HEADS, random_tokens, tiny
 from flax import nnx
 
+from conftest import CROSS_HEADS, DUAL_HEADS, HEADS, random_tokens, tiny
 from polyjax import DualInputs, InputError, PairInputs, PolyConfig, make_scorer
 from polyjax.nn.attention import attend
 from polyjax.nn.heads import PolyHead

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DUAL_HEADS
 from flax import nnx
 
+from conftest import DUAL_HEADS
 from polyjax import Ranker
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
 from polyjax.retrieval.scan import Scan, blocks_of

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DUAL_HEADS
 from flax import nnx
 from jax.sharding import Mesh
 
+from conftest import DUAL_HEADS
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
 from polyjax.retrieval.scan import Scan
 from polyjax.retrieval.sharded import ShardedScan

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import toy
-from conftest import FAST_COMPILATION
 from flax import nnx
 
+import toy
+from conftest import FAST_COMPILATION
 from polyjax import make_scorer
 from polyjax.train.checkpoint import Checkpoints, flat_parameters
 

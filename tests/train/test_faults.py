@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import toy
-from conftest import FAST_COMPILATION
 from flax import nnx
 
+import toy
+from conftest import FAST_COMPILATION
 from polyjax import InputError, make_scorer
 from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.metrics_log import MetricsLog

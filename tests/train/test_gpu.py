@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import HEADS, random_tokens, tiny
 from flax import nnx
-from test_step import batch_of
 
+from conftest import HEADS, random_tokens, tiny
 from polyjax import PolyConfig, make_scorer
 from polyjax.nn.attention import cudnn_suits
 from polyjax.nn.encoder import Encoder
@@ -19,6 +18,7 @@ from polyjax.retrieval.store import in_memory
 from polyjax.train.optim import OptimConfig, make_loss_scale, make_optimizer, plateau, trainable_filter
 from polyjax.train.sharding import BatchPlacer, everywhere, make_mesh, placed, shardings_of
 from polyjax.train.step import init_state, make_train_step
+from test_step import batch_of
 
 HALF = ["bfloat16", "float16"]
 

@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 import pytest
-import toy
 from flax import nnx
 
+import toy
 from polyjax import InputError, make_scorer
 from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.metrics_log import MetricsLog
@@ -246,9 +246,9 @@ def test_float16_learns_as_float32_from_a_scale_that_overflows(tmp_path):
 
 def test_a_skipped_update_changes_nothing_but_the_scale():
     import jax
-    from test_step import batch_of
 
     from polyjax.train.optim import make_loss_scale
+    from test_step import batch_of
 
     optim = OptimConfig(loss_scale=2.0**60)
     scorer = make_scorer(dataclasses.replace(toy.SHAPE, dtype="float16"), toy.HEADS["bi"], rngs=nnx.Rngs(0))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import DUAL_HEADS, tiny
 from flax import nnx
 
+from conftest import DUAL_HEADS, tiny
 from polyjax import InputError, make_scorer
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, schedule, trainable_filter
 

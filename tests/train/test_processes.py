@@ -6,9 +6,9 @@ import signal
 import jax
 import numpy as np
 import pytest
-import toy
 from flax import nnx
 
+import toy
 from polyjax import InputError, make_scorer
 from polyjax.train.checkpoint import flat_parameters
 from polyjax.train.metrics_log import MetricsLog

@@ -5,11 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import HEADS, random_tokens, tiny
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from test_step import batch_of
 
+from conftest import HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, InputError, PolyConfig, make_scorer
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.sharding import (
@@ -23,6 +22,7 @@ from polyjax.train.sharding import (
     spec_of,
 )
 from polyjax.train.step import batch_loss, init_state, make_train_step
+from test_step import batch_of
 
 MESHES = ["data=8", "data=4,fsdp=2", "data=4,model=2", "fsdp=2,model=4"]
 # A gradient that is nothing but rounding moves a parameter by the whole rate where eps is small.
@@ -189,11 +189,10 @@ def test_a_batch_is_placed_by_rows(rng):
 
 
 def test_a_scorer_on_a_mesh_scores_as_on_one_device():
-    from toy import SHAPE as TOY_SHAPE
-    from toy import Letters, examples
-
     from polyjax.data.text import TextConfig, TextEncoder
     from polyjax.scoring import TextScorer
+    from toy import SHAPE as TOY_SHAPE
+    from toy import Letters, examples
 
     text = TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24)))
     rows = examples(21, candidates=5)

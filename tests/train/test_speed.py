@@ -4,16 +4,16 @@ import math
 
 import jax
 import pytest
+from flax import nnx
+
 import toy
 from conftest import HEADS, random_tokens, tiny
-from flax import nnx
-from test_step import batch_of
-
 from polyjax import InputError
 from polyjax.nn.encoder import Encoder
 from polyjax.train.loop import TrainConfig
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.speed import Speed, model_flops, peaks_of
+from test_step import batch_of
 
 
 def test_operations_are_those_of_the_products(rng):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import HEADS, random_tokens, tiny
 from flax import nnx
 
+from conftest import HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
 from polyjax.models import in_chunks
 from polyjax.train.step import batch_loss
