@@ -18,6 +18,7 @@ from settings import SCRATCH, RunConfig
 from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
 from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
+from polyjax.data.pipeline import prepare_texts
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.registry import describe, ks_of, name_of, read, read_to_rank, training_texts
 from polyjax.data.text import TextEncoder
@@ -50,6 +51,7 @@ PROG = "python experiments/run.py"
 BEFORE = "before training"
 INCIDENTAL = (
     "run_dir",
+    "tokens_dir",
     "test_examples",
     "tensorboard",
     "mesh",
@@ -223,7 +225,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
             config.folder / MODEL,
             ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
         )
-    text = TextEncoder(tokenizer, config.text)
+    text = TextEncoder(tokenizer, config.text, tokens_dir=config.tokens_dir)
     scorer = initial_scorer(config, shape, source)
     n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
     console.print(
@@ -233,6 +235,8 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
         for line in memory_lines(memory_estimate(config, shape, mesh), config):
             console.print(line)
+    with primary_first("tokens"):
+        prepare_texts(training.examples, text)
     with tensorboard(config) as log:
         outcome = train(
             scorer,

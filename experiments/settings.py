@@ -99,6 +99,7 @@ class RunConfig:
             instead of ``--encoder``: its architecture, text settings, tokenizer and parameters.
         test_examples: evaluate on at most so many test rows, always the same ones; 0 for all.
         tensorboard: also write TensorBoard event files (extra ``tensorboard``).
+        tokens_dir: where the ids of the training texts are kept for the next run with the same tokenizer.
         mesh: devices on the axes ``data`` (rows of a batch), ``fsdp`` (rows, and parameters) and ``model``
             (large matrices), as ``data=4,fsdp=2``; all on data by default.
         dry_run: say what the run would do (model, updates, memory), and end.
@@ -120,6 +121,7 @@ class RunConfig:
     init: Path | None = None
     test_examples: int = 0
     tensorboard: bool = False
+    tokens_dir: Path = Path("data/tokens")
     mesh: str = ""
     dry_run: bool = False
 

@@ -1,6 +1,7 @@
 """A planned batch of examples -> arrays: candidates are chosen, texts padded, labels found."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from polyjax.data.text import TextEncoder
-from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs
+from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs, Tokens
 
 CandidateSource = Literal["batch", "inline", "sampled", "fixed"]
 
@@ -149,44 +150,59 @@ class Collator(grain.transforms.Map):
 
     def _shared(self, examples: list[Example]) -> Batch:
         """All contexts have the fixed candidates, which are encoded once."""
-        text, wanted = self._text, self._wanted(len(examples))
-        contexts = text.pad_contexts([text.context(e.context) for e in examples])
-        label = np.array([self._place_of_label(e) for e in examples], np.int32)
-        keys = np.array([text_key(candidate) for candidate in self._fixed], np.int32)
+        wanted = self._wanted(len(examples))
+        candidates, keys = self._fixed_arrays
         return Batch(
-            DualInputs(
-                jax.tree.map(lambda x: x[wanted], contexts),
-                text.pad_candidates([text.candidate(candidate) for candidate in self._fixed]),
-            ),
-            label=label[wanted],
+            DualInputs(self._contexts(examples, wanted), candidates),
+            label=np.array([self._place_of_label(examples[i]) for i in wanted], np.int32),
             where=np.ones((1, len(self._fixed)), bool),
             keys=keys if self._mask_duplicates else None,
         )
 
+    @functools.cached_property
+    def _fixed_arrays(self) -> tuple[Tokens, np.ndarray]:
+        """The fixed candidates' tokens and keys, the same in every batch."""
+        candidates = self._text.pad_candidates([self._text.candidate(text) for text in self._fixed])
+        return candidates, np.array([text_key(text) for text in self._fixed], np.int32)
+
+    def _contexts(self, examples: list[Example], wanted: np.ndarray) -> Tokens:
+        """The contexts of the rows wanted, as long as the whole batch's longest needs."""
+        text = self._text
+        longest = max(text.context_length(e.context) for e in examples)
+        length = text.config.bucket(longest, text.config.context_tokens)
+        return text.pad([text.context(examples[i].context) for i in wanted], length=length)
+
     def _listed(self, examples: list[Example], rows: list[Listed]) -> Batch:
         """Each context has candidates of its own, c of them at most."""
-        text, c = self._text, max(len(row.texts) for row in rows)
-        where = np.array([self._where(row, c) for row in rows])
+        text, wanted, c = self._text, self._wanted(len(examples)), max(len(row.texts) for row in rows)
+        longest = [max(map(text.candidate_length, row.texts)) for row in rows]  # of the whole batch
+        kept = [rows[i] for i in wanted]
         # Places without a candidate repeat the first, which ``where`` leaves out.
-        filled = [[*row.texts, *[row.texts[0]] * (c - len(row.texts))] for row in rows]
-        candidates = [text.candidate(candidate) for texts in filled for candidate in texts]
-        contexts = [text.context(e.context) for e in examples]
-        label = np.array([row.label for row in rows], np.int32)
+        filled = [[*row.texts, *[row.texts[0]] * (c - len(row.texts))] for row in kept]
+        answers = [[text.candidate(candidate) for candidate in texts] for texts in filled]
         if self._inputs == "dual":
-            tokens = text.pad_candidates(candidates)
+            length = text.config.bucket(max(longest), text.config.candidate_tokens)
+            tokens = text.pad([ids for row in answers for ids in row], length=length)
         else:
+            contexts = [text.context_length(e.context) for e in examples]
+            pairs = max(map(text.pair_length, contexts, longest))
             tokens = text.pad_pairs(
-                [text.pair(contexts[i // c], candidate) for i, candidate in enumerate(candidates)]
+                [
+                    text.pair(text.context(examples[i].context), ids)
+                    for i, row in zip(wanted, answers, strict=True)
+                    for ids in row
+                ],
+                length=text.config.bucket(pairs, text.config.pair_limit()),
             )
-        tokens = dataclasses.replace(
-            tokens, **{name: value.reshape(-1, c, value.shape[1]) for name, value in vars(tokens).items()}
+        tokens = jax.tree.map(lambda x: x.reshape(-1, c, x.shape[1]), tokens)
+        return Batch(
+            DualInputs(self._contexts(examples, wanted), tokens)
+            if self._inputs == "dual"
+            else PairInputs(tokens),
+            label=np.array([row.label for row in kept], np.int32),
+            where=np.array([self._where(row, c) for row in kept]),
+            keys=None,
         )
-        if self._inputs == "dual":
-            batch = Batch(DualInputs(text.pad_contexts(contexts), tokens), label, where, keys=None)
-        else:
-            batch = Batch(PairInputs(tokens), label, where, keys=None)
-        wanted = self._wanted(len(examples))
-        return jax.tree.map(lambda x: x[wanted], batch)
 
     def _where(self, row: Listed, c: int) -> np.ndarray:
         """Which of c places hold a candidate that is no copy of the label, bool [c]."""

@@ -131,14 +131,19 @@ class BatchPlan:
         return np.concatenate(batches)
 
 
+def prepare_texts(examples: Sequence[Example], text: TextEncoder) -> None:
+    """Tokenise all contexts and labels at once."""
+    text.prepare(t for e in examples for t in (*e.context, e.label_text))
+
+
 def padded_shapes(examples: Sequence[Example], text: TextEncoder) -> np.ndarray:
     """The context and candidate buckets of each example's context and label, int [n, 2]."""
     config = text.config
     return np.array(
         [
             (
-                config.bucket(len(text.context(e.context)), config.context_tokens),
-                config.bucket(len(text.candidate(e.label_text)), config.candidate_tokens),
+                config.bucket(text.context_length(e.context), config.context_tokens),
+                config.bucket(text.candidate_length(e.label_text), config.candidate_tokens),
             )
             for e in examples
         ]
@@ -162,7 +167,7 @@ def make_loader(
     to know: grain's own iterator state would tie it to the same number of workers. Each process of a run
     asks for its ``part``, the rows of every batch that its devices compute, int [p].
     """
-    text.prepare(t for e in examples for t in (*e.context, e.label_text))
+    prepare_texts(examples, text)
     plan = BatchPlan(padded_shapes(examples, text), config, seed=seed, n_batches=n_batches)
     collator = Collator(
         examples,

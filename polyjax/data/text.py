@@ -3,16 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from polyjax.data.token_store import Ids, TokenStore
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.types import InputError, Tokens
-
-Ids = list[int]
-MAX_KEPT_TEXTS = 1_000_000
-"""Beyond so many, a long-lived server forgets the ids of all texts and begins again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,28 +85,26 @@ class TextEncoder:
 
     A turn occurs in many contexts and again as a candidate; its ids are kept after the first time, so
     that ``prepare`` (one fast batch) pays once for all.
+
+    Args:
+        tokenizer: text to ids.
+        config: turns, lengths, padding.
+        tokens_dir: where the ids of many texts are kept for the next run; None for memory only.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: TextConfig):
+    def __init__(self, tokenizer: Tokenizer, config: TextConfig, *, tokens_dir: Path | None = None):
         self.tokenizer = tokenizer
         self.config = config
-        self._ids: dict[str, Ids] = {}
+        self._store = TokenStore(tokenizer, tokens_dir)
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenise all texts at once, and keep their ids."""
-        if len(self._ids) > MAX_KEPT_TEXTS:
-            self._ids.clear()
-        new = list(dict.fromkeys(text for text in texts if text not in self._ids))
-        self._ids.update(zip(new, self.tokenizer.encode(new), strict=True))
-
-    def _plain(self, text: str) -> Ids:
-        ids = self._ids.get(text)
-        return self.tokenizer.encode([text])[0] if ids is None else ids
+        self._store.add(texts)
 
     def context(self, turns: Sequence[str]) -> Ids:
         """start, turns with separators between them, end; the oldest tokens are cut."""
         tokenizer, room = self.tokenizer, self.config.context_tokens - 2
-        recent = [self._plain(turn) for turn in turns[-self.config.max_turns :]]
+        recent = [self._store.ids(turn) for turn in turns[-self.config.max_turns :]]
         separator = tokenizer.separator_ids
         joined = list(itertools.chain.from_iterable([*separator, *ids] for ids in recent))[len(separator) :]
         if not joined and self.config.layout == "parlai":
@@ -117,10 +113,23 @@ class TextEncoder:
 
     def candidate(self, text: str) -> Ids:
         """start, text, end; the last tokens are cut."""
-        start, ids, end = self.tokenizer.start_id, self._plain(text), self.tokenizer.end_id
+        start, ids, end = self.tokenizer.start_id, self._store.ids(text), self.tokenizer.end_id
         if self.config.layout == "parlai":
             return [start, *ids, end][: self.config.candidate_tokens]
         return [start, *ids[: self.config.candidate_tokens - 2], end]
+
+    def context_length(self, turns: Sequence[str]) -> int:
+        """How many tokens ``context`` gives."""
+        recent = turns[-self.config.max_turns :]
+        joined = sum(map(self._store.length, recent))
+        joined += (len(recent) - 1) * len(self.tokenizer.separator_ids) if recent else 0
+        if not joined and self.config.layout == "parlai":
+            return 0
+        return min(joined + 2, self.config.context_tokens)
+
+    def candidate_length(self, text: str) -> int:
+        """How many tokens ``candidate`` gives."""
+        return min(self._store.length(text) + 2, self.config.candidate_tokens)
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
         """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
@@ -129,6 +138,10 @@ class TextEncoder:
             context = context[: sum(id_ != self.tokenizer.pad_id for id_ in context)]
             return context + candidate, len(context)
         return context + candidate[1:], len(context)
+
+    def pair_length(self, context: int, candidate: int) -> int:
+        """How many tokens ``pair`` gives at most, for a context and a candidate of so many."""
+        return context + candidate - (self.config.layout == "standard")
 
     def pad(self, sequences: Sequence[Ids], *, length: int) -> Tokens:
         """Sequences -> Tokens [n, length], padded on the right, all in segment 0."""

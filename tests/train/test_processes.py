@@ -5,13 +5,16 @@ import signal
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import toy
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import flat_parameters
+from polyjax.train.checkpoint import Checkpoints, flat_parameters
 from polyjax.train.metrics_log import MetricsLog
+from polyjax.train.optim import make_optimizer, plateau, trainable_filter
+from polyjax.train.step import init_state
 from runs import assert_same, finish, joined, pair, parameters, python, start, wait_for_steps
 
 
@@ -44,6 +47,30 @@ def test_one_update_of_two_processes_is_that_of_one(tmp_path, cache):
     assert moved > 1e-4
     losses = [MetricsLog.read(tmp_path / name)[0]["loss"] for name in ("two", "one")]
     assert abs(losses[0] - losses[1]) < 1e-5 * losses[1]
+    assert_close_gradients(*(first_gradients(tmp_path / name) for name in ("two", "one")))
+
+
+def first_gradients(run_dir):
+    """Those of the only update made, but for a factor: Adam's first moment."""
+    optim = toy.OPTIM["poly"]
+    scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(0))
+    trained = trainable_filter("all", toy.SHAPE.n_layers)
+    _, state = init_state(scorer, make_optimizer(optim, 1), plateau(optim), trained, seed=0)
+    state, _ = Checkpoints(run_dir, read_only=True).restore(state)
+    found = [leaf for leaf in jax.tree.leaves(state.optimizer, is_leaf=_is_adam) if _is_adam(leaf)]
+    return jax.tree.leaves(jax.device_get([adam.mu for adam in found]))
+
+
+def _is_adam(leaf):
+    return isinstance(leaf, optax.ScaleByAdamState)
+
+
+def assert_close_gradients(together, alone):
+    assert len(together) == len(alone) > 10
+    largest = max(np.abs(value).max() for value in alone)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * largest)
+    assert largest > 1e-3, "gradients of nothing are equal anyway"
 
 
 def test_two_processes_train_as_one(pair_whole, tmp_path, cache):
