@@ -17,6 +17,7 @@ from polyjax.data.rows import RankConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read_to_rank
+from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
 from polyjax.evaluation import evaluate, some, write_examples
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.memory import restart_with_huge_pages
@@ -118,7 +119,8 @@ def run(config: EvaluateConfig) -> RankingResult:
             raise InputError("--run-prepared-dir: a file of one's own is not kept prepared; leave it out")
         task = dataclasses.replace(task, data_dir=config.prepared)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step), mesh=make_mesh(config.mesh))
-    rows = read_to_rank(task, config.split, rank)
+    with primary_first("data"):
+        rows = read_to_rank(task, config.split, rank)
     if rows.note:
         console.print(rows.note)
     examples = some(rows.examples, config.examples)
@@ -131,7 +133,7 @@ def run(config: EvaluateConfig) -> RankingResult:
         raise InputError(f"--k {too_many[0]}: a row has {evaluation.ranking.n_candidates} candidates")
     result, ks = evaluation.ranking, sorted({1, *(config.k or ks_of(task))})
     console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows", ks=ks))
-    if config.out is not None:
+    if config.out is not None and is_primary():
         write_examples(config.out, examples, evaluation, shared=rows.shared)
         write_json(config.out / "results.json", {"loss": evaluation.loss, **result.summary(ks)})
         console.print(f"written: {config.out}")
@@ -142,8 +144,10 @@ def run(config: EvaluateConfig) -> RankingResult:
 def main() -> None:
     """Parse, run; a mistake of the user's is one line and exit status 2."""
     restart_with_huge_pages()
-    with user_errors():
-        run(parse(sys.argv[1:]))
+    with leaving_at_once(), user_errors(), losses_named():
+        config = parse(sys.argv[1:])
+        connect()
+        run(config)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import tyro
 
 from polyjax.progress import errors
-from polyjax.types import InputError, Preempted
+from polyjax.types import OUT_OF_MEMORY, InputError, Preempted, first_line
 
 
 def parse_flags(
@@ -86,6 +87,16 @@ def user_errors() -> Iterator[None]:
     except Preempted as stopped:
         errors.print(str(stopped), markup=False)
         sys.exit(128 + signal.SIGTERM)  # not 0: a scheduler would take the run for finished
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        errors.print(
+            f"error: the device's memory is exhausted ({first_line(error)}); what was saved is kept: go on "
+            "with --mesh over more devices, a smaller encoder or shorter texts",
+            style="red",
+            markup=False,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         errors.print("interrupted; what was saved is kept")
         sys.exit(130)

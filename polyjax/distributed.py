@@ -17,15 +17,13 @@ from jax._src import distributed  # its barrier waits as long as it is told to
 from jax.experimental import multihost_utils
 
 from polyjax.progress import console
-from polyjax.types import InputError, first_line
+from polyjax.types import OUT_OF_MEMORY, InputError, first_line
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in the pods of an indexed job."""
 PATIENCE_S = 24 * 60 * 60
 """For one process to prepare what all others need."""
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-"""What jax's errors of exhausted device memory begin with."""
 HEARTBEAT_S = 60
 """Without a sign of life for so long, a process is given up, and the run with it."""
 

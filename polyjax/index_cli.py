@@ -15,6 +15,7 @@ from polyjax.retrieval.change import compact, remove
 from polyjax.retrieval.store import IndexDtype, open_index, read_manifest
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
+from polyjax.train.sharding import make_mesh
 from polyjax.types import InputError
 
 
@@ -29,6 +30,7 @@ class Build:
         dtype: of the kept vectors: bfloat16 takes half of float32's space, int8 a quarter.
         compute_dtype: of the encoding's arithmetic; as the model was made by default.
         step: a saved step; the best one by default.
+        mesh: devices that share the encoding, as ``data=4``; all by default.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -37,6 +39,7 @@ class Build:
     dtype: IndexDtype = "float32"
     compute_dtype: Dtype | None = None
     step: int | None = None
+    mesh: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Add:
         index: folder of the index.
         compute_dtype: as it was built with.
         step: as it was built with.
+        mesh: devices that share the encoding, as ``data=4``; all by default.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -56,6 +60,7 @@ class Add:
     index: Annotated[Path, tyro.conf.Positional]
     compute_dtype: Dtype | None = None
     step: int | None = None
+    mesh: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +156,10 @@ def describe(folder: Path) -> list[str]:
 
 
 def _scorer(command: Build | Add) -> TextScorer:
-    scorer = TextScorer(*load_scorer(command.run_dir, step=command.step, dtype=command.compute_dtype))
+    scorer = TextScorer(
+        *load_scorer(command.run_dir, step=command.step, dtype=command.compute_dtype),
+        mesh=make_mesh(command.mesh),
+    )
     check_dual(scorer)
     return scorer
 

@@ -74,12 +74,13 @@ class TextScorer:
     Attributes:
         settings: the scorer's configuration.
         compilations: programs compiled so far; each is a shape, so the buckets bound their number.
+        devices: that share the rows of a batch, and so multiply the rows of a full one.
     """
 
     def __init__(self, scorer: Scorer, text: TextEncoder, *, mesh: Mesh | None = None):
         self.text = text
         self.compilations = 0
-        self._mesh, self._devices = mesh, 1 if mesh is None else row_devices(mesh)
+        self._mesh, self.devices = mesh, 1 if mesh is None else row_devices(mesh)
         self._graph, self._state = nnx.split(for_inference(scorer))
         self._shardings: nnx.State | None = None
         if mesh is not None:
@@ -103,12 +104,12 @@ class TextScorer:
 
     def _full(self, length: int) -> int:
         """Rows of a full batch of a padded length."""
-        return self._devices * max(TOKENS_PER_BATCH // length, 1)
+        return self.devices * max(TOKENS_PER_BATCH // length, 1)
 
     def _row_bucket(self, n: int, length: int) -> int:
         """Rows to which a batch of n sequences is filled up: 1, 8 or full, and as many on each device."""
         full = self._full(length)
-        least = (-(-rows // self._devices) * self._devices for rows in (1, 8, full))
+        least = (-(-rows // self.devices) * self.devices for rows in (1, 8, full))
         return next(rows for rows in least if rows >= n or rows >= full)
 
     def _split(self, rows: Rows) -> Rows:

@@ -25,6 +25,8 @@ from jaxtyping import Array, Bool, Int
 from numpy import ndarray
 
 AnyArray = Array | ndarray
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+"""What jax's errors of exhausted device memory begin with."""
 
 
 class InputError(ValueError):

@@ -5,16 +5,18 @@ import io
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from polyjax import Ranker, cli
 from polyjax.chat import ChatSession, load_index
+from polyjax.commandline import user_errors
 from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextEncoder
 from polyjax.interop.parlai import load_parlai
-from polyjax.retrieval.store import in_memory
+from polyjax.retrieval.store import in_memory, open_index
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
@@ -146,6 +148,34 @@ def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
     expected = ["no index yet", "from the index", "other candidates", "another model", "is broken"]
     assert len(said) == len(expected)
     assert all(part in line for part, line in zip(expected, said, strict=True))
+
+
+def test_an_index_encoded_on_many_devices_is_that_of_one(converted, tmp_path, monkeypatch, capsys):
+    file, vectors = tmp_path / "candidates.txt", []
+    file.write_text("\n".join(f"candidate number {i} " + "and on " * (i % 7) for i in range(20)))
+    for mesh in ("data=1", "data=8"):
+        folder = tmp_path / mesh
+        polyjax(
+            "index", "build", str(converted), str(file), str(folder), "--mesh", mesh, monkeypatch=monkeypatch
+        )
+        (segment,) = open_index(folder).segments
+        vectors.append(np.asarray(segment.vectors))
+    assert "20 candidates" in " ".join(capsys.readouterr().out.split())
+    np.testing.assert_allclose(*vectors, rtol=0, atol=1e-5)
+    with pytest.raises(SystemExit):
+        polyjax("index", "build", str(converted), str(file), "x", "--mesh", "data=9", monkeypatch=monkeypatch)
+    assert "data=9" in capsys.readouterr().err
+
+
+def test_exhausted_memory_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped, user_errors():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmore")
+    printed = capsys.readouterr().err
+    assert (
+        stopped.value.code == 2 and "--mesh" in printed and "more" not in printed.replace("more devices", "")
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError), user_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_files_of_one_name_have_their_own_index(tmp_path):

@@ -150,7 +150,12 @@ def _append(
     if not texts:
         raise InputError("candidates: expected at least one text, got none")
     part, done, encoded = folder / BUILDING, 0, 0
-    plan = {"model": manifest.model, "texts": text_fingerprint(texts), "dtype": manifest.dtype}
+    plan = {
+        "model": manifest.model,
+        "texts": text_fingerprint(texts),
+        "dtype": manifest.dtype,
+        "devices": scorer.devices,  # on which depends what the batch of a number holds
+    }
     if _read(part / PLAN) != plan:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()

@@ -10,19 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from polyjax.data.pipeline import BatchConfig
-from polyjax.distributed import OUT_OF_MEMORY, losses_named
+from polyjax.distributed import losses_named
 from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.optim import OptimConfig
 from polyjax.train.step import TrainState
-from polyjax.types import InputError
+from polyjax.types import OUT_OF_MEMORY, InputError
 
 LEAST_LOSS_SCALE = 1.0
 """At which an overflow is no fault of the loss's scale."""
 
 
 @contextlib.contextmanager
-def errors_named(checkpoints: Checkpoints, batch: BatchConfig) -> Iterator[None]:
-    """Errors of the device and of the other processes as one line that names the way out."""
+def errors_named(checkpoints: Checkpoints, batch: BatchConfig, *, devices: int = 1) -> Iterator[None]:
+    """Errors of the device and of the other processes as one line that names the way out.
+
+    Args:
+        checkpoints: of the run.
+        batch: what was too much at once.
+        devices: that share its rows; each has at least one of a chunk.
+    """
     try:
         with losses_named("what was saved is kept: start all of them again with the same command"):
             yield
@@ -32,9 +38,10 @@ def errors_named(checkpoints: Checkpoints, batch: BatchConfig) -> Iterator[None]
         saved = checkpoints.latest_step
         kept = "nothing was saved yet" if saved is None else f"step {saved} is saved"
         at_once = batch.chunk or batch.batch_size
+        chunk = max(at_once // 2, devices)
         way_out = (
-            f"the same command with --batch.chunk {max(at_once // 2, 1)} goes on, with the same negatives"
-            if at_once > 1
+            f"the same command with --batch.chunk {chunk} goes on, with the same negatives"
+            if at_once > devices
             else "shorten text.context-tokens, or use a smaller encoder"
         )
         raise InputError(

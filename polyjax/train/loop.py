@@ -37,7 +37,7 @@ from polyjax.train.optim import (
     trainable_filter,
     updates_made,
 )
-from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
+from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, row_devices, shardings_of
 from polyjax.train.speed import Profile, Speed
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Example, InputError, Preempted
@@ -238,7 +238,7 @@ def train(
     with (
         meter("training", n_steps, unit="steps", start=first) as shown,
         Notice() as notice,
-        errors_named(checkpoints, batch),
+        errors_named(checkpoints, batch, devices=row_devices(mesh)),
         contextlib.closing(profile),
     ):
         window: list[dict[str, jax.Array]] = []

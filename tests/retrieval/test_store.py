@@ -28,9 +28,10 @@ class Encoder(TextScorer):
     dim, is_dual = 8, True
     text = SimpleNamespace(config=TextConfig())
 
-    def __init__(self, *, stop_after: int = 10**9, batch: int = 2, seed: int = 0):
+    def __init__(self, *, stop_after: int = 10**9, devices: int = 1, seed: int = 0):
         self.encoded: list[str] = []
-        self._stop_after, self._batch, self._seed = stop_after, batch, seed
+        self.devices = devices
+        self._stop_after, self._batch, self._seed = stop_after, 2 * devices, seed
 
     def vectors(self, texts):
         """Float32 [n, dim]."""
@@ -153,15 +154,17 @@ def test_an_interrupted_building_goes_on_where_it_was(tmp_path, monkeypatch):
     assert content(open_index(folder)) == content(open_index(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("changed", ["texts", "model", "dtype"])
+@pytest.mark.parametrize("changed", ["texts", "model", "dtype", "devices"])
 def test_an_interrupted_building_of_something_else_is_not_mixed_in(tmp_path, monkeypatch, changed):
     monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "i", TEXTS, Encoder(stop_after=4))
     texts = TEXTS[::-1] if changed == "texts" else TEXTS
-    other = Encoder(seed=1 if changed == "model" else 0)
+    other = Encoder(seed=1 if changed == "model" else 0, devices=2 if changed == "devices" else 1)
     build_index(tmp_path / "i", texts, other, dtype="int8" if changed == "dtype" else "float32")
     assert len(other.encoded) == 6
+    build_index(tmp_path / "j", texts, other, dtype="int8" if changed == "dtype" else "float32")
+    assert content(open_index(tmp_path / "i")) == content(open_index(tmp_path / "j"))
 
 
 def test_a_new_building_leaves_the_old_index_until_it_is_there(tmp_path):

@@ -206,8 +206,8 @@ def test_exhausted_memory_names_the_flag(tmp_path):
     from polyjax.data.pipeline import BatchConfig
     from polyjax.train.failures import errors_named
 
-    def exhausted(**batch):
-        with errors_named(Checkpoints(tmp_path), BatchConfig(**batch)):
+    def exhausted(devices=1, **batch):
+        with errors_named(Checkpoints(tmp_path), BatchConfig(**batch), devices=devices):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
     with pytest.raises(InputError, match=r"for 32 contexts .*nothing was saved.*--batch.chunk 16 goes on"):
@@ -216,5 +216,9 @@ def test_exhausted_memory_names_the_flag(tmp_path):
         exhausted(batch_size=32, chunk=4)
     with pytest.raises(InputError, match="smaller encoder"):
         exhausted(batch_size=32, chunk=1)
+    with pytest.raises(InputError, match="--batch.chunk 8 goes on"):
+        exhausted(batch_size=32, chunk=12, devices=8)
+    with pytest.raises(InputError, match="smaller encoder"):
+        exhausted(batch_size=32, chunk=8, devices=8)
     with pytest.raises(jax.errors.JaxRuntimeError), errors_named(Checkpoints(tmp_path), BatchConfig()):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
