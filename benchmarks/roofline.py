@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
 from common import interleaved_medians, print_table
 from flax import nnx
@@ -70,7 +71,7 @@ def main(config: BenchmarkConfig) -> None:
     costs = jax.jit(step).lower(state, there).compile().cost_analysis()
     assert costs is not None, "this backend does not tell the costs of its programs"
     operations, moved = costs["flops"], costs["bytes accessed"]
-    own = sum(model_flops(shape, side) for side in vars(batch.inputs).values())
+    own = sum(model_flops(shape, np.asarray(side.mask)) for side in vars(batch.inputs).values())
 
     kind = jax.local_devices()[0].device_kind
     measured = None

@@ -226,7 +226,12 @@ def train(
     )
     rate = schedule(optim, n_steps)
     began = time.monotonic() - progress.seconds
-    speed = Speed(encoder, n_devices=mesh.size, batch_size=batch.batch_size)
+    speed = Speed(
+        encoder,
+        n_devices=mesh.size,
+        batch_size=batch.batch_size,
+        trained_layers=config.trainable if isinstance(config.trainable, int) else None,
+    )
     profile = Profile(config.profiled() if is_primary() else None, str(run_dir / "profile"))
 
     def record(kind: str, step: int, figures: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import console
-from polyjax.types import Batch, DualInputs, Tokens, first_line
+from polyjax.types import Batch, DualInputs, first_line
 
 PEAKS: dict[str, tuple[float, float]] = {
     "H100": (989e12, 3.35e12),
@@ -33,15 +33,21 @@ def peaks_of(device_kind: str) -> tuple[float, float] | None:
     return next((peaks for name, peaks in PEAKS.items() if name in words), None)
 
 
-def model_flops(config: EncoderConfig, tokens: Tokens) -> float:
+def model_flops(config: EncoderConfig, mask: np.ndarray, *, trained_layers: int | None = None) -> float:
     """Operations of the transformer's products in one update, forward and backward, of the real tokens.
 
-    Per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its sequence's length in
-    each layer for the attention (arXiv 2204.02311, appendix B). Padding is no model's work.
+    In each layer, per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its
+    sequence's length for the attention (arXiv 2204.02311, appendix B). Padding is no model's work.
+
+    Args:
+        config: the transformer's shape.
+        mask: which tokens are real, bool [..., t].
+        trained_layers: the top ones, through which gradients go; all where None.
     """
-    lengths = np.asarray(tokens.mask).sum(axis=-1, dtype=np.float64)
-    matrices = config.n_layers * (4 * config.dim**2 + 2 * config.dim * config.mlp_dim)
-    return float(6 * matrices * lengths.sum() + 12 * config.n_layers * config.dim * np.square(lengths).sum())
+    lengths = mask.sum(axis=-1, dtype=np.float64)
+    passes = config.n_layers + 2 * (config.n_layers if trained_layers is None else trained_layers)
+    matrices = 2 * (4 * config.dim**2 + 2 * config.dim * config.mlp_dim)
+    return float(passes * (matrices * lengths.sum() + 4 * config.dim * np.square(lengths).sum()))
 
 
 class Speed:
@@ -51,11 +57,17 @@ class Speed:
         encoder: the transformer's shape.
         n_devices: those that share the work.
         batch_size: contexts of the whole batch, of which a process sees its part.
+        trained_layers: see ``model_flops``.
     """
 
-    def __init__(self, encoder: EncoderConfig, *, n_devices: int, batch_size: int):
+    def __init__(
+        self, encoder: EncoderConfig, *, n_devices: int, batch_size: int, trained_layers: int | None = None
+    ):
         self._encoder, self._n_devices, self._batch_size = encoder, n_devices, batch_size
-        self._peaks = peaks_of(jax.local_devices()[0].device_kind)
+        self._trained_layers = trained_layers
+        # The peaks are those of half precision.
+        half = encoder.dtype != "float32"
+        self._peaks = peaks_of(jax.local_devices()[0].device_kind) if half else None
         self.restart()
 
     def restart(self) -> None:
@@ -72,15 +84,19 @@ class Speed:
             # Candidates that all contexts have, whatever the batch, are in every process.
             part = len(tokens.mask) == len(batch.label)
             whole = self._batch_size / len(batch.label) if part else 1.0
-            self._tokens += whole * int(tokens.mask.sum())
-            self._places += whole * tokens.mask.size
-            self._flops += whole * model_flops(self._encoder, tokens)
+            mask = np.asarray(tokens.mask)
+            if mask.ndim == 3:  # places of lists that hold no candidate are filled up, for nothing
+                mask = mask & np.asarray(batch.where)[..., None]
+            self._tokens += whole * int(mask.sum())
+            self._places += whole * mask.size
+            self._flops += whole * model_flops(self._encoder, mask, trained_layers=self._trained_layers)
 
     def figures(self) -> dict[str, float]:
         """Speeds a second of the whole run, the share of padding, and memory.
 
-        ``mfu`` is there where the device's peak is known: the share of it that the model's own operations
-        are. ``memory_gib`` is the most that was used: of a device, or of the process on a CPU.
+        ``mfu`` is there where the device's peak for the arithmetic in use is known: the share of it that
+        the model's own operations are. ``memory_gib`` is the most that was used: of a device, or of the
+        process on a CPU.
         """
         seconds = time.monotonic() - self._began
         found = {

@@ -1,8 +1,10 @@
 """What a run tells of its speed, and the trace of its steps."""
 
+import dataclasses
 import math
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -28,9 +30,12 @@ def test_operations_are_those_of_the_products(rng):
             left, out = (shape(part) for part in (line.split(" : (")[1].split(",")[0], line.split("-> ")[1]))
             rows = int(line.split("contracting_dims = [")[1].split("]")[0])
             products += 2 * math.prod(out) * left[rows]
-    assert model_flops(config, tokens) == pytest.approx(3 * products, rel=1e-6)
+    assert model_flops(config, tokens.mask) == pytest.approx(3 * products, rel=1e-6)
     padded = random_tokens(rng, [16] * 4, width=32)
-    assert model_flops(config, padded) < 0.5 * model_flops(config, tokens), "padding does not count"
+    whole = model_flops(config, tokens.mask)
+    assert model_flops(config, padded.mask) < 0.5 * whole, "padding does not count"
+    assert model_flops(config, tokens.mask, trained_layers=0) == pytest.approx(whole / 3), "forward alone"
+    assert model_flops(config, tokens.mask, trained_layers=1) == pytest.approx(whole * (2 + 2) / (3 * 2))
 
 
 def shape(text: str) -> list[int]:
@@ -52,6 +57,26 @@ def test_speed_counts_tokens_and_padding(rng, monkeypatch):
     assert found["tokens_per_second"] == 2 * 2 * tokens / 2.0
     assert found["padding"] == pytest.approx(1 - tokens / sum(mask.size for mask in masks))
     assert found["memory_gib"] > 0.01 and "mfu" not in found
+
+
+def test_places_of_lists_without_a_candidate_are_waste(rng):
+    batch = batch_of(rng, HEADS["cross-mean"], 4)
+    assert batch.inputs.pairs.mask.ndim == 3
+    where = np.zeros_like(np.broadcast_to(batch.where, batch.inputs.pairs.mask.shape[:2]))
+    where[:, 0] = True
+    speed = Speed(tiny(), n_devices=1, batch_size=4)
+    speed.add(dataclasses.replace(batch, where=where))
+    mask = np.asarray(batch.inputs.pairs.mask)
+    assert speed.figures()["padding"] == pytest.approx(1 - mask[:, 0].sum() / mask.size)
+
+
+def test_the_share_of_the_peak_is_that_of_the_arithmetic_in_use(rng, monkeypatch):
+    monkeypatch.setattr("polyjax.train.speed.peaks_of", lambda kind: (1e12, 1e12))
+    batch = batch_of(rng, HEADS["bi-mean"], 6)
+    for dtype in ("float32", "bfloat16"):
+        speed = Speed(tiny(dtype=dtype), n_devices=1, batch_size=6)
+        speed.add(batch)
+        assert ("mfu" in speed.figures()) == (dtype == "bfloat16"), "peaks are of half precision"
 
 
 def test_peaks():
