@@ -5,6 +5,9 @@ the iterator's state is one number, and a resumed run takes the same batches.
 """
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -185,5 +188,18 @@ def make_loader(
     loader = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if config.workers:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which polyjax does not use
-        loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        options = grain.MultiprocessingOptions(num_workers=config.workers)
+        loader = loader.mp_prefetch(options, worker_init_fn=_end_with_parent)
     return iter(loader), plan
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """In a worker: end when the run is gone, killed or not. A full queue would keep it waiting for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

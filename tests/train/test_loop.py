@@ -124,8 +124,10 @@ def test_bfloat16_and_worker_processes_resume_as_exactly(tmp_path, cache):
     while not saved_steps(killed):
         assert process.poll() is None
         time.sleep(0.0005)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2)  # the worker fills its queue, and waits
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)  # the worker, which holds its output open, is gone as well
     assert "60" not in saved_steps(killed), "the run ended before it could be killed"
     finish(start(killed, cache, "dtype=bfloat16"))
     assert_same(parameters(killed, "poly", 60), parameters(whole, "poly", 60))
