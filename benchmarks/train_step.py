@@ -6,10 +6,9 @@
 all-MiniLM-L6-v2 as a bi-encoder and as a poly-encoder of 64 codes (one encoder for both sides, cosine scores
 times 20: what sentence-transformers' MultipleNegativesRankingLoss computes), a batch of 32 contexts of 80
 tokens and 32 candidates of 24, no dropout, AdamW, gradients clipped to 1. PyTorch is eager, as its users run
-it, in float32 and under bfloat16 autocast. Each library has a process of its own, as in use (in one they
-break each other's memory up, which costs ours more), and waits while the other computes. The losses of the
-first update are compared. Prints a table,
-writes benchmarks/results/train_step.json.
+it, in float32 and under bfloat16 autocast. Each model of each library has a process of its own, as in use
+(several in one break its memory up, which costs ours more), which waits while the other computes. The losses
+of the first update are compared. Prints a table, writes benchmarks/results/train_step.json.
 """
 
 import dataclasses
@@ -45,6 +44,8 @@ SCALE = 20.0
 RATE, DECAY = 1e-5, 0.01
 WARM_UP = 6
 """Rounds that are not counted: the first compile, and claim memory from the system."""
+TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.1}
+"""Between the first losses."""
 HEADS = {
     "bi": BiConfig(shared_encoder=True, normalize=True, score_scale=SCALE),
     "poly": PolyConfig(shared_encoder=True, normalize=True, score_scale=SCALE),
@@ -147,56 +148,60 @@ def torch_step(codes: np.ndarray | None, batch: Batch, autocast: bool) -> Callab
     return run
 
 
-def serve(name: str, config: BenchmarkConfig, pipe: Any) -> None:
-    """One library in a process of its own: an update whenever it is asked, and its loss and seconds."""
+def serve(name: str, arch: str, dtype: Dtype, config: BenchmarkConfig, pipe: Any) -> None:
+    """An update whenever it is asked for, and its loss and seconds."""
     batch = random_batch(config.batch, config.context, config.candidate)
-    steps: dict[tuple[str, str], Callable[[], float]] = {}
     torch.set_num_threads(config.threads)
-    for arch in HEADS:
-        for dtype in ("float32", "bfloat16"):
-            if name == "polyjax":
-                steps[arch, dtype] = polyjax_step(arch, dtype, batch)
-            else:
-                steps[arch, dtype] = torch_step(initial_codes(arch), batch, autocast=dtype == "bfloat16")
-    while (asked := pipe.recv()) is not None:
+    if name == "polyjax":
+        update = polyjax_step(arch, dtype, batch)
+    else:
+        update = torch_step(initial_codes(arch), batch, autocast=dtype == "bfloat16")
+    while pipe.recv():
         began = time.perf_counter()
-        loss = steps[asked]()
+        loss = update()
         pipe.send((loss, time.perf_counter() - began))
 
 
-def main(config: BenchmarkConfig) -> None:
-    """Compare the losses, time, print, write."""
+def interleaved(arch: str, dtype: Dtype, tolerance: float, config: BenchmarkConfig) -> dict[str, list[float]]:
+    """Milliseconds of each library's updates, taking turns, each in a process that does nothing else."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     processes = []
     for name in ("polyjax", "torch"):
         pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, config, theirs), daemon=True))
+        arguments = (name, arch, dtype, config, theirs)
+        processes.append(context.Process(target=serve, args=arguments, daemon=True))
         processes[-1].start()
 
-    def ask(name: str, arch: str, dtype: str) -> tuple[float, float]:
-        pipes[name].send((arch, dtype))
+    def ask(name: str) -> tuple[float, float]:
+        pipes[name].send(True)
         return pipes[name].recv()
 
+    first = {name: ask(name)[0] for name in pipes}
+    assert abs(first["polyjax"] - first["torch"]) < tolerance, first
+    times: dict[str, list[float]] = {name: [] for name in pipes}
+    for round_ in range(WARM_UP + config.repeats):
+        for name in pipes:
+            seconds = ask(name)[1]
+            if round_ >= WARM_UP:
+                times[name].append(1e3 * seconds)
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return times
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Compare the losses, time, print, write."""
     rows: list[dict[str, Any]] = []
     for arch in HEADS:
         row: dict[str, Any] = {"arch": arch}
-        for dtype, tolerance in (("float32", 1e-3), ("bfloat16", 0.1)):
-            first = {name: ask(name, arch, dtype)[0] for name in pipes}
-            assert abs(first["polyjax"] - first["torch"]) < tolerance, first
-            times: dict[str, list[float]] = {name: [] for name in pipes}
-            for round_ in range(WARM_UP + config.repeats):
-                for name in pipes:
-                    seconds = ask(name, arch, dtype)[1]
-                    if round_ >= WARM_UP:
-                        times[name].append(1e3 * seconds)
-            for name, values in times.items():
+        for dtype, tolerance in TOLERANCES.items():
+            for name, values in interleaved(arch, dtype, tolerance, config).items():
                 row[f"{name}_{dtype}"] = statistics.median(values)
                 row[f"{name}_{dtype}_all"] = values
             row[dtype] = row[f"polyjax_{dtype}"] / row[f"torch_{dtype}"]
         rows.append(row)
-    for pipe in pipes.values():
-        pipe.send(None)
     columns = {
         "arch": "{arch}",
         "ours, float32": "{polyjax_float32:,.0f}",
