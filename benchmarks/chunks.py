@@ -19,9 +19,9 @@ from flax import nnx
 from training import random_batch
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
+from polyjax.losses import ranking_loss
 from polyjax.train.checkpoint import write_json
 from polyjax.train.report import hardware
-from polyjax.train.step import batch_loss
 from polyjax.types import Batch
 
 
@@ -49,7 +49,7 @@ def main(config: BenchmarkConfig) -> None:
     for n, chunk in ((config.batch, 0), (config.batch, config.chunk), (config.chunk, 0)):
 
         def loss(state: nnx.State, batch: Batch, chunk: int = chunk) -> jax.Array:
-            return batch_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
+            return ranking_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
 
         batch = random_batch(n, 80, 48)
         compiled = jax.jit(jax.value_and_grad(loss)).lower(state, batch).compile()

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from polyjax import Batch, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
 from polyjax.compilation import enable_compilation_cache
+from polyjax.losses import ranking_loss
 from polyjax.memory import TUNABLE
 from polyjax.train.checkpoint import write_json
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
@@ -63,7 +64,7 @@ def measure(steps: int) -> dict[str, float]:
         trainable_filter("all", 6),
         seed=0,
     )
-    update = make_train_step(graph, optimizer)
+    update = make_train_step(graph, optimizer, ranking_loss)
 
     def tokens(rows: int, length: int) -> Tokens:
         ids = draw.integers(1000, 20000, (rows, length)).astype(np.int32)

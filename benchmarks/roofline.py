@@ -71,7 +71,7 @@ def main(config: BenchmarkConfig) -> None:
     costs = jax.jit(step).lower(state, there).compile().cost_analysis()
     assert costs is not None, "this backend does not tell the costs of its programs"
     operations, moved = costs["flops"], costs["bytes accessed"]
-    own = sum(model_flops(shape, np.asarray(side.mask)) for side in vars(batch.inputs).values())
+    own = sum(model_flops(shape, np.asarray(side.mask).sum(-1)) for side in vars(batch.inputs).values())
 
     kind = jax.local_devices()[0].device_kind
     measured = None

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from polyjax import DualInputs, Tokens
+from polyjax.losses import ranking_loss
 from polyjax.models import Scorer
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
@@ -34,5 +35,5 @@ def one_device_update(
     rule, mesh = make_optimizer(optim, 1000), one_device()
     graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", 0), seed=0)
     shardings = shardings_of(state, mesh)
-    step = make_train_step(graph, rule, shardings=(shardings, everywhere(mesh)))
+    step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, everywhere(mesh)))
     return step, placed(state, shardings), BatchPlacer(mesh, batch_size, "split")

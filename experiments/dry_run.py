@@ -67,7 +67,7 @@ def starts_from(config: RunConfig) -> str:
 def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
     """Print what the run would do."""
     n_rows, known = training_rows(config)
-    steps, validate_every = updates_of(config.train, config.batch, n_rows)
+    steps, validate_every = updates_of(config.train, config.batch.batch_size, n_rows)
     source = config.batch.source("pairs" if config.arch == "cross" else "dual")
     memory = memory_estimate(config, shape, mesh)
     optim, train = config.optim, config.train

@@ -43,6 +43,7 @@ from polyjax.train.checkpoint import MODEL, Checkpoints, ModelCard, load_scorer,
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.ownership import open_run, run_lock
+from polyjax.train.ranking import Ranking
 from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.train.sharding import make_mesh, mesh_shape
 from polyjax.types import Example, InputError
@@ -238,18 +239,16 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     with primary_first("tokens"):
         prepare_texts(training.examples, text)
     with tensorboard(config) as log:
-        outcome = train(
+        objective = Ranking(
             scorer,
             text,
             training.examples,
             valid,
-            config.folder,
             batch=config.batch,
-            optim=config.optim,
-            config=config.train,
+            validate_examples=config.train.validate_examples,
             mesh=mesh,
-            on_log=log,
         )
+        outcome = train(objective, config.folder, optim=config.optim, config=config.train, on_log=log)
     return report(config, shape, source, tokenizer, test, outcome, turns, began, notes, mesh)
 
 

@@ -1,10 +1,14 @@
 """Cross-entropy of the label against the other candidates (arXiv 1905.01969 §4.1)."""
 
+import typing
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from polyjax.types import AnyArray
+from polyjax.models import Scorer
+from polyjax.types import AnyArray, Batch
 
 
 def in_batch_where(keys: Int[AnyArray, " n"], label: Int[AnyArray, " b"]) -> Bool[Array, "b n"]:
@@ -38,3 +42,26 @@ def cross_entropy(
     masked = jnp.where(where, scores, jnp.finfo(scores.dtype).min)
     right = jnp.take_along_axis(masked, jnp.asarray(label)[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(masked, axis=1) - right
+
+
+def ranking_loss(
+    scorer: Scorer, batch: Batch, key: Array | None, *, chunk: int = 0
+) -> tuple[Array, dict[str, Array]]:
+    """Mean cross-entropy of a batch (nats), and its figures.
+
+    Args:
+        scorer: the model.
+        batch: its inputs are of the scorer's kind.
+        key: draws the dropout; None for none.
+        chunk: contexts to encode at once, see ``polyjax.models.in_chunks``; all where 0.
+    """
+    score = typing.cast(Callable[..., Array], scorer)  # the loader made the inputs of this scorer's kind
+    scores = score(batch.inputs, key=key, chunk=chunk).astype(jnp.float32)
+    where = jnp.asarray(batch.where)
+    if batch.keys is not None:
+        where = where & in_batch_where(batch.keys, batch.label)
+    loss = cross_entropy(scores, batch.label, where).mean()
+    masked = jnp.where(where, scores, -jnp.inf)
+    right = jnp.take_along_axis(scores, jnp.asarray(batch.label)[:, None], axis=1)
+    ahead = (masked >= right).sum(axis=1) - 1  # the label itself; a tie counts against it
+    return loss, {"loss": loss, "accuracy": (ahead == 0).astype(jnp.float32).mean()}

@@ -88,11 +88,14 @@ class Tokens:
         ids: token ids, int32 [..., t].
         mask: True at real tokens, bool [..., t].
         segments: segment of each token, int32 [..., t]; 0 for single texts.
+        packs: which of the sequences that share a row each token belongs to, int32 [..., t], where several
+            are packed one after the other; None where a row is one sequence.
     """
 
     ids: Int[AnyArray, "*shape t"]
     mask: Bool[AnyArray, "*shape t"]
     segments: Int[AnyArray, "*shape t"]
+    packs: Int[AnyArray, "*shape t"] | None = None
 
 
 @typing.no_type_check

@@ -7,8 +7,7 @@ import pytest
 
 from conftest import random_tokens, tiny
 from polyjax import Batch, BiConfig, DualInputs, make_scorer
-from polyjax.losses import cross_entropy, in_batch_where
-from polyjax.train.step import batch_loss
+from polyjax.losses import cross_entropy, in_batch_where, ranking_loss
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -18,7 +17,7 @@ def test_copies_of_a_label_count_only_where_they_are_not_masked(masked, rng, rng
     inputs = DualInputs(random_tokens(rng, [4, 5, 6], width=6), random_tokens(rng, [3, 3, 3], width=4))
     keys = np.array([7, 8, 7], np.int32) if masked else None
     batch = Batch(inputs, np.arange(3, dtype=np.int32), np.ones((1, 3), bool), keys)
-    loss, _ = batch_loss(scorer, batch, None)
+    loss, _ = ranking_loss(scorer, batch, None)
     scores = np.asarray(scorer(inputs), np.float64)
     kept = [[0, 1], [0, 1, 2], [1, 2]] if masked else [[0, 1, 2]] * 3
     expected = [np.log(np.exp(scores[i, kept[i]]).sum()) - scores[i, i] for i in range(3)]

@@ -126,7 +126,7 @@ class DictionaryTokenizer:
         self.pad_id = self._ids[settings.null]
         self.start_id = self._ids[settings.start]
         self.end_id = self._ids[settings.end]
-        self.unknown_id = self._ids[settings.unknown]
+        self.unknown_id = self.mask_id = self._ids[settings.unknown]
         self.separator_ids = tuple(self._encode(settings.delimiter))
 
     @property

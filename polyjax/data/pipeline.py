@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -184,13 +184,25 @@ def make_loader(
         part=part,
     )
     collator.check()
+    return load(plan, collator, first=first, workers=config.workers), plan
+
+
+def load(plan: Any, collator: grain.transforms.Map, *, first: int, workers: int) -> grain.DatasetIterator:
+    """The batches that a collator makes of a plan's entries from number ``first`` on, ahead of their use.
+
+    Args:
+        plan: has a length, and entries by number.
+        collator: entry -> batch.
+        first: number of the first batch.
+        workers: processes that collate; 0 for a thread of this one.
+    """
     dataset = grain.MapDataset.source(plan)[first:].map(collator)
     loader = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    if config.workers:
+    if workers:
         flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which polyjax does not use
-        options = grain.MultiprocessingOptions(num_workers=config.workers)
+        options = grain.MultiprocessingOptions(num_workers=workers)
         loader = loader.mp_prefetch(options, worker_init_fn=_end_with_parent)
-    return iter(loader), plan
+    return iter(loader)
 
 
 def _end_with_parent(index: int, count: int) -> None:

@@ -45,6 +45,11 @@ class Tokenizer(Protocol):
         """Between the turns of a context."""
         ...
 
+    @property
+    def mask_id(self) -> int:
+        """In place of a token that is to be guessed; the unknown token where there is none for it."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
         ...
@@ -85,6 +90,8 @@ class WordPieceTokenizer:
         self.start_id = ids["[CLS]"]
         self.end_id = ids["[SEP]"]
         self.separator_ids = (ids["[SEP]"],)
+        hidden = (self._tokenizer.token_to_id(name) for name in ("[MASK]", "[UNK]"))
+        self.mask_id = next((id_ for id_ in hidden if id_ is not None), self.pad_id)
 
     @property
     def vocab_size(self) -> int:
@@ -123,6 +130,7 @@ class SentencePieceTokenizer:
         self.end_id = self._processor.eos_id()
         separator = self._processor.piece_to_id("<sep>")
         self.separator_ids = (separator,)
+        self.mask_id = self._processor.piece_to_id("<mask>")
         if min(self.pad_id, self.start_id, self.end_id) < 0 or separator == self._processor.unk_id():
             raise InputError(f"{path}: expected padding, start, end and <sep> pieces; train it with polyjax")
 

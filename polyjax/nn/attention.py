@@ -65,7 +65,7 @@ def _multi_head(
     q: Float[Array, "b q d"],
     k: Float[Array, "b n d"],
     v: Float[Array, "b n d"],
-    mask: Bool[Array, "b n"] | None,
+    mask: Bool[Array, "b *q n"] | None,
     *,
     n_heads: int,
     dropout: float = 0.0,
@@ -73,17 +73,18 @@ def _multi_head(
 ) -> Float[Array, "b q d"]:
     """Scaled dot-product attention over contiguous slices of width d / n_heads.
 
-    On a GPU cuDNN's attention does it where it can: without the [b, h, q, n] weights in memory.
+    ``mask`` says which of the memory is attended to: [b, n] by all queries, or [b, q, n] by each. On a GPU
+    cuDNN's attention does it where it can: without the [b, h, q, n] weights in memory.
     """
     b, n, d = k.shape
     dropping = dropout > 0 and key is not None
+    there = None if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     if not dropping and cudnn_suits(q.dtype, d // n_heads, q.shape[1], n, device=jax.local_devices()[0]):
         q, k, v = (x.reshape(b, -1, n_heads, d // n_heads) for x in (q, k, v))
-        there = None if mask is None else mask[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, mask=there, implementation="cudnn").reshape(b, -1, d)
     q, k, v = (x.reshape(b, -1, n_heads, d // n_heads).swapaxes(1, 2) for x in (q, k, v))
     logits = jnp.einsum("bhqk,bhnk->bhqn", q * (d // n_heads) ** -0.5, k)
-    weights = masked_softmax(logits, None if mask is None else mask[:, None, None, :]).astype(v.dtype)
+    weights = masked_softmax(logits, there).astype(v.dtype)
     mixed = jnp.einsum("bhqn,bhnk->bhqk", apply_dropout(weights, dropout, key), v)
     return mixed.swapaxes(1, 2).reshape(b, -1, d)
 
@@ -105,7 +106,7 @@ class SelfAttention(nnx.Module):
         self.out = Linear(dim, dim, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"], *, key: Array | None = None
+        self, x: Float[Array, "b t d"], mask: Bool[Array, "b *q t"], *, key: Array | None = None
     ) -> Float[Array, "b t d"]:
         """[b, t, d] -> [b, t, d]; ``key`` draws the dropout, none without it."""
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)

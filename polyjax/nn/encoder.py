@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from polyjax.nn.attention import SelfAttention
 from polyjax.nn.linear import LayerNorm, Linear, apply_dropout
@@ -144,6 +144,19 @@ def sinusoidal_positions(n_positions: int, dim: int) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(n_positions, dim).astype(np.float32)
 
 
+def place_in_sequence(tokens: Tokens) -> Int[Array, "n t"]:
+    """The number of each token in its sequence, from 0 on, int32 [n, t].
+
+    Counting real tokens, not places, makes padding on either side change nothing.
+    """
+    place = jnp.maximum(jnp.cumsum(jnp.asarray(tokens.mask).astype(jnp.int32), axis=-1) - 1, 0)
+    if tokens.packs is None:
+        return place
+    packs = jnp.asarray(tokens.packs)
+    begins = jnp.concatenate([jnp.ones_like(packs[:, :1], bool), packs[:, 1:] != packs[:, :-1]], axis=1)
+    return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
+
+
 class FixedTable(nnx.Variable):
     """A table that is saved with the parameters and never trained."""
 
@@ -172,9 +185,7 @@ class Embeddings(nnx.Module):
         x = jnp.take(self.tokens[...], tokens.ids, axis=0)
         if config.embedding_scale:
             x = x * math.sqrt(config.dim)
-        # Counting real tokens, not places, makes padding on either side change nothing.
-        place = jnp.maximum(jnp.cumsum(tokens.mask.astype(jnp.int32), axis=-1) - 1, 0)
-        x = x + jnp.take(self.positions[...], place, axis=0)
+        x = x + jnp.take(self.positions[...], place_in_sequence(tokens), axis=0)
         if config.n_segments:
             x = x + jnp.take(self.segments[...], tokens.segments, axis=0)
         x = x.astype(config.dtype)
@@ -206,9 +217,12 @@ class Block(nnx.Module):
         return self.mlp_out(inner)
 
     def __call__(
-        self, x: Float[Array, "n t d"], mask: Bool[Array, "n t"], *, key: Array | None = None
+        self, x: Float[Array, "n t d"], mask: Bool[Array, "n *q t"], *, key: Array | None = None
     ) -> Float[Array, "n t d"]:
-        """[n, t, d] -> [n, t, d]; ``key`` draws the dropout, none without it."""
+        """[n, t, d] -> [n, t, d]; ``key`` draws the dropout, none without it.
+
+        ``mask`` says which tokens are attended to: [n, t] by all, or [n, t, t] by each.
+        """
         rate = self.config.dropout
         attention_key, key_1, key_2 = (None,) * 3 if key is None else jax.random.split(key, 3)
         if self.config.norm == "pre":
@@ -239,7 +253,7 @@ class Encoder(nnx.Module):
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype.
 
         Args:
-            tokens: t is at most n_positions.
+            tokens: t is at most n_positions; packed sequences do not see each other.
             key: draws the dropout; without it the encoder is deterministic.
 
         Raises:
@@ -253,7 +267,11 @@ class Encoder(nnx.Module):
         n_keys = self.config.n_layers + 1
         keys = [None] * n_keys if key is None else list(jax.random.split(key, n_keys))
         x = apply_dropout(self.embeddings(tokens), self.config.dropout, keys[-1])
-        x = self._run_blocks(x, jnp.asarray(tokens.mask), keys[:-1])
+        mask = jnp.asarray(tokens.mask)
+        if tokens.packs is not None:
+            packs = jnp.asarray(tokens.packs)
+            mask = mask[:, None, :] & (packs[:, :, None] == packs[:, None, :])
+        x = self._run_blocks(x, mask, keys[:-1])
         if self.config.zero_padding:
             x = jnp.where(jnp.asarray(tokens.mask)[..., None], x, jnp.zeros((), x.dtype))
         if self.config.norm == "pre":
@@ -261,7 +279,7 @@ class Encoder(nnx.Module):
         return x * self.config.output_scaling if self.config.output_scaling != 1.0 else x
 
     def _run_blocks(
-        self, x: Float[Array, "n t d"], mask: Bool[Array, "n t"], keys: list
+        self, x: Float[Array, "n t d"], mask: Bool[Array, "n *q t"], keys: list
     ) -> Float[Array, "n t d"]:
         graphs, states = zip(*(nnx.split(block) for block in self.blocks), strict=True)
 

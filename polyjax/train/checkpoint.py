@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -38,6 +38,7 @@ from polyjax.train.step import TrainState
 from polyjax.types import InputError, first_line
 
 CONFIG, MODEL, LOCK = "config.json", "model.json", ".lock"
+ModelT = TypeVar("ModelT", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,11 +248,11 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise bare ones for damaged files
             raise InputError(f"{self._folder / str(step)} cannot be restored ({first_line(error)})") from None
 
-    def restore_parameters(self, scorer: Scorer, step: int | None = None) -> Scorer:
-        """A scorer with the parameters of a saved step; of the best one by default.
+    def restore_parameters(self, model: ModelT, step: int | None = None) -> ModelT:
+        """A model with the parameters of a saved step; of the best one by default.
 
         Args:
-            scorer: gives the shapes; it may be abstract (from ``nnx.eval_shape``).
+            model: gives the shapes; it may be abstract (from ``nnx.eval_shape``).
             step: the saved step.
 
         Raises:
@@ -261,7 +262,7 @@ class Checkpoints:
         saved = sorted(self._manager.all_steps())
         if step is None or step not in saved:
             raise InputError(f"{self._folder}: no checkpoint of step {step}; saved are {saved}")
-        graph, state = nnx.split(scorer)
+        graph, state = nnx.split(model)
         target = _abstract(flat_parameters(state))
         try:
             self._checksums.check(self._folder / str(step), item="model")

@@ -2,14 +2,13 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyjax.data.pipeline import BatchConfig
 from polyjax.distributed import losses_named
 from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.optim import OptimConfig
@@ -21,13 +20,12 @@ LEAST_LOSS_SCALE = 1.0
 
 
 @contextlib.contextmanager
-def errors_named(checkpoints: Checkpoints, batch: BatchConfig, *, devices: int = 1) -> Iterator[None]:
+def errors_named(checkpoints: Checkpoints, at_once: Callable[[], tuple[str, str]]) -> Iterator[None]:
     """Errors of the device and of the other processes as one line that names the way out.
 
     Args:
         checkpoints: of the run.
-        batch: what was too much at once.
-        devices: that share its rows; each has at least one of a chunk.
+        at_once: what is too much where memory is exhausted, and the way out of it.
     """
     try:
         with losses_named("what was saved is kept: start all of them again with the same command"):
@@ -37,16 +35,9 @@ def errors_named(checkpoints: Checkpoints, batch: BatchConfig, *, devices: int =
             raise
         saved = checkpoints.latest_step
         kept = "nothing was saved yet" if saved is None else f"step {saved} is saved"
-        at_once = batch.chunk or batch.batch_size
-        chunk = max(at_once // 2, devices)
-        way_out = (
-            f"the same command with --batch.chunk {chunk} goes on, with the same negatives"
-            if at_once > devices
-            else "shorten text.context-tokens, or use a smaller encoder"
-        )
+        what, way_out = at_once()
         raise InputError(
-            f"the device's memory does not do for {at_once} contexts at once ({kept}, no batch was dropped); "
-            f"{way_out}"
+            f"the device's memory does not do for {what} at once ({kept}, no batch was dropped); {way_out}"
         ) from None
 
 

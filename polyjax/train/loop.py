@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,20 +13,14 @@ import jax.numpy as jnp
 import optax
 import tyro
 from flax import nnx
-from jax.sharding import Mesh
 
-from polyjax.data.pipeline import BatchConfig, make_loader
-from polyjax.data.rows import Rows
-from polyjax.data.text import TextEncoder
 from polyjax.distributed import agreed, is_primary
-from polyjax.evaluation import Evaluation, check_candidates, evaluate, some
-from polyjax.models import DualScorer, Scorer
-from polyjax.progress import Meter, console, meter
-from polyjax.scoring import TextScorer
+from polyjax.progress import console, meter
 from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.failures import check_finite, errors_named, finite_means, raise_unless_finite
 from polyjax.train.interrupt import Notice
 from polyjax.train.metrics_log import MetricsLog
+from polyjax.train.objective import Objective, Validation
 from polyjax.train.optim import (
     OptimConfig,
     Trainable,
@@ -37,10 +31,10 @@ from polyjax.train.optim import (
     trainable_filter,
     updates_made,
 )
-from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, row_devices, shardings_of
+from polyjax.train.sharding import everywhere, placed, shardings_of
 from polyjax.train.speed import Profile, Speed
 from polyjax.train.step import TrainState, init_state, make_train_step
-from polyjax.types import Example, InputError, Preempted
+from polyjax.types import InputError, Preempted
 
 LOG_EVERY_STEPS = 10
 
@@ -109,9 +103,9 @@ class TrainConfig:
         return int(first), int(last)
 
 
-def updates_of(config: TrainConfig, batch: BatchConfig, n_examples: int) -> tuple[int, int]:
+def updates_of(config: TrainConfig, batch_size: int, n_examples: int) -> tuple[int, int]:
     """Updates in all, and between validations, of a run on so many training examples."""
-    per_epoch = n_examples // batch.batch_size
+    per_epoch = n_examples // batch_size
     steps = config.steps or max(1, round((config.epochs or 1.0) * per_epoch))
     every = config.validate_every_steps or max(1, round((config.validate_every_epochs or 0.5) * per_epoch))
     return steps, every
@@ -145,33 +139,23 @@ class _Progress:
 
 
 def train(
-    scorer: Scorer,
-    text: TextEncoder,
-    train_examples: Sequence[Example],
-    valid: Rows,
+    objective: Objective,
     run_dir: Path,
     *,
-    batch: BatchConfig,
     optim: OptimConfig,
     config: TrainConfig,
-    mesh: Mesh | None = None,
     on_log: Callable[[int, str, dict[str, Any]], None] = lambda step, kind, figures: None,
 ) -> TrainResult:
-    """Train a scorer, or go on with the run that the directory holds.
+    """Train a model, or go on with the run that the directory holds.
 
     Hold ``run_lock`` meanwhile, so that no other process writes there.
     The checkpoints of the run directory hold the result; ``Checkpoints.restore_parameters`` reads it.
 
     Args:
-        scorer: with its initial parameters; they are given away.
-        text: tokenises and pads.
-        train_examples: their labels are learnt.
-        valid: rows to rank.
+        objective: the model, what it is to learn and from what.
         run_dir: where metrics and checkpoints go.
-        batch: how batches are drawn.
         optim: optimiser and schedule.
         config: length, validation, checkpoints.
-        mesh: devices that share the work, from ``make_mesh``; one device where None.
         on_log: called with (step, kind, figures) for every line of the log.
 
     Raises:
@@ -179,22 +163,16 @@ def train(
             not be saved, or another process of the run is gone.
         Preempted: SIGTERM came; the state is saved.
     """
-    inputs = "dual" if isinstance(scorer, DualScorer) else "pairs"
-    encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
-    _check_trainable(inputs, batch)
-    mesh = mesh or one_device()
-    source = batch.source(inputs)
-    placer = BatchPlacer(mesh, batch.batch_size, "whole" if source == "fixed" else "split")
-    n_steps, validate_every = updates_of(config, batch, len(train_examples))
-    valid_examples = some(valid.examples, config.validate_examples)
-    check_candidates(valid_examples, valid.shared, source="valid")
-
-    validator = TextScorer(scorer, text, mesh=mesh)
+    encoder, mesh = objective.encoder, objective.mesh
+    n_steps, validate_every = updates_of(config, objective.batch_size, objective.n_examples)
+    profiled = config.profiled()
+    if profiled is not None and profiled[0] > n_steps:
+        raise InputError(f"--profile-steps {config.profile_steps}: the run has {n_steps} updates")
     optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
     trained = trainable_filter(config.trainable, encoder.n_layers)
     loss_scale = make_loss_scale(optim, encoder.dtype)
     graph, state = init_state(
-        scorer, optimizer, plateau_rule, trained, seed=config.seed, loss_scale=loss_scale
+        objective.model, optimizer, plateau_rule, trained, seed=config.seed, loss_scale=loss_scale
     )
     shardings = shardings_of(state, mesh)
     state = placed(state, shardings)
@@ -205,22 +183,13 @@ def train(
         # What an earlier version saved besides is not needed any more.
         progress = _Progress(**{f.name: saved[f.name] for f in dataclasses.fields(_Progress)})
     first = int(state.step)
-    loader, _ = make_loader(
-        train_examples,
-        text,
-        batch,
-        inputs=inputs,
-        n_batches=n_steps,
-        seed=config.seed,
-        first=first,
-        part=placer.rows,
-    )
+    batches = objective.batches(first, n_steps, seed=config.seed)
     log = MetricsLog(run_dir, resume_step=first, write=is_primary())
     traces: list[int] = []
     step_fn = make_train_step(
         graph,
         optimizer,
-        chunk=batch.chunk,
+        objective.loss,
         shardings=(shardings, everywhere(mesh)),
         on_trace=lambda: traces.append(1),
     )
@@ -229,10 +198,10 @@ def train(
     speed = Speed(
         encoder,
         n_devices=mesh.size,
-        batch_size=batch.batch_size,
+        batch_size=objective.batch_size,
         trained_layers=config.trainable if isinstance(config.trainable, int) else None,
     )
-    profile = Profile(config.profiled() if is_primary() else None, str(run_dir / "profile"))
+    profile = Profile(profiled if is_primary() else None, str(run_dir / "profile"))
 
     def record(kind: str, step: int, figures: dict[str, Any]) -> None:
         log.write(step, kind, figures)
@@ -243,7 +212,7 @@ def train(
     with (
         meter("training", n_steps, unit="steps", start=first) as shown,
         Notice() as notice,
-        errors_named(checkpoints, batch, devices=row_devices(mesh)),
+        errors_named(checkpoints, lambda: objective.at_once),
         contextlib.closing(profile),
     ):
         window: list[dict[str, jax.Array]] = []
@@ -251,10 +220,10 @@ def train(
             if progress.finished:
                 break
             profile.before(step)
-            local = next(loader)
-            state, figures = step_fn(state, placer(local))
+            local = next(batches)
+            state, figures = step_fn(state, objective.place(local))
             profile.after(step, figures)
-            speed.add(local)
+            speed.add(objective.work(local))
             window.append(figures)
             timed_out = False
             if config.time_limit and (jax.process_count() == 1 or step % LOG_EVERY_STEPS == 0):
@@ -285,8 +254,7 @@ def train(
                 check_finite(state, step, optim, saved=checkpoints.latest_step)
                 best_by = None
                 if due:
-                    validator.update(nnx.merge(graph, state.trained, state.frozen))
-                    outcome = evaluate("valid", validator, valid_examples, shared=valid.shared)
+                    outcome = objective.validate(nnx.merge(graph, state.trained, state.frozen))
                     raise_unless_finite(
                         "validation loss", [outcome.loss], step, optim, saved=checkpoints.latest_step
                     )
@@ -295,9 +263,8 @@ def train(
                     improved = best_by > progress.best
                     progress.best = max(best_by, progress.best)
                     progress.bad_validations = 0 if improved else progress.bad_validations + 1
-                    figures = {"loss": outcome.loss, **outcome.ranking.summary()}
-                    record("valid", step, figures | {"seconds": time.monotonic() - began})
-                    _show_validation(shown, step, outcome)
+                    record("valid", step, outcome.figures | {"seconds": time.monotonic() - began})
+                    console.print(f"step {step}: valid loss {outcome.loss:.3f}, {outcome.summary}")
                 progress.seconds = time.monotonic() - began
                 out_of_patience = (
                     bool(config.early_stopping) and progress.bad_validations >= config.early_stopping
@@ -315,27 +282,15 @@ def train(
                     raise Preempted(step)
                 speed.restart()
     return TrainResult(
-        int(state.step), progress.seconds, len(traces) + validator.compilations, progress.finished
+        int(state.step), progress.seconds, len(traces) + objective.compilations, progress.finished
     )
 
 
-def _check_trainable(inputs: Literal["dual", "pairs"], batch: BatchConfig) -> None:
-    """Raise InputError for what would train without learning."""
-    if batch.source(inputs) == "batch" and batch.batch_size < 2:
-        raise InputError(
-            f"batch batch_size of {batch.batch_size}: with batch candidates a model learns from the other "
-            "labels of the batch; choose at least 2"
-        )
-
-
-def _better_is_larger(outcome: Evaluation, name: str) -> float:
-    match name:
-        case "loss":
-            return -outcome.loss
-        case "mrr":
-            return outcome.ranking.mrr
-        case _:
-            return outcome.ranking.recall(1)
+def _better_is_larger(outcome: Validation, name: str) -> float:
+    if name == "loss":
+        return -outcome.loss
+    # A recall's name goes on with the number of candidates.
+    return next(value for key, value in outcome.figures.items() if key.partition("/")[0] == name)
 
 
 def _step_plateau(rule: optax.GradientTransformationExtraArgs, state: TrainState, loss: float) -> TrainState:
@@ -343,12 +298,3 @@ def _step_plateau(rule: optax.GradientTransformationExtraArgs, state: TrainState
     with jax.numpy_dtype_promotion("standard"):
         _, new = rule.update(jnp.zeros((), jnp.float32), state.plateau, value=jnp.float32(loss))
     return dataclasses.replace(state, plateau=placed(new, jax.tree.map(lambda x: x.sharding, state.plateau)))
-
-
-def _show_validation(shown: Meter, step: int, outcome: Evaluation) -> None:
-    ranking = outcome.ranking
-    low, high = ranking.recall_interval(1)
-    console.print(
-        f"step {step}: valid loss {outcome.loss:.3f}, recall@1/{ranking.n_candidates} "
-        f"{ranking.recall(1):.3f} [{low:.3f}, {high:.3f}] on {len(ranking.ranks)} examples"
-    )

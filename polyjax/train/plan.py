@@ -12,7 +12,7 @@ from flax import nnx
 
 from polyjax.data.collate import CandidateSource
 from polyjax.data.text import TextConfig
-from polyjax.losses import cross_entropy
+from polyjax.losses import cross_entropy, ranking_loss
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, PolyConfig, PolyHead
 from polyjax.train.loop import TrainConfig
@@ -144,7 +144,7 @@ class MemoryEstimate:
     def _temporary(self, contexts: int, n_layers: int) -> int:
         # A large table's gradient would hide the activations of few layers.
         graph, state = self._abstract(n_layers, vocab_size=1)
-        step = jax.jit(make_train_step(graph, make_optimizer(self._optim, 100)))
+        step = jax.jit(make_train_step(graph, make_optimizer(self._optim, 100), ranking_loss))
         batch = jax.eval_shape(lambda: self._batch(contexts))
         analysis = step.lower(state, batch).compile(_FAST).memory_analysis()
         assert analysis is not None, "this backend does not tell the memory of its programs"

@@ -183,6 +183,22 @@ def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def placed_rows(mesh: Mesh, tree: T, n: int) -> T:
+    """Arrays of n rows on the devices that share them, of which each process has those of its own."""
+    rows = NamedSharding(mesh, ROWS)
+
+    def one(local: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(rows, local, (n, *local.shape[1:]))
+
+    return jax.tree.map(one, tree)
+
+
+def own_rows(mesh: Mesh, n: int) -> np.ndarray:
+    """Those of n rows that this process's devices have, int [p]."""
+    indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((n,))
+    return np.unique(np.concatenate([np.arange(n)[part] for part in indices.values()]))
+
+
 class BatchPlacer:
     """Puts batches on a mesh, each process its own rows.
 
@@ -207,9 +223,7 @@ class BatchPlacer:
                 f"data and fsdp axes; choose a multiple of {parts}, or another --mesh"
             )
         self._mesh, self._batch_size, self._candidates = mesh, batch_size, candidates
-        indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((batch_size,))
-        numbers = np.arange(batch_size)
-        self.rows = np.unique(np.concatenate([numbers[part] for part in indices.values()]))
+        self.rows = own_rows(mesh, batch_size)
 
     def __call__(self, batch: Batch) -> Batch:
         """The global batch, of which ``batch`` has this process's rows."""

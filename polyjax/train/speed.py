@@ -3,13 +3,15 @@
 import resource
 import sys
 import time
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import console
-from polyjax.types import Batch, DualInputs, first_line
+from polyjax.train.objective import Work
+from polyjax.types import first_line
 
 PEAKS: dict[str, tuple[float, float]] = {
     "H100": (989e12, 3.35e12),
@@ -33,7 +35,7 @@ def peaks_of(device_kind: str) -> tuple[float, float] | None:
     return next((peaks for name, peaks in PEAKS.items() if name in words), None)
 
 
-def model_flops(config: EncoderConfig, mask: np.ndarray, *, trained_layers: int | None = None) -> float:
+def model_flops(config: EncoderConfig, lengths: np.ndarray, *, trained_layers: int | None = None) -> float:
     """Operations of the transformer's products in one update, forward and backward, of the real tokens.
 
     In each layer, per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its
@@ -41,10 +43,10 @@ def model_flops(config: EncoderConfig, mask: np.ndarray, *, trained_layers: int 
 
     Args:
         config: the transformer's shape.
-        mask: which tokens are real, bool [..., t].
+        lengths: real tokens of each sequence, any shape.
         trained_layers: the top ones, through which gradients go; all where None.
     """
-    lengths = mask.sum(axis=-1, dtype=np.float64)
+    lengths = np.asarray(lengths, np.float64)
     passes = config.n_layers + 2 * (config.n_layers if trained_layers is None else trained_layers)
     matrices = 2 * (4 * config.dim**2 + 2 * config.dim * config.mlp_dim)
     return float(passes * (matrices * lengths.sum() + 4 * config.dim * np.square(lengths).sum()))
@@ -56,7 +58,7 @@ class Speed:
     Args:
         encoder: the transformer's shape.
         n_devices: those that share the work.
-        batch_size: contexts of the whole batch, of which a process sees its part.
+        batch_size: examples of the whole batch.
         trained_layers: see ``model_flops``.
     """
 
@@ -75,21 +77,15 @@ class Speed:
         self._began = time.monotonic()
         self._steps, self._tokens, self._places, self._flops = 0, 0.0, 0.0, 0.0
 
-    def add(self, batch: Batch) -> None:
-        """An update on a batch, of which this process has its part."""
-        inputs = batch.inputs
-        sides = [inputs.context, inputs.candidates] if isinstance(inputs, DualInputs) else [inputs.pairs]
+    def add(self, work: Iterable[Work]) -> None:
+        """An update's work, of which this process has its part."""
         self._steps += 1
-        for tokens in sides:
-            # Candidates that all contexts have, whatever the batch, are in every process.
-            part = len(tokens.mask) == len(batch.label)
-            whole = self._batch_size / len(batch.label) if part else 1.0
-            mask = np.asarray(tokens.mask)
-            if mask.ndim == 3:  # places of lists that hold no candidate are filled up, for nothing
-                mask = mask & np.asarray(batch.where)[..., None]
-            self._tokens += whole * int(mask.sum())
-            self._places += whole * mask.size
-            self._flops += whole * model_flops(self._encoder, mask, trained_layers=self._trained_layers)
+        for part in work:
+            self._tokens += int(part.lengths.sum()) / part.share
+            self._places += part.places / part.share
+            self._flops += (
+                model_flops(self._encoder, part.lengths, trained_layers=self._trained_layers) / part.share
+            )
 
     def figures(self) -> dict[str, float]:
         """Speeds a second of the whole run, the share of padding, and memory.

@@ -1,8 +1,9 @@
-"""One update: scores -> loss -> gradients -> parameters. Pure, and knowing scores and labels only."""
+"""One update: loss -> gradients -> parameters. Pure, and knowing of a model only what its loss is."""
 
 import dataclasses
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
-from polyjax.losses import cross_entropy, in_batch_where
-from polyjax.models import Scorer
 from polyjax.train.sharding import used
-from polyjax.types import Batch
+
+Loss = Callable[[Any, Any, Array | None], tuple[Array, dict[str, Array]]]
+"""(model, batch, key that draws the dropout or None) -> the loss (nats) and its figures, it among them."""
 
 
 @typing.no_type_check
@@ -44,7 +45,7 @@ class TrainState:
 
 
 def init_state(
-    scorer: Scorer,
+    model: nnx.Module,
     optimizer: optax.GradientTransformation,
     plateau: optax.GradientTransformationExtraArgs,
     trainable: nnx.filterlib.Filter,
@@ -52,17 +53,17 @@ def init_state(
     seed: int,
     loss_scale: DynamicScale | None = None,
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The scorer's graph, and the state before the first update.
+    """The model's graph, and the state before the first update.
 
     Args:
-        scorer: with its initial parameters.
+        model: with its initial parameters.
         optimizer: from ``make_optimizer``.
         plateau: from ``plateau``.
         trainable: which parameters learn, from ``trainable_filter``.
         seed: of the dropout.
         loss_scale: from ``make_loss_scale``.
     """
-    graph, trained, frozen = nnx.split(scorer, trainable, ...)
+    graph, trained, frozen = nnx.split(model, trainable, ...)
     return graph, TrainState(
         trained=trained,
         frozen=frozen,
@@ -74,51 +75,28 @@ def init_state(
     )
 
 
-def batch_loss(
-    scorer: Scorer, batch: Batch, key: Array | None, *, chunk: int = 0
-) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropy of a batch (nats), and its figures.
-
-    Args:
-        scorer: the model.
-        batch: its inputs are of the scorer's kind.
-        key: draws the dropout; None for none.
-        chunk: contexts to encode at once, see ``polyjax.models.in_chunks``; all where 0.
-    """
-    score = typing.cast(Callable[..., Array], scorer)  # the loader made the inputs of this scorer's kind
-    scores = score(batch.inputs, key=key, chunk=chunk).astype(jnp.float32)
-    where = jnp.asarray(batch.where)
-    if batch.keys is not None:
-        where = where & in_batch_where(batch.keys, batch.label)
-    loss = cross_entropy(scores, batch.label, where).mean()
-    masked = jnp.where(where, scores, -jnp.inf)
-    right = jnp.take_along_axis(scores, jnp.asarray(batch.label)[:, None], axis=1)
-    ahead = (masked >= right).sum(axis=1) - 1  # the label itself; a tie counts against it
-    return loss, {"loss": loss, "accuracy": (ahead == 0).astype(jnp.float32).mean()}
-
-
 def make_train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
+    loss: Loss,
     *,
-    chunk: int = 0,
     shardings: tuple[TrainState, NamedSharding] | None = None,
     on_trace: Callable[[], None] = lambda: None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The jitted update. It gives its state's memory away: use the state it returns.
 
     With a loss scale, an update whose gradients are not finite is skipped: nothing but the scale and the
     number of the step changes, and the figure ``skipped`` is 1.
 
     Args:
-        graph: of the scorer.
+        graph: of the model.
         optimizer: from ``make_optimizer``.
-        chunk: contexts to encode at once, to save memory; all where 0.
+        loss: of the model on a batch.
         shardings: of the state that comes out, and of its figures; chosen by XLA where None.
         on_trace: called at each new shape, that is once a compilation.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         on_trace()
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -127,7 +105,7 @@ def make_train_step(
             if shardings is not None:
                 kept = shardings[0].trained, shardings[0].frozen
                 parameters = jax.lax.with_sharding_constraint(parameters, used(kept))
-            return batch_loss(nnx.merge(graph, *parameters), batch, key, chunk=chunk)
+            return loss(nnx.merge(graph, *parameters), batch, key)
 
         scale, finite = state.loss_scale, None
         if scale is None:

@@ -10,7 +10,7 @@ from polyjax.data.text import TextConfig, TextEncoder
 class Letters:
     """A tokenizer whose tokens are letters: a = 10, b = 11, ..."""
 
-    vocab_size, pad_id, start_id, end_id, separator_ids = 50, 0, 1, 2, (3,)
+    vocab_size, pad_id, start_id, end_id, separator_ids, mask_id = 50, 0, 1, 2, (3,), 4
 
     def __init__(self):
         self.calls = 0

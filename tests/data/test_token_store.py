@@ -15,7 +15,7 @@ TEXTS = ["a", "bc", "", "ddd", "bc", "e f"]
 class Counting:
     """A tokenizer of code points that counts the texts it is given, and is saved as its shift."""
 
-    vocab_size, pad_id, start_id, end_id, separator_ids = 200, 0, 1, 2, (3,)
+    vocab_size, pad_id, start_id, end_id, separator_ids, mask_id = 200, 0, 1, 2, (3,), 4
 
     def __init__(self, shift=0):
         self.shift, self.seen = shift, 0

@@ -42,6 +42,31 @@ def test_rows_are_independent_and_permute(encoder, rng):
     np.testing.assert_allclose(permuted, encoder(tokens)[order], atol=2e-6)
 
 
+def test_a_packed_sequence_is_as_alone(encoder, rng):
+    """In value and in the gradient of what is read from it; the others are not seen."""
+    lengths = [5, 3, 6]
+    alone = random_tokens(rng, lengths, width=6)
+    flat = {
+        name: np.concatenate([x[: lengths[i]] for i, x in enumerate(getattr(alone, name))])
+        for name in ("ids", "mask", "segments")
+    }
+    row = jax.tree.map(lambda x: np.pad(x, (0, 2))[None], Tokens(**flat, packs=np.repeat([0, 1, 2], lengths)))
+    packed = encoder(dataclasses.replace(row, packs=np.array(row.packs, np.int32)))[0]
+    expected = encoder(alone)
+    places = np.split(np.arange(14), np.cumsum(lengths)[:-1])
+    for i, place in enumerate(places):
+        np.testing.assert_allclose(packed[place], expected[i, : lengths[i]], atol=2e-6)
+    graph, state = nnx.split(encoder)
+
+    def read(state, tokens, rows, place):
+        return (nnx.merge(graph, state)(tokens)[rows, place] ** 2).sum()
+
+    together = jax.grad(read)(state, row, 0, places[1])
+    apart = jax.grad(read)(state, alone, 1, np.arange(3))
+    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
 def test_an_all_padding_row_stays_finite_in_value_and_gradient(encoder, rng):
     tokens = random_tokens(rng, [0, 6], width=6)
     graph, state = nnx.split(encoder)

@@ -15,6 +15,7 @@ from flax import nnx
 from polyjax import Batch, CrossScorer, DualInputs, PairInputs, Ranker
 from polyjax.interop.parlai import load_parlai
 from polyjax.interop.parlai_flags import Flags, beside, optim_config, read_opt
+from polyjax.losses import ranking_loss
 from polyjax.train.optim import make_optimizer, plateau, schedule, trainable_filter
 from polyjax.train.step import init_state, make_train_step
 
@@ -120,7 +121,7 @@ def test_the_first_five_updates(fixture):
     optimizer = make_optimizer(optim, 5)
     graph, state = init_state(scorer, optimizer, plateau(optim), trainable_filter("all", 2), seed=0)
     before = {name: np.asarray(value) for name, value in _flat(state.trained).items()}
-    update = make_train_step(graph, optimizer)
+    update = make_train_step(graph, optimizer, ranking_loss)
     for i, step in enumerate(golden["train"]["steps"]):
         np.testing.assert_allclose(schedule(optim, 5)(i), step["lr_used"], rtol=1e-6)
         state, figures = update(state, _batch(scorer, text, step))

@@ -205,9 +205,10 @@ def test_saved_on_eight_devices_resumed_on_fewer(tmp_path):
 def test_exhausted_memory_names_the_flag(tmp_path):
     from polyjax.data.pipeline import BatchConfig
     from polyjax.train.failures import errors_named
+    from polyjax.train.ranking import too_much
 
     def exhausted(devices=1, **batch):
-        with errors_named(Checkpoints(tmp_path), BatchConfig(**batch), devices=devices):
+        with errors_named(Checkpoints(tmp_path), lambda: too_much(BatchConfig(**batch), devices=devices)):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
     with pytest.raises(InputError, match=r"for 32 contexts .*nothing was saved.*--batch.chunk 16 goes on"):
@@ -220,5 +221,6 @@ def test_exhausted_memory_names_the_flag(tmp_path):
         exhausted(batch_size=32, chunk=12, devices=8)
     with pytest.raises(InputError, match="smaller encoder"):
         exhausted(batch_size=32, chunk=8, devices=8)
-    with pytest.raises(jax.errors.JaxRuntimeError), errors_named(Checkpoints(tmp_path), BatchConfig()):
+    other = errors_named(Checkpoints(tmp_path), lambda: ("", ""))
+    with pytest.raises(jax.errors.JaxRuntimeError), other:
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -10,6 +10,7 @@ from flax import nnx
 
 from conftest import HEADS, random_tokens, tiny
 from polyjax import PolyConfig, make_scorer
+from polyjax.losses import ranking_loss
 from polyjax.nn.attention import cudnn_suits
 from polyjax.nn.encoder import Encoder
 from polyjax.nn.heads import PolyHead
@@ -44,7 +45,7 @@ def test_the_train_step_lowers(name, dtype, mesh, rng):
     devices = make_mesh(mesh, jax.devices()[: 1 if mesh == "data=1" else 8])
     shardings = shardings_of(state, devices)
     batch = BatchPlacer(devices, 8, "split")(batch_of(rng, HEADS[name], 8))
-    step = make_train_step(graph, rule, shardings=(shardings, everywhere(devices)))
+    step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, everywhere(devices)))
     program = lowered(step, placed(state, shardings), batch)
     short = {"bfloat16": "bf16", "float16": "f16"}[dtype]
     products = [line for line in program.splitlines() if "dot_general" in line]

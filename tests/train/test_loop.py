@@ -12,6 +12,7 @@ from flax import nnx
 
 import toy
 from polyjax import InputError, make_scorer
+from polyjax.losses import ranking_loss
 from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
@@ -263,7 +264,7 @@ def test_a_skipped_update_changes_nothing_but_the_scale():
     batch = batch_of(np.random.default_rng(0), toy.HEADS["bi"], 4)
     batch.inputs.context.ids[:] %= 40
     batch.inputs.candidates.ids[:] %= 40
-    after, figures = make_train_step(graph, rule)(state, batch)
+    after, figures = make_train_step(graph, rule, ranking_loss)(state, batch)
     assert figures["skipped"] == 1 and figures["loss_scale"] == 2.0**60
     assert after.loss_scale is not None and after.loss_scale.scale == 2.0**59 and after.step == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get((after.trained, after.optimizer)), before)

@@ -1,6 +1,7 @@
 """The memory that is told before a run is what the compiler says of the run itself."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 
 from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, make_scorer
 from polyjax.data.text import TextConfig
+from polyjax.losses import ranking_loss
 from polyjax.models import ModelConfig
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
@@ -40,7 +42,7 @@ def true_memory(head, b: int, c: int, *, trainable="all", chunk: int = 0) -> tup
     else:
         inputs = DualInputs(tokens(b, 96), tokens(b, 32) if c == b else tokens(b, c, 32))
     batch = Batch(inputs, np.zeros(b, np.int32), np.ones((b, c), bool), None)
-    step = jax.jit(make_train_step(graph, optimizer, chunk=chunk))
+    step = jax.jit(make_train_step(graph, optimizer, functools.partial(ranking_loss, chunk=chunk)))
     analysis = step.lower(state, batch).compile().memory_analysis()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, jnp.ndarray))
     return analysis.temp_size_in_bytes, held

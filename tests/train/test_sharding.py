@@ -1,6 +1,7 @@
 """A step on many devices is the step on one: any mesh, any architecture."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from conftest import HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, InputError, PolyConfig, make_scorer
+from polyjax.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.sharding import (
     BatchPlacer,
@@ -21,7 +23,7 @@ from polyjax.train.sharding import (
     shardings_of,
     spec_of,
 )
-from polyjax.train.step import batch_loss, init_state, make_train_step
+from polyjax.train.step import init_state, make_train_step
 from test_step import batch_of
 
 MESHES = ["data=8", "data=4,fsdp=2", "data=4,model=2", "fsdp=2,model=4"]
@@ -47,11 +49,14 @@ def step(name: str, mesh: str, batch, *, chunk=0, **shape):
     batch = BatchPlacer(devices, len(batch.label), "split")(batch)
 
     def loss(trained):
-        return batch_loss(nnx.merge(graph, trained, state.frozen), batch, None, chunk=chunk)[0]
+        return ranking_loss(nnx.merge(graph, trained, state.frozen), batch, None, chunk=chunk)[0]
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(state.trained)
     update = make_train_step(
-        graph, make_optimizer(OPTIM, 10), chunk=chunk, shardings=(shardings, everywhere(devices))
+        graph,
+        make_optimizer(OPTIM, 10),
+        functools.partial(ranking_loss, chunk=chunk),
+        shardings=(shardings, everywhere(devices)),
     )
     after, figures = update(state, batch)
     return jax.device_get((value, gradients, after.trained, figures["loss"]))

@@ -14,6 +14,7 @@ from polyjax import InputError
 from polyjax.nn.encoder import Encoder
 from polyjax.train.loop import TrainConfig
 from polyjax.train.metrics_log import MetricsLog
+from polyjax.train.ranking import work_of
 from polyjax.train.speed import Speed, model_flops, peaks_of
 from test_step import batch_of
 
@@ -30,12 +31,13 @@ def test_operations_are_those_of_the_products(rng):
             left, out = (shape(part) for part in (line.split(" : (")[1].split(",")[0], line.split("-> ")[1]))
             rows = int(line.split("contracting_dims = [")[1].split("]")[0])
             products += 2 * math.prod(out) * left[rows]
-    assert model_flops(config, tokens.mask) == pytest.approx(3 * products, rel=1e-6)
+    assert model_flops(config, tokens.mask.sum(-1)) == pytest.approx(3 * products, rel=1e-6)
     padded = random_tokens(rng, [16] * 4, width=32)
-    whole = model_flops(config, tokens.mask)
-    assert model_flops(config, padded.mask) < 0.5 * whole, "padding does not count"
-    assert model_flops(config, tokens.mask, trained_layers=0) == pytest.approx(whole / 3), "forward alone"
-    assert model_flops(config, tokens.mask, trained_layers=1) == pytest.approx(whole * (2 + 2) / (3 * 2))
+    lengths = tokens.mask.sum(-1)
+    whole = model_flops(config, lengths)
+    assert model_flops(config, padded.mask.sum(-1)) < 0.5 * whole, "padding does not count"
+    assert model_flops(config, lengths, trained_layers=0) == pytest.approx(whole / 3), "forward alone"
+    assert model_flops(config, lengths, trained_layers=1) == pytest.approx(whole * (2 + 2) / (3 * 2))
 
 
 def shape(text: str) -> list[int]:
@@ -47,8 +49,8 @@ def test_speed_counts_tokens_and_padding(rng, monkeypatch):
     clock = iter([10.0, 12.0, 12.0])
     monkeypatch.setattr("polyjax.train.speed.time.monotonic", lambda: next(clock))
     speed = Speed(tiny(), n_devices=2, batch_size=12)
-    speed.add(batch)
-    speed.add(batch)
+    speed.add(work_of(batch, 12))
+    speed.add(work_of(batch, 12))
     found = speed.figures()
     masks = [batch.inputs.context.mask, batch.inputs.candidates.mask]
     tokens = sum(int(mask.sum()) for mask in masks)
@@ -65,7 +67,7 @@ def test_places_of_lists_without_a_candidate_are_waste(rng):
     where = np.zeros_like(np.broadcast_to(batch.where, batch.inputs.pairs.mask.shape[:2]))
     where[:, 0] = True
     speed = Speed(tiny(), n_devices=1, batch_size=4)
-    speed.add(dataclasses.replace(batch, where=where))
+    speed.add(work_of(dataclasses.replace(batch, where=where), 4))
     mask = np.asarray(batch.inputs.pairs.mask)
     assert speed.figures()["padding"] == pytest.approx(1 - mask[:, 0].sum() / mask.size)
 
@@ -75,7 +77,7 @@ def test_the_share_of_the_peak_is_that_of_the_arithmetic_in_use(rng, monkeypatch
     batch = batch_of(rng, HEADS["bi-mean"], 6)
     for dtype in ("float32", "bfloat16"):
         speed = Speed(tiny(dtype=dtype), n_devices=1, batch_size=6)
-        speed.add(batch)
+        speed.add(work_of(batch, 6))
         assert ("mfu" in speed.figures()) == (dtype == "bfloat16"), "peaks are of half precision"
 
 

@@ -8,8 +8,8 @@ from flax import nnx
 
 from conftest import HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
+from polyjax.losses import ranking_loss
 from polyjax.models import in_chunks
-from polyjax.train.step import batch_loss
 from polyjax.types import Batch
 
 
@@ -30,7 +30,7 @@ def loss_and_gradients(scorer, batch: Batch, chunk: int):
     graph, state = nnx.split(scorer)
 
     def loss(state):
-        return batch_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
+        return ranking_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
 
     return jax.jit(jax.value_and_grad(loss))(state)
 
@@ -66,7 +66,7 @@ def test_memory_is_that_of_a_chunk(rng):
         )
 
         def loss(state):
-            return batch_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
+            return ranking_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
 
         compiled = jax.jit(jax.value_and_grad(loss)).lower(state).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -91,7 +91,7 @@ def test_recomputing_saves_memory_and_keeping_products_less(rng):
         batch = batch_of(rng, BiConfig(), 64)
 
         def loss(state):
-            return batch_loss(nnx.merge(graph, state), batch, None)[0]
+            return ranking_loss(nnx.merge(graph, state), batch, None)[0]
 
         compiled = jax.jit(jax.value_and_grad(loss)).lower(state).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -21,6 +21,7 @@ from polyjax.nn.encoder import Dtype
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
 from polyjax.train.ownership import run_lock
+from polyjax.train.ranking import Ranking
 from polyjax.train.sharding import make_mesh
 
 SHAPE = EncoderConfig(vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, norm_eps=1e-5)
@@ -34,7 +35,7 @@ HEADS = {
 class Letters:
     """A tokenizer whose tokens are letters."""
 
-    vocab_size, pad_id, start_id, end_id, separator_ids = 40, 0, 1, 2, (3,)
+    vocab_size, pad_id, start_id, end_id, separator_ids, mask_id = 40, 0, 1, 2, (3,), 4
 
     def encode(self, texts):
         """a -> 10, b -> 11, ..."""
@@ -85,16 +86,20 @@ def run(
     config = TrainConfig(steps=60, validate_every_steps=20, save_every_steps=7, validate_examples=30)
     run_dir.mkdir(parents=True, exist_ok=True)
     with run_lock(run_dir):
-        return train(
+        objective = Ranking(
             make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(0)),
             TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24))),
             train_examples or examples(100),
             Rows(examples(30, candidates=8, seed=1)),
-            run_dir,
             batch=BatchConfig(batch_size=batch_size, n_negatives=4, workers=workers),
+            validate_examples=config.validate_examples,
+            mesh=None if mesh is None else make_mesh(mesh),
+        )
+        return train(
+            objective,
+            run_dir,
             optim=optim or OPTIM[arch],
             config=dataclasses.replace(config, **changes),
-            mesh=None if mesh is None else make_mesh(mesh),
         )
 
 
