@@ -65,11 +65,13 @@ def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-def tokenise(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> CorpusTokens:
+def tokenise(
+    conversations: Iterable[Conversation], tokenizer: Tokenizer, *, allow_empty: bool = False
+) -> CorpusTokens:
     """A corpus in memory as tokens; conversations without a label are left out.
 
     Raises:
-        InputError: there is no pair in it.
+        InputError: there is no pair in it, and that is not allowed.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     ids: list[np.ndarray] = [np.zeros(0, dtype)]
@@ -83,9 +85,9 @@ def tokenise(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> Cor
         ids.append(np.fromiter((id_ for turn in encoded for id_ in turn), dtype))
         counts += (len(c.turns) for c in batch)
         first_labels += (max(c.first_label, 1) for c in batch)
-    if not counts:
+    if not counts and not allow_empty:
         raise InputError("the corpus holds no pair of a text and the one that follows it")
-    return CorpusTokens(np.concatenate(ids), _ends(lengths), _ends(counts), np.array(first_labels))
+    return CorpusTokens(np.concatenate(ids), _ends(lengths), _ends(counts), np.array(first_labels, np.int64))
 
 
 def _batches(items: Iterable[Conversation], size: int) -> Iterator[list[Conversation]]:
@@ -105,6 +107,10 @@ class Pairs:
         tokens: of the corpus.
         text: how many turns and tokens are read.
         tokenizer: of its special tokens.
+        most_tokens: only conversations of so many tokens together, drawn once; all where 0.
+
+    Raises:
+        InputError: not even one conversation has so few tokens.
 
     Attributes:
         label: the turn that is the label, int64 [n].
@@ -114,10 +120,12 @@ class Pairs:
         label_lengths: tokens of each label, its end token included, int64 [n].
     """
 
-    def __init__(self, tokens: CorpusTokens, text: TextConfig, tokenizer: Tokenizer):
+    def __init__(self, tokens: CorpusTokens, text: TextConfig, tokenizer: Tokenizer, *, most_tokens: int = 0):
         self.tokens, self.text, self.tokenizer = tokens, text, tokenizer
         begins, ends = tokens.conversations[:-1], tokens.conversations[1:]
         counts = ends - begins - tokens.first_labels
+        if most_tokens:
+            counts = np.where(_drawn(tokens.lengths(begins, ends), most_tokens), counts, 0)
         self.conversation = np.repeat(np.arange(len(counts)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         begins, labelled = (np.repeat(x, counts) for x in (begins, tokens.first_labels))
@@ -148,3 +156,12 @@ class Pairs:
         """A pair's label and an end token, as a pair's second part; the last tokens are cut. Int32."""
         kept = self.tokens.turn(int(self.label[pair]))[: self.text.candidate_tokens - 2]
         return np.concatenate([kept, [self.tokenizer.end_id]]).astype(np.int32)
+
+
+def _drawn(lengths: np.ndarray, most: int) -> np.ndarray:
+    """Which conversations of these lengths are chosen, at random, of ``most`` tokens together; bool [n]."""
+    order = np.random.default_rng(0).permutation(len(lengths))
+    chosen = order[np.cumsum(lengths[order]) <= most]
+    if not len(chosen):
+        raise InputError(f"corpus tokens of {most}: a conversation alone has more; raise --corpus.tokens")
+    return np.isin(np.arange(len(lengths)), chosen)

@@ -1,0 +1,233 @@
+"""Corpora on disk: readers, pieces, preparation that goes on, what is left out."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from test_token_store import Counting
+
+from polyjax.data.pretraining import prepare
+from polyjax.data.pretraining.corpus import Conversation, Pairs, tokenise
+from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces, tokens_of
+from polyjax.data.pretraining.sources import find_pieces, is_held_out, read_piece, window_keys
+from polyjax.data.text import TextConfig
+from polyjax.types import InputError
+
+
+def rows(n):
+    return [{"id": f"c{i}", "turns": [f"turn {j} of {i} é" for j in range(2 + i % 3)]} for i in range(n)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(source, size=10**9):
+    return [conversation for piece in find_pieces(source, size=size) for conversation in read_piece(piece)]
+
+
+@pytest.mark.parametrize("size", [1, 37, 200, 10**9])
+def test_pieces_of_any_size_hold_each_line_once(tmp_path, size):
+    path = write(tmp_path / "a.jsonl", rows(23))
+    found = read(f"pairs:{path}", size)
+    assert [(c.id, list(c.turns)) for c in found] == [(row["id"], row["turns"]) for row in rows(23)]
+
+
+def test_pairs_of_a_context_and_an_answer(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl",
+        [
+            {"context": ["a", " b  b "], "response": "c"},
+            {"context": "a", "label": "d", "id": 7},
+            {"context": "", "label": "d"},
+        ],
+    )
+    found = read(f"pairs:{path}")
+    assert [(c.turns, c.first_label) for c in found] == [(("a", "b b", "c"), 2), (("a", "d"), 1)]
+    assert found[1].id == "7"
+
+
+def test_documents_become_sentences(tmp_path):
+    path = tmp_path / "a.txt"
+    lines = [
+        "One is here. Two follows!  Three?",
+        "",
+        json.dumps({"title": "T", "sentences": ["a b.", " c"]}),
+        json.dumps({"title": "U", "paragraphs": ["It is. So it is.", "Next."]}),
+        json.dumps({"text": "First. Second."}),
+    ]
+    path.write_text("\n".join(lines))
+    assert [c.turns for c in read(f"text:{path}")] == [
+        ("One is here.", "Two follows!", "Three?"),
+        ("a b.", "c"),
+        ("It is.", "So it is.", "Next."),
+        ("First.", "Second."),
+    ]
+
+
+def test_compressed_files_and_patterns(tmp_path):
+    import zstandard
+
+    plain = "".join(json.dumps(row) + "\n" for row in rows(5)).encode()
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write(plain)
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(plain))
+    write(tmp_path / "c.jsonl", rows(5))
+    assert len(read(f"pairs:{tmp_path}/*.jsonl*", 40)) == 15
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"a.jsonl, line 2: expected an object with turns"),
+        ('{"turns": "a"}', "no list of texts"),
+        ('{"turns": ["\\ud800", "b"]}', "line 2"),
+        ('{"context": ["a"]}', "KeyError"),
+        ("[1]", "a list"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(rows(1)[0]) + "\n" + line + "\n")
+    with pytest.raises(InputError, match=message):
+        read(f"pairs:{path}")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("pears:x", "expected pairs:FILES or text:FILES"), ("pairs:nowhere*", "no such file")],
+)
+def test_sources_that_cannot_be(source, message):
+    with pytest.raises(InputError, match=message):
+        find_pieces(source, size=1)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"nothing of the kind"])
+def test_a_damaged_archive_is_named(tmp_path, ending, damage):
+    import zstandard
+
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}[ending]
+    plain = "".join(json.dumps(row) + "\n" for row in rows(500)).encode()
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(damage(compress(plain)))
+    with pytest.raises(InputError, match=rf"a\{ending} cannot be read|a\{ending}, line"):
+        read(f"pairs:{path}")
+
+
+def test_windows_know_a_conversation_again():
+    turns = ("Hi there", "Thank you", "One two three four five six seven eight nine ten", "bye")
+    keys = window_keys(turns)
+    assert not keys.isdisjoint(window_keys(("x", "hi  THERE", "thank you", "y"))), "two successive turns"
+    assert not keys.isdisjoint(window_keys(("x", turns[2], "y"))), "a long one"
+    assert keys.isdisjoint(window_keys(("Thank you", "Hi there", "bye"))), "short ones are everybody's"
+
+
+@pytest.fixture
+def tokenizer_dir(tmp_path):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    Counting().save(folder)
+    return folder
+
+
+def same(one, other):
+    for name in prepare.ARRAYS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def corpus(tmp_path, n=300, **changes):
+    path = write(tmp_path / "a.jsonl", rows(n))
+    settings = {"files": (f"pairs:{path}",), "dir": tmp_path / "prepared", "held_out": 0.1}
+    return CorpusConfig(**(settings | changes))
+
+
+def test_tokens_are_those_of_the_conversations(tmp_path, tokenizer_dir):
+    config = corpus(tmp_path)
+    found = tokens_of(config, Counting(), tokenizer_dir)
+    assert isinstance(found.train.ids, np.memmap) and found.left_out == 0
+    conversations = [Conversation(row["id"], tuple(row["turns"])) for row in rows(300)]
+    for split, tokens in (("train", found.train), ("valid", found.valid)):
+        chosen = [c for c in conversations if is_held_out(c.id, 0.1) == (split == "valid")]
+        expected = tokenise(chosen, Counting())
+        assert len(tokens.ids) == len(expected.ids) > 0
+        one, other = (
+            sorted(tuple(t.turn(i).tolist()) for i in range(len(t.turns) - 1)) for t in (tokens, expected)
+        )
+        assert one == other
+        text = TextConfig(context_tokens=64, candidate_tokens=32)
+        assert len(Pairs(tokens, text, Counting())) == sum(len(c.turns) - 1 for c in chosen)
+
+
+def test_a_stopped_preparation_goes_on_and_pieces_change_nothing_but_the_order(
+    tmp_path, tokenizer_dir, monkeypatch
+):
+    config = corpus(tmp_path, piece_mb=0.004)
+    pieces = len(find_pieces(config.files[0], size=4000))
+    assert pieces > 3
+    made = []
+    original = prepare._prepare
+
+    def stopping(builder, piece, config):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(piece)
+        original(builder, piece, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_prepare", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            tokens_of(config, Counting(), tokenizer_dir)
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_prepare", lambda *rest: (made.append(1), original(*rest)))
+        with monkeypatch.context() as inner:
+            inner.setattr(prepare, "_put_together", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                tokens_of(config, Counting(), tokenizer_dir)
+        assert len(made) == pieces - 2
+        found = tokens_of(config, Counting(), tokenizer_dir)
+        again = tokens_of(config, Counting(), tokenizer_dir)
+    assert len(made) == pieces - 2, "what is there is not made again"
+    same(found.train, again.train)
+    whole = tokens_of(corpus(tmp_path, dir=tmp_path / "other"), Counting(), tokenizer_dir)
+    assert sorted(found.train.ids.tolist()) == sorted(whole.train.ids.tolist())
+    assert not list((tmp_path / "prepared").rglob("piece-*.npy"))
+
+
+def test_what_the_task_tests_on_is_left_out(tmp_path, tokenizer_dir):
+    config = corpus(tmp_path)
+    tests = frozenset().union(*(window_keys(row["turns"]) for row in rows(300)[10:14]))
+    found = tokens_of(config, Counting(), tokenizer_dir, excluded=tests)
+    assert found.left_out == 4
+    texts = {tuple(t.turn(i).tolist()) for t in (found.train, found.valid) for i in range(len(t.turns) - 1)}
+    for row in rows(300)[10:14]:
+        for encoded in Counting().encode(row["turns"]):
+            assert tuple(encoded) not in texts
+
+
+def test_a_broken_line_is_named_and_what_was_prepared_is_kept(tmp_path, tokenizer_dir):
+    config = corpus(tmp_path, piece_mb=0.004)
+    path = tmp_path / "a.jsonl"
+    with path.open("a") as file:
+        file.write("{broken\n")
+    with pytest.raises(InputError, match=r"a\.jsonl, the line at byte \d+: expected an object with turns"):
+        prepare_pieces(config)
+
+
+def test_tokens_to_learn_from_are_drawn(tmp_path, tokenizer_dir):
+    tokens = tokens_of(corpus(tmp_path), Counting(), tokenizer_dir).train
+    text = TextConfig(context_tokens=64, candidate_tokens=32)
+    whole, half = (
+        Pairs(tokens, text, Counting()),
+        Pairs(tokens, text, Counting(), most_tokens=len(tokens.ids) // 2),
+    )
+    chosen = np.unique(half.conversation)
+    assert 0.3 < len(half) / len(whole) < 0.7
+    assert chosen.max() > 0.9 * whole.conversation.max(), "not the first ones"
+    begins, ends = tokens.conversations[chosen], tokens.conversations[chosen + 1]
+    assert len(tokens.ids) // 2 - 200 < tokens.lengths(begins, ends).sum() <= len(tokens.ids) // 2
+    with pytest.raises(InputError, match="raise --corpus.tokens"):
+        Pairs(tokens, text, Counting(), most_tokens=3)
