@@ -38,7 +38,8 @@ class TaskChoice:
 
 def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     """The settings that run.py's command line asks for."""
-    choice = _chosen(Choice, arguments, prog)
+    arguments = encoder_flag(arguments)
+    choice = chosen(Choice, arguments, prog)
     if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
         raise InputError(f"--preset {choice.preset} and --recipe {choice.recipe}: give one of them")
     default = preset_of(choice, choice.arch or "poly")
@@ -62,13 +63,18 @@ def preset_of(choice: Choice, arch: Arch) -> RunConfig:
     return found
 
 
+def encoder_flag(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``--encoder`` for ``--init-from``, which says the same in other words."""
+    return [re.sub(r"^--init-from(?==|$)", "--encoder", word) for word in arguments]
+
+
 def chosen_task(arguments: Sequence[str], *, prog: str) -> tuple[TaskConfig | None, list[str]]:
     """The default settings of the task that ``--task`` names, and the arguments without it."""
-    name = _chosen(TaskChoice, arguments, prog).task
+    name = chosen(TaskChoice, arguments, prog).task
     return None if name is None else task_named(name), without(arguments, "--task")
 
 
-def _chosen(kind: type, arguments: Sequence[str], prog: str):
+def chosen(kind: type, arguments: Sequence[str], prog: str):
     """The flags of a dataclass alone: a first look must not trip over flags that only the second knows."""
     names = [f"--{field.name}" for field in dataclasses.fields(kind)]
     choice = re.compile(rf"({'|'.join(names)})(=|$)")

@@ -1,7 +1,6 @@
 """Train a ranker and evaluate it: python experiments/run.py --arch poly"""
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from dry_run import memory_estimate, memory_lines, show_plan
 from flags import parse_run
 from flax import nnx
 from jax.sharding import Mesh
-from settings import SCRATCH, RunConfig
+from settings import SCRATCH, RunConfig, scratch_shape
 
 from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
 from polyjax.commandline import user_errors
@@ -24,15 +23,13 @@ from polyjax.data.tasks.registry import describe, ks_of, name_of, read, read_to_
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import (
     SENTENCEPIECE_FILE,
-    WORDPIECE_FILE,
     Tokenizer,
-    WordPieceTokenizer,
     load_tokenizer,
     train_sentencepiece,
 )
 from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
 from polyjax.evaluation import check_candidates, evaluate, some
-from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.interop.huggingface import minilm_folder
 from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
@@ -43,6 +40,13 @@ from polyjax.train.checkpoint import MODEL, Checkpoints, ModelCard, load_scorer,
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.ownership import open_run, run_lock
+from polyjax.train.pretrained import (
+    encoder_shape,
+    encoder_tokenizer,
+    is_pretraining_run,
+    load_pretrained,
+    read_pretraining_card,
+)
 from polyjax.train.ranking import Ranking
 from polyjax.train.report import console_table, gain_sentence, write_report
 from polyjax.train.sharding import make_mesh, mesh_shape
@@ -73,8 +77,8 @@ def pretrained_folder(config: RunConfig) -> Path | None:
         return minilm_folder()
     if not Path(name).is_dir():
         raise InputError(
-            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, "
-            "or the path of a local Hugging Face BERT folder"
+            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, or the path of a local Hugging Face "
+            "BERT folder or of a run of experiments/pretrain.py"
         )
     return Path(name)
 
@@ -96,8 +100,8 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
             )
     elif config.init is not None:
         load_tokenizer(config.init / "tokenizer").save(folder)
-    elif not (folder / WORDPIECE_FILE).exists():
-        WordPieceTokenizer((source or minilm_folder()) / WORDPIECE_FILE).save(folder)
+    elif not any(folder.iterdir()):
+        encoder_tokenizer(source or minilm_folder()).save(folder)
     return load_tokenizer(folder)
 
 
@@ -106,16 +110,10 @@ def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> E
     if config.init is not None:
         base = read_card(config.init).model.encoder
     elif source is not None:
-        base = read_config(source)
+        base = encoder_shape(source)
     else:
-        scratch = {"paper": EncoderConfig.paper, "small": EncoderConfig.small, "tiny": EncoderConfig.tiny}
-        base = scratch[config.encoder.name](vocab_size)
-    chosen = {
-        f.name: getattr(config.encoder, f.name)
-        for f in dataclasses.fields(config.encoder)
-        if f.name != "name"
-    }
-    return dataclasses.replace(base, **chosen)
+        base = scratch_shape(config.encoder.name, vocab_size)
+    return config.encoder.applied_to(base)
 
 
 def initial_scorer(config: RunConfig, shape: EncoderConfig, source: Path | None) -> Scorer:
@@ -129,7 +127,7 @@ def initial_scorer(config: RunConfig, shape: EncoderConfig, source: Path | None)
         else:
             encoders = [scorer.context_encoder, *filter(None, [scorer.candidate_encoder])]
         for encoder in encoders:
-            load_encoder_weights(encoder, source)
+            load_pretrained(encoder, source)
     return scorer
 
 
@@ -149,7 +147,7 @@ def run_baselines(
         results.append(evaluate(BEFORE, before, examples, shared=shared, title=BEFORE).ranking)
     if source is not None:
         encoder = Encoder(shape, rngs=nnx.Rngs(0))
-        load_encoder_weights(encoder, source)
+        load_pretrained(encoder, source)
         results += zero_shot_rankings(
             encoder, tokenizer, config.text, examples, shared=shared, title="zero-shot baselines"
         )
@@ -157,9 +155,9 @@ def run_baselines(
 
 
 @contextlib.contextmanager
-def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any]], None]]:
-    """A log callback that writes event files, where they are asked for."""
-    if not (config.tensorboard and is_primary()):
+def tensorboard_log(folder: Path, *, wanted: bool) -> Iterator[Callable[[int, str, dict[str, Any]], None]]:
+    """A log callback that writes a run directory's event files, where they are asked for."""
+    if not (wanted and is_primary()):
         yield lambda step, kind, figures: None
         return
     try:
@@ -167,10 +165,10 @@ def tensorboard(config: RunConfig) -> Iterator[Callable[[int, str, dict[str, Any
     except ModuleNotFoundError:
         raise InputError("--tensorboard needs tensorboardX; run: pip install -e '.[tensorboard]'") from None
     # What was written after the last checkpoint, before a kill, is written again.
-    folder = config.folder / "checkpoints"  # not opened: of several processes all would have to
-    saved = (int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    checkpoints = folder / "checkpoints"  # not opened: of several processes all would have to
+    saved = (int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
     step = max(saved, default=0)
-    with SummaryWriter(str(config.folder / "tensorboard"), purge_step=step + 1) as writer:
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as writer:
 
         def log(step: int, kind: str, figures: dict[str, Any]) -> None:
             for name, value in figures.items():
@@ -206,6 +204,10 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     counts = " / ".join(f"{len(rows.examples):,}" for rows in splits)
     console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")
     notes = list(dict.fromkeys(rows.note for rows in splits if rows.note))
+    if source is not None and is_pretraining_run(source):
+        left_out = read_pretraining_card(source).left_out
+        if name_of(config.task) not in left_out:
+            notes.append(f"{source}: this task's test rows were not left out of its corpus (--leave-out)")
     for note in notes:
         console.print(note)
 
@@ -238,7 +240,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
             console.print(line)
     with primary_first("tokens"):
         prepare_texts(training.examples, text)
-    with tensorboard(config) as log:
+    with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         objective = Ranking(
             scorer,
             text,

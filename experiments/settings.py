@@ -21,7 +21,7 @@ from polyjax.data.tasks.registry import TaskConfig, name_of
 from polyjax.data.tasks.ubuntu_v2 import UbuntuV2Config
 from polyjax.data.tasks.wikipedia_search import WikipediaSearchConfig
 from polyjax.data.text import TextConfig
-from polyjax.nn.encoder import Dtype
+from polyjax.nn.encoder import Dtype, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
 from polyjax.train.checkpoint import ModelCard
 from polyjax.train.loop import TrainConfig
@@ -38,7 +38,8 @@ class EncoderChoice:
 
     Attributes:
         name: ``minilm`` (all-MiniLM-L6-v2, pretrained), ``paper``, ``small`` or ``tiny`` (from scratch), or
-            the path of a local Hugging Face BERT folder.
+            the path of a local Hugging Face BERT folder or of a pre-training run; ``--init-from`` is another
+            name of this flag.
         dtype: of the arithmetic; parameters, scores and losses are float32.
         dropout: rate while training.
         attention_dropout: rate on attention weights while training.
@@ -56,6 +57,11 @@ class EncoderChoice:
     remat: bool = False
     remat_keeps: Literal["nothing", "products"] = "nothing"
     scan: bool = False
+
+    def applied_to(self, shape: EncoderConfig) -> EncoderConfig:
+        """A transformer's shape with this arithmetic and dropout."""
+        chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+        return dataclasses.replace(shape, **chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,6 +187,14 @@ class RunConfig:
 
 
 SCRATCH = ("paper", "small", "tiny")
+
+
+def scratch_shape(name: str, vocab_size: int) -> EncoderConfig:
+    """The shape of one of SCRATCH."""
+    makers = {"paper": EncoderConfig.paper, "small": EncoderConfig.small, "tiny": EncoderConfig.tiny}
+    return makers[name](vocab_size)
+
+
 INIT = "init"
 """The encoder's name where --init brings it."""
 

@@ -31,7 +31,8 @@ class OptimConfig:
         warmup_steps: so many updates instead of a share.
         parlai_warmup: warm up over so many updates as ParlAI does instead: from 1e-4 of the rate, and
             stopping one update short of the full one, for good; 0 for polyjax's own warm-up.
-        decay: ``linear`` to zero at the last step, ``plateau`` on the validation loss, or ``none``.
+        decay: ``linear`` to zero at the last step, ``inverse-sqrt`` of the number of updates (the warm-up
+            ends at the full rate), ``plateau`` on the validation loss, or ``none``.
         plateau_factor: a plateau multiplies the rate by this.
         plateau_patience: validations without improvement that are borne before a cut, counted as
             torch does: 0 cuts after the first one.
@@ -51,7 +52,7 @@ class OptimConfig:
     warmup: float = 0.1
     warmup_steps: int = 0
     parlai_warmup: int = 0
-    decay: Literal["linear", "plateau", "none"] = "plateau"
+    decay: Literal["linear", "inverse-sqrt", "plateau", "none"] = "plateau"
     plateau_factor: float = 0.4
     plateau_patience: int = 0
     head_rate: float = 10.0
@@ -77,13 +78,16 @@ class OptimConfig:
 
 
 def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
-    """The learning rate of update i (from 0): linear warm-up, then constant or linear to zero.
+    """The learning rate of update i (from 0): linear warm-up, then what ``decay`` says.
 
     The first update has a rate above zero, and the last one too: i + 1 of the warm-up's steps.
 
     >>> rate = schedule(OptimConfig(learning_rate=1.0, warmup=0.2, decay="linear"), 10)
     >>> [round(float(rate(i)), 3) for i in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.125]
+    >>> rate = schedule(OptimConfig(learning_rate=1.0, warmup_steps=4, decay="inverse-sqrt"), 100)
+    >>> [round(float(rate(i)), 3) for i in (0, 3, 15, 63)]
+    [0.25, 1.0, 0.5, 0.25]
     """
     n_warmup = config.warmup_steps or round(config.warmup * n_steps)
 
@@ -93,7 +97,11 @@ def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
         if config.parlai_warmup:
             done = jnp.minimum(step, config.parlai_warmup - 1.0) / config.parlai_warmup
             warm = PARLAI_WARMUP_RATE + (1.0 - PARLAI_WARMUP_RATE) * done
-        left = (n_steps - step) / max(n_steps - n_warmup, 1) if config.decay == "linear" else 1.0
+        left = jnp.ones(())
+        if config.decay == "linear":
+            left = (n_steps - step) / max(n_steps - n_warmup, 1)
+        elif config.decay == "inverse-sqrt":  # arXiv 1706.03762, equation 3
+            left = jnp.sqrt(max(n_warmup, 1) / (step + 1.0))
         return config.learning_rate * jnp.clip(jnp.minimum(warm, left), 0.0, 1.0)
 
     return rate

@@ -11,15 +11,19 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tyro
 
 from polyjax.data.pretraining.corpus import AT_ONCE, Conversation, CorpusTokens, token_dtype, tokenise
 from polyjax.data.pretraining.sources import Piece, find_pieces, is_held_out, read_piece, window_keys
+from polyjax.data.rows import RankConfig
+from polyjax.data.tasks import chitchat
+from polyjax.data.tasks.registry import read, read_to_rank, task_named
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.files import PARTIAL, write_text
 from polyjax.progress import meter
@@ -38,7 +42,8 @@ class CorpusConfig:
     Attributes:
         files: ``pairs:FILES`` (JSON lines of conversations, with ``turns``, or of pairs, with a ``context``
             and a ``response`` or ``label``) or ``text:FILES`` (a document or paragraph a line, whose
-            sentences follow each other); several sources are put together. FILES may be a pattern.
+            sentences follow each other), or ``task:NAME``, the training split of a data set; several are
+            put together. FILES may be a pattern.
         dir: where prepared pieces and tokens are kept.
         piece_mb: megabytes of a file that are prepared at once, which bounds the memory.
         held_out: share of the conversations to validate on.
@@ -47,7 +52,7 @@ class CorpusConfig:
         beam_options: of the runner, as Beam's own flags.
     """
 
-    files: tuple[str, ...] = ()
+    files: Annotated[tuple[str, ...], tyro.conf.arg(name="corpus", prefix_name=False)] = ()
     dir: Path = Path("data")
     piece_mb: float = 64.0
     held_out: float = 0.01
@@ -111,6 +116,7 @@ class PreparedPiece:
     """The conversations of a prepared piece, read from disk when they are asked for."""
 
     def __init__(self, piece: Piece, folder: Path):
+        self.name = piece.name
         self._rows: Any = cast(Mapping[str, Any], _builder(piece, folder).as_data_source())["rows"]
 
     def __len__(self) -> int:
@@ -125,6 +131,23 @@ class PreparedPiece:
                 yield Conversation(row["id"].decode(), turns, int(row["first_label"]))
 
 
+class TaskPiece:
+    """The conversations of a task's training split."""
+
+    def __init__(self, name: str, data_dir: Path):
+        self.name, self._task, self._data_dir = f"task-{name}", name, data_dir
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """All of them; of tasks that keep rows only, each row's context and label."""
+        if self._task == "chitchat":
+            for found in chitchat.read_conversations("train", self._data_dir):
+                yield Conversation(f"chitchat/{found.id}", found.turns)
+            return
+        for example in read(task_named(self._task), "train").examples:
+            turns = (*example.context, example.label_text)
+            yield Conversation(f"{self._task}/{example.id}", turns, len(example.context))
+
+
 def _builder(piece: Piece, folder: Path) -> PretrainingPiece:
     config = PieceConfig(name=piece.name, piece=piece)
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of folders that are not there yet
@@ -134,23 +157,26 @@ def _builder(piece: Piece, folder: Path) -> PretrainingPiece:
         raise InputError(f"--corpus.dir {str(folder)!r} cannot be read: {error}") from None
 
 
-def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece]:
+def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
     """All pieces of a corpus, those that are not there yet prepared first.
 
     Raises:
         InputError: no file is there, one is broken, or the folder cannot be written.
     """
     if not config.files:
-        raise InputError("name a corpus: --corpus.files pairs:FILES or text:FILES")
+        raise InputError("name a corpus: --corpus pairs:FILES or text:FILES")
     size = max(int(config.piece_mb * 1e6), 1)
-    pieces = [piece for source in config.files for piece in find_pieces(source, size=size)]
+    tasks = [source.removeprefix("task:") for source in config.files if source.startswith("task:")]
+    files = [source for source in config.files if not source.startswith("task:")]
+    pieces = [piece for source in files for piece in find_pieces(source, size=size)]
+    found = [TaskPiece(name, config.dir) for name in tasks if task_named(name)]
     with meter("preparing the corpus", len(pieces), unit="pieces") as shown:
         for piece in pieces:
             builder = _builder(piece, config.dir)
             if not builder.is_prepared():
                 _prepare(builder, piece, config)
             shown.add(1)
-    return [PreparedPiece(piece, config.dir) for piece in pieces]
+    return [*found, *(PreparedPiece(piece, config.dir) for piece in pieces)]
 
 
 def _prepare(builder: PretrainingPiece, piece: Piece, config: CorpusConfig) -> None:
@@ -218,7 +244,7 @@ def tokens_of(
         InputError: the corpus is broken, or holds no pair to learn from or to validate on.
     """
     pieces = prepare_pieces(config)
-    folder = config.dir / "pretraining_tokens" / _state(config, tokenizer_dir, excluded)
+    folder = config.dir / "pretraining_tokens" / _state(config, pieces, tokenizer_dir, excluded)
     if not (folder / "done.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         with meter("tokenising", len(pieces), unit="pieces") as shown:
@@ -232,18 +258,41 @@ def tokens_of(
     return PreparedCorpus(train, valid, left_out)
 
 
-def _state(config: CorpusConfig, tokenizer_dir: Path, excluded: frozenset[int]) -> str:
+def held_out_keys(task: str) -> frozenset[int]:
+    """``window_keys`` of all that a task is validated and tested on; see ``tokens_of``."""
+    keys: set[int] = set()
+    for split in ("valid", "test"):
+        for example in read_to_rank(task_named(task), split, RankConfig()).examples:
+            keys |= window_keys((*example.context, example.label_text))
+    return frozenset(keys)
+
+
+def sampled_turns(pieces: Sequence[PreparedPiece | TaskPiece], n: int) -> Iterator[str]:
+    """About n turns of a corpus, drawn once, for a vocabulary; all where it has fewer."""
+    total = sum(len(conversation.turns) for piece in pieces for conversation in piece)
+    draw = np.random.default_rng(0)
+    for piece in pieces:
+        for conversation in piece:
+            taken = draw.random(len(conversation.turns)) * total < n
+            yield from (turn for turn, keep in zip(conversation.turns, taken, strict=True) if keep)
+
+
+def _state(
+    config: CorpusConfig,
+    pieces: Sequence[PreparedPiece | TaskPiece],
+    tokenizer_dir: Path,
+    excluded: frozenset[int],
+) -> str:
     digest = hashlib.sha256(repr((1, config.held_out, sorted(excluded))).encode())
-    for source in config.files:
-        for piece in find_pieces(source, size=max(int(config.piece_mb * 1e6), 1)):
-            digest.update(piece.name.encode())
+    for piece in pieces:
+        digest.update(piece.name.encode())
     for path in sorted(tokenizer_dir.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:24]
 
 
 def _tokenise_piece(
-    piece: PreparedPiece,
+    piece: PreparedPiece | TaskPiece,
     folder: Path,
     number: int,
     tokenizer: Tokenizer,

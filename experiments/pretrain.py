@@ -1,0 +1,307 @@
+"""Pre-train an encoder: python experiments/pretrain.py --corpus pairs:FILES --encoder small"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from run import tensorboard_log
+from settings import SCRATCH, EncoderChoice, scratch_shape
+
+from polyjax.commandline import parse_flags, user_errors
+from polyjax.compilation import enable_compilation_cache
+from polyjax.data.pretraining.corpus import Pairs
+from polyjax.data.pretraining.packing import PretrainBatchConfig
+from polyjax.data.pretraining.prepare import (
+    CorpusConfig,
+    held_out_keys,
+    prepare_pieces,
+    sampled_turns,
+    tokens_of,
+)
+from polyjax.data.text import TextConfig
+from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
+from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
+from polyjax.interop.huggingface import minilm_folder
+from polyjax.memory import restart_with_huge_pages
+from polyjax.nn.encoder import EncoderConfig
+from polyjax.nn.pretraining import Pretrainer
+from polyjax.progress import console
+from polyjax.train.checkpoint import write_json
+from polyjax.train.loop import TrainConfig, TrainResult, train
+from polyjax.train.optim import OptimConfig
+from polyjax.train.ownership import open_run, run_lock
+from polyjax.train.pretrained import (
+    PRETRAINING,
+    PretrainingCard,
+    encoder_shape,
+    encoder_tokenizer,
+    load_pretrained,
+)
+from polyjax.train.pretraining import LossWeights, Pretraining
+from polyjax.train.pretraining_report import write_pretraining_report
+from polyjax.train.sharding import make_mesh, mesh_shape
+from polyjax.types import InputError
+
+PROG = "python experiments/pretrain.py"
+INCIDENTAL = (
+    "run_dir",
+    "tensorboard",
+    "mesh",
+    "corpus.dir",
+    "corpus.beam_runner",
+    "corpus.beam_options",
+    "batch.workers",
+    "train.profile_steps",
+)
+"""Settings that change no result beyond rounding: a run may go on with others."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocabularyChoice:
+    """Which vocabulary.
+
+    Attributes:
+        folder: of a tokenizer to use (tokenizer.json, sentencepiece.model, or a converted ParlAI dictionary);
+            a SentencePiece vocabulary is trained from the corpus where none is given. An encoder that has
+            weights brings its own.
+        size: pieces of the trained vocabulary.
+        model: SentencePiece's model, ``unigram`` or ``bpe``.
+        sample: turns of the corpus to train it from.
+    """
+
+    folder: Path | None = None
+    size: int = 8000
+    model: Literal["unigram", "bpe"] = "unigram"
+    sample: int = 500_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that fixes a pre-training run.
+
+    Attributes:
+        preset: where the other settings' defaults come from: ``paper``, those of arXiv 1905.01969 §4.1 (Adam,
+            inverse square root, 32,000 tokens a batch on 32 GPUs), or ``small``, for a few minutes on a CPU.
+        corpus: what to learn from.
+        leave_out: tasks whose rows to validate and test on are left out of the corpus, by hash.
+        encoder: the transformer; ``--init-from`` goes on from one with weights.
+        vocabulary: text to ids.
+        text: turns and lengths.
+        batch: how pairs are drawn and hidden.
+        loss: weights of the two losses.
+        optim: optimiser and schedule.
+        train: length, validation, checkpoints.
+        validate_batches: so many batches of held-out pairs are looked at.
+        run_dir: where everything lands; the same command resumes it.
+        tensorboard: also write TensorBoard event files (extra ``tensorboard``).
+        mesh: devices, as in run.py.
+    """
+
+    preset: Literal["small", "paper"] = "small"
+    corpus: CorpusConfig = CorpusConfig()
+    leave_out: tuple[str, ...] = ()
+    encoder: EncoderChoice = EncoderChoice(name="small")
+    vocabulary: VocabularyChoice = VocabularyChoice()
+    text: TextConfig = TextConfig()
+    batch: PretrainBatchConfig = PretrainBatchConfig()
+    loss: LossWeights = LossWeights()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig(best_by="loss")
+    validate_batches: int = 20
+    run_dir: Path | None = None
+    tensorboard: bool = False
+    mesh: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for settings that contradict each other."""
+        if self.train.best_by != "loss":
+            raise InputError(
+                f"--train.best-by {self.train.best_by}: pre-training has no ranking; choose loss"
+            )
+        if self.validate_batches < 1:
+            raise InputError(f"--validate-batches must be at least 1, got {self.validate_batches}")
+        if self.vocabulary.folder is not None and self.encoder.name not in SCRATCH:
+            raise InputError(
+                f"--vocabulary.folder {self.vocabulary.folder}: --encoder {self.encoder.name} brings its own "
+                "vocabulary; leave one of them out"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run_dir or Path("runs") / f"pretraining-{self.preset}-{Path(self.encoder.name).name}"
+
+
+def small() -> PretrainConfig:
+    """An encoder of 4 layers x 256 in about 20 minutes on two cores."""
+    return PretrainConfig(
+        encoder=EncoderChoice(name="small", dropout=0.1),
+        text=TextConfig(max_turns=4, context_tokens=96, candidate_tokens=33),
+        batch=PretrainBatchConfig(tokens=8192),
+        optim=OptimConfig(
+            learning_rate=1e-3, weight_decay=0.01, head_rate=1.0, warmup=0.1, decay="linear", b2=0.98
+        ),
+        train=TrainConfig(steps=2000, validate_every_steps=500, best_by="loss"),
+    )
+
+
+def paper() -> PretrainConfig:
+    """The paper's pre-training: 12 layers x 768, Adam at 2e-4, 32,000 tokens for each of 32 GPUs."""
+    return PretrainConfig(
+        preset="paper",
+        encoder=EncoderChoice(name="paper", dropout=0.1, attention_dropout=0.1),
+        vocabulary=VocabularyChoice(size=54_000, model="bpe", sample=5_000_000),
+        text=TextConfig(max_turns=20, context_tokens=384, candidate_tokens=129),
+        batch=PretrainBatchConfig(tokens=32 * 32_768),
+        optim=OptimConfig(
+            learning_rate=2e-4,
+            weight_decay=0.0,
+            head_rate=1.0,
+            warmup_steps=10_000,
+            decay="inverse-sqrt",
+            b2=0.98,
+        ),
+        train=TrainConfig(steps=500_000, validate_every_steps=5_000, save_every_steps=1000, best_by="loss"),
+    )
+
+
+PRESETS = {"small": small, "paper": paper}
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetChoice:
+    """The flag that chooses the defaults of all others."""
+
+    preset: Literal["small", "paper"] = "small"
+
+
+def parse(arguments: list[str]) -> PretrainConfig:
+    """The settings that the command line asks for."""
+    from flags import chosen, encoder_flag
+
+    arguments = encoder_flag(arguments)
+    default = PRESETS[chosen(PresetChoice, arguments, PROG).preset]()
+    return parse_flags(PretrainConfig, arguments, prog=PROG, default=default)
+
+
+def source_of(config: PretrainConfig) -> Path | None:
+    """The folder of weights to go on from; None for an encoder from scratch."""
+    name = config.encoder.name
+    if name in SCRATCH:
+        return None
+    if name == "minilm":
+        return minilm_folder()
+    if not Path(name).is_dir():
+        raise InputError(
+            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, or a folder with weights"
+        )
+    return Path(name)
+
+
+def make_tokenizer(config: PretrainConfig, source: Path | None) -> Tokenizer:
+    """The run directory's tokenizer, put there first where it is absent."""
+    folder = config.folder / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    if not any(path.name == SENTENCEPIECE_FILE or path.suffix == ".json" for path in folder.iterdir()):
+        if source is not None:
+            encoder_tokenizer(source).save(folder)
+        elif config.vocabulary.folder is not None:
+            load_tokenizer(config.vocabulary.folder).save(folder)
+        else:
+            pieces = prepare_pieces(config.corpus)
+            console.print(f"training a SentencePiece vocabulary of {config.vocabulary.size} pieces")
+            train_sentencepiece(
+                sampled_turns(pieces, config.vocabulary.sample),
+                folder / SENTENCEPIECE_FILE,
+                vocab_size=config.vocabulary.size,
+                kind=config.vocabulary.model,
+                seed=config.train.seed,
+            )
+    return load_tokenizer(folder)
+
+
+def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int) -> EncoderConfig:
+    """The transformer's shape, with the run's arithmetic and dropout."""
+    base = scratch_shape(config.encoder.name, vocab_size) if source is None else encoder_shape(source)
+    return config.encoder.applied_to(base)
+
+
+def run(config: PretrainConfig) -> TrainResult:
+    """Prepare, train (or go on), and write the report."""
+    enable_compilation_cache()
+    source, mesh = source_of(config), make_mesh(config.mesh)
+    if not config.corpus.files:
+        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES or task:NAME")
+    with primary_first("run directory"):
+        open_run(config.folder, config, incidental=INCIDENTAL)
+    with run_lock(config.folder):
+        return pretrain(config, source, mesh)
+
+
+def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainResult:
+    """The run itself, in a run directory that is this run's own."""
+    began = time.monotonic()
+    excluded = frozenset().union(*(held_out_keys(task) for task in config.leave_out))
+    with primary_first("corpus"):
+        tokenizer = make_tokenizer(config, source)
+        corpus = tokens_of(config.corpus, tokenizer, config.folder / "tokenizer", excluded=excluded)
+    shape = encoder_config(config, source, tokenizer.vocab_size)
+    config.text.check_positions(shape.n_positions, paired=True)
+    train_pairs = Pairs(corpus.train, config.text, tokenizer, most_tokens=config.corpus.tokens)
+    held_out = Pairs(corpus.valid, config.text, tokenizer)
+    counts = (
+        f"{len(train_pairs):,} pairs to learn from, {len(held_out):,} to validate on; {corpus.left_out:,} "
+        f"conversations left out{' (' + ', '.join(config.leave_out) + ')' if config.leave_out else ''}"
+    )
+    console.print(counts)
+    if is_primary():
+        card = PretrainingCard(encoder=shape, text=config.text, left_out=config.leave_out)
+        write_json(config.folder / PRETRAINING, card)
+    model = Pretrainer(shape, rngs=nnx.Rngs(config.train.seed))
+    if source is not None:
+        load_pretrained(model.encoder, source)
+    n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
+    console.print(
+        f"{n_parameters / 1e6:.1f} M parameters, {shape.dtype}; mesh {mesh_shape(mesh)}; "
+        f"run directory {config.folder}"
+    )
+    objective = Pretraining(
+        model,
+        train_pairs,
+        held_out,
+        batch=config.batch,
+        weights=config.loss,
+        validate_batches=config.validate_batches,
+        mesh=mesh,
+    )
+    with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
+        outcome = train(objective, config.folder, optim=config.optim, config=config.train, on_log=log)
+    if is_primary():
+        notes = [
+            f"corpus: {', '.join(config.corpus.files)}; {counts}",
+            f"training: {outcome.steps} updates of {config.batch.tokens:,} tokens in {outcome.seconds:.0f} s "
+            f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
+            f"programs compiled: {outcome.compilations}; whole command: {time.monotonic() - began:.0f} s",
+        ]
+        write_pretraining_report(config.folder, notes)
+        console.print(f"report: {config.folder / 'report.md'}")
+        console.print(f"fine-tune it: python experiments/run.py --arch poly --init-from {config.folder}")
+    return outcome
+
+
+def main() -> None:
+    """Parse, run; a mistake of the user's is one line and exit status 2."""
+    restart_with_huge_pages()
+    with leaving_at_once(), user_errors(), losses_named():
+        config = parse(sys.argv[1:])
+        connect()
+        run(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Where an encoder's first weights come from: a Hugging Face BERT folder, or a pre-training run of ours."""
+
+import dataclasses
+from pathlib import Path
+
+from flax import nnx
+
+from polyjax.config import from_json
+from polyjax.data.text import TextConfig
+from polyjax.data.tokenizers import WORDPIECE_FILE, Tokenizer, WordPieceTokenizer, load_tokenizer
+from polyjax.interop.huggingface import load_encoder_weights, read_config
+from polyjax.nn.encoder import Encoder, EncoderConfig
+from polyjax.nn.pretraining import Pretrainer
+from polyjax.train.checkpoint import Checkpoints, read_json
+from polyjax.types import InputError
+
+PRETRAINING = "pretraining.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingCard:
+    """What pretraining.json holds.
+
+    Attributes:
+        encoder: the shape.
+        text: lengths that it was trained with.
+        left_out: tasks whose rows to validate and test on were left out of the corpus.
+    """
+
+    encoder: EncoderConfig
+    text: TextConfig
+    left_out: tuple[str, ...] = ()
+
+
+def is_pretraining_run(folder: Path) -> bool:
+    """Whether a folder is a run directory of experiments/pretrain.py."""
+    return (folder / PRETRAINING).is_file()
+
+
+def read_pretraining_card(folder: Path) -> PretrainingCard:
+    """The card of a pre-training run.
+
+    Raises:
+        InputError: it is missing or broken.
+    """
+    return from_json(PretrainingCard, read_json(folder / PRETRAINING), source=str(folder / PRETRAINING))
+
+
+def encoder_shape(folder: Path) -> EncoderConfig:
+    """The shape of a folder's encoder."""
+    return read_pretraining_card(folder).encoder if is_pretraining_run(folder) else read_config(folder)
+
+
+def encoder_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that a folder's encoder was trained with."""
+    if is_pretraining_run(folder):
+        return load_tokenizer(folder / "tokenizer")
+    return WordPieceTokenizer(folder / WORDPIECE_FILE)
+
+
+def load_pretrained(encoder: Encoder, folder: Path) -> None:
+    """Fill an encoder's parameters from a folder: those of a run's best validation.
+
+    Raises:
+        InputError: a file is missing or broken, or the encoder has another shape.
+    """
+    if not is_pretraining_run(folder):
+        load_encoder_weights(encoder, folder)
+        return
+    shape = read_pretraining_card(folder).encoder
+    differing = [
+        name
+        for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions", "n_segments")
+        if getattr(shape, name) != getattr(encoder.config, name)
+    ]
+    if differing:
+        name = differing[0]
+        got, wanted = getattr(shape, name), getattr(encoder.config, name)
+        raise InputError(f"{folder}: its encoder has {name} {got}, this one {wanted}")
+    abstract = nnx.eval_shape(lambda: Pretrainer(shape, rngs=nnx.Rngs(0)))
+    restored = Checkpoints(folder, read_only=True).restore_parameters(abstract)
+    nnx.update(encoder, nnx.state(restored.encoder))
