@@ -1,0 +1,213 @@
+"""Pre-training as a user types it, and what fine-tuning takes from it."""
+
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from conftest import FAST_COMPILATION
+from polyjax import InputError, PolyConfig, make_scorer
+from polyjax.nn.encoder import Encoder
+from polyjax.nn.pretraining import Pretrainer
+from polyjax.train.checkpoint import Checkpoints, flat_parameters
+from polyjax.train.metrics_log import MetricsLog
+from polyjax.train.pretrained import encoder_shape, load_pretrained, read_pretraining_card
+from test_experiments import ROOT, SHORT, command
+
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "train",
+    "music",
+    "paper",
+    "light",
+    "water",
+    "chair",
+    "dog",
+    "cat",
+]
+
+
+def write_corpus(folder):
+    """Conversations about a word each, as JSON lines."""
+    draw = random.Random(0)
+    path = folder / "corpus.jsonl"
+    with path.open("w") as file:
+        for i in range(400):
+            topic = draw.choice(WORDS)
+            turns = [" ".join([topic, *draw.sample(WORDS, draw.randint(1, 4))]) for _ in range(4)]
+            file.write(json.dumps({"id": str(i), "turns": turns}) + "\n")
+    return path
+
+
+def flags(folder, path):
+    return [
+        *("--corpus", f"pairs:{path}", "--corpus.dir", str(folder / "data"), "--corpus.held-out", "0.1"),
+        *("--encoder", "tiny", "--vocabulary.size", "290", "--text.context-tokens", "32"),
+        *("--text.candidate-tokens", "17", "--batch.tokens", "768", "--validate-batches", "2"),
+        *("--train.steps", "30", "--train.validate-every-steps", "10", "--train.save-every-steps", "7"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pretraining")
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder):
+    done = command(
+        "pretrain.py", *flags(folder, write_corpus(folder)), "--run-dir", str(folder / "run"), folder=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run", done.stdout
+
+
+def test_a_run_leaves_everything_in_one_folder(pretrained):
+    run_dir, printed = pretrained
+    assert "pairs to learn from" in printed and "--init-from" in printed and "masked tokens" in printed
+    for name in (
+        "config.json",
+        "pretraining.json",
+        "metrics.jsonl",
+        "report.md",
+        "results.json",
+        "tokenizer",
+    ):
+        assert (run_dir / name).exists(), name
+    assert (run_dir / "figures" / "learning.png").stat().st_size > 10_000
+    results = json.loads((run_dir / "results.json").read_text())
+    valid = [row for row in MetricsLog.read(run_dir) if row["kind"] == "valid"]
+    assert [row["step"] for row in valid] == [10, 20, 30]
+    assert results["loss"] == min(row["loss"] for row in valid)
+    assert not list(run_dir.rglob("*.partial"))
+
+
+def test_a_killed_run_ends_bit_identical(pretrained, folder):
+    run_dir = folder / "killed"
+    compiled = {"XLA_FLAGS": FAST_COMPILATION, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    arguments = [*flags(folder, folder / "corpus.jsonl"), "--run-dir", str(run_dir)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *arguments],
+        env=os.environ | compiled,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (run_dir / "checkpoints" / "7").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (run_dir / "checkpoints" / "30").exists(), "the run ended before it could be killed"
+    done = command("pretrain.py", *arguments, folder=folder)
+    assert done.returncode == 0 and "resuming" in done.stdout, done.stdout + done.stderr
+    whole, again = (
+        flat_parameters(nnx.state(Checkpoints(path, read_only=True).restore_parameters(fresh(path), 30)))
+        for path in (pretrained[0], run_dir)
+    )
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+
+
+def fresh(run_dir):
+    return Pretrainer(read_pretraining_card(run_dir).encoder, rngs=nnx.Rngs(9))
+
+
+def test_the_encoder_is_that_of_the_best_validation(pretrained):
+    run_dir, _ = pretrained
+    encoder = Encoder(encoder_shape(run_dir), rngs=nnx.Rngs(5))
+    load_pretrained(encoder, run_dir)
+    restored = Checkpoints(run_dir, read_only=True).restore_parameters(fresh(run_dir)).encoder
+    for one, other in zip(
+        jax.tree.leaves(nnx.state(encoder)), jax.tree.leaves(nnx.state(restored)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    other = Encoder(encoder_shape(run_dir).tiny(100), rngs=nnx.Rngs(5))
+    with pytest.raises(InputError, match="vocab_size"):
+        load_pretrained(other, run_dir)
+
+
+def test_fine_tuning_goes_on_from_it(pretrained, folder, monkeypatch):
+    run_dir, _ = pretrained
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    run = importlib.import_module("run")
+    config = run.parse_run(
+        ["--arch", "poly", "--init-from", str(run_dir), "--run-dir", str(folder / "x")], prog="run"
+    )
+    source = run.pretrained_folder(config)
+    assert source == run_dir
+    shape = run.encoder_config(config, source, 0)
+    scorer = run.initial_scorer(config, shape, source)
+    restored = Checkpoints(run_dir, read_only=True).restore_parameters(fresh(run_dir)).encoder
+    np.testing.assert_array_equal(
+        scorer.context_encoder.embeddings.tokens[...], restored.embeddings.tokens[...]
+    )
+    assert not np.array_equal(
+        scorer.context_encoder.embeddings.tokens[...],
+        make_scorer(shape, PolyConfig(), rngs=nnx.Rngs(0)).context_encoder.embeddings.tokens[...],
+    )
+    done = command(
+        "run.py",
+        *("--arch", "poly", "--init-from", str(run_dir), "--run-dir", str(folder / "tuned")),
+        *("--test-examples", "40", "--text.context-tokens", "64", "--text.buckets", "32", "64", *SHORT),
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "poly-encoder" in done.stdout
+    assert "were not left out of its corpus" in " ".join(done.stdout.split())
+
+
+def test_pretraining_goes_on_from_an_encoder(pretrained, folder):
+    run_dir, _ = pretrained
+    rest = flags(folder, folder / "corpus.jsonl")
+    at = rest.index("--encoder")
+    rest = [*rest[:at], *rest[at + 4 :]]  # its shape and vocabulary are the run's
+    done = command(
+        "pretrain.py",
+        *(*rest, "--init-from", str(run_dir), "--run-dir", str(folder / "more"), "--leave-out", "chitchat"),
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = [row["loss"] for row in MetricsLog.read(folder / "more") if row["kind"] == "train"][0]
+    before = [row["loss"] for row in MetricsLog.read(run_dir) if row["kind"] == "train"][0]
+    assert first < 0.9 * before, "it had learnt something"
+    assert read_pretraining_card(folder / "more").left_out == ("chitchat",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a corpus"),
+        (["--corpus", "pears:x"], "expected pairs:FILES or text:FILES"),
+        (["--corpus", "pairs:nowhere"], "no such file"),
+        (["--corpus", "task:nothing"], "nothing"),
+        (["--corpus", "pairs:x", "--train.best-by", "mrr"], "choose loss"),
+        (["--corpus", "pairs:x", "--encoder", "nowhere"], "expected minilm"),
+        (["--corpus", "pairs:x", "--batch.masked", "2"], "masked must be in"),
+        (["--corpus", "pairs:x", "--optim.decay", "fast"], "inverse-sqrt"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.setattr("sys.argv", ["pretrain.py", *arguments])
+    pretrain = importlib.import_module("pretrain")
+    monkeypatch.setattr(pretrain, "restart_with_huge_pages", lambda: None)
+    with pytest.raises(SystemExit) as stopped:
+        pretrain.main()
+    printed = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2
+    assert message in printed and "Traceback" not in printed
