@@ -234,7 +234,7 @@ def test_tensorboard_gets_the_figures(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     run = importlib.import_module("run")
     config = run.parse_run(["--run-dir", str(tmp_path), "--tensorboard"], prog="run")
-    with run.tensorboard(config) as log:
+    with run.tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         log(3, "train", {"loss": 1.5, "note": "left out"})
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
