@@ -26,7 +26,6 @@ from polyjax.data.pretraining.prepare import (
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
 from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
-from polyjax.interop.huggingface import minilm_folder
 from polyjax.memory import restart_with_huge_pages
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
@@ -41,6 +40,7 @@ from polyjax.train.pretrained import (
     encoder_shape,
     encoder_tokenizer,
     load_pretrained,
+    weights_folder,
 )
 from polyjax.train.pretraining import LossWeights, Pretraining
 from polyjax.train.pretraining_report import write_pretraining_report
@@ -189,20 +189,6 @@ def parse(arguments: list[str]) -> PretrainConfig:
     return parse_flags(PretrainConfig, arguments, prog=PROG, default=default)
 
 
-def source_of(config: PretrainConfig) -> Path | None:
-    """The folder of weights to go on from; None for an encoder from scratch."""
-    name = config.encoder.name
-    if name in SCRATCH:
-        return None
-    if name == "minilm":
-        return minilm_folder()
-    if not Path(name).is_dir():
-        raise InputError(
-            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, or a folder with weights"
-        )
-    return Path(name)
-
-
 def make_tokenizer(config: PretrainConfig, source: Path | None) -> Tokenizer:
     """The run directory's tokenizer, put there first where it is absent."""
     folder = config.folder / "tokenizer"
@@ -234,7 +220,7 @@ def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int)
 def run(config: PretrainConfig) -> TrainResult:
     """Prepare, train (or go on), and write the report."""
     enable_compilation_cache()
-    source, mesh = source_of(config), make_mesh(config.mesh)
+    source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     if not config.corpus.files:
         raise InputError("name a corpus: --corpus pairs:FILES, text:FILES or task:NAME")
     with primary_first("run directory"):

@@ -46,6 +46,7 @@ from polyjax.train.pretrained import (
     is_pretraining_run,
     load_pretrained,
     read_pretraining_card,
+    weights_folder,
 )
 from polyjax.train.ranking import Ranking
 from polyjax.train.report import console_table, gain_sentence, write_report
@@ -70,17 +71,7 @@ INCIDENTAL = (
 
 def pretrained_folder(config: RunConfig) -> Path | None:
     """The folder of pretrained weights, or None for an encoder from scratch."""
-    name = config.encoder.name
-    if name in SCRATCH or config.init is not None:
-        return None
-    if name == "minilm":
-        return minilm_folder()
-    if not Path(name).is_dir():
-        raise InputError(
-            f"--encoder {name!r}: expected minilm, {', '.join(SCRATCH)}, or the path of a local Hugging Face "
-            "BERT folder or of a run of experiments/pretrain.py"
-        )
-    return Path(name)
+    return None if config.init is not None else weights_folder(config.encoder.name, scratch=SCRATCH)
 
 
 def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], Iterator[str]]) -> Tokenizer:

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from polyjax.types import InputError
 
 PARTIAL = ".partial"
@@ -24,6 +26,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array whole or not at all."""
+    aside = path.with_name(path.name + PARTIAL)
+    with aside.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 def copy_file(source: Path, target: Path) -> None:

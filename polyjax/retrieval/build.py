@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from polyjax.files import write_text
+from polyjax.files import save_array, write_text
 from polyjax.retrieval.change import (
     clear,
     commit,
     finish_segment,
     new_vectors,
     next_segment,
-    save_array,
     writing,
 )
 from polyjax.retrieval.store import (

@@ -15,7 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from polyjax.files import PARTIAL, exclusive_lock, write_bytes, write_text
+from polyjax.files import PARTIAL, exclusive_lock, save_array, write_bytes, write_text
 from polyjax.retrieval.store import (
     BUILDING,
     ENDS,
@@ -200,16 +200,6 @@ def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: I
             part = vectors[start : start + ROWS_AT_ONCE]
             rounded[start : start + ROWS_AT_ONCE] = part.astype(ml_dtypes.bfloat16).view(np.uint16)
         rounded.flush()
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array whole or not at all."""
-    aside = path.with_name(path.name + PARTIAL)
-    with aside.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def check_replaceable(folder: Path) -> None:

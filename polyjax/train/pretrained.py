@@ -1,6 +1,7 @@
 """Where an encoder's first weights come from: a Hugging Face BERT folder, or a pre-training run of ours."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from flax import nnx
@@ -8,7 +9,7 @@ from flax import nnx
 from polyjax.config import from_json
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import WORDPIECE_FILE, Tokenizer, WordPieceTokenizer, load_tokenizer
-from polyjax.interop.huggingface import load_encoder_weights, read_config
+from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.nn.encoder import Encoder, EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.train.checkpoint import Checkpoints, read_json
@@ -30,6 +31,24 @@ class PretrainingCard:
     encoder: EncoderConfig
     text: TextConfig
     left_out: tuple[str, ...] = ()
+
+
+def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
+    """The folder of weights that ``--encoder`` names; None for an encoder from scratch.
+
+    Raises:
+        InputError: it is neither one of ``scratch``, nor minilm, nor a folder.
+    """
+    if name in scratch:
+        return None
+    if name == "minilm":
+        return minilm_folder()
+    if not Path(name).is_dir():
+        raise InputError(
+            f"--encoder {name!r}: expected minilm, {', '.join(scratch)}, or the path of a local Hugging Face "
+            "BERT folder or of a run of experiments/pretrain.py"
+        )
+    return Path(name)
 
 
 def is_pretraining_run(folder: Path) -> bool:

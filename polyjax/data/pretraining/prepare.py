@@ -25,7 +25,7 @@ from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import chitchat
 from polyjax.data.tasks.registry import read, read_to_rank, task_named
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.files import PARTIAL, write_text
+from polyjax.files import PARTIAL, save_array, write_text
 from polyjax.progress import meter
 from polyjax.types import InputError, first_line
 
@@ -309,7 +309,7 @@ def _tokenise_piece(
     for split, conversations in chosen.items():
         tokens = tokenise(conversations, tokenizer, allow_empty=True)
         for name in ARRAYS:
-            _save(folder / f"piece-{number}-{split}-{name}.npy", getattr(tokens, name))
+            save_array(folder / f"piece-{number}-{split}-{name}.npy", getattr(tokens, name))
     write_text(folder / f"piece-{number}.json", json.dumps(counts))
 
 
@@ -337,15 +337,6 @@ def _put_together(folder: Path, n: int, tokenizer: Tokenizer) -> None:
     write_text(folder / "done.json", json.dumps({"left_out": left_out}))
     for path in folder.glob("piece-*"):
         path.unlink()
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    aside = path.with_name(path.name + PARTIAL)
-    with aside.open("wb") as file:
-        np.save(file, values)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _mapped(folder: Path, split: str) -> CorpusTokens:
