@@ -16,13 +16,8 @@ from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pretraining.corpus import Pairs
 from polyjax.data.pretraining.packing import PretrainBatchConfig
-from polyjax.data.pretraining.prepare import (
-    CorpusConfig,
-    held_out_keys,
-    prepare_pieces,
-    sampled_turns,
-    tokens_of,
-)
+from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces, sampled_turns
+from polyjax.data.pretraining.store import held_out_keys, tokens_of
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
 from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
@@ -222,7 +217,7 @@ def run(config: PretrainConfig) -> TrainResult:
     enable_compilation_cache()
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     if not config.corpus.files:
-        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES or task:NAME")
+        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES, reddit:FILES or task:NAME")
     with primary_first("run directory"):
         open_run(config.folder, config, incidental=INCIDENTAL)
     with run_lock(config.folder):

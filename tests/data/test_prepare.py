@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from test_token_store import Counting
 
-from polyjax.data.pretraining import prepare
+from polyjax.data.pretraining import lines, prepare, store
 from polyjax.data.pretraining.corpus import Conversation, Pairs, tokenise
-from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces, tokens_of
-from polyjax.data.pretraining.sources import find_pieces, is_held_out, read_piece, window_keys
+from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces
+from polyjax.data.pretraining.sources import find_pieces, is_held_out, window_keys
+from polyjax.data.pretraining.store import tokens_of
 from polyjax.data.text import TextConfig
 from polyjax.types import InputError
 
@@ -24,18 +25,23 @@ def write(path, rows):
     return path
 
 
-def read(source, size=10**9):
-    return [conversation for piece in find_pieces(source, size=size) for conversation in read_piece(piece)]
+@pytest.fixture
+def read(tmp_path):
+    def reader(source, size=10**9):
+        pieces = find_pieces(source, size=size, folder=tmp_path / "parts")
+        return [conversation for piece in pieces for conversation in piece.read()]
+
+    return reader
 
 
 @pytest.mark.parametrize("size", [1, 37, 200, 10**9])
-def test_pieces_of_any_size_hold_each_line_once(tmp_path, size):
+def test_pieces_of_any_size_hold_each_line_once(tmp_path, size, read):
     path = write(tmp_path / "a.jsonl", rows(23))
     found = read(f"pairs:{path}", size)
     assert [(c.id, list(c.turns)) for c in found] == [(row["id"], row["turns"]) for row in rows(23)]
 
 
-def test_pairs_of_a_context_and_an_answer(tmp_path):
+def test_pairs_of_a_context_and_an_answer(tmp_path, read):
     path = write(
         tmp_path / "a.jsonl",
         [
@@ -49,7 +55,7 @@ def test_pairs_of_a_context_and_an_answer(tmp_path):
     assert found[1].id == "7"
 
 
-def test_documents_become_sentences(tmp_path):
+def test_documents_become_sentences(tmp_path, read):
     path = tmp_path / "a.txt"
     lines = [
         "One is here. Two follows!  Three?",
@@ -67,7 +73,7 @@ def test_documents_become_sentences(tmp_path):
     ]
 
 
-def test_compressed_files_and_patterns(tmp_path):
+def test_compressed_files_and_patterns(tmp_path, read):
     import zstandard
 
     plain = "".join(json.dumps(row) + "\n" for row in rows(5)).encode()
@@ -76,6 +82,27 @@ def test_compressed_files_and_patterns(tmp_path):
     (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(plain))
     write(tmp_path / "c.jsonl", rows(5))
     assert len(read(f"pairs:{tmp_path}/*.jsonl*", 40)) == 15
+
+
+@pytest.mark.parametrize("size", [1, 100, 10**9])
+def test_a_compressed_file_is_cut_into_plain_ones_of_whole_lines(tmp_path, size, read):
+    plain = "".join(json.dumps(row) + "\n" for row in rows(23))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain.encode()))
+    pieces = find_pieces(f"pairs:{tmp_path}/a.jsonl.gz", size=size, folder=tmp_path / "parts")
+    assert len(pieces) == {1: 23, 100: len(pieces), 10**9: 1}[size] and len(pieces) >= 1
+    assert all(piece.end - piece.start < size + 200 for piece in pieces)
+    found = [conversation for piece in pieces for conversation in piece.read()]
+    assert [(c.id, list(c.turns)) for c in found] == [(row["id"], row["turns"]) for row in rows(23)]
+    assert len({piece.name for piece in pieces}) == len(pieces)
+
+
+def test_a_bad_line_of_a_compressed_file_is_named_by_the_file_and_its_byte(tmp_path, read):
+    lines = [json.dumps(row).encode() + b"\n" for row in rows(23)]
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join([*lines, b"{\n"])))
+    at = sum(map(len, lines))
+    with pytest.raises(InputError, match=rf"a\.jsonl\.gz, the line at byte {at}: expected"):
+        read(f"pairs:{path}", 100)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +115,7 @@ def test_compressed_files_and_patterns(tmp_path):
         ("[1]", "a list"),
     ],
 )
-def test_bad_lines_are_named(tmp_path, line, message):
+def test_bad_lines_are_named(tmp_path, line, message, read):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(rows(1)[0]) + "\n" + line + "\n")
     with pytest.raises(InputError, match=message):
@@ -97,16 +124,16 @@ def test_bad_lines_are_named(tmp_path, line, message):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("pears:x", "expected pairs:FILES or text:FILES"), ("pairs:nowhere*", "no such file")],
+    [("pears:x", "expected pairs:FILES or text:FILES or reddit:FILES"), ("pairs:nowhere*", "no such file")],
 )
-def test_sources_that_cannot_be(source, message):
+def test_sources_that_cannot_be(source, message, read):
     with pytest.raises(InputError, match=message):
-        find_pieces(source, size=1)
+        read(source)
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"nothing of the kind"])
-def test_a_damaged_archive_is_named(tmp_path, ending, damage):
+def test_a_damaged_archive_is_named(tmp_path, ending, damage, read):
     import zstandard
 
     compress = {".gz": gzip.compress, ".zst": zstandard.compress}[ending]
@@ -134,7 +161,7 @@ def tokenizer_dir(tmp_path):
 
 
 def same(one, other):
-    for name in prepare.ARRAYS:
+    for name in store.ARRAYS:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -165,7 +192,7 @@ def test_a_stopped_preparation_goes_on_and_pieces_change_nothing_but_the_order(
     tmp_path, tokenizer_dir, monkeypatch
 ):
     config = corpus(tmp_path, piece_mb=0.004)
-    pieces = len(find_pieces(config.files[0], size=4000))
+    pieces = len(find_pieces(config.files[0], size=4000, folder=tmp_path / "parts"))
     assert pieces > 3
     made = []
     original = prepare._prepare
@@ -184,7 +211,7 @@ def test_a_stopped_preparation_goes_on_and_pieces_change_nothing_but_the_order(
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_prepare", lambda *rest: (made.append(1), original(*rest)))
         with monkeypatch.context() as inner:
-            inner.setattr(prepare, "_put_together", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+            inner.setattr(store, "_put_together", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 tokens_of(config, Counting(), tokenizer_dir)
         assert len(made) == pieces - 2
@@ -195,6 +222,40 @@ def test_a_stopped_preparation_goes_on_and_pieces_change_nothing_but_the_order(
     whole = tokens_of(corpus(tmp_path, dir=tmp_path / "other"), Counting(), tokenizer_dir)
     assert sorted(found.train.ids.tolist()) == sorted(whole.train.ids.tolist())
     assert not list((tmp_path / "prepared").rglob("piece-*.npy"))
+
+
+def test_parts_of_compressed_files_are_removed_when_they_are_prepared(tmp_path, tokenizer_dir):
+    plain = "".join(json.dumps(row) + "\n" for row in rows(300))
+    path = tmp_path / "b.jsonl.gz"
+    path.write_bytes(gzip.compress(plain.encode()))
+    config = corpus(tmp_path, files=(f"pairs:{path}",), piece_mb=0.004)
+    found = tokens_of(config, Counting(), tokenizer_dir)
+    left = [file.name for file in (config.dir / "pretraining_parts").rglob("*") if file.is_file()]
+    assert left == ["done.json"]
+    same(found.train, tokens_of(config, Counting(), tokenizer_dir).train)
+    whole = tokens_of(corpus(tmp_path, dir=tmp_path / "other"), Counting(), tokenizer_dir)
+    assert sorted(found.train.ids.tolist()) == sorted(whole.train.ids.tolist())
+
+
+def test_a_stopped_unpacking_begins_again(tmp_path, tokenizer_dir, monkeypatch):
+    plain = "".join(json.dumps(row) + "\n" for row in rows(300))
+    path = tmp_path / "b.jsonl.gz"
+    path.write_bytes(gzip.compress(plain.encode()))
+    config = corpus(tmp_path, files=(f"pairs:{path}",), piece_mb=0.004)
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "write_text", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare_pieces(config)
+    assert list((config.dir / "pretraining_parts").glob("*.partial"))
+    assert sum(1 for piece in prepare_pieces(config) for _ in piece) == 300
+    assert not list((config.dir / "pretraining_parts").glob("*.partial"))
+
+
+def test_a_piece_in_which_no_line_begins_is_none(tmp_path, tokenizer_dir):
+    long = {"id": "long", "turns": ["a", "b " * 100_000]}
+    path = write(tmp_path / "long.jsonl", [long, *rows(300)])
+    config = corpus(tmp_path, files=(f"pairs:{path}",), piece_mb=0.05)
+    assert sum(1 for piece in prepare_pieces(config) for _ in piece) == 301
 
 
 def test_what_the_task_tests_on_is_left_out(tmp_path, tokenizer_dir):

@@ -19,7 +19,7 @@ class Conversation:
     """Texts of which each follows the one before: turns of a dialogue, sentences of a document.
 
     Attributes:
-        id: unique in its corpus.
+        id: of the conversation; those that share one, as paths through a thread do, are held out together.
         turns: texts, oldest first.
         first_label: the first turn that is learnt as somebody's next utterance; those before it are context
             only, as where two threads of a discussion begin alike.

@@ -2,180 +2,209 @@
 
 import dataclasses
 import glob
-import gzip
 import hashlib
-import io
 import json
+import math
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Protocol, runtime_checkable
 
 from polyjax.data.pretraining.corpus import Conversation
+from polyjax.data.pretraining.lines import is_compressed, lines_between, unpack
+from polyjax.data.pretraining.reddit import RedditConfig, buckets_needed, read_bucket, scatter
 from polyjax.types import InputError
 
-Kind = Literal["pairs", "text"]
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(\[]?[A-Z0-9])")
 """Between two sentences of a paragraph; wrong after some abbreviations, as such rules are."""
-MAX_LINE = 10 * 2**20
-"""Bytes of a line; a longer one is no conversation."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A part of a corpus that is read at once.
-
-    Attributes:
-        kind: what its lines are.
-        path: of the file.
-        start: the first byte; a line that begins before it belongs to the piece before.
-        end: a line that begins here or later belongs to the next piece; -1 for a whole file, as where it is
-            compressed.
-    """
-
-    kind: Kind
-    path: str
-    start: int = 0
-    end: int = -1
+@runtime_checkable
+class Piece(Protocol):
+    """A part of a corpus that is prepared at once."""
 
     @property
     def name(self) -> str:
-        """Of the prepared piece: it changes with the file's size and time, and with the readers."""
-        state = Path(self.path).stat()
-        text = f"1/{self}/{state.st_size}/{state.st_mtime_ns}"
-        return f"{self.kind}-{hashlib.sha1(text.encode()).hexdigest()[:16]}"
+        """Of the prepared piece: it changes with the files' sizes and times, and with the readers."""
+        ...
 
-    def split(self, size: int) -> list["Piece"]:
+    @property
+    def shown(self) -> str:
+        """What its user knows it by."""
+        ...
+
+    @property
+    def laid_out(self) -> Sequence[str]:
+        """Folders of parts that it is read from, which ``remove_parts`` may empty when it is prepared."""
+        ...
+
+    def split(self, n: int) -> "Sequence[Piece]":
+        """The same in at most about n pieces."""
+        ...
+
+    def read(self) -> Iterator[Conversation]:
+        """The conversations that begin in it.
+
+        Raises:
+            InputError: a line is none, or the file is damaged; file and line, or byte, are named.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePiece:
+    """Successive lines of a file.
+
+    Attributes:
+        kind: what its lines are, one of READERS.
+        path: of the file.
+        start: the first byte; a line that begins before it belongs to the piece before.
+        end: a line that begins here or later belongs to the next piece.
+        unpacked_from: the file that ``path`` was cut out of; "" where it is the file itself.
+        origin: the byte of that file, unpacked, where ``path`` begins.
+    """
+
+    kind: str
+    path: str
+    start: int
+    end: int
+    unpacked_from: str = ""
+    origin: int = 0
+
+    @property
+    def shown(self) -> str:
+        """See Piece."""
+        return self.unpacked_from or self.path
+
+    @property
+    def laid_out(self) -> Sequence[str]:
+        """See Piece."""
+        return [str(Path(self.path).parent)] if self.unpacked_from else []
+
+    @property
+    def name(self) -> str:
+        """See Piece."""
+        what = dataclasses.replace(self, path="") if self.unpacked_from else self
+        return f"{self.kind}-{_hash(what, _state(self.shown))}"
+
+    def split(self, n: int) -> "list[FilePiece]":
+        """See Piece."""
+        size = max(math.ceil((self.end - self.start) / n), 1 << 16)
+        return self.cut(size)
+
+    def cut(self, size: int) -> "list[FilePiece]":
         """The same in pieces of about so many bytes."""
-        if self.end < 0:
-            return [self]
         starts = range(self.start, max(self.end, self.start + 1), size)
         return [dataclasses.replace(self, start=s, end=min(s + size, self.end)) for s in starts]
 
+    def read(self) -> Iterator[Conversation]:
+        """See Piece."""
+        reader = READERS[self.kind]
+        for number, (at, line) in enumerate(lines_between(self.path, self.start, self.end), start=1):
+            first = not self.start and not self.origin
+            place = f"line {number}" if first else f"the line at byte {self.origin + at}"
+            try:
+                text = line.decode("utf-8").strip()
+                yield from reader(text, f"{Path(self.shown).name}:{place}") if text else ()
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise InputError(
+                    f"{self.shown}, {place}: expected {EXPECTED[self.kind]}; got {error!r}"
+                ) from None
 
-def find_pieces(source: str, *, size: int) -> list[Piece]:
-    """The pieces of a corpus.
+
+@dataclasses.dataclass(frozen=True)
+class ThreadsPiece:
+    """Threads of Reddit, in successive buckets.
+
+    Attributes:
+        laid_out: where each file's comments lie, by bucket.
+        start: the first bucket.
+        end: the one after the last.
+        config: which comments are learnt from.
+    """
+
+    laid_out: tuple[str, ...]
+    start: int
+    end: int
+    config: RedditConfig
+
+    @property
+    def name(self) -> str:
+        """See Piece."""
+        folders = [Path(folder).name for folder in self.laid_out]
+        return f"reddit-{_hash(folders, self.start, self.end, self.config)}"
+
+    @property
+    def shown(self) -> str:
+        """See Piece."""
+        return f"threads {self.start} to {self.end - 1} of {', '.join(self.laid_out)}"
+
+    def split(self, n: int) -> "list[ThreadsPiece]":
+        """See Piece."""
+        return [dataclasses.replace(self, start=b, end=b + 1) for b in range(self.start, self.end)]
+
+    def read(self) -> Iterator[Conversation]:
+        """See Piece."""
+        for bucket in range(self.start, self.end):
+            yield from read_bucket(self.laid_out, bucket, self.config)
+
+
+def find_pieces(
+    source: str, *, size: int, folder: Path, reddit: RedditConfig | None = None
+) -> Sequence[Piece]:
+    """The pieces of a corpus; what is compressed, or has to be put in order, is laid out in ``folder`` first.
 
     Args:
-        source: ``pairs:GLOB`` or ``text:GLOB``; files may be compressed (.gz, .zst).
-        size: bytes of a piece. Compressed files are not split.
+        source: ``pairs:GLOB``, ``text:GLOB`` or ``reddit:GLOB``; files may be compressed (.gz, .zst).
+        size: bytes of a piece.
+        folder: for the parts of compressed files and the buckets of threads; see ``remove_parts``.
+        reddit: which comments are kept.
 
     Raises:
-        InputError: the kind is unknown, or no file is there.
+        InputError: the kind is unknown, no file is there, or one is damaged.
     """
     kind, colon, pattern = source.partition(":")
-    if not colon or kind not in READERS:
+    if not colon or kind not in KINDS:
         raise InputError(
-            f"--corpus {source!r}: expected {' or '.join(f'{name}:FILES' for name in READERS)}, where FILES "
+            f"--corpus {source!r}: expected {' or '.join(f'{name}:FILES' for name in KINDS)}, where FILES "
             "is a file or a pattern such as 'data/*.jsonl.gz'"
         )
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
     if not paths:
         raise InputError(f"--corpus {source!r}: no such file; quote a pattern, so that the shell keeps it")
-    kind = cast(Kind, kind)
-    pieces: list[Piece] = []
+    if kind == "reddit":
+        return _threads(paths, size, folder, reddit or RedditConfig())
+    pieces: list[FilePiece] = []
     for path in paths:
-        whole = _is_compressed(path)
-        pieces += Piece(kind, path, 0, -1 if whole else Path(path).stat().st_size).split(size)
+        if is_compressed(path):
+            parts = unpack(path, folder / f"unpacked-{_hash(_state(path), size)}", size=size)
+            pieces += (FilePiece(kind, p.path, 0, p.size, unpacked_from=path, origin=p.origin) for p in parts)
+        else:
+            pieces += FilePiece(kind, path, 0, Path(path).stat().st_size).cut(size)
     return pieces
 
 
-def read_piece(piece: Piece) -> Iterator[Conversation]:
-    """The conversations that begin in a piece.
-
-    Raises:
-        InputError: a line is none, or the file is damaged; file and line, or byte, are named.
-    """
-    reader = READERS[piece.kind]
-    for place, line in _lines(piece):
-        try:
-            text = line.decode("utf-8").strip()
-            yield from reader(text, f"{Path(piece.path).name}:{place}") if text else ()
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(
-                f"{piece.path}, {place}: expected {EXPECTED[piece.kind]}; got {error!r}"
-            ) from None
+def _threads(paths: Sequence[str], size: int, folder: Path, config: RedditConfig) -> list[ThreadsPiece]:
+    n = buckets_needed(paths, size=size) * BUCKETS
+    folders = [folder / f"reddit-{_hash(_state(path), n, config)}" for path in paths]
+    for path, into in zip(paths, folders, strict=True):
+        scatter(path, into, n, config)
+    named = tuple(map(str, folders))
+    return [ThreadsPiece(named, start, start + BUCKETS, config) for start in range(0, n, BUCKETS)]
 
 
-def _is_compressed(path: str) -> bool:
-    return path.endswith((".gz", ".zst"))
+BUCKETS = 8
+"""Of threads in a piece: parts that Beam may read at the same time."""
 
 
-def _open(path: str) -> Any:
-    """A file for reading bytes, decompressed."""
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.endswith(".zst"):
-        try:
-            import zstandard  # pyright: ignore[reportMissingImports]  (extra beam)
-        except ModuleNotFoundError:
-            raise InputError(f"{path} needs zstandard; run: pip install -e '.[beam]'") from None
-        # Reddit's dumps are compressed with a window of 2 GiB.
-        return io.BufferedReader(_Unpacked(path, zstandard.ZstdDecompressor(max_window_size=2**31)), 1 << 20)
-    return open(path, "rb")
+def _state(path: str) -> str:
+    """What changes when a file does."""
+    found = Path(path).stat()
+    return f"{path}/{found.st_size}/{found.st_mtime_ns}"
 
 
-class _Unpacked(io.RawIOBase):
-    """The bytes of a .zst file; unlike zstandard's own reader it tells a file that was cut off."""
-
-    def __init__(self, path: str, unpacker: Any):
-        self._file, self._unpacker = open(path, "rb"), unpacker
-        self._frame: Any = None
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        """The next bytes."""
-        while not self._left:
-            packed = self._file.read(1 << 20)
-            if not packed:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("the file ends in the middle of its data")
-                return 0
-            found = b""
-            while packed:
-                if self._frame is None or self._frame.eof:
-                    self._frame = self._unpacker.decompressobj()
-                found += self._frame.decompress(packed)
-                packed = self._frame.unused_data if self._frame.eof else b""
-            self._left = memoryview(found)
-        n = min(len(buffer), len(self._left))
-        buffer[:n] = self._left[:n]
-        self._left = self._left[n:]
-        return n
-
-
-def _lines(piece: Piece) -> Iterator[tuple[str, bytes]]:
-    """Lines that begin in the piece, and where that is."""
-    try:
-        with _open(piece.path) as file:
-            at = piece.start
-            if at:  # the line that the piece before ends with
-                file.seek(at - 1)
-                at += len(file.readline(MAX_LINE + 1)) - 1
-            number = 0
-            while (piece.end < 0 or at < piece.end) and (line := file.readline(MAX_LINE + 1)):
-                number += 1
-                place = f"line {number}" if not piece.start else f"the line at byte {at}"
-                if len(line) > MAX_LINE:
-                    raise InputError(f"{piece.path}, {place}: longer than {MAX_LINE / 2**20:.0f} MB")
-                at += len(line)
-                yield place, line
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{piece.path} cannot be read: {error}") from None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":  # of an optional package
-            raise
-        raise InputError(f"{piece.path} cannot be read: {error}") from None
+def _hash(*parts: object) -> str:
+    return hashlib.sha1("/".join(map(repr, ("2", *parts))).encode()).hexdigest()[:16]
 
 
 def _texts(values: Any) -> tuple[str, ...]:
@@ -219,6 +248,7 @@ def _documents(line: str, place: str) -> Iterator[Conversation]:
 
 
 READERS: dict[str, Callable[[str, str], Iterator[Conversation]]] = {"pairs": _pairs, "text": _documents}
+KINDS = (*READERS, "reddit")
 EXPECTED: dict[str, str] = {
     "pairs": "an object with turns, or with a context and a response or label",
     "text": "a paragraph, or an object with sentences, paragraphs or a text",
