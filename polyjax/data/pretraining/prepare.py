@@ -52,7 +52,7 @@ class CorpusConfig:
     files: Annotated[tuple[str, ...], tyro.conf.arg(name="corpus", prefix_name=False)] = ()
     reddit: RedditConfig = RedditConfig()
     dir: Path = Path("data")
-    piece_mb: float = 64.0
+    piece_mb: float = 16.0
     held_out: float = 0.01
     tokens: int = 0
     beam_runner: str = "DirectRunner"
