@@ -51,6 +51,7 @@ INCIDENTAL = (
     "corpus.beam_runner",
     "corpus.beam_options",
     "batch.workers",
+    "batch.chunk",
     "train.profile_steps",
 )
 """Settings that change no result beyond rounding: a run may go on with others."""

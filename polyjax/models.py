@@ -146,22 +146,22 @@ def make_scorer(encoder: EncoderConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> 
             assert_never(head)
 
 
-def in_chunks(encode: Callable[..., Any], tokens: Tokens, key: Array | None, chunk: int) -> Any:
-    """What ``encode(tokens, key=key)`` gives, computed a chunk of the rows at a time.
+def in_chunks(encode: Callable[..., Any], rows: Any, key: Array | None, chunk: int) -> Any:
+    """What ``encode(rows, key=key)`` gives, computed a chunk of the rows at a time.
 
     Of a chunk only the result is kept: the backward pass encodes it again. So the activations of one chunk
     are in memory, whatever the number of rows, and loss and gradients are those of the whole (cached
     gradients, arXiv 2101.06983), for the price of a second forward pass. Each chunk draws dropout of its own.
 
     Args:
-        encode: Tokens [n, t] and a key -> arrays whose first axis is n.
-        tokens: [n, t].
+        encode: rows and a key -> arrays whose first axis is n.
+        rows: Tokens [n, t], or other arrays whose first axis is n.
         key: draws the dropout; None for none.
         chunk: rows; all of them where 0.
     """
-    n = tokens.ids.shape[0]
+    n = jax.tree.leaves(rows)[0].shape[0]
     if not 0 < chunk < n:
-        return encode(tokens, key=key)
+        return encode(rows, key=key)
     pieces = math.ceil(n / chunk)
 
     def split(x: Array) -> Array:
@@ -173,8 +173,8 @@ def in_chunks(encode: Callable[..., Any], tokens: Tokens, key: Array | None, chu
     keys = None if key is None else jax.random.split(key, pieces)
 
     @jax.checkpoint
-    def one(part: tuple[Tokens, Array | None]) -> Any:
+    def one(part: tuple[Any, Array | None]) -> Any:
         return encode(part[0], key=part[1])
 
-    chunks = jax.lax.map(one, (jax.tree.map(lambda x: split(jnp.asarray(x)), tokens), keys))
+    chunks = jax.lax.map(one, (jax.tree.map(lambda x: split(jnp.asarray(x)), rows), keys))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:n], chunks)

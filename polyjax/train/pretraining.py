@@ -14,6 +14,7 @@ from polyjax.data.pipeline import load
 from polyjax.data.pretraining.corpus import Pairs
 from polyjax.data.pretraining.masking import MaskingCollator, PretrainBatch
 from polyjax.data.pretraining.packing import PairPlan, PretrainBatchConfig
+from polyjax.models import in_chunks
 from polyjax.nn.pretraining import Pretrainer, pretraining_sums
 from polyjax.train.objective import Validation, Work
 from polyjax.train.sharding import everywhere, one_device, own_rows, placed_rows, row_devices
@@ -44,14 +45,33 @@ class LossWeights:
 
 
 def pretraining_loss(
-    model: Pretrainer, batch: PretrainBatch, key: Array | None, *, weights: LossWeights
+    model: Pretrainer, batch: PretrainBatch, key: Array | None, *, weights: LossWeights, chunk: int = 0
 ) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum of a batch's two mean losses (nats), and its figures."""
-    logits, odds = model(batch.tokens, batch.masked, batch.first, key=key)
-    sums = pretraining_sums(logits, odds, batch.targets, batch.follows)
+    """The weighted sum of a batch's two mean losses (nats), and its figures.
+
+    Args:
+        model: that guesses.
+        batch: of pairs.
+        key: draws the dropout; None for none.
+        weights: of the two.
+        chunk: rows to compute at once, see ``polyjax.models.in_chunks``; all where 0.
+    """
+    sums = batch_sums(model, batch, key, chunk=chunk)
     figures = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
     loss = weights.masked * figures["masked_loss"] + weights.next * figures["next_loss"]
     return loss, {"loss": loss, **figures}
+
+
+def batch_sums(
+    model: Pretrainer, batch: PretrainBatch, key: Array | None, *, chunk: int = 0
+) -> dict[str, tuple[Array, Array]]:
+    """A batch's ``pretraining_sums`` over all its rows, float32 []; ``chunk`` as in ``pretraining_loss``."""
+
+    def of_rows(rows: PretrainBatch, *, key: Array | None) -> dict[str, tuple[Array, Array]]:
+        logits, odds = model(rows.tokens, rows.masked, rows.first, key=key)
+        return pretraining_sums(logits, odds, rows.targets, rows.follows)
+
+    return jax.tree.map(lambda sums: sums.sum(), in_chunks(of_rows, batch, key, chunk))
 
 
 class Pretraining:
@@ -98,13 +118,27 @@ class Pretraining:
         self, model: Pretrainer, batch: PretrainBatch, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """Of the model on a batch."""
-        return pretraining_loss(model, batch, key, weights=self._weights)
+        return pretraining_loss(model, batch, key, weights=self._weights, chunk=self._chunk_of(batch))
+
+    def _chunk_of(self, batch: PretrainBatch) -> int:
+        """Rows of a batch that are computed at once: as many on each device; 0 for all."""
+        if not self._batch.chunk:
+            return 0
+        devices = row_devices(self.mesh)
+        return max(self._batch.chunk // batch.tokens.ids.shape[1] // devices, 1) * devices
 
     @property
     def at_once(self) -> tuple[str, str]:
         """What was too much where memory is exhausted, and the way out of it."""
-        return f"{self._batch.tokens} tokens", (
-            f"in another --run-dir, try --batch.tokens {self._batch.tokens // 2}, or --encoder.remat"
+        tokens = self._batch.chunk or self._batch.tokens
+        least = self._held_out.row_length * row_devices(self.mesh)
+        if tokens <= least:
+            return (
+                f"{tokens} tokens",
+                "in another --run-dir, shorten --text.context-tokens, or a smaller encoder",
+            )
+        return f"{tokens} tokens", (
+            f"the same command with --batch.chunk {max(tokens // 2, least)} goes on, with the same gradients"
         )
 
     def _plan(self, pairs: Pairs, seed: int, n_batches: int) -> PairPlan:
@@ -141,8 +175,7 @@ class Pretraining:
     def _traced_sums(self, state: nnx.State, batch: PretrainBatch) -> dict[str, tuple[Array, Array]]:
         self.compilations += 1  # runs when a new shape is traced only
         model = nnx.merge(self._graph, state)
-        logits, odds = model(batch.tokens, batch.masked, batch.first)
-        return pretraining_sums(logits, odds, batch.targets, batch.follows)
+        return batch_sums(model, batch, None, chunk=self._chunk_of(batch))
 
     def validate(self, model: nnx.Module) -> Validation:
         """The losses on held-out pairs, whose draws are always the same, and how many are guessed right."""

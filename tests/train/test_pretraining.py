@@ -79,9 +79,9 @@ def test_losses_are_those_of_each_pair_computed_apart(packing):
     np.testing.assert_allclose(loss, 0.7 * np.mean(masked) + 0.3 * np.mean(following), rtol=2e-5)
 
 
-def step_on(mesh):
+def step_on(mesh, **changes):
     """Loss and gradients of one batch on a mesh."""
-    found = objective(mesh)
+    found = objective(mesh, batch=dataclasses.replace(BATCH, **changes))
     graph, state = nnx.split(found.model)
     state = placed(state, shardings_of(state, found.mesh))
     batch = found.place(next(found.batches(0, 1, seed=0)))
@@ -98,6 +98,36 @@ def test_a_step_on_many_devices_is_that_of_one(mesh):
     np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
     for x, y in zip(jax.tree.leaves(many[1]), jax.tree.leaves(one[1]), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, np.abs(y).max()))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "chunk"), [("data=1", 31 * 3), ("data=1", 1), ("data=8", 1), ("data=2", 31 * 5)]
+)
+def test_chunks_change_neither_loss_nor_gradients(mesh, chunk):
+    whole, parts = step_on("data=1"), step_on(mesh, chunk=chunk)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(parts[1]), jax.tree.leaves(whole[1]), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, np.abs(y).max()))
+
+
+def test_chunks_take_the_memory_of_one():
+    def temporary(chunk):
+        found = objective(batch=dataclasses.replace(BATCH, tokens=31 * 32, chunk=chunk))
+        graph, state = nnx.split(found.model)
+        batch = next(found.batches(0, 1, seed=0))
+        step = jax.jit(jax.grad(lambda state: found.loss(nnx.merge(graph, state), batch, None)[0]))
+        return step.lower(state).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(31 * 4) < 0.4 * temporary(0)
+
+
+def test_what_to_do_where_memory_does_not_do():
+    assert "--batch.chunk 248 goes on" in objective().at_once[1]
+    assert "--batch.chunk 62 goes on" in objective(batch=dataclasses.replace(BATCH, chunk=124)).at_once[1]
+    assert "--batch.chunk 31 goes on" in objective(batch=dataclasses.replace(BATCH, chunk=32)).at_once[1]
+    assert "--text.context-tokens" in objective(batch=dataclasses.replace(BATCH, chunk=31)).at_once[1]
+    with pytest.raises(InputError, match="more than the 496 tokens"):
+        dataclasses.replace(BATCH, chunk=497)
 
 
 def run(folder, **changes):

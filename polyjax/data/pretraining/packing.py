@@ -18,6 +18,8 @@ class PretrainBatchConfig:
 
     Attributes:
         tokens: places of a batch, padding included: rows times their length.
+        chunk: tokens whose activations are kept in memory at once, for a batch that does not fit: same
+            gradients, a second forward pass; 0 for all.
         packing: pairs share rows of one length, none of which sees another; else a row is a pair, and rows of
             a batch are of one length bucket.
         corrupted: share of the pairs whose second text is another conversation's.
@@ -29,6 +31,7 @@ class PretrainBatchConfig:
     """
 
     tokens: int = 4096
+    chunk: int = 0
     packing: bool = True
     corrupted: float = 0.5
     masked: float = 0.15
@@ -39,9 +42,11 @@ class PretrainBatchConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
-        for name, smallest in {"tokens": 1, "group_batches": 1, "workers": 0}.items():
+        for name, smallest in {"tokens": 1, "chunk": 0, "group_batches": 1, "workers": 0}.items():
             if getattr(self, name) < smallest:
                 raise InputError(f"batch {name} must be at least {smallest}, got {getattr(self, name)}")
+        if self.chunk > self.tokens:
+            raise InputError(f"batch chunk of {self.chunk} is more than the {self.tokens} tokens of a batch")
         for name in ("corrupted", "masked", "replaced", "random"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"batch {name} must be in [0, 1], got {getattr(self, name)}")
