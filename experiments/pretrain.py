@@ -21,6 +21,7 @@ from polyjax.data.pretraining.store import held_out_keys, tokens_of
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
 from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
+from polyjax.interop.parlai import load_dictionary
 from polyjax.memory import restart_with_huge_pages
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
@@ -62,15 +63,16 @@ class VocabularyChoice:
     """Which vocabulary.
 
     Attributes:
-        folder: of a tokenizer to use (tokenizer.json, sentencepiece.model, or a converted ParlAI dictionary);
-            a SentencePiece vocabulary is trained from the corpus where none is given. An encoder that has
-            weights brings its own.
+        source: a folder with a tokenizer to use (tokenizer.json, sentencepiece.model, or that of a converted
+            model), or a dictionary of ParlAI's (a ``.dict`` file, with ``.opt`` and ``.dict.codecs`` beside
+            it); a SentencePiece vocabulary is trained from the corpus where none is given. An encoder that
+            has weights brings its own.
         size: pieces of the trained vocabulary.
         model: SentencePiece's model, ``unigram`` or ``bpe``.
         sample: turns of the corpus to train it from.
     """
 
-    folder: Path | None = None
+    source: Path | None = None
     size: int = 8000
     model: Literal["unigram", "bpe"] = "unigram"
     sample: int = 500_000
@@ -121,9 +123,9 @@ class PretrainConfig:
             )
         if self.validate_batches < 1:
             raise InputError(f"--validate-batches must be at least 1, got {self.validate_batches}")
-        if self.vocabulary.folder is not None and self.encoder.name not in SCRATCH:
+        if self.vocabulary.source is not None and self.encoder.name not in SCRATCH:
             raise InputError(
-                f"--vocabulary.folder {self.vocabulary.folder}: --encoder {self.encoder.name} brings its own "
+                f"--vocabulary.source {self.vocabulary.source}: --encoder {self.encoder.name} brings its own "
                 "vocabulary; leave one of them out"
             )
 
@@ -192,8 +194,9 @@ def make_tokenizer(config: PretrainConfig, source: Path | None) -> Tokenizer:
     if not any(path.name == SENTENCEPIECE_FILE or path.suffix == ".json" for path in folder.iterdir()):
         if source is not None:
             encoder_tokenizer(source).save(folder)
-        elif config.vocabulary.folder is not None:
-            load_tokenizer(config.vocabulary.folder).save(folder)
+        elif (given := config.vocabulary.source) is not None:
+            of_parlai = given.suffix == ".dict"
+            (load_dictionary(given.with_suffix("")) if of_parlai else load_tokenizer(given)).save(folder)
         else:
             pieces = prepare_pieces(config.corpus)
             console.print(f"training a SentencePiece vocabulary of {config.vocabulary.size} pieces")

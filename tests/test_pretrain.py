@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import time
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from flax import nnx
 
 from conftest import FAST_COMPILATION
 from polyjax import InputError, PolyConfig, make_scorer
+from polyjax.data.dictionary import DictionaryTokenizer
+from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces
+from polyjax.data.tokenizers import load_tokenizer
 from polyjax.nn.encoder import Encoder
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.train.checkpoint import Checkpoints, flat_parameters
@@ -172,9 +177,7 @@ def test_fine_tuning_goes_on_from_it(pretrained, folder, monkeypatch):
 
 def test_pretraining_goes_on_from_an_encoder(pretrained, folder):
     run_dir, _ = pretrained
-    rest = flags(folder, folder / "corpus.jsonl")
-    at = rest.index("--encoder")
-    rest = [*rest[:at], *rest[at + 4 :]]  # its shape and vocabulary are the run's
+    rest = without_shape(flags(folder, folder / "corpus.jsonl"))  # its shape and vocabulary are the run's
     done = command(
         "pretrain.py",
         *(*rest, "--init-from", str(run_dir), "--run-dir", str(folder / "more"), "--leave-out", "chitchat"),
@@ -185,6 +188,81 @@ def test_pretraining_goes_on_from_an_encoder(pretrained, folder):
     before = [row["loss"] for row in MetricsLog.read(run_dir) if row["kind"] == "train"][0]
     assert first < 0.9 * before, "it had learnt something"
     assert read_pretraining_card(folder / "more").left_out == ("chitchat",)
+
+
+def bert_folder(folder):
+    """The tiny BERT of the golden files with a vocabulary of the corpus' words."""
+    shutil.copytree(ROOT / "tests" / "golden" / "tiny_bert", folder)
+    letters = [form for letter in "abcdefghijklmnopqrstuvwxyz" for form in (letter, f"##{letter}")]
+    pieces = {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def without_shape(rest):
+    at = rest.index("--encoder")
+    return [*rest[:at], *rest[at + 4 :]]
+
+
+def test_it_goes_on_from_a_hugging_face_folder(pretrained, folder, tmp_path):
+    bert = bert_folder(tmp_path / "bert")
+    lengths = ["--text.context-tokens", "14", "--text.candidate-tokens", "7"]
+    done = command(
+        "pretrain.py",
+        *without_shape(flags(folder, folder / "corpus.jsonl")),
+        *(*lengths, "--init-from", str(bert), "--run-dir", str(tmp_path / "run")),
+        folder=folder,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shape, before = read_pretraining_card(tmp_path / "run").encoder, encoder_shape(bert)
+    assert (shape.dim, shape.n_layers, shape.vocab_size) == (before.dim, before.n_layers, 60)
+    start, end = (Encoder(shape, rngs=nnx.Rngs(3)) for _ in range(2))
+    load_pretrained(start, bert)
+    load_pretrained(end, tmp_path / "run")
+    moved = np.abs(np.asarray(end.embeddings.tokens[...]) - np.asarray(start.embeddings.tokens[...]))
+    assert 0 < moved.mean() < 0.1 * np.abs(np.asarray(start.embeddings.tokens[...])).mean()
+
+
+def test_a_dictionary_of_parlai_is_a_vocabulary(pretrained, folder, tmp_path, parlai_models):
+    dictionary = parlai_models / "bi_shared_max_trained" / "model.dict"
+    rest = flags(folder, folder / "corpus.jsonl")
+    rest[rest.index("--vocabulary.size") : rest.index("--vocabulary.size") + 2] = [
+        "--vocabulary.source",
+        str(dictionary),
+    ]
+    done = command("pretrain.py", *rest, "--run-dir", str(tmp_path / "run"), folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert isinstance(tokenizer, DictionaryTokenizer)
+    assert read_pretraining_card(tmp_path / "run").encoder.vocab_size == tokenizer.vocab_size
+
+
+def test_a_killed_preparation_goes_on(folder, tmp_path):
+    """SIGKILL while pieces are prepared: what is whole is kept, and the rest is made."""
+    path = write_corpus(tmp_path)
+    arguments = [*flags(tmp_path, path), "--corpus.piece-mb", "0.003", "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    prepared = tmp_path / "data" / "pretraining_piece"
+    while len(found := list(prepared.rglob("dataset_info.json"))) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not list((tmp_path / "data").rglob("done.json")), "it ended before it could be killed"
+    kept = {file: file.stat().st_mtime_ns for file in found}
+    config = CorpusConfig(files=(f"pairs:{path}",), dir=tmp_path / "data", piece_mb=0.003)
+    texts = [conversation.turns for piece in prepare_pieces(config) for conversation in piece]
+    expected = [tuple(json.loads(line)["turns"]) for line in path.read_text().splitlines()]
+    assert sorted(texts) == sorted(expected)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,21 @@ class _Taken:
         return found
 
 
+def load_dictionary(model_file: Path) -> DictionaryTokenizer:
+    """The tokenizer of a ParlAI model: its ``.dict`` and, for BPE, ``.dict.codecs``, used as ``.opt`` says.
+
+    Args:
+        model_file: the model, which need not be there; the others lie beside it.
+
+    Raises:
+        InputError: a file is missing, broken, or asks for what is not supported.
+    """
+    opt = beside(model_file, ".opt")
+    settings = dictionary_settings(Flags(read_opt(opt), opt))
+    codes = beside(model_file, ".dict.codecs") if settings.bpe else None
+    return DictionaryTokenizer(beside(model_file, ".dict"), codes, settings)
+
+
 def load_parlai(
     model_file: Path, *, padding: Padding = "none", weights: Path | None = None, dropout: bool = False
 ) -> tuple[Scorer, TextEncoder, ModelConfig]:
@@ -168,10 +183,7 @@ def load_parlai(
     """
     flags = Flags(read_opt(beside(model_file, ".opt")), beside(model_file, ".opt"))
     arch = arch_of(flags)
-    settings = dictionary_settings(flags)
-    tokenizer = DictionaryTokenizer(
-        beside(model_file, ".dict"), beside(model_file, ".dict.codecs") if settings.bpe else None, settings
-    )
+    tokenizer = load_dictionary(model_file)
     source = weights or model_file
     loaded = _read_weights(source)
     head = head_config(flags, padding=padding)

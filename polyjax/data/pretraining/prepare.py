@@ -183,10 +183,13 @@ def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
 
 
 def _prepare(builder: PretrainingPiece, piece: Piece, config: CorpusConfig) -> None:
+    logging.getLogger().addFilter(_no_apitools)
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ModuleNotFoundError:
         raise InputError("preparing a corpus needs Apache Beam; run: pip install -e '.[beam]'") from None
+    finally:
+        logging.getLogger().removeFilter(_no_apitools)
     download = tfds.download.DownloadConfig(
         beam_runner=config.beam_runner, beam_options=PipelineOptions(list(config.beam_options))
     )
@@ -207,6 +210,11 @@ def _prepare(builder: PretrainingPiece, piece: Piece, config: CorpusConfig) -> N
         if named is None:
             raise
         raise InputError(first_line(Exception(str(named)))) from None
+
+
+def _no_apitools(record: logging.LogRecord) -> bool:
+    """False for what Beam says of Google's cloud, at its import, where that is not installed."""
+    return "apitools not found" not in record.getMessage()
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
