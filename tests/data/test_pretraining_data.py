@@ -84,6 +84,19 @@ def test_an_epoch_takes_each_pair_at_most_once_and_leaves_out_little(packing):
     assert plan[0].pairs[0].tolist() != plan[plan.batches_in(0)].pairs[0].tolist()
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_what_does_not_fill_a_batch_joins_the_next_group(packing):
+    """An epoch of many small groups leaves out no more than the last batch of each length."""
+    pairs = corpus(400)
+    config = dataclasses.replace(CONFIG, packing=packing, group_batches=1)
+    plan = PairPlan(pairs, config, seed=0, n_batches=1)
+    batches = [plan[i] for i in range(plan.batches_in(0))]
+    taken = sum(len(row) for batch in batches for row in batch.pairs)
+    lengths = {batch.length for batch in batches}
+    assert len(pairs) - taken < sum(config.tokens // length * plan.most for length in lengths)
+    assert len(batches) > 20
+
+
 def test_plans_repeat_in_every_process_and_differ_between_seeds():
     make = lambda seed: PairPlan(corpus(), CONFIG, seed=seed, n_batches=100)  # noqa: E731
     plan, again, other = make(0), pickle.loads(pickle.dumps(make(0))), make(1)

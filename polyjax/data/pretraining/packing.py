@@ -211,6 +211,7 @@ class PairPlan:
         rest: list[np.ndarray] = []
         for start in range(0, len(order), group):
             chunk = order[start : start + group]
+            # What does not fill a batch joins the next group; the last is left to the next epoch.
             if config.packing:
                 rows = rest + [chunk[row] for row in pack(lengths[chunk], self.row_length, self.most)]
                 shuffled = [rows[i] for i in draw.permutation(len(rows))]
@@ -218,20 +219,23 @@ class PairPlan:
                 batches += [
                     (self.row_length, shuffled[i : i + self.rows]) for i in range(0, whole, self.rows)
                 ]
-                rest = shuffled[whole:]  # joins the next group's rows; the last is left to the next epoch
+                rest = shuffled[whole:]
             else:
-                batches += self._bucketed(chunk, lengths[chunk], draw)
+                found, left = self._bucketed(np.concatenate([*rest, chunk]), lengths, draw)
+                batches, rest = batches + found, [left]
         return batches, labels
 
     def _bucketed(
         self, chunk: np.ndarray, lengths: np.ndarray, draw: np.random.Generator
-    ) -> list[tuple[int, list[np.ndarray]]]:
-        """Batches of pairs of one bucket each, in a random order; what does not fill one is left out."""
+    ) -> tuple[list[tuple[int, list[np.ndarray]]], np.ndarray]:
+        """Batches of pairs of one bucket each, in a random order, and the pairs that do not fill one."""
         text = self._pairs.text
-        buckets = np.array([text.bucket(int(n), self.row_length) for n in lengths])
-        found = []
+        buckets = np.array([text.bucket(int(n), self.row_length) for n in lengths[chunk]])
+        found, left = [], [chunk[:0]]
         for bucket in np.unique(buckets):
             rows, members = self._rows_of(int(bucket)), chunk[buckets == bucket]
-            for i in range(0, len(members) // rows * rows, rows):
+            whole = len(members) // rows * rows
+            for i in range(0, whole, rows):
                 found.append((int(bucket), [members[j : j + 1] for j in range(i, i + rows)]))
-        return [found[i] for i in draw.permutation(len(found))]
+            left.append(members[whole:])
+        return [found[i] for i in draw.permutation(len(found))], np.concatenate(left)
