@@ -26,13 +26,14 @@ from polyjax.memory import restart_with_huge_pages
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.progress import console
-from polyjax.train.checkpoint import write_json
+from polyjax.train.checkpoint import read_json, write_json
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
-from polyjax.train.ownership import open_run, run_lock
+from polyjax.train.ownership import owned_run
 from polyjax.train.pretrained import (
     PRETRAINING,
     PretrainingCard,
+    check_vocabulary,
     encoder_shape,
     encoder_tokenizer,
     load_pretrained,
@@ -187,7 +188,7 @@ def parse(arguments: list[str]) -> PretrainConfig:
     return parse_flags(PretrainConfig, arguments, prog=PROG, default=default)
 
 
-def make_tokenizer(config: PretrainConfig, source: Path | None) -> Tokenizer:
+def make_tokenizer(config: PretrainConfig, source: Path | None, excluded: frozenset[int]) -> Tokenizer:
     """The run directory's tokenizer, put there first where it is absent."""
     folder = config.folder / "tokenizer"
     folder.mkdir(exist_ok=True)
@@ -201,7 +202,7 @@ def make_tokenizer(config: PretrainConfig, source: Path | None) -> Tokenizer:
             pieces = prepare_pieces(config.corpus)
             console.print(f"training a SentencePiece vocabulary of {config.vocabulary.size} pieces")
             train_sentencepiece(
-                sampled_turns(pieces, config.vocabulary.sample),
+                sampled_turns(pieces, config.vocabulary.sample, excluded=excluded),
                 folder / SENTENCEPIECE_FILE,
                 vocab_size=config.vocabulary.size,
                 kind=config.vocabulary.model,
@@ -216,15 +217,25 @@ def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int)
     return config.encoder.applied_to(base)
 
 
+def check_corpus(run_dir: Path, state: str) -> None:
+    """Write down which corpus a run learns from; raise InputError where it went on with another."""
+    path = run_dir / "corpus.json"
+    if any((run_dir / "checkpoints").glob("[0-9]*")) and path.exists() and read_json(path)["state"] != state:
+        raise InputError(
+            f"{run_dir}: the corpus has changed since this run began; restore its files, or choose another "
+            "--run-dir"
+        )
+    if is_primary():
+        write_json(path, {"state": state})
+
+
 def run(config: PretrainConfig) -> TrainResult:
     """Prepare, train (or go on), and write the report."""
     enable_compilation_cache()
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     if not config.corpus.files:
         raise InputError("name a corpus: --corpus pairs:FILES, text:FILES, reddit:FILES or task:NAME")
-    with primary_first("run directory"):
-        open_run(config.folder, config, incidental=INCIDENTAL)
-    with run_lock(config.folder):
+    with owned_run(config.folder, config, incidental=INCIDENTAL):
         return pretrain(config, source, mesh)
 
 
@@ -233,9 +244,11 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
     began = time.monotonic()
     excluded = frozenset().union(*(held_out_keys(task) for task in config.leave_out))
     with primary_first("corpus"):
-        tokenizer = make_tokenizer(config, source)
+        tokenizer = make_tokenizer(config, source, excluded)
         corpus = tokens_of(config.corpus, tokenizer, config.folder / "tokenizer", excluded=excluded)
+        check_corpus(config.folder, corpus.state)
     shape = encoder_config(config, source, tokenizer.vocab_size)
+    check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=True)
     train_pairs = Pairs(corpus.train, config.text, tokenizer, most_tokens=config.corpus.tokens)
     held_out = Pairs(corpus.valid, config.text, tokenizer)

@@ -19,7 +19,15 @@ from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import prepare_texts
 from polyjax.data.rows import Rows
-from polyjax.data.tasks.registry import describe, ks_of, name_of, read, read_to_rank, training_texts
+from polyjax.data.tasks.registry import (
+    describe,
+    ks_of,
+    name_of,
+    read,
+    read_to_rank,
+    task_named,
+    training_texts,
+)
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import (
     SENTENCEPIECE_FILE,
@@ -39,8 +47,9 @@ from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import MODEL, Checkpoints, ModelCard, load_scorer, read_card, write_json
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.metrics_log import MetricsLog
-from polyjax.train.ownership import open_run, run_lock
+from polyjax.train.ownership import owned_run
 from polyjax.train.pretrained import (
+    check_vocabulary,
     encoder_shape,
     encoder_tokenizer,
     is_pretraining_run,
@@ -177,9 +186,7 @@ def run(config: RunConfig) -> list[RankingResult]:
     if config.dry_run:
         show_plan(config, encoder_config(config, source, config.tokenizer.vocab_size), mesh)
         return []
-    with primary_first("run directory"):
-        open_run(config.folder, config, incidental=INCIDENTAL)
-    with run_lock(config.folder):
+    with owned_run(config.folder, config, incidental=INCIDENTAL):
         return train_and_report(config, source, mesh)
 
 
@@ -197,7 +204,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     notes = list(dict.fromkeys(rows.note for rows in splits if rows.note))
     if source is not None and is_pretraining_run(source):
         left_out = read_pretraining_card(source).left_out
-        if name_of(config.task) not in left_out:
+        if name_of(config.task) not in [name_of(task_named(name)) for name in left_out]:
             notes.append(f"{source}: this task's test rows were not left out of its corpus (--leave-out)")
     for note in notes:
         console.print(note)
@@ -208,11 +215,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     with primary_first("tokenizer"):
         tokenizer = make_tokenizer(config, source, turns)
     shape = encoder_config(config, source, tokenizer.vocab_size)
-    if tokenizer.vocab_size > shape.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {shape.vocab_size} rows of the "
-            f"table of --encoder {config.encoder.name}; do its files belong together?"
-        )
+    check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
     if is_primary():
         write_json(

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +50,18 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, message: str) -> Iterator[None]:
+def exclusive_lock(
+    path: Path, message: str, *, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold a lock file; the system frees it when this process ends, killed or not.
 
     Args:
         path: of the lock file, whose folder exists.
         message: of the error.
+        waiting: told the message instead, while another process holds the lock, and then it is waited for.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, and it is not waited for.
     """
     try:
         import fcntl
@@ -69,5 +72,8 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(message) from None
+            if waiting is None:
+                raise InputError(message) from None
+            waiting(message)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

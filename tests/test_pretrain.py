@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from conftest import FAST_COMPILATION
 from polyjax import InputError, PolyConfig, make_scorer
 from polyjax.data.dictionary import DictionaryTokenizer
 from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces
+from polyjax.data.tasks import chitchat
 from polyjax.data.tokenizers import load_tokenizer
 from polyjax.nn.encoder import Encoder
 from polyjax.nn.pretraining import Pretrainer
@@ -190,11 +192,12 @@ def test_pretraining_goes_on_from_an_encoder(pretrained, folder):
     assert read_pretraining_card(folder / "more").left_out == ("chitchat",)
 
 
-def bert_folder(folder):
-    """The tiny BERT of the golden files with a vocabulary of the corpus' words."""
+def bert_folder(folder, more=0):
+    """The tiny BERT of the golden files with a vocabulary of letters, and so many more tokens."""
     shutil.copytree(ROOT / "tests" / "golden" / "tiny_bert", folder)
     letters = [form for letter in "abcdefghijklmnopqrstuvwxyz" for form in (letter, f"##{letter}")]
     pieces = {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters])}
+    pieces |= {f"more{i}": len(pieces) + i for i in range(more)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -263,6 +266,78 @@ def test_a_killed_preparation_goes_on(folder, tmp_path):
     expected = [tuple(json.loads(line)["turns"]) for line in path.read_text().splitlines()]
     assert sorted(texts) == sorted(expected)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+def test_conversations_of_a_task_s_tests_are_left_out(pretrained, folder, tmp_path):
+    """The first test conversation of chitchat, in other letters, beside the corpus."""
+    conversation = next(iter(chitchat.read_conversations("test", folder / "data")))
+    path = tmp_path / "more.jsonl"
+    turns = [" ".join(re.findall(r"\w+", turn.upper())) or "?" for turn in conversation.turns]
+    path.write_text((folder / "corpus.jsonl").read_text() + json.dumps({"id": "test", "turns": turns}) + "\n")
+    rest = flags(folder, path)
+    done = command(
+        "pretrain.py", *rest, "--leave-out", "chitchat", "--run-dir", str(tmp_path / "run"), folder=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 conversations left out (chitchat)" in done.stdout
+
+
+def test_a_second_command_does_not_touch_a_run_that_goes_on(pretrained, folder, tmp_path):
+    run_dir = tmp_path / "run"
+    first = [*flags(folder, folder / "corpus.jsonl"), "--train.steps", "3000", "--run-dir", str(run_dir)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *first],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        while not (run_dir / "tokenizer" / "sentencepiece.model").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        settings = (run_dir / "config.json").read_text()
+        other = [*first, "--text.context-tokens", "24"]
+        done = command("pretrain.py", *other, folder=folder)
+        assert done.returncode == 2 and "another process trains there" in done.stdout + done.stderr
+        assert process.poll() is None, "it ended before it could be disturbed"
+        assert (run_dir / "config.json").read_text() == settings
+        assert (run_dir / "tokenizer" / "sentencepiece.model").exists()
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+def test_a_run_does_not_go_on_with_another_corpus(pretrained, folder, tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    lines = (folder / "corpus.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(lines))
+    arguments = [*flags(folder, path), "--run-dir", str(tmp_path / "run")]
+    assert command("pretrain.py", *arguments, folder=folder).returncode == 0
+    path.write_text("".join(lines[100:]))
+    done = command("pretrain.py", *arguments, folder=folder)
+    assert done.returncode == 2 and "the corpus has changed since this run began" in " ".join(
+        (done.stdout + done.stderr).split()
+    )
+
+
+def test_a_broken_line_is_one_line_of_output(folder, tmp_path):
+    path = write_corpus(tmp_path)
+    with path.open("a") as file:
+        file.write("{broken\n")
+    done = command("pretrain.py", *flags(tmp_path, path), "--run-dir", str(tmp_path / "run"), folder=folder)
+    assert done.returncode == 2
+    assert "line 401: expected an object with turns" in done.stderr and "while running" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_vocabulary_that_the_encoder_has_no_rows_for_is_refused(folder, tmp_path):
+    bert = bert_folder(tmp_path / "bert", more=20)
+    path = write_corpus(tmp_path)
+    lengths = ["--text.context-tokens", "14", "--text.candidate-tokens", "7"]
+    rest = [*without_shape(flags(tmp_path, path)), *lengths, "--run-dir", str(tmp_path / "run")]
+    done = command("pretrain.py", *rest, "--init-from", str(bert), folder=folder)
+    assert done.returncode == 2 and "more than the 60 rows" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Text -> token ids: WordPiece through Hugging Face ``tokenizers``, and SentencePiece trained here."""
 
-import os
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ import sentencepiece
 import tokenizers
 
 from polyjax.data.dictionary import DICTIONARY_FILE, DictionaryTokenizer
-from polyjax.files import copy_file, write_text
+from polyjax.files import copy_file, write_bytes, write_text
 from polyjax.types import InputError
 
 WORDPIECE_FILE = "tokenizer.json"
@@ -170,11 +170,11 @@ def train_sentencepiece(
     """
     sentencepiece.set_random_generator_seed(seed)
     sentencepiece.set_min_log_level(2)
-    prefix = path.with_name(path.name + ".partial")
+    model = io.BytesIO()  # a file's name would become part of the model
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
-            model_prefix=str(prefix),
+            model_writer=model,
             vocab_size=vocab_size,
             model_type=kind,
             byte_fallback=True,
@@ -188,11 +188,12 @@ def train_sentencepiece(
             num_threads=1,  # more threads sum in another order, and the vocabulary may differ
         )
     except RuntimeError as error:
+        if "sentences_.empty()" in str(error):
+            raise InputError("there is no text to learn a vocabulary from") from None
         raise InputError(
             f"tokenizer vocab_size of {vocab_size} does not fit the corpus: {' '.join(str(error).split())}"
         ) from None
-    os.replace(f"{prefix}.model", path)
-    os.remove(f"{prefix}.vocab")
+    write_bytes(path, model.getvalue())
     return SentencePieceTokenizer(path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyjax.config import from_json, to_json
-from polyjax.distributed import is_primary
+from polyjax.distributed import is_primary, primary_first
 from polyjax.files import PARTIAL, exclusive_lock
 from polyjax.train.checkpoint import CONFIG, LOCK, read_json, write_json
 from polyjax.types import InputError
@@ -29,6 +29,39 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     message = f"{run_dir}: another process trains there; wait for it, or choose another --run-dir"
     with exclusive_lock(run_dir / LOCK, message):
         yield
+
+
+@contextlib.contextmanager
+def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> Iterator[None]:
+    """``run_lock``, and under it ``open_run``, so that nothing is taken over from a run that goes on.
+
+    Args:
+        run_dir: as ``open_run``; the others as well.
+        config: the run's settings.
+        incidental: names of settings that may differ.
+
+    Raises:
+        InputError: as both.
+    """
+    with contextlib.ExitStack() as lock:
+        with primary_first("run directory"):
+            if is_primary():
+                _make_folder(run_dir)
+                lock.enter_context(run_lock(run_dir))
+            open_run(run_dir, config, incidental=incidental)
+        yield
+
+
+def _make_folder(run_dir: Path) -> None:
+    """Make a run directory; one that is there is one, or empty."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # A kill may have left the file's first, unfinished writing.
+        known = (CONFIG, CONFIG + PARTIAL, LOCK)
+        if not (run_dir / CONFIG).exists() and any(entry.name not in known for entry in run_dir.iterdir()):
+            raise InputError(f"{run_dir} is not empty and holds no {CONFIG}; choose another --run-dir")
+    except OSError as error:
+        raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
 
 
 def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> None:
@@ -60,11 +93,8 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
                 "choose another --run-dir, or remove that directory"
             )
         return
+    _make_folder(run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        # A kill may have left the file's first, unfinished writing.
-        if any(entry.name not in (path.name + PARTIAL, LOCK) for entry in run_dir.iterdir()):
-            raise InputError(f"{run_dir} is not empty and holds no {CONFIG}; choose another --run-dir")
         write_json(path, wanted)
     except OSError as error:
         raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None

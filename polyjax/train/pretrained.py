@@ -51,6 +51,15 @@ def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
     return Path(name)
 
 
+def check_vocabulary(tokenizer: Tokenizer, shape: EncoderConfig, *, name: str) -> None:
+    """Raise InputError where the tokenizer has more tokens than the encoder ``name`` has table rows."""
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {shape.vocab_size} rows of the "
+            f"table of --encoder {name}; do its files belong together?"
+        )
+
+
 def is_pretraining_run(folder: Path) -> bool:
     """Whether a folder is a run directory of experiments/pretrain.py."""
     return (folder / PRETRAINING).is_file()

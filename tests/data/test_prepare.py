@@ -2,6 +2,12 @@
 
 import gzip
 import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +15,12 @@ from test_token_store import Counting
 
 from polyjax.data.pretraining import lines, prepare, store
 from polyjax.data.pretraining.corpus import Conversation, Pairs, tokenise
-from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces
+from polyjax.data.pretraining.prepare import CorpusConfig, TaskPiece, prepare_pieces
 from polyjax.data.pretraining.sources import find_pieces, is_held_out, window_keys
 from polyjax.data.pretraining.store import tokens_of
+from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig
-from polyjax.types import InputError
+from polyjax.types import Example, InputError
 
 
 def rows(n):
@@ -111,6 +118,7 @@ def test_a_bad_line_of_a_compressed_file_is_named_by_the_file_and_its_byte(tmp_p
         ("{", r"a.jsonl, line 2: expected an object with turns"),
         ('{"turns": "a"}', "no list of texts"),
         ('{"turns": ["\\ud800", "b"]}', "line 2"),
+        ('{"id": "\\ud800", "turns": ["a", "b"]}', "line 2"),
         ('{"context": ["a"]}', "KeyError"),
         ("[1]", "a list"),
     ],
@@ -150,6 +158,8 @@ def test_windows_know_a_conversation_again():
     assert not keys.isdisjoint(window_keys(("x", "hi  THERE", "thank you", "y"))), "two successive turns"
     assert not keys.isdisjoint(window_keys(("x", turns[2], "y"))), "a long one"
     assert keys.isdisjoint(window_keys(("Thank you", "Hi there", "bye"))), "short ones are everybody's"
+    assert not keys.isdisjoint(window_keys(("hi , there !", "thank you ."))), "punctuation does not count"
+    assert window_keys(("?", "!")) == set(), "nothing was said"
 
 
 @pytest.fixture
@@ -197,11 +207,11 @@ def test_a_stopped_preparation_goes_on_and_pieces_change_nothing_but_the_order(
     made = []
     original = prepare._prepare
 
-    def stopping(builder, piece, config):
+    def stopping(builder, config):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(piece)
-        original(builder, piece, config)
+        made.append(builder)
+        original(builder, config)
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_prepare", stopping)
@@ -231,10 +241,115 @@ def test_parts_of_compressed_files_are_removed_when_they_are_prepared(tmp_path, 
     config = corpus(tmp_path, files=(f"pairs:{path}",), piece_mb=0.004)
     found = tokens_of(config, Counting(), tokenizer_dir)
     left = [file.name for file in (config.dir / "pretraining_parts").rglob("*") if file.is_file()]
-    assert left == ["done.json"]
+    assert sorted(left) == ["done.json", "removed"]
     same(found.train, tokens_of(config, Counting(), tokenizer_dir).train)
     whole = tokens_of(corpus(tmp_path, dir=tmp_path / "other"), Counting(), tokenizer_dir)
     assert sorted(found.train.ids.tolist()) == sorted(whole.train.ids.tolist())
+
+
+def test_parts_that_were_removed_are_laid_out_again_where_they_are_needed(tmp_path):
+    path = tmp_path / "b.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows(300)).encode()))
+    config = corpus(tmp_path, files=(f"pairs:{path}",), piece_mb=0.004)
+
+    def texts():
+        return sorted(c.turns for piece in prepare_pieces(config) for c in piece)
+
+    first = texts()
+    assert len(first) == 300
+    shutil.rmtree(config.dir / "pretraining_piece")
+    assert texts() == first
+
+
+def test_rows_of_a_dialogue_are_held_out_together(tmp_path, read):
+    turns = [[f"hello {i}", "b", "c", "d"] for i in range(50)]
+    path = write(
+        tmp_path / "a.jsonl",
+        [{"context": found[:n], "response": found[n]} for found in turns for n in range(1, 4)],
+    )
+    ids = [c.id for c in read(f"pairs:{path}")]
+    assert len(ids) == 150 and len(set(ids)) == 50
+    assert all(len({is_held_out(id_, 0.3) for id_ in ids[i : i + 3]}) == 1 for i in range(0, 150, 3))
+
+
+def test_a_task_s_rows_of_a_dialogue_are_held_out_together(tmp_path):
+    examples = [Example(f"{i}", ("a",), ("x", "y"), 0, group=f"d{i // 3}") for i in range(9)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "read", lambda *rest: Rows(examples))
+        ids = [c.id for c in TaskPiece("convai2", tmp_path)]
+    assert len(ids) == 9 and len(set(ids)) == 3
+
+
+@pytest.mark.parametrize("size", [200, 10**9])
+def test_ids_do_not_depend_on_the_pieces(tmp_path, read, size):
+    path = write(tmp_path / "a.jsonl", [{"turns": row["turns"]} for row in rows(23)])
+    assert [c.id for c in read(f"pairs:{path}", size)] == [c.id for c in read(f"pairs:{path}", 37)]
+
+
+def test_an_id_of_null_is_none(tmp_path, read):
+    path = write(tmp_path / "a.jsonl", [{"id": None, "turns": ["a", "b"]}, {"id": None, "turns": ["c", "d"]}])
+    assert len({c.id for c in read(f"pairs:{path}")}) == 2
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, read):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"sentences": ["a", "b"]}).encode())
+    assert [c.turns for c in read(f"text:{path}")] == [("a", "b")]
+
+
+def test_several_processes_make_the_tokens_once(tmp_path, tokenizer_dir):
+    """Two of them at the same time: one waits, and finds what the other made."""
+    config = corpus(tmp_path, n=2000, piece_mb=0.02)
+    prepare_pieces(config)
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_prepare import *\n"
+        "config = CorpusConfig(files=(sys.argv[2],), dir=Path(sys.argv[3]), held_out=0.1, piece_mb=0.02)\n"
+        "print(len(tokens_of(config, Counting(), Path(sys.argv[4])).train.ids))"
+    )
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", program, str(here), config.files[0], str(config.dir), str(tokenizer_dir)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    ended = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], ended
+    counts = {out.splitlines()[-1] for out, _ in ended}
+    assert counts == {str(len(tokens_of(config, Counting(), tokenizer_dir).train.ids))}
+    assert not list(config.dir.rglob("piece-*"))
+
+
+def test_memory_mapped_tokens_go_to_workers_by_name(tmp_path, tokenizer_dir):
+    tokens = tokens_of(corpus(tmp_path, n=3000), Counting(), tokenizer_dir).train
+    sent = pickle.dumps(tokens)
+    assert len(sent) < 2000 < tokens.ids.nbytes
+    found = pickle.loads(sent)
+    assert isinstance(found.ids, np.memmap)
+    same(found, tokens)
+    in_memory = tokenise([Conversation("a", ("b", "c"))], Counting())
+    same(pickle.loads(pickle.dumps(in_memory)), in_memory)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"piece_mb": float("inf")}, "piece_mb"),
+        ({"beam_runner": "Foo"}, "--corpus.beam-runner Foo"),
+        ({"beam_options": ("--direct_num_workers=x",)}, "--corpus.beam-options"),
+    ],
+)
+def test_settings_of_the_preparation_that_cannot_be(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        prepare_pieces(corpus(tmp_path, **settings))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / "b.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"turns": ["a", "b"]}'))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--corpus.dir .* cannot be written"):
+        prepare_pieces(CorpusConfig(files=(f"pairs:{path}",), dir=tmp_path / "file" / "x"))
 
 
 def test_a_stopped_unpacking_begins_again(tmp_path, tokenizer_dir, monkeypatch):

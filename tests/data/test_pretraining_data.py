@@ -201,7 +201,7 @@ def test_a_process_takes_its_own_rows():
     ("changes", "message"),
     [
         ({"tokens": 28}, "less than a row of 29"),
-        ({"tokens": 10**6}, "does not fill a batch"),
+        ({"tokens": 10**6}, "do not fill a batch"),
         ({"masked": 1.5}, "masked must be in"),
         ({"replaced": 0.8, "random": 0.3}, "more than all"),
     ],

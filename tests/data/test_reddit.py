@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 
 import pytest
 from test_token_store import Counting
@@ -201,7 +202,36 @@ def test_a_dump_is_prepared_and_a_stopped_preparation_goes_on(tmp_path, monkeypa
     )
     assert sum(counted) == labels
     left = [path.name for path in (config.dir / "pretraining_parts").rglob("*") if path.is_file()]
-    assert set(left) == {"done.json"}, "comments are removed when they are prepared"
+    assert set(left) == {"done.json", "removed"}, "comments are removed when they are prepared"
+
+
+def test_another_month_beside_one_that_was_prepared(tmp_path):
+    """Buckets that are gone are not empty ones."""
+    for month in (1, 2):
+        dump(tmp_path / f"RC_{month}", many(300, 20)[150 * (month - 1) : 150 * month])
+
+    def texts(files):
+        config = CorpusConfig(files=(f"reddit:{tmp_path}/{files}",), dir=tmp_path / "prepared")
+        return sorted(c.turns for piece in prepare_pieces(config) for c in piece)
+
+    first, both = texts("RC_1"), texts("RC_*")
+    expected = read(f"reddit:{tmp_path}/RC_*", tmp_path / "parts")
+    assert both == sorted(c.turns for c in expected) and len(both) > len(first) > 10
+    shutil.rmtree(tmp_path / "prepared" / "pretraining_piece")
+    assert texts("RC_*") == both
+
+
+def test_odd_rows_of_dumps(tmp_path):
+    rows = [
+        row("a", None) | {"author": None},
+        row("b", "a") | {"body": None},
+        row("c", "b"),
+        row("d", "a") | {"parent_id": int("a", 36)},
+        {**row("e", "d"), "link_id": "s1", "parent_id": "d"},
+    ]
+    path = tmp_path / "RC"
+    path.write_bytes("\r\n\r\n".join(json.dumps(row) for row in rows).encode())
+    assert short(read(f"reddit:{path}", tmp_path / "parts")) == [(["a", "d", "e"], 1)]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +241,7 @@ def test_a_dump_is_prepared_and_a_stopped_preparation_goes_on(tmp_path, monkeypa
         ('{"body": "a"}', "KeyError"),
         ("[1]", "a list"),
         (json.dumps(row("a", None) | {"body": 1}), "no text"),
+        (json.dumps(row("a", None, thread="\ud800")), "line 2"),
         (json.dumps(row("a", None, body="This is \ud800 it")), "line 2"),
     ],
 )
@@ -226,6 +257,7 @@ def test_bad_lines_are_named(tmp_path, line, message):
     ("settings", "message"),
     [
         ({"max_depth": 1}, "max_depth must be at least 2"),
+        ({"min_chars": 0}, "min_chars must be at least 1"),
         ({"english": 1.0}, "english must be in"),
         ({"min_chars": 9, "max_chars": 8}, "more than max_chars"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +47,20 @@ class CorpusTokens:
     turns: np.ndarray
     conversations: np.ndarray
     first_labels: np.ndarray
+
+    def __getstate__(self) -> dict[str, np.ndarray | Path]:
+        """Memory-mapped arrays go to other processes by the names of their files, not as copies."""
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: Path(array.filename) if isinstance(array, np.memmap) and array.filename else array
+            for name, array in arrays.items()
+        }
+
+    def __setstate__(self, state: dict[str, np.ndarray | Path]) -> None:
+        """Map the files again."""
+        for name, value in state.items():
+            mapped = np.load(value, mmap_mode="r", allow_pickle=False) if isinstance(value, Path) else value
+            object.__setattr__(self, name, mapped)
 
     def turn(self, number: int) -> np.ndarray:
         """The tokens of a turn."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from polyjax.files import PARTIAL, exclusive_lock, write_text
+from polyjax.files import PARTIAL, write_text
 from polyjax.progress import meter
 from polyjax.types import InputError
 
@@ -20,6 +20,8 @@ MAX_LINE = 10 * 2**20
 MB = 10**6
 DONE = "done.json"
 """In a folder of parts: what they are. It stays when they are removed."""
+REMOVED = "removed"
+"""In a folder of parts that are no longer there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,27 +130,26 @@ def _cut(path: str, folder: Path, size: int) -> list[tuple[int, int]]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name when all went well; what a killed one left is removed.
-
-    Raises:
-        InputError: another process fills it.
-    """
+    """A folder to fill, which takes its name when all went well; what a killed one left is removed."""
     aside = folder.with_name(folder.name + PARTIAL)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(folder.name + ".lock")
-    with exclusive_lock(lock, f"{folder} is being filled by another process; wait for it, and run again"):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        yield aside
-        aside.replace(folder)
-    lock.unlink()
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    aside.replace(folder)
 
 
 def remove_parts(folder: Path) -> None:
     """Remove all of a folder of parts but what says which they were."""
+    if not is_removed(folder):
+        write_text(folder / REMOVED, "")
     for path in folder.iterdir():
-        if path.name != DONE:
+        if path.name not in (DONE, REMOVED):
             path.unlink()
+
+
+def is_removed(folder: Path) -> bool:
+    """Whether ``remove_parts`` was here."""
+    return (folder / REMOVED).exists()
 
 
 def _unpacked(packed: BinaryIO, path: str) -> Any:

@@ -144,8 +144,8 @@ class PairPlan:
         self._counts: list[int] = []
         if not self.batches_in(0):
             raise InputError(
-                f"batch tokens of {config.tokens}: the corpus of {len(pairs)} pairs does not fill a batch; "
-                "lower batch.tokens"
+                f"batch tokens of {config.tokens}: {len(pairs)} pairs do not fill a batch; lower it, "
+                "or, where these are the pairs to validate on, raise corpus.held-out"
             )
 
     def _rows_of(self, length: int) -> int:

@@ -6,9 +6,12 @@ made again.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import itertools
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -18,12 +21,13 @@ import tensorflow_datasets as tfds
 import tyro
 
 from polyjax.data.pretraining.corpus import AT_ONCE, Conversation
-from polyjax.data.pretraining.lines import remove_parts
+from polyjax.data.pretraining.lines import is_removed, remove_parts
 from polyjax.data.pretraining.reddit import RedditConfig
-from polyjax.data.pretraining.sources import Piece, find_pieces
+from polyjax.data.pretraining.sources import Piece, find_pieces, window_keys
 from polyjax.data.tasks import chitchat
 from polyjax.data.tasks.registry import read, task_named
-from polyjax.progress import meter
+from polyjax.files import exclusive_lock
+from polyjax.progress import console, meter
 from polyjax.types import InputError, first_line
 
 PIECE_PARTS = 8
@@ -62,8 +66,10 @@ class CorpusConfig:
         """Raise InputError for a value that cannot work."""
         if not 0 < self.held_out < 1:
             raise InputError(f"corpus held_out must be in (0, 1), got {self.held_out}")
-        if not self.piece_mb > 0:
-            raise InputError(f"corpus piece_mb must be positive, got {self.piece_mb}")
+        if not 0 < self.piece_mb < 1e6:
+            raise InputError(
+                f"corpus piece_mb must be positive, and less than a terabyte, got {self.piece_mb}"
+            )
         if self.tokens < 0:
             raise InputError(f"corpus tokens must be 0 (all) or more, got {self.tokens}")
 
@@ -128,20 +134,28 @@ class PreparedPiece:
 
 
 class TaskPiece:
-    """The conversations of a task's training split."""
+    """The conversations of a task's training split, in memory."""
 
     def __init__(self, name: str, data_dir: Path):
-        self.name, self._task, self._data_dir = f"task-{name}", name, data_dir
+        self._conversations = list(_of_task(name, data_dir))
+        digest = hashlib.sha256(repr(self._conversations).encode())
+        self.name = f"task-{name}-{digest.hexdigest()[:16]}"
 
     def __iter__(self) -> Iterator[Conversation]:
-        """All of them; of tasks that keep rows only, each row's context and label."""
-        if self._task == "chitchat":
-            for found in chitchat.read_conversations("train", self._data_dir):
-                yield Conversation(f"chitchat/{found.id}", found.turns)
-            return
-        for example in read(task_named(self._task), "train").examples:
-            turns = (*example.context, example.label_text)
-            yield Conversation(f"{self._task}/{example.id}", turns, len(example.context))
+        """All of them."""
+        return iter(self._conversations)
+
+
+def _of_task(name: str, data_dir: Path) -> Iterator[Conversation]:
+    """A task's training conversations; where it keeps rows only, each row's context and label."""
+    if name == "chitchat":
+        for found in chitchat.read_conversations("train", data_dir):
+            yield Conversation(f"chitchat/{found.id}", found.turns)
+        return
+    for example in read(task_named(name), "train").examples:
+        turns = (*example.context, example.label_text)
+        # Rows of one dialogue are held out together.
+        yield Conversation(f"{name}/{example.group}", turns, len(example.context))
 
 
 def _builder(piece: Piece, folder: Path) -> PretrainingPiece:
@@ -164,52 +178,89 @@ def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
     size = max(int(config.piece_mb * 1e6), 1)
     tasks = [source.removeprefix("task:") for source in config.files if source.startswith("task:")]
     files = [source for source in config.files if not source.startswith("task:")]
-    found = [TaskPiece(name, config.dir) for name in tasks if task_named(name)]
-    parts = config.dir / "pretraining_parts"
-    pieces = [
-        piece
-        for source in files
-        for piece in find_pieces(source, size=size, folder=parts, reddit=config.reddit)
-    ]
-    with meter("preparing the corpus", len(pieces), unit="pieces") as shown:
-        for piece in pieces:
-            builder = _builder(piece, config.dir)
-            if not builder.is_prepared():
-                _prepare(builder, piece, config)
-            shown.add(1)
-    for folder in {folder for piece in pieces for folder in piece.laid_out}:
-        remove_parts(Path(folder))
+    found = [TaskPiece(name, config.dir) for name in tasks]
+    with writing(config.dir):
+
+        def laid_out() -> list[Piece]:
+            parts = config.dir / "pretraining_parts"
+            make = functools.partial(find_pieces, size=size, folder=parts, reddit=config.reddit)
+            return [piece for source in files for piece in make(source)]
+
+        pieces = laid_out()
+        wanted = [piece for piece in pieces if not _builder(piece, config.dir).is_prepared()]
+        # Parts go when they are prepared; a piece of them that is not there now is another's, or was removed.
+        gone = {Path(folder) for piece in wanted for folder in piece.laid_out if is_removed(Path(folder))}
+        if gone:
+            for folder in gone:
+                shutil.rmtree(folder)
+            pieces = laid_out()
+        with meter("preparing the corpus", len(pieces), unit="pieces") as shown:
+            for piece in pieces:
+                builder = _builder(piece, config.dir)
+                if not builder.is_prepared():
+                    _prepare(builder, config)
+                shown.add(1)
+        for folder in {folder for piece in pieces for folder in piece.laid_out}:
+            remove_parts(Path(folder))
     return [*found, *(PreparedPiece(piece, config.dir) for piece in pieces)]
 
 
-def _prepare(builder: PretrainingPiece, piece: Piece, config: CorpusConfig) -> None:
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Be the only process that prepares in a folder; others are waited for.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        message = f"waiting for another process, which prepares a corpus in {folder}"
+        with exclusive_lock(folder / ".pretraining.lock", message, waiting=console.print):
+            yield
+    except OSError as error:
+        raise InputError(f"--corpus.dir {str(folder)!r} cannot be written: {error}") from None
+
+
+def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
     logging.getLogger().addFilter(_no_apitools)
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.runner import create_runner
     except ModuleNotFoundError:
         raise InputError("preparing a corpus needs Apache Beam; run: pip install -e '.[beam]'") from None
     finally:
         logging.getLogger().removeFilter(_no_apitools)
+    try:
+        create_runner(config.beam_runner)
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"--corpus.beam-runner {config.beam_runner}: {first_line(error)}") from None
     download = tfds.download.DownloadConfig(
         beam_runner=config.beam_runner, beam_options=PipelineOptions(list(config.beam_options))
     )
     tfds.disable_progress_bar()
+    for left in Path(builder.data_dir).parent.glob("incomplete.*"):  # by one that was killed
+        shutil.rmtree(left)
+    beam_log, printed = logging.getLogger("apache_beam"), io.StringIO()
+    level = beam_log.level
+    beam_log.setLevel(logging.CRITICAL)  # what it logs of an error is raised as well
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
+        # It talks of downloads; there are none.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed):
             builder.download_and_prepare(download_config=download)
-    except InputError:
-        raise
-    except Exception as error:  # Beam wraps what a reader raises, the message kept
-        if builder.is_prepared():  # by another process, meanwhile
-            return
+    except SystemExit:  # of Beam's own parser
+        said = (printed.getvalue().strip().splitlines() or ["refused"])[-1]
+        raise InputError(f"--corpus.beam-options {' '.join(config.beam_options)}: {said}") from None
+    except Exception as error:  # Beam wraps what a reader raises, or adds to its message
         named = next((part for part in _chain(error) if isinstance(part, InputError)), None)
         if named is None and "InputError: " in str(error):
-            named = str(error).split("InputError: ", 1)[1].split(" [while running")[0]
+            named = str(error).split("InputError: ", 1)[1]
         if named is None and isinstance(error, OSError):
             named = f"--corpus.dir {str(config.dir)!r} cannot be written: {error}"
         if named is None:
             raise
-        raise InputError(first_line(Exception(str(named)))) from None
+        raise InputError(first_line(Exception(str(named).split(" [while running")[0]))) from None
+    finally:
+        beam_log.setLevel(level)
 
 
 def _no_apitools(record: logging.LogRecord) -> bool:
@@ -223,11 +274,21 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def sampled_turns(pieces: Sequence[PreparedPiece | TaskPiece], n: int) -> Iterator[str]:
-    """About n turns of a corpus, drawn once, for a vocabulary; all where it has fewer."""
+def sampled_turns(
+    pieces: Sequence[PreparedPiece | TaskPiece], n: int, *, excluded: frozenset[int] = frozenset()
+) -> Iterator[str]:
+    """About n turns of a corpus, drawn once, for a vocabulary; all where it has fewer.
+
+    Args:
+        pieces: of the corpus.
+        n: how many.
+        excluded: of ``window_keys``; a conversation with one of them is left out.
+    """
     total = sum(len(conversation.turns) for piece in pieces for conversation in piece)
     draw = np.random.default_rng(0)
     for piece in pieces:
         for conversation in piece:
             taken = draw.random(len(conversation.turns)) * total < n
+            if excluded and not excluded.isdisjoint(window_keys(conversation.turns)):
+                continue
             yield from (turn for turn, keep in zip(conversation.turns, taken, strict=True) if keep)

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polyjax.data.pretraining.corpus import Conversation
-from polyjax.data.pretraining.lines import DONE, lines, new_folder, reading
+from polyjax.data.pretraining.lines import DONE, is_removed, lines, new_folder, reading
 from polyjax.files import write_text
 from polyjax.types import InputError
 
@@ -26,6 +28,8 @@ SLIM = 0.25
 """Share of a dump's bytes that the needed fields are, about; the number of buckets follows from it."""
 UNPACKED = {".zst": 10.0, ".gz": 6.0}
 """Times the size that a compressed dump has unpacked, about."""
+MAX_BUCKETS = 4096
+"""A folder of each file has one file for each; of dumps of terabytes, buckets are larger."""
 ASCII_LETTERS = 0.9
 """Least share of a's to z's among the letters of an English text."""
 FEW_WORDS = 8
@@ -66,6 +70,8 @@ class RedditConfig:
             raise InputError(f"corpus reddit max_depth must be at least 2 (a pair), got {self.max_depth}")
         if not 0 <= self.english < 1:
             raise InputError(f"corpus reddit english must be in [0, 1), got {self.english}")
+        if self.min_chars < 1:
+            raise InputError(f"corpus reddit min_chars must be at least 1, got {self.min_chars}")
         if self.min_chars > self.max_chars:
             raise InputError(
                 f"corpus reddit min_chars ({self.min_chars}) is more than max_chars ({self.max_chars})"
@@ -104,7 +110,7 @@ def text_of(author: str, body: str, config: RedditConfig) -> str | None:
     text = " ".join(" ".join(spoken).split())
     words = text.split(" ")
     fits = config.min_chars <= len(text) <= config.max_chars and len(words) <= config.max_words
-    if not fits or "http" in text or "www." in text or ord(text[0]) > 127:
+    if not text or not fits or "http" in text or "www." in text or ord(text[0]) > 127:
         return None
     return text if not config.english or is_english(text, config.english) else None
 
@@ -133,23 +139,24 @@ def comment_of(line: bytes, config: RedditConfig) -> Comment:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise TypeError(f"a {type(row).__name__}")
-    body, author = row["body"], row.get("author") or ""
-    ids = (row["id"], row["parent_id"], row["link_id"])
+    body, author = row["body"] or "", row.get("author") or ""
+    ids = [row[name] for name in ("id", "parent_id", "link_id")]
+    # Some dumps have the number that an id spells in base 36.
+    ids = [np.base_repr(value, 36).lower() if type(value) is int else value for value in ids]
     if not all(isinstance(value, str) for value in (body, author, *ids)):
         raise TypeError("a field that is no text")
     id_, parent, thread = (value[3:] if re.match(r"t\d_", value) else value for value in ids)
     text = text_of(author, body, config)
-    if text is not None:
-        text.encode()  # half a character, \\ud800, is no text
+    "".join([*ids, text or ""]).encode()  # half a character, \\ud800, is no text
     return Comment(id_, parent, thread, text)
 
 
 def buckets_needed(paths: Sequence[str], *, size: int) -> int:
-    """So many buckets that each holds about ``size`` bytes of the files' comments."""
+    """So many buckets that each holds about ``size`` bytes of the files' comments; MAX_BUCKETS at most."""
     total = 0.0
     for path in paths:
         total += Path(path).stat().st_size * UNPACKED.get(Path(path).suffix, 1.0)
-    return max(math.ceil(total * SLIM / size), 1)
+    return min(max(math.ceil(total * SLIM / size), 1), MAX_BUCKETS)
 
 
 def scatter(path: str, folder: Path, n: int, config: RedditConfig) -> None:
@@ -189,7 +196,14 @@ def _write(waiting: dict[int, list[bytes]], folder: Path) -> None:
 
 
 def read_bucket(folders: Sequence[str], bucket: int, config: RedditConfig) -> Iterator[Conversation]:
-    """The conversations of a bucket, of the folders of all files together; see ``scatter``."""
+    """The conversations of a bucket, of the folders of all files together; see ``scatter``.
+
+    Raises:
+        InputError: the comments were removed.
+    """
+    for folder in folders:
+        if is_removed(Path(folder)) or not (Path(folder) / DONE).exists():
+            raise InputError(f"{folder}: the comments that lay here were removed; run again")
     threads: dict[str, list[Comment]] = {}
     for folder in folders:
         path = Path(folder) / str(bucket)

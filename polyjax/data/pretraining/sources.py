@@ -104,8 +104,11 @@ class FilePiece:
             first = not self.start and not self.origin
             place = f"line {number}" if first else f"the line at byte {self.origin + at}"
             try:
-                text = line.decode("utf-8").strip()
-                yield from reader(text, f"{Path(self.shown).name}:{place}") if text else ()
+                text = line.decode("utf-8-sig" if first and number == 1 else "utf-8").strip()
+                # By its byte, whatever piece it is read in.
+                for found in reader(text, f"{Path(self.shown).name}:{self.origin + at}") if text else ():
+                    found.id.encode()  # half a character, \\ud800, is no text
+                    yield found
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise InputError(
                     f"{self.shown}, {place}: expected {EXPECTED[self.kind]}; got {error!r}"
@@ -219,17 +222,18 @@ def _pairs(line: str, place: str) -> Iterator[Conversation]:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise TypeError(f"a {type(row).__name__}")
-    id_ = str(row.get("id", place))
+    given = row.get("id")
     if "turns" in row:
         turns = tuple(turn for turn in _texts(row["turns"]) if turn)
-        yield Conversation(id_, turns, 1)
+        yield Conversation(place if given is None else str(given), turns, 1)
         return
     context = row["context"]
     answer = row["response"] if "response" in row else row["label"]
     context = tuple(turn for turn in _texts(context if isinstance(context, list) else [context]) if turn)
     (answer,) = _texts([answer])
     if context and answer:
-        yield Conversation(id_, (*context, answer), len(context))
+        # Rows of one dialogue begin alike, and are held out together.
+        yield Conversation(context[0] if given is None else str(given), (*context, answer), len(context))
 
 
 def _documents(line: str, place: str) -> Iterator[Conversation]:
@@ -267,10 +271,11 @@ def is_held_out(id_: str, share: float) -> bool:
 def window_keys(turns: Sequence[str]) -> set[int]:
     """Hashes by which a conversation is known again: of every two successive turns, and of long ones.
 
-    Case and white space do not count. Single short turns do not tell: everybody says "thank you".
+    Case, white space and punctuation do not count. Single short turns do not tell: everybody says
+    "thank you".
     """
-    plain = [" ".join(turn.lower().split()) for turn in turns]
-    windows = [f"{one}\n{other}" for one, other in zip(plain, plain[1:], strict=False)]
+    plain = [" ".join(re.findall(r"\w+", turn.lower())) for turn in turns]
+    windows = [f"{one}\n{other}" for one, other in zip(plain, plain[1:], strict=False) if one and other]
     long = [turn for turn in plain if len(turn.split()) >= LONG_WORDS]
     return {_key(text) for text in (*windows, *long)}
 

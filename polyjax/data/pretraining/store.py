@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from polyjax.data.pretraining.corpus import Conversation, CorpusTokens, token_dtype, tokenise
-from polyjax.data.pretraining.prepare import CorpusConfig, PreparedPiece, TaskPiece, prepare_pieces
+from polyjax.data.pretraining.prepare import CorpusConfig, PreparedPiece, TaskPiece, prepare_pieces, writing
 from polyjax.data.pretraining.sources import is_held_out, window_keys
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks.registry import read_to_rank, task_named
@@ -32,11 +32,13 @@ class PreparedCorpus:
         train: to learn from.
         valid: to validate on.
         left_out: conversations that were left out because they are also in the data of the task to come.
+        state: changes with all that the tokens depend on.
     """
 
     train: CorpusTokens
     valid: CorpusTokens
     left_out: int
+    state: str
 
 
 def tokens_of(
@@ -54,18 +56,32 @@ def tokens_of(
         InputError: the corpus is broken, or holds no pair to learn from or to validate on.
     """
     pieces = prepare_pieces(config)
-    folder = config.dir / "pretraining_tokens" / _state(config, pieces, tokenizer_dir, excluded)
+    state = _state(config, pieces, tokenizer_dir, excluded)
+    folder = config.dir / "pretraining_tokens" / state
     if not (folder / "done.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with meter("tokenising", len(pieces), unit="pieces") as shown:
-            for number, piece in enumerate(pieces):
-                if not (folder / f"piece-{number}.json").exists():
-                    _tokenise_piece(piece, folder, number, tokenizer, config.held_out, excluded)
-                shown.add(1)
-        _put_together(folder, len(pieces), tokenizer)
+        with writing(config.dir):
+            _make_tokens(config, pieces, folder, tokenizer, excluded)
     left_out = json.loads((folder / "done.json").read_text(encoding="utf-8"))["left_out"]
     train, valid = (_mapped(folder, split) for split in SPLITS)
-    return PreparedCorpus(train, valid, left_out)
+    return PreparedCorpus(train, valid, left_out, state)
+
+
+def _make_tokens(
+    config: CorpusConfig,
+    pieces: Sequence[PreparedPiece | TaskPiece],
+    folder: Path,
+    tokenizer: Tokenizer,
+    excluded: frozenset[int],
+) -> None:
+    if (folder / "done.json").exists():  # another process made them while this one waited
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with meter("tokenising", len(pieces), unit="pieces") as shown:
+        for number, piece in enumerate(pieces):
+            if not (folder / f"piece-{number}.json").exists():
+                _tokenise_piece(piece, folder, number, tokenizer, config.held_out, excluded)
+            shown.add(1)
+    _put_together(folder, len(pieces), tokenizer)
 
 
 def held_out_keys(task: str) -> frozenset[int]:
