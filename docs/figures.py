@@ -23,7 +23,7 @@ def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 2
     axes.add_patch(
         FancyBboxPatch(corner, width, HEIGHT, "round,pad=0.03", facecolor=colour, edgecolor="#444")
     )
-    axes.text(x, y, text, ha="center", va="center", fontsize=10)
+    axes.text(x, y, text, ha="center", va="center", fontsize=11)
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -73,15 +73,19 @@ def main() -> None:
     """Write one picture for each architecture, and one of all."""
     OUT.mkdir(exist_ok=True)
     drawings = {
-        "bi": (bi, "Bi-encoder", "once a context; once a candidate, ever"),
-        "poly": (poly, "Poly-encoder", "once a context; once a candidate, ever;\na small attention for both"),
-        "cross": (cross, "Cross-encoder", "once for each context and candidate"),
+        "bi": (bi, "Bi-encoder", "once a context,\nand once a candidate, ever"),
+        "poly": (
+            poly,
+            "Poly-encoder",
+            "once a context, once a\ncandidate, ever; a small attention joins them",
+        ),
+        "cross": (cross, "Cross-encoder", "once\nfor each context and candidate"),
     }
     for name, (draw, title, note) in drawings.items():
-        figure, axes = plt.subplots(figsize=(4.6, 5.2), layout="constrained")
+        figure, axes = plt.subplots(figsize=(3.6, 4.3), layout="constrained")
         draw(axes)
-        axes.set_title(title, fontsize=13)
-        axes.text(2.5, -0.75, f"the transformer runs {note}", ha="center", va="top", fontsize=9)
+        axes.set_title(title, fontsize=14)
+        axes.text(2.5, -0.75, f"the transformer runs {note}", ha="center", va="top", fontsize=10)
         axes.set(xlim=(-0.1, 5.1), ylim=(-1.6, 5.5))
         axes.axis("off")
         figure.savefig(OUT / f"{name}.svg")
