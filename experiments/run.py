@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from card import model_card
 from dry_run import memory_estimate, memory_lines, show_plan
 from flags import parse_run
 from flax import nnx
@@ -245,7 +246,8 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
             mesh=mesh,
         )
         outcome = train(objective, config.folder, optim=config.optim, config=config.train, on_log=log)
-    return report(config, shape, source, tokenizer, test, outcome, turns, began, notes, mesh)
+    n_rows = len(training.examples), len(valid.examples)
+    return report(config, shape, source, tokenizer, test, n_rows, outcome, turns, began, notes, mesh)
 
 
 def report(
@@ -254,6 +256,7 @@ def report(
     source: Path | None,
     tokenizer: Tokenizer,
     rows: Rows,
+    n_rows: tuple[int, int],
     outcome: TrainResult,
     turns: Callable[[], Iterator[str]],
     began: float,
@@ -284,7 +287,12 @@ def report(
     ]
     if is_primary():
         write_report(
-            config.folder, results, title=f"{name_of(config.task)}, {config.arch}-encoder", notes=notes, ks=ks
+            config.folder,
+            results,
+            title=f"{name_of(config.task)}, {config.arch}-encoder",
+            notes=notes,
+            card=model_card(config, shape, source, rows=(*n_rows, len(test))),
+            ks=ks,
         )
     console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))
     # What --init asks is whether training helped; otherwise, what the best baseline is.

@@ -118,7 +118,15 @@ def test_own_data(folder, tmp_path):
     done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "run"), folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"mine: 2\d\d / \d\d / \d\d examples in train / valid / test", done.stdout)
-    assert "rows of mine.jsonl" in (tmp_path / "run" / "report.md").read_text()
+    card = (tmp_path / "run" / "report.md").read_text()
+    assert "rows of mine.jsonl" in card
+    for fact in (
+        "## Recipe",
+        "command: `python experiments/run.py --",
+        "licence of the data: its owner's",
+        "not meant for",
+    ):
+        assert fact in card, fact
     out = ["--k", "3", "7", "--out", str(tmp_path / "out")]
     done = command("evaluate.py", str(tmp_path / "run"), *out, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr

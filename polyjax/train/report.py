@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,7 @@ def write_report(
     *,
     title: str,
     notes: Sequence[str],
+    card: Mapping[str, Sequence[str]],
     ks: Sequence[int] = KS,
 ) -> None:
     """Write report.md, results.json and figures/ into a run directory.
@@ -204,6 +205,7 @@ def write_report(
         results: baselines first, the model last, all on the same examples.
         title: of the report.
         notes: facts about the run, a line each.
+        card: what else is to be known of the model: lines by title of their section.
         ks: of the recalls, 1 first.
     """
     model = results[-1]
@@ -223,6 +225,8 @@ def write_report(
         ("ranks", "Rank of the label"),
     ):
         lines += [f"![{caption}](figures/{name}.png)", ""]
+    for section, facts in card.items():
+        lines += [f"## {section}", "", *(f"* {fact}" for fact in facts), ""]
     write_text(run_dir / "report.md", "\n".join(lines))
     write_json(run_dir / "results.json", {result.name: result.summary(ks) for result in results})
 
