@@ -84,13 +84,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
     for row in rows:
         errors = [[row["recall"] - row["low"]], [row["high"] - row["recall"]]]
-        axes.errorbar(row["ms"], row["recall"], errors, fmt="o", capsize=4)
-        axes.annotate(row["model"], (row["ms"], row["recall"]), (8, 6), textcoords="offset points")
+        axes.errorbar(row["ms"], row["recall"], errors, fmt="o", capsize=4, label=row["model"])
     axes.set(
         xscale="log", xlabel="ms for 1,000 candidates of one context", ylabel=f"{rows[0]['figure']}, test"
     )
     axes.margins(x=0.25, y=0.2)
     axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
     figure.savefig(path, dpi=120)
 
 
