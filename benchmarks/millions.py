@@ -20,7 +20,7 @@ from common import print_table
 
 from polyjax.progress import meter
 from polyjax.retrieval.change import commit, finish_segment, new_vectors, writing
-from polyjax.retrieval.store import IndexDtype, Manifest, SegmentInfo, quantise
+from polyjax.retrieval.store import Fingerprint, IndexDtype, Manifest, SegmentInfo, quantise
 from polyjax.train.checkpoint import write_json
 from polyjax.train.report import hardware
 
@@ -87,6 +87,9 @@ class BenchmarkConfig:
     out: Path = Path(__file__).parent / "results"
 
 
+NOBODY = Fingerprint(weights="", architecture="", tokenizer="", lengths="", arithmetic="float32")
+
+
 def write_index(folder: Path, n: int, config: BenchmarkConfig) -> None:
     """An index of synthetic vectors."""
     draw = np.random.default_rng(0)
@@ -107,7 +110,7 @@ def write_index(folder: Path, n: int, config: BenchmarkConfig) -> None:
         finish_segment(part, [str(i) for i in range(n)], np.arange(n), config.dtype)
         info = SegmentInfo(name="000000", count=n)
         manifest = Manifest(
-            model="", source="", dtype=config.dtype, dim=config.dim, next_id=n, segments=(info,)
+            model=NOBODY, source="", dtype=config.dtype, dim=config.dim, next_id=n, segments=(info,)
         )
         commit(folder, manifest)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from polyjax.data.candidates import read_candidates
 from polyjax.progress import errors, meter
 from polyjax.retrieval.build import build_index, check_dual, fingerprint, text_fingerprint
-from polyjax.retrieval.search import Searcher
-from polyjax.retrieval.store import CandidateIndex, open_index
+from polyjax.retrieval.search import FEWEST_WANTED, Searcher
+from polyjax.retrieval.store import MANIFEST, CandidateIndex, open_index
 from polyjax.scoring import TextScorer
 from polyjax.types import InputError
 
@@ -61,16 +61,26 @@ class ChatSession:
             # As ConvAI2 has it: persona lines come first, within the first turn.
             said = ["\n".join([*(f"your persona: {line}" for line in self.persona), said[0]]), *said[1:]]
         used = set() if self._repeat else {*self.turns, text}
-        best = self._searcher.search([said], top + len(used))[0]
-        found = [(one.text, one.score) for one in best]
-        fresh = [pair for pair in found if pair[0] not in used] or found
-        texts, scores = zip(*fresh[:top], strict=True)
+        # So many cost no more than one; only where most of them were said already does it take more.
+        wanted = max(top, FEWEST_WANTED)
+        while True:
+            found = [(one.text, one.score) for one in self._searcher.search([said], wanted)[0]]
+            fresh = [pair for pair in found if pair[0] not in used]
+            if len(fresh) >= top or len(found) < wanted:
+                break
+            wanted *= 2
+        texts, scores = zip(*(fresh or found)[:top], strict=True)
         self.turns += [text, texts[0]]
         return Reply(list(texts), list(scores), 1e3 * (time.perf_counter() - began))
 
 
 def load_index(
-    scorer: TextScorer, candidates: Path, folder: Path, say: Callable[[str], None]
+    scorer: TextScorer,
+    candidates: Path,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    replace: bool = True,
 ) -> CandidateIndex:
     """The index of a candidate file: the one in the folder if it fits, else a new one.
 
@@ -79,9 +89,11 @@ def load_index(
         candidates: the file, one a line.
         folder: of the index.
         say: told what is built, and why.
+        replace: an index that does not fit by a new one; otherwise it is left as it is.
 
     Raises:
-        InputError: the model is a cross-encoder, or a file cannot be read or written.
+        InputError: the model is a cross-encoder, a file cannot be read or written, or there is an index that
+            does not fit and must not be replaced.
     """
     check_dual(scorer)
     texts = read_candidates(candidates)
@@ -89,6 +101,11 @@ def load_index(
         found = open_index(folder, model=fingerprint(scorer), source=text_fingerprint(texts))
     except InputError as reason:
         why = str(reason).partition(";")[0]  # the way out follows: it is taken here
+        if not replace and (folder / MANIFEST).exists():
+            raise InputError(
+                f"{why}; leave --candidates out to talk over what it holds, or --index to keep the file's "
+                "elsewhere, or build it again with `polyjax index build`"
+            ) from None
         say(f"{why}; encoding {len(texts):,} candidates")
         with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
             return build_index(folder, texts, scorer, progress=shown.add)

@@ -70,7 +70,8 @@ class Chat:
         run_dir: a run directory.
         candidates: a file of replies to choose from, one a line.
         index: an index made by ``polyjax index build``. With ``--candidates`` it is the folder where theirs
-            is kept, by default in RUN_DIR/index under the file's name; built when there is none that fits.
+            is kept, by default in RUN_DIR/index under the file's name; built when there is none. One that
+            holds something else is built again in the default place, and an error in a place of yours.
         top: candidates to show, with their scores.
         repeat: allow replies that were said before.
         json: write one JSON object a line.
@@ -118,7 +119,7 @@ def run_chat(config: Chat) -> None:
             raise InputError(f"{config.index}: every candidate was removed; add some")
     else:
         folder = config.index or default_index(config.run_dir, config.candidates)
-        index = load_index(scorer, config.candidates, folder, _say)
+        index = load_index(scorer, config.candidates, folder, _say, replace=config.index is None)
     session = ChatSession(scorer, index, repeat=config.repeat)
     began = time.perf_counter()
     programs = session.compile()

@@ -186,8 +186,8 @@ class Ranker:
         Raises:
             InputError: as ``score``, or top_k is less than 1.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {top_k}")
+        if top_k is not None:
+            _check_count("top_k", top_k)
         texts = _texts("candidates", candidates)
         scores = self.score(context, texts)
         order = np.argsort(-scores, kind="stable")[:top_k]
@@ -207,13 +207,18 @@ class Ranker:
             candidates: texts, or the path of a file with one a line.
             folder: where the index is kept, to be opened with ``open_index``; in memory where None. An
                 index that is there is replaced; an interrupted building goes on.
-            dtype: of the kept vectors: bfloat16 takes half of float32's memory, int8 a quarter.
+            dtype: of the kept vectors: float32 takes 6 bytes a number (with a bfloat16 copy), bfloat16 2,
+                int8 1.
             mesh: devices that share the candidates, of one process or of several.
 
         Raises:
-            InputError: the model is a cross-encoder, or a file or folder cannot be read or written.
+            InputError: the model is a cross-encoder, an argument is of no use, or a file or folder cannot be
+                read or written.
         """
         check_dual(self.scorer)
+        _check_mesh(mesh)
+        if dtype not in get_args(IndexDtype):
+            raise InputError(f"dtype: expected one of {', '.join(get_args(IndexDtype))}, got {dtype!r}")
         if isinstance(candidates, str | os.PathLike):
             texts = read_candidates(Path(candidates))
         else:
@@ -238,6 +243,9 @@ class Ranker:
             InputError: there is none, it is broken, or it was made with another model.
         """
         check_dual(self.scorer)
+        _check_mesh(mesh)
+        if not isinstance(folder, str | os.PathLike):
+            raise InputError(f"folder: expected the path of an index, got {folder!r}")
         found = open_index(Path(folder), model=fingerprint(self.scorer))
         self._searcher = Searcher(self.scorer, found, mesh=mesh)
         return found
@@ -258,10 +266,11 @@ class Ranker:
             context: the turns so far, oldest first; a text is a single turn.
             top_k: at most so many.
             method: ``scan`` scores every candidate; ``certified`` finds the same with a bound on those
-                that it need not score; ``auto`` takes the faster of the two; ``quick`` scores only the
-                most promising ones, and ``certified`` in the result says whether that was enough.
+                that it need not score; ``auto`` takes the faster of the two; ``quick`` scores all in
+                bfloat16 and the best 1,024 of those exactly, which proves nothing where there are more.
             first_stage: an index of inner products, as FAISS's, that proposes candidates instead; then
-                ``certified`` says whether the result is exact.
+                ``certified`` says whether the result is exact, and ``recall`` what it is where it is not
+                (once ``measure_recall`` was called).
             rerank: another model, as a cross-encoder, that scores the best ones once more.
             rerank_top: how many those are.
 
@@ -283,20 +292,18 @@ class Ranker:
     ) -> list[Results]:
         """``search`` for several contexts, which share the scan and the re-ranker's batches."""
         searcher = self._opened()
-        if top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {top_k}")
+        _check_count("top_k", top_k)
         if method not in get_args(Method):
             raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
-        if first_stage is not None and not isinstance(first_stage, FirstStage):
-            raise InputError(
-                "first_stage: expected an object with `search`, `exact` and `rows`, as FaissStage"
-            )
+        if first_stage is not None:
+            _check_stage(first_stage)
         _check_list("contexts", contexts)
         turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
         if rerank is None:
             return searcher.search(turns, top_k, method=method, first_stage=first_stage)
         if not isinstance(rerank, Ranker):
             raise InputError(f"rerank: expected a Ranker, as Ranker.load gives, got {type(rerank).__name__}")
+        _check_count("rerank_top", rerank_top)
         if rerank_top < top_k:
             raise InputError(f"rerank_top must be at least top_k, got {rerank_top} and {top_k}")
         found = searcher.search(turns, rerank_top, method=method, first_stage=first_stage)
@@ -315,8 +322,31 @@ class Ranker:
                 dataclasses.replace(found[i][j], score=float(row[j]), first_score=found[i][j].score)
                 for j in order
             )
-            again[i] = dataclasses.replace(found[i], found=tuple(best), certified=False)
+            again[i] = dataclasses.replace(found[i], found=tuple(best), certified=False, recall=None)
         return again
+
+    def measure_recall(
+        self, contexts: Sequence[Context], first_stage: FirstStage, *, top_k: int = 10
+    ) -> float:
+        """Share of the scan's best candidates that searches through a first stage find.
+
+        Results of later searches through it that are not certified say it too (``Results.recall``).
+
+        Args:
+            contexts: some, like those that will be searched for.
+            first_stage: as ``search`` takes it.
+            top_k: best candidates of each context.
+
+        Raises:
+            InputError: there is no index, no context, or the first stage was made for another index.
+        """
+        _check_count("top_k", top_k)
+        _check_stage(first_stage)
+        _check_list("contexts", contexts)
+        if not len(contexts):
+            raise InputError("contexts: expected at least one, got none")
+        turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
+        return self._opened().measure_recall(turns, top_k, first_stage)
 
     def compile(self, top_k: int = 10) -> int:
         """Compile ahead of time all that searching for single contexts needs; the number of programs.
@@ -335,6 +365,26 @@ class Ranker:
         if self._searcher is None:
             raise InputError("there is no index to search; call index(candidates) or open_index(folder)")
         return self._searcher
+
+
+def _check_count(name: str, count: object) -> None:
+    """Raise InputError unless it is a number of things."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+
+def _check_mesh(mesh: object) -> None:
+    """Raise InputError unless it is None or a mesh."""
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise InputError(f"mesh: expected a mesh of devices, as jax.make_mesh gives, got {mesh!r}")
+
+
+def _check_stage(first_stage: object) -> None:
+    """Raise InputError unless it can be searched."""
+    if not isinstance(first_stage, FirstStage):
+        raise InputError(
+            "first_stage: expected an object with `search`, `exact` and `made_for`, as FaissStage"
+        )
 
 
 def _check_list(name: str, lists: object) -> None:

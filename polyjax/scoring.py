@@ -201,14 +201,24 @@ class TextScorer:
 
         Args:
             texts: candidates.
-            first: batches to skip; the same texts always make the same batches.
+            first: batches of ``candidate_plan`` to skip.
         """
-        self.text.prepare(texts)
-        rows = [self.text.candidate(text) for text in texts]
-        for places, length in islice(self._batches(rows, self.text.config.candidate_tokens), first, None):
+        rows = self._candidate_rows(texts)
+        for places, length in islice(self._planned(rows), first, None):
             tokens = self.text.pad([rows[i] for i in places], length=length)
             tokens = self._split(_fill_rows(tokens, self._row_bucket(len(places), length)))
             yield places, np.asarray(self._encode_candidates(self._state, tokens))[: len(places)]
+
+    def candidate_plan(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, int]]:
+        """The batches of ``candidate_batches``: their places, and the tokens to which they are padded."""
+        return self._planned(self._candidate_rows(texts))
+
+    def _candidate_rows(self, texts: Sequence[str]) -> list[Ids]:
+        self.text.prepare(texts)
+        return [self.text.candidate(text) for text in texts]
+
+    def _planned(self, rows: Sequence[Ids]) -> Iterator[tuple[np.ndarray, int]]:
+        return self._batches(rows, self.text.config.candidate_tokens)
 
     @property
     def dim(self) -> int:

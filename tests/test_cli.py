@@ -150,6 +150,41 @@ def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
     assert all(part in line for part, line in zip(expected, said, strict=True))
 
 
+def test_an_index_of_one_s_own_is_not_replaced_by_talking(converted, tmp_path, monkeypatch, capsys):
+    file, folder = tmp_path / "candidates.txt", tmp_path / "index"
+    file.write_text("one\ntwo words\n")
+    arguments = ("chat", str(converted), "--candidates", str(file), "--index", str(folder))
+    polyjax(*arguments, monkeypatch=monkeypatch, stdin="hi\n")
+    (tmp_path / "more.txt").write_text("three\n")
+    add = ("index", "add", str(converted), str(tmp_path / "more.txt"), str(folder))
+    polyjax(*add, monkeypatch=monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        polyjax(*arguments, monkeypatch=monkeypatch, stdin="hi\n")
+    said = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and "holds other candidates; leave --candidates out to talk over" in said
+    assert len(open_index(folder)) == 3
+    monkeypatch.setattr("sys.argv", ["polyjax"])
+    with pytest.raises(SystemExit):
+        polyjax(
+            "chat", str(converted), "--index", str(folder), "--dtype", "bfloat16", monkeypatch=monkeypatch
+        )
+    assert "computed in float32, and the model computes in bfloat16" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_long_conversation_compiles_nothing(converted):
+    """Each reply excludes what was said, which is more with every turn."""
+    scorer = TextScorer(*load_scorer(converted))
+    texts = [f"reply number {i}" for i in range(200)]
+    session = ChatSession(scorer, in_memory(texts, scorer.encode_candidates(texts)))
+    session.compile()
+    before = session._searcher.compilations
+    replies = [session.reply(f"{i}").texts[0] for i in range(40)]
+    assert len(set(replies)) == 40, "and none is said twice"
+    assert session._searcher.compilations - before <= 1, "once, where 32 were said already"
+
+
 def test_an_index_encoded_on_many_devices_is_that_of_one(converted, tmp_path, monkeypatch, capsys):
     file, vectors = tmp_path / "candidates.txt", []
     file.write_text("\n".join(f"candidate number {i} " + "and on " * (i % 7) for i in range(20)))

@@ -14,9 +14,13 @@ import numpy as np
 
 from polyjax.files import save_array, write_text
 from polyjax.retrieval.change import (
+    DONE,
+    PLAN,
+    ROW_SCALES,
     clear,
     commit,
     finish_segment,
+    new_array,
     new_vectors,
     next_segment,
     writing,
@@ -26,6 +30,7 @@ from polyjax.retrieval.store import (
     SCALES,
     VECTORS,
     CandidateIndex,
+    Fingerprint,
     IndexDtype,
     Manifest,
     SegmentInfo,
@@ -35,21 +40,30 @@ from polyjax.retrieval.store import (
 from polyjax.scoring import Progress, TextScorer, ignore
 from polyjax.types import InputError
 
-PLAN, DONE, ROW_SCALES = "plan.json", "done.json", "scales.partial"
 SAVE_EVERY_S = 5.0
 
 
-def fingerprint(scorer: TextScorer) -> str:
-    """A sha256 of all that a candidate's vector depends on: parameters, shapes, tokenizer, lengths."""
-    digest = hashlib.sha256(repr((scorer.settings, scorer.text.config)).encode())
+def fingerprint(scorer: TextScorer) -> Fingerprint:
+    """All that a candidate's vector depends on: parameters, shapes, tokenizer, lengths, arithmetic."""
+    settings, weights, tokenizer = scorer.settings, hashlib.sha256(), hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         scorer.text.tokenizer.save(Path(folder))
         for path in sorted(Path(folder).iterdir()):
-            digest.update(path.name.encode() + path.read_bytes())
+            tokenizer.update(path.name.encode() + path.read_bytes())
     for name, value in sorted(scorer.parameters().items()):
-        digest.update(name.encode() + str(value.dtype).encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
+        weights.update(name.encode() + str(value.dtype).encode())
+        weights.update(np.ascontiguousarray(value).tobytes())
+    return Fingerprint(
+        weights=weights.hexdigest(),
+        architecture=_hash(dataclasses.replace(settings.encoder, dtype="float32"), settings.head),
+        tokenizer=tokenizer.hexdigest(),
+        lengths=_hash(scorer.text.config),
+        arithmetic=settings.encoder.dtype,
+    )
+
+
+def _hash(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 def text_fingerprint(texts: Sequence[str]) -> str:
@@ -76,7 +90,8 @@ def build_index(
 ) -> CandidateIndex:
     """Encode candidates and write their index; one that was there before is replaced at the end.
 
-    Interrupted, even by a kill, the same call goes on where it was.
+    Interrupted, even by a kill, the same call goes on where it was; building something else there begins
+    anew.
 
     Args:
         folder: of the index.
@@ -93,8 +108,9 @@ def build_index(
     model, source = fingerprint(scorer), text_fingerprint(texts)
     with writing(folder, new=True) as old:
         manifest = Manifest(model=model, source=source, dtype=dtype, dim=scorer.dim, next_id=0, segments=())
-        # Another name than any of the old segments: those stay until the new manifest is there.
-        _append(folder, manifest, texts, scorer, name=next_segment(old), keep=old, progress=progress)
+        if old is not None:  # otherwise what is there may be an index that cannot be read
+            clear(folder, old)
+        _append(folder, manifest, texts, scorer, progress=progress)
     return open_index(folder, model=model)
 
 
@@ -113,7 +129,8 @@ def add_to_index(
         The ids of the added candidates, in the order of their texts.
 
     Raises:
-        InputError: the index is missing, broken, held by another process, or was made with another model.
+        InputError: the index is missing, broken, held by another process, or was made with another model;
+            another building is unfinished there.
     """
     check_dual(scorer)
     if scorer.text.config.padding == "longest":
@@ -127,10 +144,9 @@ def add_to_index(
         held = {text for _, text in index.items()}
         new = [text for text in dict.fromkeys(texts) if text not in held]
         if new:
+            clear(folder, manifest)
             changed = dataclasses.replace(manifest, source="")
-            _append(
-                folder, changed, new, scorer, name=next_segment(manifest), keep=manifest, progress=progress
-            )
+            _append(folder, changed, new, scorer, replaces=False, progress=progress)
         return list(range(manifest.next_id, manifest.next_id + len(new)))
 
 
@@ -140,31 +156,46 @@ def _append(
     texts: Sequence[str],
     scorer: TextScorer,
     *,
-    name: str,
-    keep: Manifest | None,
+    replaces: bool = True,
     progress: Progress,
 ) -> None:
-    """Encode texts into a new segment, and commit the manifest with it."""
-    clear(folder, keep)
+    """Encode texts into a new segment, and commit the manifest with it.
+
+    Args:
+        folder: of the index.
+        manifest: what the index will hold but for the texts.
+        texts: candidates.
+        scorer: encodes them.
+        replaces: drop what is there of another unfinished building.
+        progress: called with the number of candidates done.
+    """
     if not texts:
         raise InputError("candidates: expected at least one text, got none")
     part, done, encoded = folder / BUILDING, 0, 0
+    batches = [np.append(places, length) for places, length in scorer.candidate_plan(texts)]
     plan = {
-        "model": manifest.model,
+        "model": dataclasses.asdict(manifest.model),
         "texts": text_fingerprint(texts),
         "dtype": manifest.dtype,
-        "devices": scorer.devices,  # on which depends what the batch of a number holds
+        # What the batch of a number holds depends on the devices, and on the version of polyjax.
+        "batches": hashlib.sha256(np.concatenate(batches).astype(np.int64).tobytes()).hexdigest(),
     }
-    if _read(part / PLAN) != plan:
+    before = _read(part / PLAN)
+    if before != plan:
+        if before is not None and not replaces:
+            raise InputError(
+                f"{folder}: the building of something else is unfinished there ({_share(part)}); finish it "
+                f"by the command that began it, or remove {part}"
+            )
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         new_vectors(part, len(texts), manifest.dim, manifest.dtype).flush()
-        np.memmap(part / ROW_SCALES, np.float32, "w+", shape=(len(texts),)).flush()
+        new_array(part / ROW_SCALES, (len(texts),), np.float32).flush()
         write_text(part / PLAN, json.dumps(plan))
     elif counts := _read(part / DONE):
         done, encoded = int(counts["batches"]), int(counts["candidates"])
     vectors = np.load(part / VECTORS, mmap_mode="r+", allow_pickle=False)
-    scales = np.memmap(part / ROW_SCALES, np.float32, "r+", shape=(len(texts),))
+    scales = np.load(part / ROW_SCALES, mmap_mode="r+", allow_pickle=False)
     progress(encoded)
     saved = time.monotonic()
     for places, batch in scorer.candidate_batches(texts, first=done):
@@ -184,6 +215,7 @@ def _append(
         save_array(part / SCALES, np.asarray(scales))
     ids = np.arange(manifest.next_id, manifest.next_id + len(texts))
     finish_segment(part, texts, ids, manifest.dtype)
+    name = next_segment(folder)
     os.replace(part, folder / name)
     commit(
         folder,
@@ -195,6 +227,12 @@ def _append(
     )
     for extra in (ROW_SCALES, DONE, PLAN):
         (folder / name / extra).unlink(missing_ok=True)
+
+
+def _share(part: Path) -> str:
+    """How far an unfinished building is."""
+    counts = _read(part / DONE) or {"candidates": 0}
+    return f"{counts['candidates']:,} candidates are encoded"
 
 
 def _read(path: Path) -> dict | None:

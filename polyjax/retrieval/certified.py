@@ -51,6 +51,7 @@ class Outcome:
         rank: of the pass: directions a candidate was multiplied with; None where the scan did it all.
         rescored: candidates that were scored exactly.
         certified: whether they are proven to be the best.
+        recall: share of the best that such searches found when it was measured; 1 of certified ones.
     """
 
     scores: np.ndarray
@@ -58,6 +59,7 @@ class Outcome:
     rank: int | None
     rescored: int
     certified: bool = True
+    recall: float | None = 1.0
 
 
 @typing.no_type_check
@@ -151,7 +153,8 @@ class CertifiedSearch:
         rows = _highest(about, max(FIRST_RESCORED, 2 * k))
         scores, best = self.scan.among(vectors, mask, rows, k)
         everything = len(rows) == len(self.scan.index)
-        return Outcome(scores[0], best[0], None, len(rows), certified=everything)
+        recall = 1.0 if everything else None
+        return Outcome(scores[0], best[0], None, len(rows), certified=everything, recall=recall)
 
     def compile(self, m: int, d: int) -> None:
         """Compile the passes of all ranks for m context vectors of width d; not the one of a quick search."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from polyjax.config import to_json
 from polyjax.files import PARTIAL, exclusive_lock, save_array, write_bytes, write_text
 from polyjax.retrieval.store import (
     BUILDING,
@@ -40,8 +41,12 @@ from polyjax.retrieval.store import (
 )
 from polyjax.types import InputError
 
+SEGMENT = re.compile(rf"\d{{6}}({PARTIAL})?")
 REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})?")
 """Names of what a writer may clear away."""
+PLAN, DONE, ROW_SCALES = "plan.json", "done.json", "scales.partial"
+"""Files of an unfinished building, which say what it is and how far it is."""
+OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW_SCALES}
 
 
 @contextlib.contextmanager
@@ -64,7 +69,7 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
         with lock:
             try:
                 manifest = read_manifest(folder)
-            except InputError:
+            except InputError:  # what is there is kept until something else is committed
                 manifest = None
             yield manifest
     except OSError as error:
@@ -73,13 +78,7 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
 
 def commit(folder: Path, manifest: Manifest) -> None:
     """Make a manifest the index's own, and clear away what it does not name."""
-    plain = dataclasses.asdict(manifest) | {
-        "type": Manifest.__name__,
-        "segments": [
-            {"type": SegmentInfo.__name__, **dataclasses.asdict(info)} for info in manifest.segments
-        ],
-    }
-    write_text(folder / MANIFEST, json.dumps(plain, indent=2) + "\n")
+    write_text(folder / MANIFEST, json.dumps(to_json(manifest), indent=2) + "\n")
     clear(folder, manifest)
 
 
@@ -143,7 +142,7 @@ def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
         if len(index.segments) == 1 and not len(index.removed):
             return 0
         clear(folder, manifest)
-        name = next_segment(manifest)
+        name = next_segment(folder)
         aside = folder / (name + PARTIAL)
         aside.mkdir()
         kept = [(segment, np.flatnonzero(index.live(segment))) for segment in index.segments]
@@ -174,15 +173,29 @@ def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
         return len(index.removed)
 
 
-def next_segment(manifest: Manifest | None) -> str:
-    """The name of a segment that is not there yet."""
-    names = [] if manifest is None else [int(info.name) for info in manifest.segments]
+def next_segment(folder: Path) -> str:
+    """The name of a segment that is not there yet, named by the manifest or not."""
+    names = [int(path.name[:6]) for path in folder.iterdir() if SEGMENT.fullmatch(path.name)]
     return f"{max(names, default=-1) + 1:06d}"
 
 
 def new_vectors(folder: Path, n: int, dim: int, dtype: IndexDtype) -> np.memmap:
     """A segment's vector file, to be filled."""
-    return np.lib.format.open_memmap(folder / VECTORS, "w+", STORED[dtype], (n, dim))
+    return new_array(folder / VECTORS, (n, dim), STORED[dtype])
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """A file of an array, to be filled.
+
+    Raises:
+        OSError: there is no room for it; a memory-mapped file that lacks it ends the process when it is
+            written to.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: IndexDtype) -> None:
@@ -195,7 +208,7 @@ def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: I
     vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     save_array(folder / NORMS, norms_of(as_dtype(vectors, dtype), scales))
     if dtype == "float32":
-        rounded = np.lib.format.open_memmap(folder / ROUNDED, "w+", np.uint16, vectors.shape)
+        rounded = new_array(folder / ROUNDED, vectors.shape, np.uint16)
         for start in range(0, len(vectors), ROWS_AT_ONCE):
             part = vectors[start : start + ROWS_AT_ONCE]
             rounded[start : start + ROWS_AT_ONCE] = part.astype(ml_dtypes.bfloat16).view(np.uint16)
@@ -210,5 +223,30 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(what)
     for entry in folder.iterdir():
-        if entry.name not in (BUILDING, LOCK) and not REPLACEABLE.fullmatch(entry.name):
-            raise InputError(f"{what} ({entry.name} is none of an index's files)")
+        if foreign := _foreign(entry):
+            raise InputError(f"{what} ({foreign} is none of an index's files)")
+
+
+def _foreign(entry: Path) -> str:
+    """What of an entry of a folder no index has; "" if there is nothing of that kind."""
+    name = entry.name
+    if name == LOCK or re.fullmatch(rf"removed-\d+\.npy({PARTIAL})?", name):
+        return ""
+    if name in (MANIFEST, MANIFEST + PARTIAL):
+        return "" if _may_be_manifest(entry) else name
+    if name == BUILDING or SEGMENT.fullmatch(name):
+        if not entry.is_dir():
+            return name
+        inside = (path.name for path in entry.iterdir())
+        others = (f for f in inside if not {f, f.removesuffix(PARTIAL)} & OF_SEGMENT)
+        return next((f"{name}/{other}" for other in others), "")
+    return name
+
+
+def _may_be_manifest(path: Path) -> bool:
+    """Whether it is an index's manifest, of whatever version, or too broken to be anybody's."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return isinstance(data, dict) and {"segments", "next_id"} <= set(data)

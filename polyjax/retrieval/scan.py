@@ -3,12 +3,13 @@
 The scores are the scoring head's own. A block's products, softmax and top k run in one compiled program,
 which also merges them with the best so far; so memory beyond the index is that of one block, however many
 there are. On a CPU a block is the memory-mapped file itself: nothing is copied, except of segments that are
-shorter than a block, which are filled up. Many small additions are therefore worth a compaction.
+shorter than a block, which share some.
 """
 
 import dataclasses
 import threading
 import typing
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,37 +52,68 @@ def blocks_of(index: CandidateIndex, *, rows: int = BLOCK_ROWS, coarse: bool = F
         rows: of a block.
         coarse: rows in bfloat16's precision do.
     """
-    blocks, start = [], 0
+    blocks: list[Block] = []
+    short: list[Segment] = []
+    start = 0
     for segment in index.segments:
-        n, live = len(segment.ids), index.live(segment)
-        vectors = segment.coarse if coarse else segment.vectors
-        blocks += [_block(segment, vectors, live, start, i, rows) for i in range(0, n, rows)]
+        n = len(segment.ids)
+        if n < rows:
+            short.append(segment)
+        else:
+            blocks += _gathered(index, short, start, rows, coarse) + _mapped(
+                index, segment, start, rows, coarse
+            )
+            short = []
         start += n
+    return blocks + _gathered(index, short, start, rows, coarse)
+
+
+def _mapped(index: CandidateIndex, segment: Segment, start: int, rows: int, coarse: bool) -> list[Block]:
+    """A segment's blocks, which are its own memory."""
+    n, live, blocks = len(segment.ids), index.live(segment), []
+    for at in range(0, n, rows):
+        # The last block reaches back over rows of the one before: filling it up would copy it.
+        first = min(at, n - rows)
+        part = slice(first, first + rows)
+        real = live[part].copy()
+        real[: at - first] = False
+        vectors = segment.coarse if coarse else segment.vectors
+        blocks.append(
+            Block(
+                jnp.int32(start + first),
+                jax.device_put(vectors[part], may_alias=True),  # jnp.asarray would copy
+                None if segment.scales is None else jax.device_put(segment.scales[part], may_alias=True),
+                jnp.asarray(segment.norms[part, 0].copy()),
+                jnp.asarray(real),
+            )
+        )
     return blocks
 
 
-def _block(segment: Segment, vectors: np.ndarray, live: np.ndarray, start: int, at: int, rows: int) -> Block:
-    n = len(segment.ids)
-    # The last block reaches back over rows of the one before instead of being padded, which would copy it.
-    first = max(min(at, n - rows), 0)
-    real = live[first : first + rows].copy()
-    real[: at - first] = False
-    short = rows - len(real)
-
-    def put(array: np.ndarray) -> Array:
-        part = array[first : first + rows]
-        if short:
-            return jnp.asarray(filled(part, rows))
-        return jax.device_put(part, may_alias=True)  # jnp.asarray would copy
-
-    scales = None if segment.scales is None else put(segment.scales)
-    return Block(
-        jnp.int32(start + first),
-        put(vectors),
-        scales,
-        put(segment.norms[:, 0].copy()),
-        jnp.asarray(np.pad(real, (0, short))),
-    )
+def _gathered(
+    index: CandidateIndex, segments: Sequence[Segment], end: int, rows: int, coarse: bool
+) -> list[Block]:
+    """Blocks that segments of fewer rows than a block share, which is a copy; their rows end at ``end``."""
+    if not segments:
+        return []
+    live = np.concatenate([index.live(segment) for segment in segments])
+    vectors = np.concatenate([s.coarse if coarse else s.vectors for s in segments])
+    norms = np.concatenate([s.norms[:, 0] for s in segments])
+    scales = [s.scales for s in segments if s.scales is not None]
+    row_scales = np.concatenate(scales) if scales else None
+    first, blocks = end - len(live), []
+    for at in range(0, len(live), rows):
+        part = slice(at, at + rows)
+        blocks.append(
+            Block(
+                jnp.int32(first + at),
+                jax.device_put(filled(vectors[part], rows), may_alias=True),
+                None if row_scales is None else jnp.asarray(filled(row_scales[part], rows)),
+                jnp.asarray(filled(norms[part], rows)),
+                jnp.asarray(filled(live[part], rows)),
+            )
+        )
+    return blocks
 
 
 class Scan:

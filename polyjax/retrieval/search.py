@@ -58,12 +58,15 @@ class Results(Sequence[Found]):
             model ordered them.
         rank: directions that a candidate was multiplied with in a certified search's pass; else None.
         rescored: share of the candidates whose score was computed exactly; 1 of a scan.
+        recall: share of the best that searches of this kind find: 1 of certified ones; otherwise as
+            ``Ranker.measure_recall`` found it for this first stage, None where that was not asked for.
     """
 
     found: tuple[Found, ...]
     certified: bool
     rank: int | None
     rescored: float
+    recall: float | None
 
     def __len__(self) -> int:
         """Number of candidates."""
@@ -88,7 +91,7 @@ class Searcher:
     """
 
     def __init__(self, scorer: TextScorer, index: CandidateIndex, *, mesh: Mesh | None = None):
-        self.index, self._scorer = index, scorer
+        self.index, self._scorer, self._mesh = index, scorer, mesh
         head = scorer.head
         self._scan: Scan | ShardedScan
         self._certified: CertifiedSearch | None = None
@@ -137,10 +140,20 @@ class Searcher:
                 ``quick`` scores all from bfloat16 products, and the best of those exactly, which proves
                 nothing; ``auto`` takes the faster of the first two.
             first_stage: an index of inner products that proposes candidates instead.
+
+        Raises:
+            InputError: the method or the first stage does not suit the model or the index, or the model's
+                vectors of a context are not finite.
         """
         staged = None if first_stage is None else self._through(first_stage)
+        if staged is not None and method != "auto":
+            raise InputError(f"method {method!r} does nothing with a first_stage; leave one of them out")
+        if method in ("certified", "quick") and self._certified is None:
+            why = "over a mesh" if self._mesh is not None else "of a model with multi-head attention"
+            raise InputError(f"method {method!r}: a search {why} can only scan; choose auto or scan")
         results: dict[int, Results] = {}
         for places, vectors, mask in self._batches(contexts):
+            _check_finite(places, vectors)
             if staged is not None:
                 n = len(places)
                 outcomes = staged(vectors[:n], mask[:n], self.rows_wanted(top_k))
@@ -149,6 +162,15 @@ class Searcher:
             for place, outcome in zip(places, outcomes, strict=False):
                 results[place] = self._results(outcome, top_k)
         return [results[i] for i in range(len(contexts))]
+
+    def measure_recall(self, contexts: Sequence[Sequence[str]], top_k: int, first_stage: FirstStage) -> float:
+        """Share of the scan's ``top_k`` best of each context that a first stage leads to."""
+        staged, shares = self._through(first_stage), []
+        for places, vectors, mask in self._batches(contexts):
+            n = len(places)
+            shares += [n * staged.measure_recall(vectors[:n], mask[:n], min(top_k, len(self.index)))]
+        staged.recall = sum(shares) / len(contexts)
+        return staged.recall
 
     def _through(self, first_stage: FirstStage) -> StagedSearch:
         """The search through a first stage; the last one is kept."""
@@ -199,4 +221,15 @@ class Searcher:
             for score, row in zip(outcome.scores[:top_k], outcome.rows[:top_k], strict=True)
             if row >= 0
         )
-        return Results(found, outcome.certified, outcome.rank, outcome.rescored / max(len(self.index), 1))
+        share = outcome.rescored / max(len(self.index), 1)
+        return Results(found, outcome.certified, outcome.rank, share, outcome.recall)
+
+
+def _check_finite(places: np.ndarray, vectors: Float[AnyArray, "b m d"]) -> None:
+    """Raise InputError unless a batch's vectors are numbers that can be compared."""
+    finite = np.isfinite(np.asarray(vectors)[: len(places)]).all(axis=(1, 2))
+    if not finite.all():
+        raise InputError(
+            f"context {places[int(np.argmin(finite))]}: the model gives vectors that are not finite; is it "
+            "broken, or float16 too small for it?"
+        )

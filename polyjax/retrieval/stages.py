@@ -5,8 +5,8 @@ a weighted mean of the m products, so that a candidate that none of m exact list
 largest of their cut-offs (the product of each list's last entry): where the k-th best score reaches that, the
 result is certified. Otherwise the lists are made longer, up to a limit.
 
-A vector store over the network is attached in the same way, by a class with ``search`` and ``exact``; what
-it must return are the index's row numbers.
+A vector store over the network is attached in the same way, by a class with ``search``, ``exact`` and
+``made_for``; what it must return are the index's row numbers.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -27,19 +27,22 @@ class FirstStage(Protocol):
     """Finds vectors with large inner products.
 
     Attributes:
-        exact: whether its lists are the true best ones; only then can a result be certified.
-        rows: vectors that it holds; those of the candidate index, in their order.
+        exact: whether its lists are the true best ones; only then can a result be certified, and a store
+            that says so without being so makes certificates false.
+        made_for: the ``identity`` of the candidate index whose rows it holds, as it was when they were put
+            in.
     """
 
     exact: bool
-    rows: int
+    made_for: str
 
     def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the largest products of each vector and the products, [m, depth] each, largest first.
 
         Args:
             vectors: float32 [m, d].
-            depth: length of the lists; places that cannot be filled have row -1.
+            depth: length of the lists, at most the index's rows, those of removed candidates among them;
+                places that cannot be filled come last, with row -1 and any product.
         """
         ...
 
@@ -50,15 +53,11 @@ class FaissStage:
     Args:
         index: a ``faiss.Index`` with inner products whose numbers are the rows of the candidate index.
         exact: whether it compares with every vector (``Flat``).
+        made_for: the identity of the candidate index.
     """
 
-    def __init__(self, index: Any, *, exact: bool):
-        self.index, self.exact = index, exact
-
-    @property
-    def rows(self) -> int:
-        """Vectors that it holds."""
-        return self.index.ntotal
+    def __init__(self, index: Any, *, exact: bool, made_for: str):
+        self.index, self.exact, self.made_for = index, exact, made_for
 
     @classmethod
     def build(
@@ -72,27 +71,26 @@ class FaissStage:
             rows_at_once: rows that are float32 at a time.
 
         Raises:
-            InputError: FAISS is not installed, or does not know the kind.
+            InputError: FAISS is not installed, does not know the kind, or has too few rows for it.
         """
         try:
             import faiss  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError:
             raise InputError("FAISS is not installed; pip install 'polyjax[faiss]'") from None
-        dim = candidates.segments[0].vectors.shape[1]
+        dim, n = candidates.segments[0].vectors.shape[1], candidates.rows
         try:
             index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                sample = np.unique(np.linspace(0, n - 1, rows_at_once).astype(int))
+                index.train(decode(*candidates.stored(sample)))
+            for first in range(0, n, rows_at_once):
+                index.add(decode(*candidates.stored(np.arange(first, min(first + rows_at_once, n)))))
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).strip().splitlines()[-1]
             raise InputError(
-                f"kind: FAISS does not know {kind!r} ({reason}); Flat and HNSW32 are kinds"
+                f"kind: FAISS cannot make {kind!r} of {n:,} rows ({reason}); Flat and HNSW32 suit any number"
             ) from None
-        n = candidates.rows
-        if not index.is_trained:
-            sample = np.unique(np.linspace(0, n - 1, rows_at_once).astype(int))
-            index.train(decode(*candidates.stored(sample)))
-        for first in range(0, n, rows_at_once):
-            index.add(decode(*candidates.stored(np.arange(first, min(first + rows_at_once, n)))))
-        return cls(index, exact=kind == "Flat")
+        return cls(index, exact=kind == "Flat", made_for=candidates.identity)
 
     def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """See ``FirstStage``."""
@@ -109,6 +107,9 @@ class StagedSearch:
         stage: the first stage.
         depth: length of the first lists.
         deepest: share of the candidates at which lists are no longer made longer.
+
+    Attributes:
+        recall: of the scan's best, as ``measure_recall`` found it; None before that.
     """
 
     def __init__(
@@ -122,14 +123,15 @@ class StagedSearch:
     ):
         if not CertifiedSearch.suits(head):
             raise InputError("first_stage: multi-head attention has no inner products to search for")
-        if stage.rows != scan.index.rows:
+        if stage.made_for != scan.index.identity:
             raise InputError(
-                f"first_stage: expected the index's {scan.index.rows:,} rows, got {stage.rows:,}; "
-                "it was made for another index"
+                "first_stage: it was made for another index, or for this one before candidates were added or "
+                "the index was compacted; make it again"
             )
         self.scan, self.stage, self._scale = scan, stage, head.config.score_scale
         self._depth, self._deepest = depth, deepest
         self._live = scan.index.live_rows()
+        self.recall: float | None = None
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
@@ -164,11 +166,22 @@ class StagedSearch:
             complete = depth >= n
             certified = self.stage.exact and (complete or scores[0, -1] > self._scale * (cut + slack))
             if certified or not self.stage.exact or depth >= self._deepest * n:
-                return Outcome(scores[0], best[0], None, len(rows), certified=bool(certified))
+                return Outcome(
+                    scores[0],
+                    best[0],
+                    None,
+                    len(rows),
+                    certified=bool(certified),
+                    recall=1.0 if certified else self.recall,
+                )
             depth = min(4 * depth, n)
 
     def _check(self, vectors: np.ndarray, rows: np.ndarray, products: np.ndarray, slack: float) -> None:
         """Raise InputError unless the products of each vector with a row are those of the index's rows."""
+        there = rows >= 0
+        vectors, rows, products = vectors[there], rows[there], products[there]
+        if not len(rows):
+            return
         order, places = np.unique(rows, return_inverse=True)
         own = decode(*self.scan.index.stored(order))[places]
         if not np.abs((vectors * own).sum(1) - products).max() <= slack:
@@ -177,12 +190,13 @@ class StagedSearch:
                 "it was made for another index"
             )
 
+    def measure_recall(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> float:
+        """Share of the scan's k best of some contexts that are found: what "not certified" means here.
 
-def recall(
-    search: StagedSearch, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
-) -> float:
-    """Share of the scan's k best that a search through a first stage finds: what "approximate" means here."""
-    expected = search.scan(vectors, mask, k)[1]
-    found = [outcome.rows for outcome in search(vectors, mask, k)]
-    hits = [np.isin(best[best >= 0], some) for best, some in zip(expected, found, strict=True)]
-    return float(np.mean(np.concatenate(hits)))
+        Later outcomes that are not certified carry it.
+        """
+        expected = self.scan(vectors, mask, k)[1]
+        found = [outcome.rows for outcome in self(vectors, mask, k)]
+        hits = [np.isin(best[best >= 0], some) for best, some in zip(expected, found, strict=True)]
+        self.recall = float(np.mean(np.concatenate(hits)))
+        return self.recall

