@@ -74,12 +74,15 @@ def _multi_head(
     """Scaled dot-product attention over contiguous slices of width d / n_heads.
 
     ``mask`` says which of the memory is attended to: [b, n] by all queries, or [b, q, n] by each. On a GPU
-    cuDNN's attention does it where it can: without the [b, h, q, n] weights in memory.
+    cuDNN's attention does it where it can, without the [b, h, q, n] weights in memory; while weights are
+    dropped out it cannot.
     """
     b, n, d = k.shape
     dropping = dropout > 0 and key is not None
     there = None if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     if not dropping and cudnn_suits(q.dtype, d // n_heads, q.shape[1], n, device=jax.local_devices()[0]):
+        if there is not None:  # cuDNN takes no mask that all queries share
+            there = jnp.broadcast_to(there, (b, 1, q.shape[1], n))
         q, k, v = (x.reshape(b, -1, n_heads, d // n_heads) for x in (q, k, v))
         return jax.nn.dot_product_attention(q, k, v, mask=there, implementation="cudnn").reshape(b, -1, d)
     q, k, v = (x.reshape(b, -1, n_heads, d // n_heads).swapaxes(1, 2) for x in (q, k, v))

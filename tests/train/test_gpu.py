@@ -1,5 +1,6 @@
 """What will run on GPUs lowers for them, here where there is none."""
 
+import dataclasses
 import types
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from conftest import HEADS, random_tokens, tiny
-from polyjax import PolyConfig, make_scorer
+from polyjax import PolyConfig, Tokens, make_scorer
 from polyjax.losses import ranking_loss
 from polyjax.nn.attention import cudnn_suits
 from polyjax.nn.encoder import Encoder
@@ -97,6 +98,37 @@ def device(kind="NVIDIA A100-SXM4-40GB", platform="gpu", capability="8.0"):
 def test_cudnn_is_chosen_where_its_conditions_hold(suits, change):
     arguments = {"dtype": jnp.bfloat16, "width": 32, "n_queries": 80, "n_keys": 80, "device": device()}
     assert cudnn_suits(**(arguments | change)) is suits
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("packed", [False, True])
+def test_cudnn_takes_what_it_is_given(dtype, packed, rng, monkeypatch):
+    """Its kernels' own checks of shapes and layouts, forward and backward, and the program that calls them."""
+    import jax._src.cudnn.fused_attention_stablehlo as cudnn
+    import polyjax.nn.attention as attention
+
+    monkeypatch.setattr(attention, "cudnn_suits", lambda *_, **__: True)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91100)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda *_: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda *_: False)
+    encoder = Encoder(tiny(dtype=dtype), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(encoder)
+    tokens = random_tokens(rng, [3, 7], width=8)
+    if packed:
+        tokens = dataclasses.replace(tokens, packs=np.where(tokens.mask, np.arange(8) // 4, -1))
+
+    def loss(state: nnx.State, tokens: Tokens) -> jax.Array:
+        return nnx.merge(graph, state)(tokens).astype(jnp.float32).sum()
+
+    calls = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    with jax.numpy_dtype_promotion("standard"):
+        exported = jax.export.export(
+            jax.jit(jax.value_and_grad(loss)),
+            platforms=["cuda"],
+            disabled_checks=[jax.export.DisabledSafetyCheck.custom_call(call) for call in calls],
+        )(state, tokens)
+    program = exported.mlir_module()
+    assert all(f"@{call}(" in program for call in calls)
 
 
 @pytest.mark.parametrize("dtype", HALF)
