@@ -15,7 +15,7 @@ from polyjax.models import ModelConfig
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import console
 from polyjax.train.loop import updates_of
-from polyjax.train.plan import MemoryEstimate, device_memory
+from polyjax.train.plan import Memory, MemoryEstimate, device_memory
 from polyjax.train.sharding import mesh_shape
 from polyjax.types import InputError
 
@@ -109,7 +109,7 @@ def memory_estimate(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> Memo
             config.train,
             source=config.batch.source("pairs" if config.arch == "cross" else "dual"),
             listed=listed_candidates(config),
-            mesh=mesh_shape(mesh),
+            mesh=mesh,
         )
 
 
@@ -118,20 +118,34 @@ def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
     at_once = config.batch.chunk or config.batch.batch_size
     batch_size = config.batch.batch_size
     needed = memory.of(at_once, batch_size)
+    limit, _ = device_memory()
+    lines = [memory_line(f"{at_once} contexts at once", needed)]
+    if needed.total > limit:
+        lines.append(f"it does not fit; {_way_out(memory, limit, batch_size)}")
+    return lines
+
+
+def memory_line(what: str, needed: Memory) -> str:
+    """What a step takes of a device's memory."""
     limit, whose = device_memory()
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in dataclasses.asdict(needed).items())
-    lines = [
-        f"memory of a step, {at_once} contexts at once: {needed.total / GIB:.1f} GiB ({parts}), by "
-        f"{jax.default_backend()}'s compiler for the longest texts; this {whose} has {limit / GIB:.1f} GiB"
-    ]
-    if needed.total > limit:
-        chunk = memory.chunk_that_fits(limit, batch_size)
-        if chunk is None:
-            way_out = "not even one context at a time: shorten text.context-tokens, or use a smaller encoder"
-        else:
-            fits = memory.of(chunk, batch_size).total / GIB
-            way_out = (
-                f"with --batch.chunk {chunk} it does ({fits:.1f} GiB), with the same negatives and gradients"
-            )
-        lines.append(f"it does not fit; {way_out}")
-    return lines
+    return (
+        f"memory of a step, {what}: {needed.total / GIB:.1f} GiB ({parts}), by {jax.default_backend()}'s "
+        f"compiler for the longest texts; {whose} has {limit / GIB:.1f} GiB"
+    )
+
+
+def _way_out(memory: MemoryEstimate, limit: int, batch_size: int) -> str:
+    if memory.held > limit:
+        return (
+            f"parameters, gradients and optimiser alone take {memory.held / GIB:.1f} GiB: --mesh fsdp=N "
+            "splits them over N devices, --train.trainable K trains the top K layers only"
+        )
+    chunk = memory.chunk_that_fits(limit, batch_size)
+    if chunk is None:
+        return (
+            "not even one context at a time on each device: keep less of it (--encoder.remat), shorten "
+            "text.context-tokens, or use a smaller encoder"
+        )
+    fits = memory.of(chunk, batch_size).total / GIB
+    return f"with --batch.chunk {chunk} it does ({fits:.1f} GiB), with the same negatives and gradients"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+from dry_run import memory_line
 from flax import nnx
 from jax.sharding import Mesh
 from run import tensorboard_log
@@ -26,10 +27,11 @@ from polyjax.memory import restart_with_huge_pages
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.progress import console
-from polyjax.train.checkpoint import read_json, write_json
+from polyjax.train.checkpoint import Checkpoints, read_json, write_json
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
 from polyjax.train.ownership import owned_run
+from polyjax.train.plan import device_memory, step_memory
 from polyjax.train.pretrained import (
     PRETRAINING,
     PretrainingCard,
@@ -277,6 +279,12 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
         validate_batches=config.validate_batches,
         mesh=mesh,
     )
+    if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
+        with console.status("asking the compiler for the memory of a step"):
+            memory = step_memory(objective, config.optim, config.train)
+        console.print(memory_line(f"{config.batch.chunk or config.batch.tokens:,} tokens at once", memory))
+        if memory.total > device_memory()[0]:
+            console.print(f"it does not fit; {objective.at_once[1]}")
     with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         outcome = train(objective, config.folder, optim=config.optim, config=config.train, on_log=log)
     if is_primary():

@@ -165,16 +165,17 @@ def tensorboard_log(folder: Path, *, wanted: bool) -> Iterator[Callable[[int, st
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # an optional extra
     except ModuleNotFoundError:
         raise InputError("--tensorboard needs tensorboardX; run: pip install -e '.[tensorboard]'") from None
-    # What was written after the last checkpoint, before a kill, is written again.
-    checkpoints = folder / "checkpoints"  # not opened: of several processes all would have to
-    saved = (int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
-    step = max(saved, default=0)
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as writer:
+    with contextlib.ExitStack() as closing:
+        writers: list[Any] = []
 
         def log(step: int, kind: str, figures: dict[str, Any]) -> None:
+            if not writers:
+                # What was written after the checkpoint from which the run goes on is written again.
+                writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+                writers.append(closing.enter_context(writer))
             for name, value in figures.items():
                 if isinstance(value, int | float):
-                    writer.add_scalar(f"{kind}/{name}", value, step)
+                    writers[0].add_scalar(f"{kind}/{name}", value, step)
 
         yield log
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import io
 import re
 import signal
@@ -93,6 +94,15 @@ def user_errors() -> Iterator[None]:
         errors.print(
             f"error: the device's memory is exhausted ({first_line(error)}); what was saved is kept: go on "
             "with --mesh over more devices, a smaller encoder or shorter texts",
+            style="red",
+            markup=False,
+        )
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        errors.print(
+            f"error: {error}; what was saved is kept: make room and give the same command again",
             style="red",
             markup=False,
         )

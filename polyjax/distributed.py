@@ -7,23 +7,27 @@ plain variables (docs/distributed.md has an example of each, and of Kubernetes).
 import contextlib
 import os
 import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from jax._src import distributed  # its barrier waits as long as it is told to
+from jax._src import distributed  # its key-value store, and when it listens for SIGTERM, are not public
 from jax.experimental import multihost_utils
 
 from polyjax.progress import console
-from polyjax.types import OUT_OF_MEMORY, InputError, first_line
+from polyjax.types import OUT_OF_MEMORY, InputError, Preempted, first_line
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in the pods of an indexed job."""
-PATIENCE_S = 24 * 60 * 60
-"""For one process to prepare what all others need."""
+FAILED, LEAVING = "polyjax/failed", "polyjax/leaving"
+"""Keys of what a process that fails tells the others, and of those that have read it."""
+GRACE_S = 5.0
+"""For the others to read it: without the first process there is nothing to read from."""
 HEARTBEAT_S = 60
 """Without a sign of life for so long, a process is given up, and the run with it."""
 
@@ -53,6 +57,8 @@ def connect() -> None:
         return  # not in srun, or alone
     else:
         settings |= _slurm(os.environ)
+    # SIGTERM ends a process as anywhere, except while ``Notice`` listens for it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**settings)
     except Exception as error:  # jax raises whatever its transport does
@@ -67,18 +73,39 @@ def is_primary() -> bool:
 
 
 def wait(name: str) -> None:
-    """Until all processes are here, once for each name.
+    """Until all processes are here, however long that takes, once for each name.
 
     Raises:
-        InputError: another process has stopped.
+        InputError: another process has stopped; the message says why, if it could tell.
     """
     if jax.process_count() == 1:
         return
     client = distributed.global_state.client
     assert client is not None
+    key, pause = f"polyjax/waiting/{name}", 0.01
+    # jax's public barrier is a computation of all devices, and gives up after half a minute.
     with losses_named():
-        # jax's public barrier is a computation of all devices, and gives up after half a minute.
-        client.wait_at_barrier(name, timeout_in_ms=1000 * PATIENCE_S)
+        client.key_value_set(f"{key}/{jax.process_index()}", "here")
+        while len(client.key_value_dir_get(key)) < jax.process_count():
+            for _, reason in client.key_value_dir_get(FAILED):
+                raise InputError(reason)
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+
+def listen_for_sigterm() -> None:
+    """Let jax's service take SIGTERM, of whichever process, as a notice to all of them."""
+    jax.config.update("jax_enable_preemption_service", True)
+    distributed.global_state.initialize_preemption_sync_manager()
+
+
+def stop_listening_for_sigterm() -> None:
+    """Let SIGTERM end this process again."""
+    manager = distributed.global_state.preemption_sync_manager
+    assert manager is not None
+    manager.shutdown()
+    distributed.global_state.preemption_sync_manager = None
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def agreed(flag: bool) -> bool:
@@ -122,9 +149,27 @@ def leaving_at_once() -> Iterator[None]:
             raise
         if not isinstance(stop, SystemExit):
             traceback.print_exc()
+        _tell_the_others(stop)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 1)
+
+
+def _tell_the_others(stop: BaseException) -> None:
+    """Leave word of why this process ends for those that ``wait``, and time to read it."""
+    reason = stop.__context__ if isinstance(stop, SystemExit) else stop
+    if isinstance(reason, Preempted):  # as all of them
+        return
+    me, n, client = jax.process_index(), jax.process_count(), distributed.global_state.client
+    assert client is not None
+    with contextlib.suppress(Exception):  # the others may be gone
+        if not client.key_value_dir_get(FAILED):
+            why = first_line(reason) if isinstance(reason, Exception) else "it was interrupted"
+            client.key_value_set(f"{FAILED}/{me}", f"process {me} of {n} stopped: {why}")
+        client.key_value_set(f"{LEAVING}/{me}", "")
+        until = time.monotonic() + GRACE_S
+        while is_primary() and len(client.key_value_dir_get(LEAVING)) < n and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def _slurm(variables: Mapping[str, str]) -> dict:
@@ -132,13 +177,18 @@ def _slurm(variables: Mapping[str, str]) -> dict:
 
     jax's own reading gives a task one device; here a task that is alone on its node has all of them.
     """
-    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", variables["SLURM_STEP_NODELIST"])
+    # The first of node[001-002,7],other: of each bracket its first number.
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", variables["SLURM_STEP_NODELIST"])
     assert first is not None
+    host = re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", first[0])
     port = 61440 + int(variables["SLURM_JOB_ID"]) % 4096  # of the upper ones, another for each job
     on_node = re.match(r"\d+", variables.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     shared = on_node is not None and int(on_node[0]) > 1
+    # With --gpus-per-task=1 srun shows each task its own.
+    shown = variables.get("CUDA_VISIBLE_DEVICES", "")
+    shared = shared and len(shown.split(",")) > 1 if shown else shared
     return {
-        "coordinator_address": f"{first[1]}{first[2] or ''}:{port}",
+        "coordinator_address": f"{host}:{port}",
         "num_processes": int(variables["SLURM_NTASKS"]),
         "process_id": int(variables["SLURM_PROCID"]),
         "local_device_ids": [int(variables["SLURM_LOCALID"])] if shared else None,

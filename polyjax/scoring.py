@@ -100,7 +100,7 @@ class TextScorer:
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""
         state = nnx.state(for_inference(scorer))
-        self._state = state if self._shardings is None else jax.device_put(state, self._shardings)
+        self._state = state if self._shardings is None else placed(state, self._shardings)
 
     def _full(self, length: int) -> int:
         """Rows of a full batch of a padded length."""

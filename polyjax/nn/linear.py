@@ -8,15 +8,34 @@ millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores. Elsewhere, 
 ``affine`` is the plain product.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 
+@custom_partitioning
 def _row_major_transpose(x: Array) -> Array:
     return with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+
+
+def _transpose_parts(mesh: Mesh, arguments: tuple, result: Any) -> tuple:
+    """Each device transposes its own part: without this, all of them would be given the whole array."""
+    spec = (*arguments[0].sharding.spec, None, None)[:2]
+    transposed = NamedSharding(mesh, PartitionSpec(*spec[::-1]))
+
+    def part(x: Array) -> Array:
+        return with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+
+    return mesh, part, transposed, (arguments[0].sharding,)
+
+
+_row_major_transpose.def_partition(partition=_transpose_parts, sharding_rule="i j -> j i")
 
 
 @jax.custom_vjp

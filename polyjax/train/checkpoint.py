@@ -38,6 +38,8 @@ from polyjax.train.step import TrainState
 from polyjax.types import InputError, first_line
 
 CONFIG, MODEL, LOCK = "config.json", "model.json", ".lock"
+FIGURES = Path("metrics", "metrics")
+"""Of a step's folder, where orbax keeps what ``best_by`` was."""
 ModelT = TypeVar("ModelT", bound=nnx.Module)
 
 
@@ -99,6 +101,7 @@ class Checkpoints:
             raise InputError(
                 f"{run_dir} has no checkpoints; expected a run directory whose training has begun"
             )
+        self._check_figures(read_only)
         keep = [
             preservation_policy.LatestN(2),  # should the last one be damaged
             preservation_policy.BestN(
@@ -118,6 +121,22 @@ class Checkpoints:
             ),
             item_names=("model", "training", "progress"),
         )
+
+    def _check_figures(self, read_only: bool) -> None:
+        """Put steps aside whose validation figures cannot be read, which orbax does when it is opened.
+
+        Raises:
+            InputError: there is one, and nothing is to be changed.
+        """
+        steps = self._folder.iterdir() if self._folder.is_dir() else ()
+        damaged = [step for step in steps if step.name.isdigit() and not _readable(step / FIGURES)]
+        if read_only and damaged:
+            raise InputError(f"{damaged[0] / FIGURES} is damaged; remove {damaged[0]} to use another step")
+        if not read_only and agreed(bool(damaged)):
+            for step in damaged if is_primary() else ():
+                console.print(f"{step / FIGURES} is damaged; step {step.name} is put aside", style="red")
+                self._move_aside(int(step.name))
+            wait("damaged figures are put aside")
 
     @property
     def latest_step(self) -> int | None:
@@ -190,7 +209,8 @@ class Checkpoints:
             problem = ""
             if is_primary():
                 try:
-                    self._checksums.check(self._folder / str(step))
+                    several = len(self._manager.all_steps()) > 1
+                    self._checksums.check(self._folder / str(step), required=several)
                 except InputError as error:
                     problem = str(error)
             if not agreed(bool(problem)):
@@ -203,12 +223,15 @@ class Checkpoints:
 
     def _put_aside(self, step: int) -> None:
         if is_primary():
-            aside = self._folder.with_name("damaged")
-            aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            os.replace(self._folder / str(step), aside / str(step))
+            self._move_aside(step)
         wait(f"step {step} is put aside")
         self._manager.reload()
+
+    def _move_aside(self, step: int) -> None:
+        aside = self._folder.with_name("damaged")
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        os.replace(self._folder / str(step), aside / str(step))
 
     def _restore_state(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         model = {**flat_parameters(state.trained), **flat_parameters(state.frozen)}
@@ -240,12 +263,15 @@ class Checkpoints:
         Raises:
             InputError: a file of the step is missing or damaged, or holds another model.
         """
+        hook, sys.unraisablehook = sys.unraisablehook, _hush_closed_loop
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             if missing := [name for name in items if restored[name] is None]:
                 raise KeyError(missing[0])
+            sys.unraisablehook = hook
             return restored
         except Exception as error:  # orbax and tensorstore raise bare ones for damaged files
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # for the other reads, which fail too
             raise InputError(f"{self._folder / str(step)} cannot be restored ({first_line(error)})") from None
 
     def restore_parameters(self, model: ModelT, step: int | None = None) -> ModelT:
@@ -274,8 +300,19 @@ class Checkpoints:
         return nnx.merge(graph, fill_parameters(state, restored["model"]))
 
 
+def _readable(path: Path) -> bool:
+    """Whether a JSON file is not there, as in steps that were not validated, or whole."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _hush_closed_loop(late: Any) -> None:
-    """Leave out what the writes of a checkpoint that failed say after its event loop is closed."""
+    """Leave out what the reads and writes of a checkpoint that failed say after its event loop is closed."""
     if "Event loop is closed" not in str(late.exc_value):
         sys.__unraisablehook__(late)
 

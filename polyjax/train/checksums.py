@@ -32,22 +32,27 @@ class Checksums:
         lines = [f"{_digest(file)} {file.stat().st_size} {file.relative_to(step)}\n" for file in _files(step)]
         write_text(self._folder / f"{step.name}.txt", "".join(lines))
 
-    def check(self, step: Path, *, item: str = "") -> None:
+    def check(self, step: Path, *, item: str = "", required: bool = False) -> None:
         """Raise InputError if a file of a step's folder is missing or other than it was written.
-
-        A step that was saved just before a kill, or by an earlier version, has no checksums and passes.
 
         Args:
             step: its folder.
             item: look at this part of it only.
+            required: a step without checksums is an error: it was killed before its saving was finished.
+                Otherwise it passes.
         """
         noted = self._folder / f"{step.name}.txt"
         if not noted.exists():
+            if required:
+                raise InputError(f"{step} has no checksums: its saving was not finished")
             return
-        for line in noted.read_text(encoding="utf-8", errors="replace").splitlines():
+        lines = noted.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not lines:
+            raise InputError(f"{noted} is damaged: it is empty")
+        for line in lines:
             match = re.fullmatch(r"([0-9a-f]{64}) (\d+) (.+)", line)
             if match is None:
-                raise InputError(f"{noted} is damaged; remove it to go without checksums")
+                raise InputError(f"{noted} is damaged: {line[:60]!r} is no checksum")
             digest, size, name = match.groups()
             if not name.startswith(item):
                 continue

@@ -41,6 +41,22 @@ def errors_named(checkpoints: Checkpoints, at_once: Callable[[], tuple[str, str]
         ) from None
 
 
+@contextlib.contextmanager
+def validation_errors_named(checkpoints: Checkpoints) -> Iterator[None]:
+    """Memory that is exhausted by a validation, where no smaller chunk helps, as one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        saved = checkpoints.latest_step
+        kept = "nothing was saved yet" if saved is None else f"step {saved} is saved"
+        raise InputError(
+            f"the device's memory does not do for validating ({kept}); the same command goes on with --mesh "
+            "over more devices"
+        ) from None
+
+
 def finite_means(
     window: Sequence[dict[str, jax.Array]], step: int, optim: OptimConfig, *, saved: int | None
 ) -> dict[str, Any]:

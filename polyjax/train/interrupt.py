@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from polyjax.distributed import listen_for_sigterm, stop_listening_for_sigterm
+
 
 class Notice:
     """Listens for SIGTERM; as a context manager, for the length of a training.
@@ -25,12 +27,16 @@ class Notice:
         """Begin to listen."""
         if self._listens:
             self._before = signal.signal(signal.SIGTERM, self._note)
+        elif jax.process_count() > 1:
+            listen_for_sigterm()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the signal to who had it."""
         if self._listens:
             signal.signal(signal.SIGTERM, self._before)
+        elif jax.process_count() > 1:
+            stop_listening_for_sigterm()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted.set()

@@ -17,7 +17,13 @@ from flax import nnx
 from polyjax.distributed import agreed, is_primary
 from polyjax.progress import console, meter
 from polyjax.train.checkpoint import Checkpoints
-from polyjax.train.failures import check_finite, errors_named, finite_means, raise_unless_finite
+from polyjax.train.failures import (
+    check_finite,
+    errors_named,
+    finite_means,
+    raise_unless_finite,
+    validation_errors_named,
+)
 from polyjax.train.interrupt import Notice
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.objective import Objective, Validation
@@ -165,15 +171,17 @@ def train(
     """
     encoder, mesh = objective.encoder, objective.mesh
     n_steps, validate_every = updates_of(config, objective.batch_size, objective.n_examples)
-    profiled = config.profiled()
-    if profiled is not None and profiled[0] > n_steps:
-        raise InputError(f"--profile-steps {config.profile_steps}: the run has {n_steps} updates")
     optimizer, plateau_rule = make_optimizer(optim, n_steps), plateau(optim)
     trained = trainable_filter(config.trainable, encoder.n_layers)
     loss_scale = make_loss_scale(optim, encoder.dtype)
     graph, state = init_state(
         objective.model, optimizer, plateau_rule, trained, seed=config.seed, loss_scale=loss_scale
     )
+    if not jax.tree.leaves(state.trained):
+        raise InputError(
+            f"train trainable of {config.trainable}: the head of this architecture has no parameters, and "
+            "nothing would be trained; train a layer at least"
+        )
     shardings = shardings_of(state, mesh)
     state = placed(state, shardings)
     progress = _Progress()
@@ -183,6 +191,10 @@ def train(
         # What an earlier version saved besides is not needed any more.
         progress = _Progress(**{f.name: saved[f.name] for f in dataclasses.fields(_Progress)})
     first = int(state.step)
+    profiled = config.profiled()
+    if profiled is not None and (profiled[0] > n_steps or profiled[1] <= first):
+        made = f", of which {first} are made" if first else ""
+        raise InputError(f"--profile-steps {config.profile_steps}: the run has {n_steps} updates{made}")
     batches = objective.batches(first, n_steps, seed=config.seed)
     log = MetricsLog(run_dir, resume_step=first, write=is_primary())
     traces: list[int] = []
@@ -220,7 +232,9 @@ def train(
             if progress.finished:
                 break
             profile.before(step)
+            waiting = time.monotonic()
             local = next(batches)
+            speed.waited(time.monotonic() - waiting)
             state, figures = step_fn(state, objective.place(local))
             profile.after(step, figures)
             speed.add(objective.work(local))
@@ -242,7 +256,7 @@ def train(
                         rate(updates_made(state.optimizer) - 1) * jnp.asarray(state.plateau.scale)
                     ),
                     "seconds": time.monotonic() - began,
-                    "compilations": len(traces),
+                    "compilations": len(traces) + objective.compilations,
                 }
                 record("train", step, means)
                 window = []
@@ -254,7 +268,8 @@ def train(
                 check_finite(state, step, optim, saved=checkpoints.latest_step)
                 best_by = None
                 if due:
-                    outcome = objective.validate(nnx.merge(graph, state.trained, state.frozen))
+                    with validation_errors_named(checkpoints):
+                        outcome = objective.validate(nnx.merge(graph, state.trained, state.frozen))
                     raise_unless_finite(
                         "validation loss", [outcome.loss], step, optim, saved=checkpoints.latest_step
                     )

@@ -4,11 +4,12 @@ import dataclasses
 import math
 import os
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from polyjax.data.collate import CandidateSource
 from polyjax.data.text import TextConfig
@@ -16,12 +17,12 @@ from polyjax.losses import cross_entropy, ranking_loss
 from polyjax.models import ModelConfig, Scorer, make_scorer
 from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, PolyConfig, PolyHead
 from polyjax.train.loop import TrainConfig
+from polyjax.train.objective import Objective
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.sharding import MeshShape, path_name, spec_of
+from polyjax.train.sharding import ROWS, everywhere, one_device, path_name, row_devices, shardings_of
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
-ONE_DEVICE = MeshShape(data=1)
 _FEW = 8  # contexts of the smallest step; axes of length 1 are compiled otherwise
 _FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
 
@@ -51,11 +52,8 @@ class Memory:
 class MemoryEstimate:
     """Memory of training as the compiler counts it, for the longest texts.
 
-    On a mesh the rows of a batch are split evenly, and parameters as the table of ``sharding`` says; what
-    ``fsdp`` splits is also counted whole, as it is where it is used.
-
-    Four small steps are compiled, of 1 and 2 layers and of 8 and 16 contexts; a step's temporary memory is
-    close to linear in both, and is extrapolated. Nothing is run.
+    Four small steps are compiled on the mesh, of 1 and 2 layers and of 8 and 16 contexts on each device; a
+    step's temporary memory is close to linear in both, and is extrapolated. Nothing is run.
 
     Args:
         model: its shape.
@@ -64,7 +62,7 @@ class MemoryEstimate:
         config: which parameters are trained.
         source: of the candidates.
         listed: candidates of a context where they are not the batch's labels.
-        mesh: devices.
+        mesh: devices, from ``make_mesh``; one where None.
     """
 
     def __init__(
@@ -76,28 +74,28 @@ class MemoryEstimate:
         *,
         source: CandidateSource,
         listed: int,
-        mesh: MeshShape = ONE_DEVICE,
+        mesh: Mesh | None = None,
     ):
         self._model, self._text, self._optim, self._config = model, text, optim, config
         self._source: CandidateSource = source
-        self._listed = listed
+        self._listed, self._mesh = listed, mesh or one_device()
         _, state = self._abstract(model.encoder.n_layers)
-        self._rows = mesh.data * mesh.fsdp
+        self._rows = row_devices(self._mesh)
         self.n_parameters = _bytes((state.trained, state.frozen)) // 4
-        self.parameters = _bytes((state.trained, state.frozen), mesh)
-        self._trained = _bytes(state.trained, mesh)
-        self._optimizer = _bytes(state.optimizer, mesh)
-        self._gathered = 0
-        if mesh.fsdp > 1:
-            self._gathered = _bytes((state.trained, state.frozen), dataclasses.replace(mesh, fsdp=1))
+        self.parameters = held_bytes((state.trained, state.frozen), self._mesh)
+        self._trained = held_bytes(state.trained, self._mesh)
+        self._optimizer = held_bytes(state.optimizer, self._mesh)
         self._points = {
             (b, layers): self._temporary(b, layers) for b in (_FEW, 2 * _FEW) for layers in (1, 2)
         }
+        # The steps that are compiled have no table of words; where it is split, it is put together.
+        encoders = _bytes(model_tables(state)) if self._mesh.shape["fsdp"] > 1 else 0
+        self._gathered = 2 * encoders if config.trainable == "all" else encoders
 
     def of(self, contexts: int, batch_size: int | None = None) -> Memory:
         """The memory where so many contexts' activations are kept at once, of a batch of more."""
+        whole = batch_size or contexts
         contexts = -(-contexts // self._rows)
-        batch_size = None if batch_size is None else -(-batch_size // self._rows)
         layers, a, points = self._model.encoder.n_layers, _FEW, self._points
         x, y = (contexts - a) / a, layers - 1
         first, more = points[a, 1], points[2 * a, 1]
@@ -107,14 +105,18 @@ class MemoryEstimate:
         if self._source == "batch" and isinstance(self._model.head, BiConfig | PolyConfig):
             # Every context meets every candidate: this grows with the square, and is in the fit as a line.
             head = self._model.head, self._model.encoder.dim
-            few, more = _score_bytes(*head, a), _score_bytes(*head, 2 * a)
+            few, more = (_score_bytes(*head, b, b * self._rows) for b in (a, 2 * a))
             activations = max(activations - int(few + x * (more - few)), 0)
-            # A device has its contexts' scores of the whole batch's candidates.
-            scores = self._rows * _score_bytes(*head, batch_size or contexts)
+            scores = _score_bytes(*head, -(-whole // self._rows), whole)
             # In chunks, a chunk's activations and the scores are not there at the same time.
-            chunked = batch_size is not None and contexts < batch_size
+            chunked = contexts * self._rows < whole
             activations = max(activations, scores) if chunked else activations + scores
         return Memory(self.parameters, self._optimizer, self._trained, activations + self._gathered)
+
+    @property
+    def held(self) -> int:
+        """Bytes on a device that no shorter text and no smaller chunk saves."""
+        return self.parameters + self._optimizer + self._trained
 
     def chunk_that_fits(self, limit: int, batch_size: int) -> int | None:
         """The largest power of two of contexts below the batch size that fits; None where not even 1 does."""
@@ -144,11 +146,25 @@ class MemoryEstimate:
     def _temporary(self, contexts: int, n_layers: int) -> int:
         # A large table's gradient would hide the activations of few layers.
         graph, state = self._abstract(n_layers, vocab_size=1)
-        step = jax.jit(make_train_step(graph, make_optimizer(self._optim, 100), ranking_loss))
-        batch = jax.eval_shape(lambda: self._batch(contexts))
-        analysis = step.lower(state, batch).compile(_FAST).memory_analysis()
+        shardings = shardings_of(state, self._mesh)
+        rule, shared = make_optimizer(self._optim, 100), everywhere(self._mesh)
+        step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, shared))
+        batch = jax.eval_shape(lambda: self._batch(contexts * self._rows))
+        rows = NamedSharding(self._mesh, ROWS)
+        places = jax.tree.map(lambda leaf: rows, batch)
+        if self._source == "fixed" and isinstance(places.inputs, DualInputs):
+            candidates = jax.tree.map(lambda leaf: shared, places.inputs.candidates)
+            inputs = dataclasses.replace(places.inputs, candidates=candidates)
+            places = dataclasses.replace(places, inputs=inputs)
+
+        def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        arguments = jax.tree.map(placed, (state, batch), (shardings, places))
+        lowered = step.lower(*arguments)
+        analysis = lowered.compile(_FAST).memory_analysis()
         assert analysis is not None, "this backend does not tell the memory of its programs"
-        return max(analysis.temp_size_in_bytes - _bytes(state.trained), 0)
+        return max(analysis.temp_size_in_bytes - held_bytes(state.trained, self._mesh), 0)
 
     def _batch(self, b: int) -> Batch:
         text, source = self._text, self._source
@@ -163,8 +179,8 @@ class MemoryEstimate:
 
 
 @lru_cache
-def _score_bytes(config: BiConfig | PolyConfig, dim: int, b: int) -> int:
-    """Temporary bytes of the loss of b contexts' vectors against b candidates', and of its gradients."""
+def _score_bytes(config: BiConfig | PolyConfig, dim: int, b: int, n: int) -> int:
+    """Temporary bytes of the loss of b contexts' vectors against n candidates', and of its gradients."""
     match config:
         case BiConfig():
             head, m = BiHead(config, dim, rngs=nnx.Rngs(0)), 1
@@ -173,12 +189,18 @@ def _score_bytes(config: BiConfig | PolyConfig, dim: int, b: int) -> int:
 
     def loss(vectors: jax.Array, candidates: jax.Array) -> jax.Array:
         scores = head.score(vectors, jnp.ones((b, m), bool), candidates[None])
-        return cross_entropy(scores, jnp.arange(b), jnp.ones((1, b), bool)).mean()
+        return cross_entropy(scores, jnp.arange(b), jnp.ones((1, n), bool)).mean()
 
-    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((b, m, dim), (b, dim))]
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((b, m, dim), (n, dim))]
     analysis = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs).compile(_FAST).memory_analysis()
     assert analysis is not None, "this backend does not tell the memory of its programs"
     return analysis.temp_size_in_bytes + 2 * _bytes(inputs)  # the vectors and their gradients
+
+
+def model_tables(state: TrainState) -> list[Any]:
+    """The tables of words of a state's encoders."""
+    leaves = jax.tree_util.tree_leaves_with_path((state.trained, state.frozen))
+    return [leaf for path, leaf in leaves if path_name(path).endswith("embeddings.tokens")]
 
 
 def _tokens(*shape: int) -> Tokens:
@@ -186,19 +208,55 @@ def _tokens(*shape: int) -> Tokens:
     return Tokens(ids, jnp.ones(shape, bool), ids)
 
 
-def _bytes(tree: object, mesh: MeshShape = ONE_DEVICE) -> int:
-    """Bytes of arrays on one device of a mesh."""
-    total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        axes = spec_of(path_name(path))[: leaf.ndim]
-        total += leaf.size * leaf.dtype.itemsize // math.prod(getattr(mesh, a) for a in axes if a)
-    return total
+def held_bytes(tree: Any, mesh: Mesh) -> int:
+    """Bytes of a state's arrays on one device of a mesh."""
+    shardings = jax.tree.leaves(shardings_of(tree, mesh))
+    return sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(jax.tree.leaves(tree), shardings, strict=True)
+    )
 
 
-def device_memory() -> tuple[int, Literal["device", "machine"]]:
-    """Bytes that a device can use: the accelerator's, or its share of the machine's on a CPU."""
+def _bytes(tree: object) -> int:
+    """Bytes of arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def step_memory(objective: Objective, optim: OptimConfig, config: TrainConfig) -> Memory:
+    """Memory on each device of training what is there already, by compiling its step once, unoptimised."""
+    mesh, rule = objective.mesh, make_optimizer(optim, 100)
+    chosen = trainable_filter(config.trainable, objective.encoder.n_layers)
+    graphs: list[nnx.GraphDef] = []
+
+    def build() -> TrainState:
+        graph, state = init_state(objective.model, rule, plateau(optim), chosen, seed=0)
+        graphs.append(graph)
+        return state
+
+    state = jax.eval_shape(build)
+    shardings = shardings_of(state, mesh)
+    step = make_train_step(graphs[0], rule, objective.loss, shardings=(shardings, everywhere(mesh)))
+    batch = objective.place(next(objective.batches(0, 1, seed=config.seed)))
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+    analysis = step.lower(placed, batch).compile(_FAST).memory_analysis()
+    assert analysis is not None, "this backend does not tell the memory of its programs"
+    gradients = held_bytes(state.trained, mesh)
+    return Memory(
+        held_bytes((state.trained, state.frozen), mesh),
+        held_bytes(state.optimizer, mesh),
+        gradients,
+        max(analysis.temp_size_in_bytes - gradients, 0),
+    )
+
+
+def device_memory() -> tuple[int, str]:
+    """Bytes that a device can use, and whose: the accelerator's, or its share of the machine's on a CPU."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"], "device"
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return whole // jax.local_device_count(), "machine"
+        return stats["bytes_limit"], "this device"
+    whole, n = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), jax.local_device_count()
+    return whole // n, "this machine" if n == 1 else f"each of this machine's {n} devices"

@@ -130,7 +130,10 @@ def too_much(batch: BatchConfig, *, devices: int) -> tuple[str, str]:
     """What was too much for the devices' memory, and the way out; each has a context of a chunk at least."""
     contexts = batch.chunk or batch.batch_size
     if contexts <= devices:
-        return f"{contexts} contexts", "shorten text.context-tokens, or use a smaller encoder"
+        return f"{contexts} contexts", (
+            "keep less of it (--encoder.remat), split parameters over devices (--mesh fsdp=N), shorten "
+            "text.context-tokens, or use a smaller encoder"
+        )
     chunk = max(contexts // 2, devices)
     return f"{contexts} contexts", (
         f"the same command with --batch.chunk {chunk} goes on, with the same negatives"

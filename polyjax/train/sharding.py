@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -65,6 +66,11 @@ class MeshShape:
                 )
             sizes[name] = int(size)
         rest = math.prod(size for name, size in sizes.items() if name != "data")
+        if "data" not in sizes and rest < n_devices and n_devices % rest:
+            raise InputError(
+                f"--mesh {text!r}: {n_devices} devices cannot be split into parts of {rest}; give data=N as "
+                "well to use fewer"
+            )
         shape = cls(**{"data": max(n_devices // rest, 1), **sizes})
         if shape.size > n_devices:
             raise InputError(f"--mesh {text!r} needs {shape.size} devices, there are {n_devices}")
@@ -167,9 +173,14 @@ def used(shardings: T) -> T:
 
 
 def placed(tree: T, shardings: T) -> T:
-    """Arrays that every process has, put where they belong, in memory of their own."""
+    """Arrays put where they belong, in memory of their own.
+
+    Each is one that every process has, or is on the devices of the mesh already.
+    """
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding, may_alias=False)
         host = np.asarray(leaf)

@@ -75,7 +75,11 @@ class Speed:
     def restart(self) -> None:
         """Begin to count anew."""
         self._began = time.monotonic()
-        self._steps, self._tokens, self._places, self._flops = 0, 0.0, 0.0, 0.0
+        self._steps, self._tokens, self._places, self._flops, self._waiting = 0, 0.0, 0.0, 0.0, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """An update waited so long for its batch."""
+        self._waiting += seconds
 
     def add(self, work: Iterable[Work]) -> None:
         """An update's work, of which this process has its part."""
@@ -88,7 +92,7 @@ class Speed:
             )
 
     def figures(self) -> dict[str, float]:
-        """Speeds a second of the whole run, the share of padding, and memory.
+        """Speeds a second of the whole run, the shares of waiting for batches and of padding, and memory.
 
         ``mfu`` is there where the device's peak for the arithmetic in use is known: the share of it that
         the model's own operations are. ``memory_gib`` is the most that was used: of a device, or of the
@@ -100,6 +104,7 @@ class Speed:
             "examples_per_second": self._steps * self._batch_size / seconds,
             "tokens_per_second": self._tokens / seconds,
             "model_flops_per_second": self._flops / seconds,
+            "waiting": self._waiting / seconds,
             "padding": 1 - self._tokens / max(self._places, 1),
             "memory_gib": _memory() / 2**30,
         }

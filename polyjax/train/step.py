@@ -82,8 +82,8 @@ def make_train_step(
     *,
     shardings: tuple[TrainState, NamedSharding] | None = None,
     on_trace: Callable[[], None] = lambda: None,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """The jitted update. It gives its state's memory away: use the state it returns.
+) -> jax.stages.Wrapped:
+    """The jitted update, (state, batch) -> (state, figures). It gives its state's memory away.
 
     With a loss scale, an update whose gradients are not finite is skipped: nothing but the scale and the
     number of the step changes, and the figure ``skipped`` is 1.
@@ -116,6 +116,8 @@ def make_train_step(
                 scaled = scale.value_and_grad(loss_of, has_aux=True)(state.trained)
             scale, finite, (_, figures), gradients = scaled
             figures |= {"loss_scale": was, "skipped": 1.0 - finite.astype(jnp.float32)}
+        if shardings is not None:  # each device updates, and so keeps, its part of what fsdp splits
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings[0].trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counters and float32
             updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
             updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)

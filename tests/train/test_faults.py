@@ -1,5 +1,6 @@
 """What befalls a run: signals, damage, a full disk, other devices. With real processes."""
 
+import errno
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ from flax import nnx
 import toy
 from conftest import FAST_COMPILATION
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints
+from polyjax.commandline import user_errors
+from polyjax.train.checkpoint import FIGURES, Checkpoints
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
 from polyjax.train.sharding import make_mesh, placed, shardings_of
@@ -92,6 +94,69 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
         log.write(1, "train", {"loss": 1.0})
 
 
+def test_a_full_disk_anywhere_is_one_line(tmp_path, monkeypatch, capsys):
+    """Here where a run that goes on rewrites its log."""
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("polyjax.train.metrics_log.write_text", full)
+    with pytest.raises(SystemExit) as stopped, user_errors():
+        MetricsLog(tmp_path, resume_step=0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and "No space left" in said and "make room and give the same" in said
+
+
+def test_training_nothing_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="nothing would be trained; train a layer at least"):
+        toy.run(tmp_path, "bi", trainable=0)
+
+
+def test_a_trace_of_updates_that_were_made_already_is_an_error(tmp_path):
+    toy.run(tmp_path, "bi", steps=7, validate_every_steps=7)
+    with pytest.raises(InputError, match="--profile-steps 3-4: the run has 14 updates, of which 7 are made"):
+        toy.run(tmp_path, "bi", steps=14, validate_every_steps=7, profile_steps="3-4")
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+import jax, jax.numpy as jnp
+import toy
+from polyjax.commandline import user_errors
+step = toy.train.__globals__["make_train_step"]
+
+def limited(*arguments, **settings):
+    # Compiled first, then without room for what it computes.
+    run = step(*arguments, **settings)
+    def once(state, batch):
+        program = run.lower(state, batch).compile()
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+        return program(state, batch)
+    return once
+
+toy.train.__globals__["make_train_step"] = limited
+with user_errors():
+    toy.run(__import__("pathlib").Path(sys.argv[1]), "bi", batch_size=8192, train_examples=toy.examples(8192))
+"""
+
+
+def test_memory_that_is_really_exhausted_names_the_flag(tmp_path):
+    """A limit of the process's address space, in place of a device's."""
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path)],
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2, done.stderr
+    assert "for 8192 contexts at once (nothing was saved yet, no batch was dropped)" in said
+    assert "--batch.chunk 4096 goes on" in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, cache, whole):
     process = start(tmp_path, cache)
@@ -117,6 +182,39 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
     assert f"after step {before} of 60" in said
     assert (tmp_path / "damaged" / latest).is_dir()
     assert_same(parameters(tmp_path, "poly", 60), whole)
+
+
+def _emptied(step: Path, run_dir: Path) -> None:
+    (step / FIGURES).write_text("")
+
+
+def _unfinished(step: Path, run_dir: Path) -> None:
+    """As a kill between a checkpoint and its checksums leaves it, on a disk that had not all of it yet."""
+    (run_dir / "checksums" / f"{step.name}.txt").unlink()
+    largest = max((p for p in (step / "training").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:50])
+
+
+def _no_checksums(step: Path, run_dir: Path) -> None:
+    (run_dir / "checksums" / f"{step.name}.txt").write_text("")
+
+
+@pytest.mark.parametrize("damage", [_emptied, _unfinished, _no_checksums])
+def test_damage_beside_the_arrays_is_named_as_well(damage, tmp_path, capsys):
+    settings = {"steps": 21, "validate_every_steps": 21}
+    toy.run(tmp_path / "whole", "bi", **settings)
+    run_dir = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run_dir)
+    damage(run_dir / "checkpoints" / "21", run_dir)
+    if damage is _emptied:
+        with pytest.raises(InputError, match="metrics is damaged; remove .*21 to use another step"):
+            Checkpoints(run_dir, read_only=True)
+    capsys.readouterr()
+    toy.run(run_dir, "bi", **settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "put aside" in said and "after step 14 of 21" in said and len(said) < 1000
+    assert (run_dir / "damaged" / "21").is_dir()
+    assert_same(parameters(run_dir, "bi", 21), parameters(tmp_path / "whole", "bi", 21))
 
 
 def test_where_all_checkpoints_are_damaged_it_says_so(tmp_path):

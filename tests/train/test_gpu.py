@@ -103,8 +103,9 @@ def test_cudnn_is_chosen_where_its_conditions_hold(suits, change):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("packed", [False, True])
 def test_cudnn_takes_what_it_is_given(dtype, packed, rng, monkeypatch):
-    """Its kernels' own checks of shapes and layouts, forward and backward, and the program that calls them."""
+    """Its own checks of shapes and layouts, forward and backward, and the program that calls it."""
     import jax._src.cudnn.fused_attention_stablehlo as cudnn
+
     import polyjax.nn.attention as attention
 
     monkeypatch.setattr(attention, "cudnn_suits", lambda *_, **__: True)

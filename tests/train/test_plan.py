@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,6 +15,7 @@ from polyjax.models import ModelConfig
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.plan import MemoryEstimate, device_memory
+from polyjax.train.sharding import BatchPlacer, everywhere, make_mesh, placed, shardings_of
 from polyjax.train.step import init_state, make_train_step
 from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
@@ -31,9 +31,12 @@ def tokens(*shape: int) -> Tokens:
     return Tokens(ids, np.ones(shape, bool), np.zeros(shape, np.int32))
 
 
-def true_memory(head, b: int, c: int, *, trainable="all", chunk: int = 0) -> tuple[int, int]:
-    """Temporary bytes and bytes of the state of a real step of b contexts."""
-    scorer = make_scorer(SHAPE, head, rngs=nnx.Rngs(0))
+def true_memory(
+    head, b: int, c: int, *, trainable="all", chunk: int = 0, mesh: str = "data=1", **shape
+) -> tuple[int, int]:
+    """Temporary bytes and bytes of the state of a real step of b contexts, on a device."""
+    devices = make_mesh(mesh)
+    scorer = make_scorer(dataclasses.replace(SHAPE, **shape), head, rngs=nnx.Rngs(0))
     optimizer = make_optimizer(OPTIM, 100)
     chosen = trainable_filter(trainable, SHAPE.n_layers)
     graph, state = init_state(scorer, optimizer, plateau(OPTIM), chosen, seed=0)
@@ -42,9 +45,12 @@ def true_memory(head, b: int, c: int, *, trainable="all", chunk: int = 0) -> tup
     else:
         inputs = DualInputs(tokens(b, 96), tokens(b, 32) if c == b else tokens(b, c, 32))
     batch = Batch(inputs, np.zeros(b, np.int32), np.ones((b, c), bool), None)
-    step = jax.jit(make_train_step(graph, optimizer, functools.partial(ranking_loss, chunk=chunk)))
-    analysis = step.lower(state, batch).compile().memory_analysis()
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if isinstance(leaf, jnp.ndarray))
+    shardings = shardings_of(state, devices)
+    loss = functools.partial(ranking_loss, chunk=chunk)
+    step = make_train_step(graph, optimizer, loss, shardings=(shardings, everywhere(devices)))
+    state = placed(state, shardings)
+    analysis = step.lower(state, BatchPlacer(devices, b, "split")(batch)).compile().memory_analysis()
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     return analysis.temp_size_in_bytes, held
 
 
@@ -67,6 +73,22 @@ def test_the_estimate_is_what_the_whole_step_takes(head, source, listed, b):
     assert found.total == sum(dataclasses.astuple(found))
     scorer = make_scorer(SHAPE, head, rngs=nnx.Rngs(0))
     assert estimate.n_parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=4,model=2"])
+@pytest.mark.parametrize(("head", "chunk"), [("bi", 0), ("poly", 0), ("poly", 16)])
+def test_the_estimate_on_a_mesh_is_what_a_device_takes(mesh, dtype, head, chunk):
+    b, shape = 128, {"vocab_size": 8000, "dtype": dtype}
+    config = {"bi": BiConfig(shared_encoder=True), "poly": PolyConfig(n_codes=16)}[head]
+    model = ModelConfig(encoder=dataclasses.replace(SHAPE, **shape), head=config)
+    estimate = MemoryEstimate(
+        model, TEXT, OPTIM, TrainConfig(), source="batch", listed=0, mesh=make_mesh(mesh)
+    )
+    temporary, held = true_memory(config, b, b, chunk=chunk, mesh=mesh, **shape)
+    found = estimate.of(chunk or b, b)
+    assert found.parameters + found.optimizer == pytest.approx(held, rel=0.01)
+    assert found.gradients + found.activations == pytest.approx(temporary, rel=0.15)
 
 
 def test_the_chunk_that_is_advised_fits_and_the_next_does_not():

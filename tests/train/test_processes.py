@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 
 import jax
 import numpy as np
@@ -182,6 +183,12 @@ def test_slurm_and_kubernetes_are_found(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2")
     distributed.connect()
     assert asked["local_device_ids"] == [0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    distributed.connect()
+    assert asked["local_device_ids"] is None, "srun shows each task its own device"
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "rack[1-2]node[04-6,9],other")
+    distributed.connect()
+    assert asked["coordinator_address"] == "rack1node04:61441"
 
 
 def test_a_time_limit_stops_two_processes_at_the_same_step(tmp_path, cache):
@@ -191,16 +198,74 @@ def test_a_time_limit_stops_two_processes_at_the_same_step(tmp_path, cache):
     assert last["step"] % 10 == 0
 
 
-def test_one_waits_long_for_what_another_prepares(tmp_path):
-    """Longer than jax's own barrier would."""
-    script = """
-import sys, time
+def together(script: str) -> list[subprocess.Popen]:
+    """A script as two processes that find each other."""
+    return [python(["-c", script], {**os.environ, **variables}) for variables in joined(2)]
+
+
+def test_one_waits_for_what_another_prepares():
+    processes = together("""
+import time
 from polyjax.distributed import connect, primary_first, is_primary
 connect()
 with primary_first("data"):
     if is_primary():
-        time.sleep(40)
-print("there")
-"""
-    processes = [python(["-c", script], {**os.environ, **variables}) for variables in joined(2)]
-    assert all("there" in finish(process) for process in processes)
+        time.sleep(3)
+    print(time.time())
+""")
+    first, second = (float(finish(process).split()[0]) for process in processes)
+    assert second > first
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_stops_one_is_told_by_the_other(failing):
+    """A mistake that one process finds: one line in each of them."""
+    processes = together(f"""
+import jax
+from polyjax import InputError
+from polyjax.commandline import user_errors
+from polyjax.distributed import connect, leaving_at_once, losses_named, wait
+with leaving_at_once(), user_errors(), losses_named():
+    connect()
+    if jax.process_index() == {failing}:
+        raise InputError("the vocabulary is too large")
+    wait("vocabulary")
+""")
+    for i, process in enumerate(processes):
+        said = " ".join(finish(process, status=2).split())
+        told = "" if i == failing else f"process {failing} of 2 stopped: "
+        assert f"error: {told}the vocabulary is too large" in said
+        assert "Traceback" not in said and len(said) < 300
+
+
+def test_sigterm_outside_the_training_ends_a_process():
+    processes = together("""
+import time
+from polyjax.distributed import connect
+from polyjax.train.interrupt import Notice
+connect()
+with Notice() as notice:
+    notice.given(1)
+print("evaluating", flush=True)
+time.sleep(100)
+""")
+    for process in processes:
+        assert process.stdout.readline() == "evaluating\n"
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        finish(process, status=-signal.SIGTERM)
+
+
+def test_parameters_that_are_split_over_processes(tmp_path, cache):
+    """fsdp over all devices: no process has a whole matrix, and validates and saves all the same."""
+    settings = ("steps=40", "mesh=fsdp=4")
+    for process in pair(tmp_path / "two", cache, *settings):
+        finish(process)
+    finish(start(tmp_path / "one", cache, *settings, devices=4))
+    valid = [
+        [row["loss"] for row in MetricsLog.read(tmp_path / name) if row["kind"] == "valid"]
+        for name in ("two", "one")
+    ]
+    assert len(valid[0]) == 2
+    np.testing.assert_allclose(*valid, rtol=1e-3)
