@@ -75,11 +75,16 @@ def test_the_estimate_is_what_the_whole_step_takes(head, source, listed, b):
     assert estimate.n_parameters == sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "data=4,model=2"])
-@pytest.mark.parametrize(("head", "chunk"), [("bi", 0), ("poly", 0), ("poly", 16)])
+@pytest.mark.parametrize(
+    ("mesh", "dtype", "head", "chunk"),
+    [
+        ("data=8", "bfloat16", "poly", 16),
+        ("fsdp=8", "bfloat16", "bi", 0),
+        ("data=4,model=2", "float32", "poly", 0),
+    ],
+)
 def test_the_estimate_on_a_mesh_is_what_a_device_takes(mesh, dtype, head, chunk):
-    b, shape = 128, {"vocab_size": 8000, "dtype": dtype}
+    b, shape = 64, {"vocab_size": 8000, "dtype": dtype, "n_layers": 3}
     config = {"bi": BiConfig(shared_encoder=True), "poly": PolyConfig(n_codes=16)}[head]
     model = ModelConfig(encoder=dataclasses.replace(SHAPE, **shape), head=config)
     estimate = MemoryEstimate(

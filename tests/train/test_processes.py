@@ -257,15 +257,13 @@ time.sleep(100)
         finish(process, status=-signal.SIGTERM)
 
 
-def test_parameters_that_are_split_over_processes(tmp_path, cache):
+def test_parameters_that_are_split_over_processes(tmp_path, cache, pair_whole):
     """fsdp over all devices: no process has a whole matrix, and validates and saves all the same."""
-    settings = ("steps=40", "mesh=fsdp=4")
-    for process in pair(tmp_path / "two", cache, *settings):
+    for process in pair(tmp_path, cache, "mesh=fsdp=4"):
         finish(process)
-    finish(start(tmp_path / "one", cache, *settings, devices=4))
-    valid = [
-        [row["loss"] for row in MetricsLog.read(tmp_path / name) if row["kind"] == "valid"]
-        for name in ("two", "one")
+    losses = [
+        [row["loss"] for row in MetricsLog.read(folder) if row["kind"] == "valid"]
+        for folder in (tmp_path, pair_whole)
     ]
-    assert len(valid[0]) == 2
-    np.testing.assert_allclose(*valid, rtol=1e-3)
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(*losses, rtol=1e-3)
