@@ -15,7 +15,8 @@ from polyjax.models import ModelConfig
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import console
 from polyjax.train.loop import updates_of
-from polyjax.train.plan import Memory, MemoryEstimate, device_memory
+from polyjax.train.plan import Memory, MemoryEstimate, device_memory, step_memory
+from polyjax.train.ranking import Ranking
 from polyjax.train.sharding import mesh_shape
 from polyjax.types import InputError
 
@@ -125,12 +126,24 @@ def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
     return lines
 
 
+def step_lines(objective: Ranking, config: RunConfig, shape: EncoderConfig) -> list[str]:
+    """The memory of the step that is about to be trained, and what to do where it does not fit."""
+    with console.status("compiling a step, for its memory"):
+        needed = step_memory(objective, config.optim, config.train)
+    lines = [memory_line(f"{config.batch.chunk or config.batch.batch_size} contexts at once", needed)]
+    limit, _ = device_memory()
+    if needed.total > limit:
+        memory = memory_estimate(config, shape, objective.mesh)
+        lines.append(f"it does not fit; {_way_out(memory, limit, config.batch.batch_size)}")
+    return lines
+
+
 def memory_line(what: str, needed: Memory) -> str:
     """What a step takes of a device's memory."""
     limit, whose = device_memory()
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in dataclasses.asdict(needed).items())
+    parts = ", ".join(f"{name} {size / GIB:.2g}" for name, size in dataclasses.asdict(needed).items())
     return (
-        f"memory of a step, {what}: {needed.total / GIB:.1f} GiB ({parts}), by {jax.default_backend()}'s "
+        f"memory of a step, {what}: {needed.total / GIB:.2g} GiB ({parts}), by {jax.default_backend()}'s "
         f"compiler for the longest texts; {whose} has {limit / GIB:.1f} GiB"
     )
 

@@ -280,7 +280,7 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
         mesh=mesh,
     )
     if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
-        with console.status("asking the compiler for the memory of a step"):
+        with console.status("compiling a step, for its memory"):
             memory = step_memory(objective, config.optim, config.train)
         console.print(memory_line(f"{config.batch.chunk or config.batch.tokens:,} tokens at once", memory))
         if memory.total > device_memory()[0]:

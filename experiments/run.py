@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from card import model_card
-from dry_run import memory_estimate, memory_lines, show_plan
+from dry_run import show_plan, step_lines
 from flags import parse_run
 from flax import nnx
 from jax.sharding import Mesh
@@ -231,9 +231,6 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
         f"{config.arch}-encoder, {n_parameters / 1e6:.1f} M parameters, {shape.dtype}; "
         f"mesh {mesh_shape(mesh)}; run directory {config.folder}"
     )
-    if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
-        for line in memory_lines(memory_estimate(config, shape, mesh), config):
-            console.print(line)
     with primary_first("tokens"):
         prepare_texts(training.examples, text)
     with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
@@ -246,6 +243,9 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
             validate_examples=config.train.validate_examples,
             mesh=mesh,
         )
+        if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
+            for line in step_lines(objective, config, shape):
+                console.print(line)
         outcome = train(objective, config.folder, optim=config.optim, config=config.train, on_log=log)
     n_rows = len(training.examples), len(valid.examples)
     return report(config, shape, source, tokenizer, test, n_rows, outcome, turns, began, notes, mesh)

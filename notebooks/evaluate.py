@@ -40,9 +40,13 @@ RUNS = {arch: Path(f"runs/chitchat-demo-{arch}-minilm") for arch in ("bi", "poly
 EXTRA = []
 if SMALL:
     RUNS = {arch: Path(f"runs/small-{arch}") for arch in RUNS}
-    EXTRA = ["--encoder", "tiny", "--tokenizer", "sentencepiece", "--tokenizer.vocab-size", "400"]
-    EXTRA += ["--train.steps", "3", "--train.validate-every-steps", "3", "--train.validate-examples", "20"]
-    EXTRA += ["--batch.batch-size", "8", "--test-examples", "20"]
+    line = '{"context": "what is %d and one?", "label": "%d, I think"}\n'
+    Path("sums.jsonl").write_text("".join(line % (i, i + 1) for i in range(200)))
+    settings = {
+        "--task": "jsonl:sums.jsonl", "--encoder": "tiny", "--text.context-tokens": 64, "--batch.batch-size": 8,
+        "--train.steps": 3, "--train.validate-every-steps": 3, "--train.validate-examples": 20, "--test-examples": 20,
+    }  # fmt: skip
+    EXTRA = [str(word) for pair in settings.items() for word in pair]
 
 # %% [markdown]
 # ## Three runs
@@ -141,8 +145,9 @@ costs = {arch: milliseconds(ranker, arch) for arch, ranker in rankers.items()}
 
 # %%
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
-figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for arch, result in results.items():
     recall, (low, high) = result.recall(1), result.recall_interval(1)
     axes.errorbar(
@@ -153,6 +158,9 @@ axes.set(
     xscale="log", ylim=(0, None), xlabel="ms for 1,000 candidates of one context", ylabel="recall@1/20, test"
 )
 axes.margins(x=0.2)
+axes.xaxis.set(
+    major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:,g}", minor_locator=NullLocator()
+)
 axes.grid(alpha=0.3)
 axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 plt.show()

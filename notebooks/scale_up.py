@@ -34,8 +34,9 @@ if "COLAB_RELEASE_TAG" in os.environ:
 # %%
 SMALL = "POLYJAX_SMALL" in os.environ  # smaller numbers, for the tests
 SIZE = "tiny" if SMALL else "bert_base"
+ROWS = 300 if SMALL else 4000
 UPDATES = 20 if SMALL else 120
-SAVE_EVERY = UPDATES // 4
+SAVE_EVERY = 10 if SMALL else 30
 ROOT = Path(os.environ.get("POLYJAX_ROOT", "." if Path("experiments").exists() else ".."))
 # Where there is an accelerator this changes nothing: it is about CPUs.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -57,43 +58,45 @@ print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {mesh_shape(
 # %% [markdown]
 # ## What each device holds
 #
-# A poly-encoder on BERT base, AdamW, 256 contexts of 128 tokens, on eight devices (yours are not asked): `data` leaves all
-# parameters on each, `fsdp` splits them, and puts a matrix together where it is used.
+# A poly-encoder on BERT base with AdamW: `data` alone leaves all parameters, their gradients and the optimiser's state on
+# each device, `fsdp` splits them, and puts a matrix together where it is used. Nothing is computed for this; a run's
+# `--dry-run` tells its activations as well.
 
 # %%
-import dataclasses
-
 import matplotlib.pyplot as plt
+from flax import nnx
 
 import polyjax
-from polyjax.data.text import TextConfig
-from polyjax.train.loop import TrainConfig
-from polyjax.train.optim import OptimConfig
-from polyjax.train.plan import MemoryEstimate
-from polyjax.train.sharding import MeshShape
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
+from polyjax.train.plan import held_bytes
+from polyjax.train.step import init_state
 
-encoder = getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522)
-model = polyjax.ModelConfig(
-    encoder=dataclasses.replace(encoder, dtype="bfloat16"), head=polyjax.PolyConfig(shared_encoder=True)
-)
-shapes = [MeshShape(data=1), MeshShape(data=8), MeshShape(data=2, fsdp=4), MeshShape(data=4, model=2)]
-parts: dict[str, list[float]] = {}
-for shape in shapes:
-    estimate = MemoryEstimate(
-        model, TextConfig(), OptimConfig(), TrainConfig(), source="batch", listed=256, mesh=shape
-    )
-    for part, size in dataclasses.asdict(estimate.of(256)).items():
-        parts.setdefault(part, []).append(size / 2**30)
+encoder, optim = getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522), OptimConfig()
 
+
+def state() -> object:
+    """Parameters and optimiser before the first update."""
+    scorer = polyjax.make_scorer(encoder, polyjax.PolyConfig(shared_encoder=True), rngs=nnx.Rngs(0))
+    trained = trainable_filter("all", encoder.n_layers)
+    return init_state(scorer, make_optimizer(optim, 100), plateau(optim), trained, seed=0)[1]
+
+
+shapes, n = jax.eval_shape(state), jax.device_count()
+meshes = [f"data={n}"] + ([f"data={n // 4},fsdp=4", f"fsdp={n}", f"data={n // 2},model=2"] if n >= 8 else [])
 figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-names, left = [str(shape) for shape in shapes], [0.0] * len(shapes)
-for (part, sizes), color in zip(parts.items(), ("#1f5fa8", "#7aa6d6", "#d9822b", "#c9ccd1"), strict=True):
-    axes.barh(names, sizes, left=left, label=part, color=color)
-    left = [a + b for a, b in zip(left, sizes, strict=True)]
-axes.bar_label(axes.containers[-1], labels=[f"{total:.2g} GiB" for total in left], padding=4)
-axes.set(xlabel="on each device, GiB", xlim=(0, 1.15 * max(left)))
+totals = [0.0] * len(meshes)
+for part, tree, color in (
+    ("parameters", (shapes.trained, shapes.frozen), "#1f5fa8"),
+    ("gradients", shapes.trained, "#7aa6d6"),
+    ("optimiser", shapes.optimizer, "#d9822b"),
+):
+    sizes = [held_bytes(tree, make_mesh(name)) / 2**20 for name in meshes]
+    axes.barh(meshes, sizes, left=totals, label=part, color=color)
+    totals = [a + b for a, b in zip(totals, sizes, strict=True)]
+axes.bar_label(axes.containers[-1], labels=[f"{total:,.0f} MiB" for total in totals], padding=4)
+axes.set(xlabel="on each device, MiB", xlim=(0, 1.2 * max(totals)))
 axes.invert_yaxis()
-axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 plt.show()
 
 # %% [markdown]
@@ -104,21 +107,20 @@ plt.show()
 # that knows nothing, instead of log(rows).)
 
 # %%
+import dataclasses
 import math
-
-from flax import nnx
 
 from polyjax.data.pipeline import BatchConfig
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.registry import read
-from polyjax.data.text import TextEncoder
+from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.train.ranking import Ranking
 
 text = TextEncoder(WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE), TextConfig())
-train, valid = read(ChitchatConfig(), "train").examples[:512], read(ChitchatConfig(), "valid").examples[:8]
+train, valid = read(ChitchatConfig(), "train").examples[:ROWS], read(ChitchatConfig(), "valid").examples[:8]
 
 
 def loss_on(mesh: jax.sharding.Mesh, dtype: str) -> tuple[float, jax.sharding.Sharding]:
@@ -159,14 +161,19 @@ import json
 import signal
 import time
 
+mine = Path("small_talk.jsonl")
+lines = (json.dumps({"context": list(row.context), "label": row.label_text}) for row in train)
+mine.write_text("\n".join(lines) + "\n")
+
 
 def command(run_dir: Path) -> list[str]:
     """A short run from scratch; on a mesh of all devices by default."""
     settings = {
-        "--encoder": "tiny", "--tokenizer": "sentencepiece", "--tokenizer.vocab-size": 2000,
+        "--task": f"jsonl:{mine}", "--encoder": "tiny", "--tokenizer": "sentencepiece", "--tokenizer.vocab-size": 400,
         "--batch.batch-size": 64, "--train.steps": UPDATES, "--train.save-every-steps": SAVE_EVERY,
         "--train.validate-every-steps": UPDATES, "--train.validate-examples": 20,
-        "--optim.learning-rate": 1e-3, "--test-examples": 20, "--run-dir": run_dir,
+        "--optim.learning-rate": 1e-3, "--text.context-tokens": 64,
+        "--test-examples": 20, "--run-dir": run_dir,
     }  # fmt: skip
     words = [str(word) for pair in settings.items() for word in pair]
     return [sys.executable, str(ROOT / "experiments" / "run.py"), "--arch", "poly", *words]
@@ -204,12 +211,15 @@ largest = max(float(np.abs(np.asarray(one[name]) - np.asarray(other[name])).max(
 print(f"{len(one)} arrays, largest difference {largest}")
 assert largest == 0 or jax.default_backend() != "cpu"
 
+# %% [markdown]
+# A point is the mean since the one before it, so the two about the stop average over fewer updates than the line does.
+
 # %%
 figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 steps, losses = zip(*[(row["step"], row["loss"]) for row in rows_of(whole)], strict=True)
 axes.plot(steps, losses, color="#c9ccd1", linewidth=6, label="undisturbed")
 steps, losses = zip(*[(row["step"], row["loss"]) for row in rows_of(stopped)], strict=True)
-axes.plot(steps, losses, "o-", color="#1f5fa8", markersize=4, label="stopped, and gone on")
+axes.plot(steps, losses, "o", color="#1f5fa8", markersize=5, label="stopped, and gone on")
 axes.axvline(stopped_at, color="#d9822b", linestyle="--", label=f"SIGTERM after update {stopped_at}")
 axes.set(xlabel="updates", ylabel="cross-entropy among 64 labels (nats)")
 axes.grid(alpha=0.25)

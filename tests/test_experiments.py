@@ -160,7 +160,7 @@ def test_the_ranker_ranks(finished):
         (lambda r: r.rank("hi", []), "candidates: expected at least one text, got none"),
         (lambda r: r.rank([], ["a"]), "context: expected at least one text, got none"),
         (lambda r: r.rank("hi", "a b"), r"expected a list of texts, got one text; write \[text\]"),
-        (lambda r: r.rank("hi", ["a"], top_k=0), "top_k must be at least 1, got 0"),
+        (lambda r: r.rank("hi", ["a"], top_k=0), "top_k must be a whole number of at least 1, got 0"),
     ],
 )
 def test_the_ranker_says_what_is_wrong(finished, call, message):

@@ -94,6 +94,10 @@ class Objective(Protocol):
         """The global batch, of which ``batch`` is this process's part, on the mesh."""
         ...
 
+    def largest_batch(self) -> Any:
+        """The shapes of the largest global batch, and where its arrays are."""
+        ...
+
     def work(self, batch: Any) -> Iterable[Work]:
         """What this process's part of a batch gives the transformer to do."""
         ...

@@ -9,19 +9,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from polyjax.data.collate import CandidateSource
 from polyjax.data.text import TextConfig
 from polyjax.losses import cross_entropy, ranking_loss
 from polyjax.models import ModelConfig, Scorer, make_scorer
-from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, PolyConfig, PolyHead
+from polyjax.nn.heads import BiConfig, BiHead, PolyConfig, PolyHead
 from polyjax.train.loop import TrainConfig
 from polyjax.train.objective import Objective
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.sharding import ROWS, everywhere, one_device, path_name, row_devices, shardings_of
+from polyjax.train.optim import OptimConfig, make_loss_scale, make_optimizer, plateau, trainable_filter
+from polyjax.train.ranking import longest_batch
+from polyjax.train.sharding import (
+    everywhere,
+    one_device,
+    path_name,
+    placed_shapes,
+    row_devices,
+    shardings_of,
+)
 from polyjax.train.step import TrainState, init_state, make_train_step
-from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
 _FEW = 8  # contexts of the smallest step; axes of length 1 are compiled otherwise
 _FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
@@ -149,33 +156,17 @@ class MemoryEstimate:
         shardings = shardings_of(state, self._mesh)
         rule, shared = make_optimizer(self._optim, 100), everywhere(self._mesh)
         step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, shared))
-        batch = jax.eval_shape(lambda: self._batch(contexts * self._rows))
-        rows = NamedSharding(self._mesh, ROWS)
-        places = jax.tree.map(lambda leaf: rows, batch)
-        if self._source == "fixed" and isinstance(places.inputs, DualInputs):
-            candidates = jax.tree.map(lambda leaf: shared, places.inputs.candidates)
-            inputs = dataclasses.replace(places.inputs, candidates=candidates)
-            places = dataclasses.replace(places, inputs=inputs)
-
-        def placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        arguments = jax.tree.map(placed, (state, batch), (shardings, places))
-        lowered = step.lower(*arguments)
-        analysis = lowered.compile(_FAST).memory_analysis()
+        batch = longest_batch(
+            self._model,
+            self._text,
+            self._mesh,
+            batch_size=contexts * self._rows,
+            source=self._source,
+            listed=self._listed,
+        )
+        analysis = step.lower(placed_shapes(state, shardings), batch).compile(_FAST).memory_analysis()
         assert analysis is not None, "this backend does not tell the memory of its programs"
         return max(analysis.temp_size_in_bytes - held_bytes(state.trained, self._mesh), 0)
-
-    def _batch(self, b: int) -> Batch:
-        text, source = self._text, self._source
-        shared = source == "batch" or source == "fixed"
-        c = b if source == "batch" else self._listed
-        if isinstance(self._model.head, CrossConfig):
-            inputs = PairInputs(_tokens(b, c, text.pair_limit()))
-        else:
-            candidates = (c,) if shared else (b, c)
-            inputs = DualInputs(_tokens(b, text.context_tokens), _tokens(*candidates, text.candidate_tokens))
-        return Batch(inputs, jnp.zeros(b, jnp.int32), jnp.ones((b, c), bool), keys=None)
 
 
 @lru_cache
@@ -203,11 +194,6 @@ def model_tables(state: TrainState) -> list[Any]:
     return [leaf for path, leaf in leaves if path_name(path).endswith("embeddings.tokens")]
 
 
-def _tokens(*shape: int) -> Tokens:
-    ids = jnp.zeros(shape, jnp.int32)
-    return Tokens(ids, jnp.ones(shape, bool), ids)
-
-
 def held_bytes(tree: Any, mesh: Mesh) -> int:
     """Bytes of a state's arrays on one device of a mesh."""
     shardings = jax.tree.leaves(shardings_of(tree, mesh))
@@ -223,26 +209,25 @@ def _bytes(tree: object) -> int:
 
 
 def step_memory(objective: Objective, optim: OptimConfig, config: TrainConfig) -> Memory:
-    """Memory on each device of training what is there already, by compiling its step once, unoptimised."""
+    """Memory on each device of the step that is about to be trained, for its largest batch.
+
+    The step is compiled for it, and so is in the compilation cache when it is needed.
+    """
     mesh, rule = objective.mesh, make_optimizer(optim, 100)
     chosen = trainable_filter(config.trainable, objective.encoder.n_layers)
+    scale = make_loss_scale(optim, objective.encoder.dtype)
     graphs: list[nnx.GraphDef] = []
 
     def build() -> TrainState:
-        graph, state = init_state(objective.model, rule, plateau(optim), chosen, seed=0)
+        graph, state = init_state(objective.model, rule, plateau(optim), chosen, seed=0, loss_scale=scale)
         graphs.append(graph)
         return state
 
     state = jax.eval_shape(build)
     shardings = shardings_of(state, mesh)
     step = make_train_step(graphs[0], rule, objective.loss, shardings=(shardings, everywhere(mesh)))
-    batch = objective.place(next(objective.batches(0, 1, seed=config.seed)))
-    placed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings,
-    )
-    analysis = step.lower(placed, batch).compile(_FAST).memory_analysis()
+    batch = objective.largest_batch()
+    analysis = step.lower(placed_shapes(state, shardings), batch).compile().memory_analysis()
     assert analysis is not None, "this backend does not tell the memory of its programs"
     gradients = held_bytes(state.trained, mesh)
     return Memory(

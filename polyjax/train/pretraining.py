@@ -162,6 +162,10 @@ class Pretraining:
     def _share(self) -> float:
         return len(self._own) / row_devices(self.mesh)
 
+    def largest_batch(self) -> PretrainBatch:
+        """The shapes of a global batch, which all have, and where its arrays are."""
+        return self.place(next(self.batches(0, 1, seed=0)))
+
     def work(self, batch: PretrainBatch) -> Iterator[Work]:
         """What this process's part of a batch gives the transformer to do."""
         mask = np.asarray(batch.tokens.mask)

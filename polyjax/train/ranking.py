@@ -2,23 +2,28 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from polyjax.data.candidates import read_candidates
+from polyjax.data.collate import CandidateSource
 from polyjax.data.pipeline import BatchConfig, make_loader
 from polyjax.data.rows import Rows
-from polyjax.data.text import TextEncoder
+from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.evaluation import check_candidates, evaluate, some
 from polyjax.losses import ranking_loss
-from polyjax.models import DualScorer, Scorer
+from polyjax.models import DualScorer, ModelConfig, Scorer
+from polyjax.nn.heads import CrossConfig
 from polyjax.scoring import TextScorer
 from polyjax.train.objective import Validation, Work
-from polyjax.train.sharding import BatchPlacer, one_device, row_devices
+from polyjax.train.sharding import ROWS, BatchPlacer, everywhere, one_device, row_devices
 from polyjax.train.step import Loss
-from polyjax.types import Batch, DualInputs, InputError
+from polyjax.types import Batch, DualInputs, InputError, PairInputs, Tokens
 
 
 class Ranking:
@@ -91,6 +96,27 @@ class Ranking:
         )
         return loader
 
+    def largest_batch(self) -> Batch:
+        """The shapes of the largest global batch, and where its arrays are."""
+        source = self._batch.source(self._inputs)
+        listed = self._batch.n_negatives + 1
+        if source == "inline":
+            listed = max(len(example.candidates) for example in self._examples)
+        elif source == "fixed":
+            assert self._batch.fixed_file is not None
+            listed = len(read_candidates(self._batch.fixed_file))
+        scorer = self.model
+        assert isinstance(scorer, Scorer)
+        return longest_batch(
+            ModelConfig(encoder=self.encoder, head=scorer.head.config),
+            self._text.config,
+            self.mesh,
+            batch_size=self.batch_size,
+            source=source,
+            listed=listed,
+            keys=self._batch.mask_duplicates,
+        )
+
     def work(self, batch: Batch) -> Iterator[Work]:
         """What this process's part of a batch gives the transformer to do."""
         return work_of(batch, self.batch_size)
@@ -111,6 +137,53 @@ class Ranking:
             f"recall@1/{ranking.n_candidates} {ranking.recall(1):.3f} [{low:.3f}, {high:.3f}] "
             f"on {len(ranking.ranks)} examples",
         )
+
+
+def longest_batch(
+    model: ModelConfig,
+    text: TextConfig,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    source: CandidateSource,
+    listed: int,
+    keys: bool = True,
+) -> Batch:
+    """The shapes of a batch of the longest texts, and where its arrays are on a mesh.
+
+    Args:
+        model: its shape.
+        text: lengths.
+        mesh: from ``make_mesh``.
+        batch_size: contexts.
+        source: of the candidates.
+        listed: candidates of a context where they are not the batch's labels.
+        keys: whether copies of the labels are told by them, where candidates are shared.
+    """
+    rows, everyone = NamedSharding(mesh, ROWS), everywhere(mesh)
+
+    def array(kind: Any, sharding: NamedSharding, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+
+    def tokens(sharding: NamedSharding, *shape: int) -> Tokens:
+        ids = array(jnp.int32, sharding, *shape)
+        return Tokens(ids, array(bool, sharding, *shape), ids)
+
+    b, shared, cross = batch_size, source in ("batch", "fixed"), isinstance(model.head, CrossConfig)
+    c = b if source == "batch" else listed
+    of_candidates = everyone if source == "fixed" else rows
+    if cross:
+        inputs = PairInputs(tokens(rows, b, c, text.pair_limit()))
+    else:
+        candidates = tokens(of_candidates, *((c,) if shared else (b, c)), text.candidate_tokens)
+        inputs = DualInputs(tokens(rows, b, text.context_tokens), candidates)
+    in_common = shared and not cross
+    return Batch(
+        inputs,
+        array(jnp.int32, rows, b),
+        array(bool, everyone if in_common else rows, 1 if in_common else b, c),
+        array(jnp.int32, of_candidates, c) if keys and in_common else None,
+    )
 
 
 def work_of(batch: Batch, batch_size: int) -> Iterator[Work]:

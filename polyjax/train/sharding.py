@@ -189,6 +189,15 @@ def placed(tree: T, shardings: T) -> T:
     return jax.tree.map(put, tree, shardings)
 
 
+def placed_shapes(tree: T, shardings: T) -> T:
+    """The shapes of arrays, and where those would be."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
 def everywhere(mesh: Mesh) -> NamedSharding:
     """The sharding of what all devices have."""
     return NamedSharding(mesh, P())
