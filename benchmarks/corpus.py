@@ -4,8 +4,9 @@
     python benchmarks/corpus.py --kind reddit   # a dump of comments, compressed
 
 Synthetic conversations of five turns of words that are drawn as in a language (Zipf). A process of its own
-makes the vocabulary and the tokens as experiments/pretrain.py does, and reports the most memory of each
-stage. Prints a table, writes benchmarks/results/corpus_KIND.json and .png.
+makes the vocabulary and the tokens as experiments/pretrain.py does, plans two epochs, takes batches
+at the end of one and the beginning of the next ("learn"), and reports the most memory of each stage.
+Prints a table, writes benchmarks/results/corpus_KIND.json and .png.
 """
 
 import dataclasses
@@ -32,8 +33,12 @@ WORDS = 20_000
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
+from polyjax.data.pretraining.corpus import Pairs
+from polyjax.data.pretraining.masking import MaskingCollator
+from polyjax.data.pretraining.packing import PairPlan, PretrainBatchConfig
 from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces, sampled_turns
 from polyjax.data.pretraining.store import tokens_of
+from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import train_sentencepiece
 import apache_beam, tensorflow_datasets
 source, folder = sys.argv[1], Path(sys.argv[2])
@@ -58,6 +63,17 @@ figures |= {"tokenise_s": time.perf_counter() - began, "tokenise_mb": peak()}
 counts = [tokens.conversations[1:] - tokens.conversations[:-1] - tokens.first_labels
           for tokens in (found.train, found.valid)]
 figures |= {"pairs": int(sum(part.sum() for part in counts)), "tokens": len(found.train.ids)}
+del counts
+began = time.perf_counter()
+text = TextConfig(max_turns=4, context_tokens=96, candidate_tokens=33)
+pairs, batch = Pairs(found.train, text, tokenizer), PretrainBatchConfig(tokens=8192)
+plan = PairPlan(pairs, batch, seed=0, n_batches=10**9)
+begin = time.perf_counter()
+collator = MaskingCollator(pairs, batch, seed=0, most=plan.most)
+# Twenty batches on either side of the end of an epoch.
+for number in range(plan.batches_in(0) - 20, plan.batches_in(0) + 20):
+    collator.map(plan[number])
+figures |= {"plan_s": begin - began, "learn_mb": peak()}
 print(json.dumps(figures))
 """
 
@@ -146,8 +162,10 @@ def plot(rows: list[dict[str, float | int]], path: Path) -> None:
 
     pairs = [row["pairs"] for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for stage in STAGES:
-        left.plot(pairs, [row[f"{stage}_s"] for row in rows], marker="o", label=stage)
+    for stage in (*STAGES, "learn"):
+        seconds = "plan_s" if stage == "learn" else f"{stage}_s"
+        label = "plan an epoch" if stage == "learn" else stage
+        left.plot(pairs, [row[seconds] for row in rows], marker="o", label=label)
         right.plot(pairs, [row[f"{stage}_mb"] for row in rows], marker="o", label=stage)
     right.axhline(float(rows[0]["start_mb"]), color="grey", linestyle=":", label="libraries imported")
     for axes, label in ((left, "seconds"), (right, "most resident memory, MB")):
@@ -173,6 +191,8 @@ def main(config: BenchmarkConfig) -> None:
         "tokens s": "{tokenise_s:.1f}",
         "MB   ": "{tokenise_mb:,.0f}",
         "all pairs/s": "{per_s:,.0f}",
+        "plan s": "{plan_s:.1f}",
+        "learn MB": "{learn_mb:,.0f}",
     }
     print_table(
         f"{config.kind}, pieces of {config.piece_mb:g} MB; seconds and peak memory of each stage",

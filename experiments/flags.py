@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 from recipes import recipe
-from settings import PRESETS, Arch, PresetName, RunConfig, for_task, from_run
+from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice, for_task, from_run
 
 from polyjax.commandline import parse_flags
 from polyjax.config import from_json
@@ -15,6 +15,7 @@ from polyjax.data.tasks.registry import TaskConfig, task_named
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.nn.heads import head_label
 from polyjax.train.checkpoint import CONFIG, read_card, read_json
+from polyjax.train.pretrained import is_pretraining_run
 from polyjax.types import InputError
 
 
@@ -26,6 +27,7 @@ class Choice:
     preset: PresetName = "demo"
     recipe: str = ""
     init: Path | None = None
+    encoder: str | None = None
     task: str | None = None
 
 
@@ -45,6 +47,13 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     default = preset_of(choice, choice.arch or "poly")
     if choice.init is not None:
         default = default_of_run(choice, choice.init)
+    elif choice.encoder not in (None, *SCRATCH) and default.tokenizer.kind != "pretrained":
+        # A recipe learns a vocabulary of its own; weights bring theirs.
+        default = dataclasses.replace(
+            default,
+            tokenizer=TokenizerChoice(),
+            encoder=dataclasses.replace(default.encoder, name=choice.encoder),
+        )
     if choice.task is not None:
         default = for_task(default, task_named(choice.task))
         arguments = without(arguments, "--task")
@@ -97,6 +106,10 @@ def without(arguments: Sequence[str], flag: str) -> list[str]:
 
 def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
     """The settings' defaults for going on from a run directory's model."""
+    if is_pretraining_run(run_dir):
+        raise InputError(
+            f"--init {run_dir} is a run of experiments/pretrain.py, which has no head: use --init-from"
+        )
     card = read_card(run_dir)
     arch = head_label(card.model.head)
     if choice.arch not in (None, arch):

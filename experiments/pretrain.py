@@ -1,8 +1,10 @@
 """Pre-train an encoder: python experiments/pretrain.py --corpus pairs:FILES --encoder small"""
 
 import dataclasses
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +18,18 @@ from settings import SCRATCH, EncoderChoice, scratch_shape
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pretraining.corpus import Pairs
+from polyjax.data.pretraining.leakage import HeldOut, held_out_of
 from polyjax.data.pretraining.packing import PretrainBatchConfig
-from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces, sampled_turns
-from polyjax.data.pretraining.store import held_out_keys, tokens_of
+from polyjax.data.pretraining.prepare import (
+    CorpusConfig,
+    PreparedPiece,
+    TaskPiece,
+    corpus_identity,
+    prepare_pieces,
+    sampled_turns,
+)
+from polyjax.data.pretraining.store import PreparedCorpus, tokens_of
+from polyjax.data.tasks.registry import task_named
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
 from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
@@ -34,11 +45,12 @@ from polyjax.train.ownership import owned_run
 from polyjax.train.plan import device_memory, step_memory
 from polyjax.train.pretrained import (
     PRETRAINING,
+    LeftOut,
     PretrainingCard,
     check_vocabulary,
     encoder_shape,
     encoder_tokenizer,
-    load_pretrained,
+    load_pretrainer,
     weights_folder,
 )
 from polyjax.train.pretraining import LossWeights, Pretraining
@@ -54,11 +66,12 @@ INCIDENTAL = (
     "corpus.dir",
     "corpus.beam_runner",
     "corpus.beam_options",
+    "corpus.piece_parts",
     "batch.workers",
     "batch.chunk",
     "train.profile_steps",
 )
-"""Settings that change no result beyond rounding: a run may go on with others."""
+"""Settings that change no result beyond rounding and the draws of dropout: a run may go on with others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,15 +94,19 @@ class VocabularyChoice:
     sample: int = 500_000
 
 
+PAPER_VOCABULARY = VocabularyChoice(size=54_000, model="bpe", sample=5_000_000)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Everything that fixes a pre-training run.
 
     Attributes:
         preset: where the other settings' defaults come from: ``paper``, those of arXiv 1905.01969 §4.1 (Adam,
-            inverse square root, 32,000 tokens a batch on 32 GPUs), or ``small``, for a few minutes on a CPU.
+            inverse square root, a batch of 32,768 tokens for each of 32 GPUs), or ``small``, for a CPU.
         corpus: what to learn from.
-        leave_out: tasks whose rows to validate and test on are left out of the corpus, by hash.
+        leave_out: tasks (or ``jsonl:PATH``) whose rows to validate and test on are left out of the corpus, by
+            hash; ``--corpus.task-dir`` and ``--corpus.unverified`` are about their files.
         encoder: the transformer; ``--init-from`` goes on from one with weights.
         vocabulary: text to ids.
         text: turns and lengths.
@@ -126,10 +143,37 @@ class PretrainConfig:
             )
         if self.validate_batches < 1:
             raise InputError(f"--validate-batches must be at least 1, got {self.validate_batches}")
+        for name in self.leave_out:
+            task_named(name)  # raises where there is none
+        self._check_used()
         if self.vocabulary.source is not None and self.encoder.name not in SCRATCH:
             raise InputError(
                 f"--vocabulary.source {self.vocabulary.source}: --encoder {self.encoder.name} brings its own "
                 "vocabulary; leave one of them out"
+            )
+
+    def _check_used(self) -> None:
+        """Raise InputError for a setting that is given and would do nothing."""
+        text, optim, given = TextConfig(), OptimConfig(), self.vocabulary
+        trained = VocabularyChoice() if self.preset == "small" else PAPER_VOCABULARY
+        own = given.source is not None or self.encoder.name not in SCRATCH
+        plateau = self.optim.decay == "plateau"
+        unused = {
+            "text.buckets": self.batch.packing and self.text.buckets != text.buckets,
+            "text.padding": self.text.padding != text.padding,
+            "text.layout": self.text.layout != text.layout,
+            "train.validate-examples": self.train.validate_examples != TrainConfig().validate_examples,
+            "optim.plateau-factor": not plateau and self.optim.plateau_factor != optim.plateau_factor,
+            "optim.plateau-patience": not plateau and self.optim.plateau_patience != optim.plateau_patience,
+            "vocabulary.size": own and given.size != trained.size,
+            "vocabulary.model": own and given.model != trained.model,
+            "vocabulary.sample": own and given.sample != trained.sample,
+        }
+        for name in (name for name, idle in unused.items() if idle):
+            raise InputError(
+                f"--{name} does nothing with --batch.packing {self.batch.packing}, --optim.decay "
+                f"{self.optim.decay}, --encoder {self.encoder.name} and --vocabulary.source {given.source}; "
+                "leave it out (pre-training validates on --validate-batches)"
             )
 
     @property
@@ -152,11 +196,11 @@ def small() -> PretrainConfig:
 
 
 def paper() -> PretrainConfig:
-    """The paper's pre-training: 12 layers x 768, Adam at 2e-4, 32,000 tokens for each of 32 GPUs."""
+    """The paper's pre-training: 12 layers x 768, Adam at 2e-4, 32,768 tokens for each of 32 GPUs."""
     return PretrainConfig(
         preset="paper",
         encoder=EncoderChoice(name="paper", dropout=0.1, attention_dropout=0.1),
-        vocabulary=VocabularyChoice(size=54_000, model="bpe", sample=5_000_000),
+        vocabulary=PAPER_VOCABULARY,
         text=TextConfig(max_turns=20, context_tokens=384, candidate_tokens=129),
         batch=PretrainBatchConfig(tokens=32 * 32_768),
         optim=OptimConfig(
@@ -190,7 +234,12 @@ def parse(arguments: list[str]) -> PretrainConfig:
     return parse_flags(PretrainConfig, arguments, prog=PROG, default=default)
 
 
-def make_tokenizer(config: PretrainConfig, source: Path | None, excluded: frozenset[int]) -> Tokenizer:
+def make_tokenizer(
+    config: PretrainConfig,
+    source: Path | None,
+    pieces: Sequence[PreparedPiece | TaskPiece],
+    excluded: HeldOut,
+) -> Tokenizer:
     """The run directory's tokenizer, put there first where it is absent."""
     folder = config.folder / "tokenizer"
     folder.mkdir(exist_ok=True)
@@ -201,7 +250,6 @@ def make_tokenizer(config: PretrainConfig, source: Path | None, excluded: frozen
             of_parlai = given.suffix == ".dict"
             (load_dictionary(given.with_suffix("")) if of_parlai else load_tokenizer(given)).save(folder)
         else:
-            pieces = prepare_pieces(config.corpus)
             console.print(f"training a SentencePiece vocabulary of {config.vocabulary.size} pieces")
             train_sentencepiece(
                 sampled_turns(pieces, config.vocabulary.sample, excluded=excluded),
@@ -209,6 +257,7 @@ def make_tokenizer(config: PretrainConfig, source: Path | None, excluded: frozen
                 vocab_size=config.vocabulary.size,
                 kind=config.vocabulary.model,
                 seed=config.train.seed,
+                flag="--vocabulary.size",
             )
     return load_tokenizer(folder)
 
@@ -219,24 +268,63 @@ def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int)
     return config.encoder.applied_to(base)
 
 
-def check_corpus(run_dir: Path, state: str) -> None:
-    """Write down which corpus a run learns from; raise InputError where it went on with another."""
-    path = run_dir / "corpus.json"
-    if any((run_dir / "checkpoints").glob("[0-9]*")) and path.exists() and read_json(path)["state"] != state:
-        raise InputError(
-            f"{run_dir}: the corpus has changed since this run began; restore its files, or choose another "
-            "--run-dir"
-        )
+def check_corpus(run_dir: Path, files: str) -> None:
+    """Before anything is prepared: whether the corpus's files are those that the run began with.
+
+    Before its first checkpoint a run begins anew with what they hold now, and a vocabulary of that.
+
+    Args:
+        run_dir: of the run.
+        files: see ``corpus_identity``.
+
+    Raises:
+        InputError: they are not, and the run has learnt from them.
+    """
+    path = run_dir / CORPUS
+    if not path.exists() or read_json(path).get("files") == files:
+        return
+    if any((run_dir / "checkpoints").glob("[0-9]*")):
+        raise InputError(CHANGED.format(run_dir))
+    console.print("the corpus has changed; its vocabulary is learnt anew")
+    path.unlink()
+    shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
+
+
+def note_corpus(run_dir: Path, files: str, state: str) -> None:
+    """Write down what a run learns from; raise InputError where it went on with another corpus."""
+    path = run_dir / CORPUS
+    begun = any((run_dir / "checkpoints").glob("[0-9]*"))
+    if begun and path.exists() and read_json(path).get("state") != state:
+        raise InputError(CHANGED.format(run_dir))
     if is_primary():
-        write_json(path, {"state": state})
+        write_json(path, {"files": files, "state": state})
+
+
+CORPUS = "corpus.json"
+CHANGED = "{}: the corpus has changed since this run began; restore its files, or choose another --run-dir"
+
+
+def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, PreparedCorpus, list[LeftOut]]:
+    """The tokenizer, the corpus's tokens, and what was left out; made first where they are not there."""
+    files = corpus_identity(config.corpus)
+    check_corpus(config.folder, files)
+    excluded, left_out = HeldOut(), []
+    for name in config.leave_out:
+        found = held_out_of(config.corpus.task(name))
+        excluded |= found
+        left_out.append(LeftOut(task=name, digest=found.digest))
+    pieces = prepare_pieces(config.corpus)
+    tokenizer = make_tokenizer(config, source, pieces, excluded)
+    folder = config.folder / "tokenizer"
+    corpus = tokens_of(config.corpus, tokenizer, folder, pieces=pieces, excluded=excluded)
+    note_corpus(config.folder, files, corpus.state)
+    return tokenizer, corpus, left_out
 
 
 def run(config: PretrainConfig) -> TrainResult:
     """Prepare, train (or go on), and write the report."""
     enable_compilation_cache()
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
-    if not config.corpus.files:
-        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES, reddit:FILES or task:NAME")
     with owned_run(config.folder, config, incidental=INCIDENTAL):
         return pretrain(config, source, mesh)
 
@@ -244,14 +332,13 @@ def run(config: PretrainConfig) -> TrainResult:
 def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainResult:
     """The run itself, in a run directory that is this run's own."""
     began = time.monotonic()
-    excluded = frozenset().union(*(held_out_keys(task) for task in config.leave_out))
     with primary_first("corpus"):
-        tokenizer = make_tokenizer(config, source, excluded)
-        corpus = tokens_of(config.corpus, tokenizer, config.folder / "tokenizer", excluded=excluded)
-        check_corpus(config.folder, corpus.state)
+        tokenizer, corpus, left_out = prepare(config, source)
     shape = encoder_config(config, source, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=True)
+    if shape.n_segments < 2:
+        raise InputError(f"--encoder {config.encoder.name} has {shape.n_segments} segments; pairs need two")
     train_pairs = Pairs(corpus.train, config.text, tokenizer, most_tokens=config.corpus.tokens)
     held_out = Pairs(corpus.valid, config.text, tokenizer)
     counts = (
@@ -260,11 +347,11 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
     )
     console.print(counts)
     if is_primary():
-        card = PretrainingCard(encoder=shape, text=config.text, left_out=config.leave_out)
+        card = PretrainingCard(encoder=shape, text=config.text, left_out=tuple(left_out))
         write_json(config.folder / PRETRAINING, card)
     model = Pretrainer(shape, rngs=nnx.Rngs(config.train.seed))
     if source is not None:
-        load_pretrained(model.encoder, source)
+        load_pretrainer(model, source)
     n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
     console.print(
         f"{n_parameters / 1e6:.1f} M parameters, {shape.dtype}; mesh {mesh_shape(mesh)}; "

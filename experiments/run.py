@@ -19,6 +19,7 @@ from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
 from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import prepare_texts
+from polyjax.data.pretraining.leakage import held_out_of
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.registry import (
     describe,
@@ -26,7 +27,6 @@ from polyjax.data.tasks.registry import (
     name_of,
     read,
     read_to_rank,
-    task_named,
     training_texts,
 )
 from polyjax.data.text import TextEncoder
@@ -205,8 +205,8 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")
     notes = list(dict.fromkeys(rows.note for rows in splits if rows.note))
     if source is not None and is_pretraining_run(source):
-        left_out = read_pretraining_card(source).left_out
-        if name_of(config.task) not in [name_of(task_named(name)) for name in left_out]:
+        left_out = {found.digest for found in read_pretraining_card(source).left_out}
+        if not left_out or held_out_of(config.task).digest not in left_out:
             notes.append(f"{source}: this task's test rows were not left out of its corpus (--leave-out)")
     for note in notes:
         console.print(note)

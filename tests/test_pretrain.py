@@ -18,16 +18,25 @@ import tokenizers
 from flax import nnx
 
 from conftest import FAST_COMPILATION
-from polyjax import InputError, PolyConfig, make_scorer
+from polyjax import CrossConfig, EncoderConfig, InputError, PolyConfig, make_scorer
 from polyjax.data.dictionary import DictionaryTokenizer
+from polyjax.data.pretraining.leakage import held_out_of
 from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces
 from polyjax.data.tasks import chitchat
-from polyjax.data.tokenizers import load_tokenizer
+from polyjax.data.text import TextConfig
+from polyjax.data.tokenizers import load_tokenizer, train_sentencepiece
+from polyjax.models import ModelConfig
 from polyjax.nn.encoder import Encoder
 from polyjax.nn.pretraining import Pretrainer
-from polyjax.train.checkpoint import Checkpoints, flat_parameters
+from polyjax.train.checkpoint import Checkpoints, ModelCard, flat_parameters, write_model
 from polyjax.train.metrics_log import MetricsLog
-from polyjax.train.pretrained import encoder_shape, load_pretrained, read_pretraining_card
+from polyjax.train.pretrained import (
+    LeftOut,
+    encoder_shape,
+    load_pretrained,
+    load_pretrainer,
+    read_pretraining_card,
+)
 from test_experiments import ROOT, SHORT, command
 
 WORDS = [
@@ -189,7 +198,78 @@ def test_pretraining_goes_on_from_an_encoder(pretrained, folder):
     first = [row["loss"] for row in MetricsLog.read(folder / "more") if row["kind"] == "train"][0]
     before = [row["loss"] for row in MetricsLog.read(run_dir) if row["kind"] == "train"][0]
     assert first < 0.9 * before, "it had learnt something"
-    assert read_pretraining_card(folder / "more").left_out == ("chitchat",)
+    (left_out,) = read_pretraining_card(folder / "more").left_out
+    data = chitchat.ChitchatConfig(data_dir=folder / "data")
+    assert left_out == LeftOut(task="chitchat", digest=held_out_of(data).digest)
+
+
+def test_its_heads_go_on_too(pretrained, monkeypatch):
+    run_dir, _ = pretrained
+    model = Pretrainer(encoder_shape(run_dir), rngs=nnx.Rngs(4))
+    load_pretrainer(model, run_dir)
+    whole = Checkpoints(run_dir, read_only=True).restore_parameters(fresh(run_dir))
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), nnx.state(whole))
+
+
+@pytest.mark.parametrize("arch", ["poly", "cross"])
+def test_the_encoder_of_a_ranking_run_is_pretrained_further(arch, pretrained, folder, tmp_path):
+    """Domain adaptation: run.py's result, or a converted model of ParlAI's, is an encoder like any other."""
+    shape = EncoderConfig.tiny(300)
+    train_sentencepiece([" ".join(WORDS)] * 50, tmp_path / "sentencepiece.model", vocab_size=284)
+    head = PolyConfig(n_codes=4) if arch == "poly" else CrossConfig()
+    scorer = make_scorer(shape, head, rngs=nnx.Rngs(0))
+    card = ModelCard(model=ModelConfig(encoder=shape, head=head), text=TextConfig())
+    write_model(tmp_path / "ranker", scorer, card, load_tokenizer(tmp_path), config={})
+    rest = without_shape(flags(folder, folder / "corpus.jsonl"))
+    more = (
+        "--init-from",
+        str(tmp_path / "ranker"),
+        "--run-dir",
+        str(tmp_path / "more"),
+        "--train.steps",
+        "1",
+    )
+    done = command(
+        "pretrain.py", *rest, *more, "--optim.learning-rate", "1e-9", "--train.validate-every-steps", "1",
+        folder=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = Encoder(encoder_shape(tmp_path / "more"), rngs=nnx.Rngs(5))
+    load_pretrained(found, tmp_path / "more")
+    before = scorer.encoder if arch == "cross" else scorer.context_encoder
+    for one, other in zip(jax.tree.leaves(nnx.state(found)), jax.tree.leaves(nnx.state(before)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-8)
+    assert load_tokenizer(tmp_path / "more" / "tokenizer").vocab_size == 284
+
+
+def test_a_recipe_is_trained_from_it(pretrained, folder, monkeypatch):
+    """The recipe's own vocabulary makes way for that of the run."""
+    run_dir, _ = pretrained
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    run = importlib.import_module("run")
+    recipe = ["--recipe", "ubuntu_v2-poly", "--text.context-tokens", "20", "--text.candidate-tokens", "10"]
+    config = run.parse_run([*recipe, "--init-from", str(run_dir)], prog="run")
+    assert (config.tokenizer.kind, config.encoder.name) == ("pretrained", str(run_dir))
+    assert config.encoder.output_scaling == 0.06 and config.optim.optimizer == "adamax"
+    assert run.parse_run(recipe, prog="run").tokenizer.kind == "sentencepiece"
+    with pytest.raises(InputError, match="which has no head: use --init-from"):
+        run.parse_run(["--init", str(run_dir)], prog="run")
+
+
+def test_the_papers_preset_is_the_papers(monkeypatch):
+    """arXiv 1905.01969, section 4.1, as far as it says; a batch is 64 x 513 tokens on each of 32 GPUs."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    pretrain = importlib.import_module("pretrain")
+    config = pretrain.parse(["--preset", "paper", "--corpus", "pairs:x"])
+    assert (config.optim.optimizer, config.optim.learning_rate, config.optim.decay) == (
+        "adamw", 2e-4, "inverse-sqrt",
+    )  # fmt: skip
+    assert config.optim.weight_decay == 0 and config.optim.b2 == 0.98 and config.batch.tokens == 32 * 32_768
+    shape = pretrain.encoder_config(config, None, config.vocabulary.size)
+    assert (shape.n_layers, shape.dim, shape.n_heads) == (12, 768, 12)
+    config.text.check_positions(shape.n_positions, paired=True)
+    lengths = config.text.pair_limit()
+    assert config.batch.tokens // lengths >= 32 * 60
 
 
 def bert_folder(folder, more=0):
@@ -346,7 +426,16 @@ def test_a_vocabulary_that_the_encoder_has_no_rows_for_is_refused(folder, tmp_pa
         ([], "name a corpus"),
         (["--corpus", "pears:x"], "expected pairs:FILES or text:FILES"),
         (["--corpus", "pairs:nowhere"], "no such file"),
-        (["--corpus", "task:nothing"], "nothing"),
+        (["--corpus", "task:nothing"], "expected chitchat, convai2"),
+        (["--corpus", "pairs:x", "--leave-out", "nothing"], "expected chitchat, convai2"),
+        (["--corpus", "pairs:x", "--text.buckets", "8", "16"], "--text.buckets does nothing"),
+        (["--corpus", "pairs:x", "--text.layout", "parlai"], "--text.layout does nothing"),
+        (["--corpus", "pairs:x", "--train.validate-examples", "7"], "--train.validate-examples does nothing"),
+        (["--corpus", "pairs:x", "--optim.plateau-factor", "0.7"], "--optim.plateau-factor does nothing"),
+        (
+            ["--corpus", "pairs:x", "--init-from", "minilm", "--vocabulary.size", "99"],
+            "--vocabulary.size does nothing",
+        ),
         (["--corpus", "pairs:x", "--train.best-by", "mrr"], "choose loss"),
         (["--corpus", "pairs:x", "--encoder", "nowhere"], "expected minilm"),
         (["--corpus", "pairs:x", "--batch.masked", "2"], "masked must be in"),

@@ -14,6 +14,8 @@ from polyjax.types import InputError
 
 WORDPIECE_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"
+MAX_BYTES = 1 << 20
+"""Of a turn that a vocabulary is learnt from."""
 
 
 @runtime_checkable
@@ -155,6 +157,7 @@ def train_sentencepiece(
     vocab_size: int = 8000,
     kind: Literal["unigram", "bpe"] = "unigram",
     seed: int = 0,
+    flag: str = "--tokenizer.vocab-size",
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece vocabulary with byte fallback: no text maps to an unknown token.
 
@@ -164,6 +167,7 @@ def train_sentencepiece(
         vocab_size: pieces, special tokens and 256 bytes included.
         kind: ``unigram`` or ``bpe``.
         seed: of the trainer's sampling.
+        flag: that sets ``vocab_size``, for the message where it is too large.
 
     Raises:
         InputError: the corpus is too small for the vocabulary.
@@ -185,13 +189,14 @@ def train_sentencepiece(
             eos_id=3,
             # Control symbols are never produced from text; <mask> is for pre-training.
             control_symbols=["<sep>", "<mask>"],
+            max_sentence_length=MAX_BYTES,  # longer ones would be left out without a word
             num_threads=1,  # more threads sum in another order, and the vocabulary may differ
         )
     except RuntimeError as error:
         if "sentences_.empty()" in str(error):
             raise InputError("there is no text to learn a vocabulary from") from None
         raise InputError(
-            f"tokenizer vocab_size of {vocab_size} does not fit the corpus: {' '.join(str(error).split())}"
+            f"{flag} {vocab_size} does not fit the corpus: {' '.join(str(error).split())}"
         ) from None
     write_bytes(path, model.getvalue())
     return SentencePieceTokenizer(path)

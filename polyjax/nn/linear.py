@@ -8,6 +8,7 @@ millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores. Elsewhere, 
 ``affine`` is the plain product.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from flax import nnx
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -38,33 +40,35 @@ def _transpose_parts(mesh: Mesh, arguments: tuple, result: Any) -> tuple:
 _row_major_transpose.def_partition(partition=_transpose_parts, sharding_rule="i j -> j i")
 
 
-@jax.custom_vjp
-def _half_affine(x: Array, w: Array, b: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _half_affine(x: Array, w: Array, b: Array, to: DTypeLike) -> Array:
     def on_cpu(x: Array, w: Array, b: Array) -> Array:
         product = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        return (product + b.astype(jnp.float32)[None]).astype(x.dtype)
+        return (product + b.astype(jnp.float32)[None]).astype(to)
 
     def elsewhere(x: Array, w: Array, b: Array) -> Array:
-        return x @ w + b[None]
+        return jnp.matmul(x, w, preferred_element_type=to) + b.astype(to)[None]
 
     return jax.lax.platform_dependent(x, w, b, cpu=on_cpu, default=elsewhere)
 
 
-def _half_affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _half_affine(x, w, b), (x, w)
+def _half_affine_forward(x: Array, w: Array, b: Array, to: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    return _half_affine(x, w, b, to), (x, w)
 
 
-def _half_affine_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
+def _half_affine_backward(to: DTypeLike, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    g = g.astype(saved[0].dtype)
+
     def on_cpu(x: Array, w: Array, g: Array) -> tuple[Array, Array, Array]:
         def product(a: Array, b: Array) -> Array:
             return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(g.dtype)
 
         # A sum over rows becomes a slow windowed reduction; a product with ones reads g once.
         sums = product(jnp.ones((1, g.shape[0]), g.dtype), g)[0]
-        return product(g, _row_major_transpose(w)), product(_row_major_transpose(x), g), sums
+        return product(g, _row_major_transpose(w)), product(_row_major_transpose(x), g), sums.astype(to)
 
     def elsewhere(x: Array, w: Array, g: Array) -> tuple[Array, Array, Array]:
-        return g @ w.T, x.T @ g, g.sum(0)
+        return g @ w.T, x.T @ g, g.sum(0).astype(to)
 
     return jax.lax.platform_dependent(*saved, g, cpu=on_cpu, default=elsewhere)
 
@@ -72,10 +76,20 @@ def _half_affine_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, 
 _half_affine.defvjp(_half_affine_forward, _half_affine_backward)
 
 
-def affine(x: Float[Array, "*b i"], w: Float[Array, "i o"], b: Float[Array, " o"]) -> Float[Array, "*b o"]:
-    """x w + b over the last axis of x, as one two-dimensional product, in the dtype of x."""
-    rows, w, b = x.reshape(-1, x.shape[-1]), w.astype(x.dtype), b.astype(x.dtype)
-    out = rows @ w + b[None] if x.dtype == jnp.float32 else _half_affine(rows, w, b)
+def affine(
+    x: Float[Array, "*b i"], w: Float[Array, "i o"], b: Float[Array, " o"], *, to: DTypeLike | None = None
+) -> Float[Array, "*b o"]:
+    """x w + b over the last axis of x, as one two-dimensional product, in the dtype of x.
+
+    Args:
+        x: rows.
+        w: converted to the dtype of x.
+        b: likewise, or to the dtype of the result.
+        to: dtype of the result, to which products are summed; that of x where None.
+    """
+    to = x.dtype if to is None else to
+    rows, w, b = x.reshape(-1, x.shape[-1]), w.astype(x.dtype), b.astype(to)
+    out: Any = rows @ w + b[None] if x.dtype == jnp.float32 else _half_affine(rows, w, b, to)
     return out.reshape(*x.shape[:-1], w.shape[1])
 
 

@@ -28,11 +28,12 @@ class PretrainingHead(nnx.Module):
     def vocabulary(self, hidden: Float[Array, "n d"], table: Float[Array, "v d"]) -> Float[Array, "n v"]:
         """Logits over the vocabulary, float32 [n, v]; ``table`` holds the encoder's token embeddings."""
         inner = self.norm(gelu(self.transform(hidden)))
-        return affine(inner, table.T, self.bias[...]).astype(jnp.float32)
+        return affine(inner, table.T, self.bias[...], to=jnp.float32)
 
     def next_utterance(self, hidden: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Log-odds that a pair's second text follows the first, float32 [n], from its first token's state."""
-        return self.follows(jnp.tanh(self.pooler(hidden))).astype(jnp.float32)[:, 0]
+        pooled = jnp.tanh(self.pooler(hidden))
+        return affine(pooled, self.follows.kernel[...], self.follows.bias[...], to=jnp.float32)[:, 0]
 
 
 class Pretrainer(nnx.Module):

@@ -261,8 +261,9 @@ def train(
                 record("train", step, means)
                 window = []
                 speed.restart()
+                pace = (means[f"{what}_per_second"] for what in ("examples", "tokens"))
                 shown.move_to(
-                    step, f"{means['examples_per_second']:.3g} examples/s  loss {means['loss']:.3f}"
+                    step, "{:.3g} examples/s, {:.3g} tokens/s".format(*pace) + f"  loss {means['loss']:.3f}"
                 )
             if save:
                 check_finite(state, step, optim, saved=checkpoints.latest_step)

@@ -1,4 +1,4 @@
-"""Where an encoder's first weights come from: a Hugging Face BERT folder, or a pre-training run of ours."""
+"""Where an encoder's first weights come from: a Hugging Face BERT folder, or a run of ours of any kind."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,12 +10,26 @@ from polyjax.config import from_json
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import WORDPIECE_FILE, Tokenizer, WordPieceTokenizer, load_tokenizer
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.models import CrossScorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
-from polyjax.train.checkpoint import Checkpoints, read_json
+from polyjax.train.checkpoint import MODEL, Checkpoints, load_scorer, read_card, read_json
 from polyjax.types import InputError
 
 PRETRAINING = "pretraining.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A task whose rows to validate and test on were left out of a corpus.
+
+    Attributes:
+        task: its name.
+        digest: of those rows, see ``HeldOut.digest``.
+    """
+
+    task: str
+    digest: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,12 +39,12 @@ class PretrainingCard:
     Attributes:
         encoder: the shape.
         text: lengths that it was trained with.
-        left_out: tasks whose rows to validate and test on were left out of the corpus.
+        left_out: what was left out of the corpus.
     """
 
     encoder: EncoderConfig
     text: TextConfig
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
@@ -46,7 +60,7 @@ def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
     if not Path(name).is_dir():
         raise InputError(
             f"--encoder {name!r}: expected minilm, {', '.join(scratch)}, or the path of a local Hugging Face "
-            "BERT folder or of a run of experiments/pretrain.py"
+            "BERT folder or of a run directory"
         )
     return Path(name)
 
@@ -65,6 +79,11 @@ def is_pretraining_run(folder: Path) -> bool:
     return (folder / PRETRAINING).is_file()
 
 
+def is_ranking_run(folder: Path) -> bool:
+    """Whether a folder is a run directory of experiments/run.py or ``polyjax convert``."""
+    return (folder / MODEL).is_file()
+
+
 def read_pretraining_card(folder: Path) -> PretrainingCard:
     """The card of a pre-training run.
 
@@ -76,12 +95,14 @@ def read_pretraining_card(folder: Path) -> PretrainingCard:
 
 def encoder_shape(folder: Path) -> EncoderConfig:
     """The shape of a folder's encoder."""
-    return read_pretraining_card(folder).encoder if is_pretraining_run(folder) else read_config(folder)
+    if is_pretraining_run(folder):
+        return read_pretraining_card(folder).encoder
+    return read_card(folder).model.encoder if is_ranking_run(folder) else read_config(folder)
 
 
 def encoder_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that a folder's encoder was trained with."""
-    if is_pretraining_run(folder):
+    if is_pretraining_run(folder) or is_ranking_run(folder):
         return load_tokenizer(folder / "tokenizer")
     return WordPieceTokenizer(folder / WORDPIECE_FILE)
 
@@ -89,22 +110,51 @@ def encoder_tokenizer(folder: Path) -> Tokenizer:
 def load_pretrained(encoder: Encoder, folder: Path) -> None:
     """Fill an encoder's parameters from a folder: those of a run's best validation.
 
+    Of a ranking run it is the encoder of contexts, or of pairs.
+
+    Raises:
+        InputError: a file is missing or broken, or the encoder has another shape.
+    """
+    if is_pretraining_run(folder):
+        shape = read_pretraining_card(folder).encoder
+        _check_shape(folder, shape, encoder.config)
+        nnx.update(encoder, nnx.state(_restored(folder, shape).encoder))
+    elif is_ranking_run(folder):
+        _check_shape(folder, read_card(folder).model.encoder, encoder.config)
+        scorer, _ = load_scorer(folder)
+        trained = scorer.encoder if isinstance(scorer, CrossScorer) else scorer.context_encoder
+        nnx.update(encoder, nnx.state(trained))
+    else:
+        load_encoder_weights(encoder, folder)
+
+
+def load_pretrainer(model: Pretrainer, folder: Path) -> None:
+    """Fill a model's parameters from a folder, its heads' as well where that is a pre-training run.
+
     Raises:
         InputError: a file is missing or broken, or the encoder has another shape.
     """
     if not is_pretraining_run(folder):
-        load_encoder_weights(encoder, folder)
+        load_pretrained(model.encoder, folder)
         return
     shape = read_pretraining_card(folder).encoder
+    _check_shape(folder, shape, model.encoder.config)
+    nnx.update(model, nnx.state(_restored(folder, shape)))
+
+
+def _restored(folder: Path, shape: EncoderConfig) -> Pretrainer:
+    abstract = nnx.eval_shape(lambda: Pretrainer(shape, rngs=nnx.Rngs(0)))
+    return Checkpoints(folder, read_only=True).restore_parameters(abstract)
+
+
+def _check_shape(folder: Path, shape: EncoderConfig, wanted: EncoderConfig) -> None:
     differing = [
         name
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions", "n_segments")
-        if getattr(shape, name) != getattr(encoder.config, name)
+        if getattr(shape, name) != getattr(wanted, name)
     ]
     if differing:
         name = differing[0]
-        got, wanted = getattr(shape, name), getattr(encoder.config, name)
-        raise InputError(f"{folder}: its encoder has {name} {got}, this one {wanted}")
-    abstract = nnx.eval_shape(lambda: Pretrainer(shape, rngs=nnx.Rngs(0)))
-    restored = Checkpoints(folder, read_only=True).restore_parameters(abstract)
-    nnx.update(encoder, nnx.state(restored.encoder))
+        raise InputError(
+            f"{folder}: its encoder has {name} {getattr(shape, name)}, this one {getattr(wanted, name)}"
+        )

@@ -105,11 +105,19 @@ class Pretraining:
         self.mesh = mesh or one_device()
         self._own = own_rows(self.mesh, row_devices(self.mesh))
         self._pairs, self._batch, self._weights = pairs, batch, weights
-        self._held_out = self._plan(held_out, HELD_OUT_SEED, validate_batches)
+        rows, devices = batch.tokens // pairs.text.pair_limit(), row_devices(self.mesh)
+        if rows < devices:
+            raise InputError(
+                f"batch tokens of {batch.tokens} are {rows} rows of {pairs.text.pair_limit()} tokens (text "
+                f"context_tokens and candidate_tokens), less than one on each of {devices} devices; raise "
+                "batch.tokens"
+            )
+        self._held_out = PairPlan(held_out, batch, seed=HELD_OUT_SEED, n_batches=validate_batches)
         self._validate_batches = min(validate_batches, self._held_out.batches_in(0))
         self._held_out_collator = self._collator(self._held_out, held_out, HELD_OUT_SEED)
         self.n_examples = len(pairs)
-        self.batch_size = max(len(pairs) // self._plan(pairs, 0, 1).batches_in(0), 1)
+        self._plan: tuple[int, PairPlan] | None = None
+        self.batch_size = max(len(pairs) // self._plan_of(0).batches_in(0), 1)
         self.compilations = 0
         self._graph, _ = nnx.split(model)
         self._sums = jax.jit(self._traced_sums, out_shardings=everywhere(self.mesh))
@@ -141,8 +149,11 @@ class Pretraining:
             f"the same command with --batch.chunk {max(tokens // 2, least)} goes on, with the same gradients"
         )
 
-    def _plan(self, pairs: Pairs, seed: int, n_batches: int) -> PairPlan:
-        return PairPlan(pairs, self._batch, seed=seed, n_batches=n_batches, multiple=row_devices(self.mesh))
+    def _plan_of(self, seed: int) -> PairPlan:
+        """The plan of training batches by a seed; it is made once, because an epoch of it takes a while."""
+        if self._plan is None or self._plan[0] != seed:
+            self._plan = seed, PairPlan(self._pairs, self._batch, seed=seed, n_batches=1)
+        return self._plan[1]
 
     def _collator(self, plan: PairPlan, pairs: Pairs, seed: int) -> MaskingCollator:
         return MaskingCollator(
@@ -151,7 +162,7 @@ class Pretraining:
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[PretrainBatch]:
         """This process's parts of the batches from number ``first`` up to ``n_batches``."""
-        plan = self._plan(self._pairs, seed, n_batches)
+        plan = self._plan_of(seed).of_length(n_batches)
         return load(plan, self._collator(plan, self._pairs, seed), first=first, workers=self._batch.workers)
 
     def place(self, batch: PretrainBatch) -> PretrainBatch:

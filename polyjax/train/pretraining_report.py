@@ -34,9 +34,9 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
     best = min(valid, key=lambda row: row["loss"])
     speed = trained[len(trained) // 2]
     lines = [
-        f"# Pre-training, {best['step']} updates",
+        f"# Pre-training, {max(row['step'] for row in (*trained, *valid))} updates",
         "",
-        "| on held-out pairs | |",
+        f"| on held-out pairs, after update {best['step']}, the best | |",
         "| --- | ---: |",
         *(f"| {title} | {best[name]:.3f} |" for name, title in _NAMES.items()),
         "",
@@ -44,16 +44,18 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
         f"* speed halfway: {speed['tokens_per_second']:,.0f} tokens a second, {speed['padding']:.1%} padding",
         f"* {hardware()}",
         "",
-        "![Losses and shares guessed right](figures/learning.png)",
+        "![Losses, shares guessed right, speed](figures/learning.png)",
     ]
     (run_dir / "figures").mkdir(exist_ok=True)
     _plot(trained, valid, run_dir / "figures" / "learning.png")
     write_text(run_dir / "report.md", "\n".join(lines) + "\n")
-    write_json(run_dir / "results.json", {name: best[name] for name in ("step", "loss", *_NAMES)})
+    figures = {name: best[name] for name in ("step", "loss", *_NAMES)}
+    figures["tokens_per_second"] = speed["tokens_per_second"]
+    write_json(run_dir / "results.json", figures)
 
 
 def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for axis, kind, label in ((axes[0], "loss", "cross-entropy (nats)"), (axes[1], "accuracy", "right")):
         for name, title, colour in (
             ("masked", "hidden tokens", "#1f5fa8"),
@@ -74,5 +76,8 @@ def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
     axes[1].set_ylim(0, 1)
+    axes[2].plot([r["step"] for r in trained], [r["tokens_per_second"] for r in trained], color="#1f5fa8")
+    axes[2].set(xlabel="updates", ylabel="tokens a second", ylim=(0, None))
+    axes[2].spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,6 +1,8 @@
 """Corpora on disk: readers, pieces, preparation that goes on, what is left out."""
 
+import dataclasses
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -13,10 +15,12 @@ import numpy as np
 import pytest
 from test_token_store import Counting
 
-from polyjax.data.pretraining import lines, prepare, store
+from polyjax.data.pretraining import identity, lines, prepare, store
 from polyjax.data.pretraining.corpus import Conversation, Pairs, tokenise
-from polyjax.data.pretraining.prepare import CorpusConfig, TaskPiece, prepare_pieces
-from polyjax.data.pretraining.sources import find_pieces, is_held_out, window_keys
+from polyjax.data.pretraining.identity import content_hash
+from polyjax.data.pretraining.leakage import HeldOut
+from polyjax.data.pretraining.prepare import CorpusConfig, TaskPiece, corpus_identity, prepare_pieces
+from polyjax.data.pretraining.sources import find_pieces, is_held_out
 from polyjax.data.pretraining.store import tokens_of
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig
@@ -96,7 +100,9 @@ def test_a_compressed_file_is_cut_into_plain_ones_of_whole_lines(tmp_path, size,
     plain = "".join(json.dumps(row) + "\n" for row in rows(23))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain.encode()))
     pieces = find_pieces(f"pairs:{tmp_path}/a.jsonl.gz", size=size, folder=tmp_path / "parts")
-    assert len(pieces) == {1: 23, 100: len(pieces), 10**9: 1}[size] and len(pieces) >= 1
+    longest = max(len(json.dumps(row)) + 1 for row in rows(23))
+    assert len(pieces) >= {1: 23, 100: len(plain) // (100 + longest), 10**9: 1}[size]
+    assert len(pieces) <= {1: 23, 100: len(plain) // 100 + 1, 10**9: 1}[size]
     assert all(piece.end - piece.start < size + 200 for piece in pieces)
     found = [conversation for piece in pieces for conversation in piece.read()]
     assert [(c.id, list(c.turns)) for c in found] == [(row["id"], row["turns"]) for row in rows(23)]
@@ -150,16 +156,6 @@ def test_a_damaged_archive_is_named(tmp_path, ending, damage, read):
     path.write_bytes(damage(compress(plain)))
     with pytest.raises(InputError, match=rf"a\{ending} cannot be read|a\{ending}, line"):
         read(f"pairs:{path}")
-
-
-def test_windows_know_a_conversation_again():
-    turns = ("Hi there", "Thank you", "One two three four five six seven eight nine ten", "bye")
-    keys = window_keys(turns)
-    assert not keys.isdisjoint(window_keys(("x", "hi  THERE", "thank you", "y"))), "two successive turns"
-    assert not keys.isdisjoint(window_keys(("x", turns[2], "y"))), "a long one"
-    assert keys.isdisjoint(window_keys(("Thank you", "Hi there", "bye"))), "short ones are everybody's"
-    assert not keys.isdisjoint(window_keys(("hi , there !", "thank you ."))), "punctuation does not count"
-    assert window_keys(("?", "!")) == set(), "nothing was said"
 
 
 @pytest.fixture
@@ -241,7 +237,7 @@ def test_parts_of_compressed_files_are_removed_when_they_are_prepared(tmp_path, 
     config = corpus(tmp_path, files=(f"pairs:{path}",), piece_mb=0.004)
     found = tokens_of(config, Counting(), tokenizer_dir)
     left = [file.name for file in (config.dir / "pretraining_parts").rglob("*") if file.is_file()]
-    assert sorted(left) == ["done.json", "removed"]
+    assert sorted(left) == ["contents.json", "done.json", "removed"]
     same(found.train, tokens_of(config, Counting(), tokenizer_dir).train)
     whole = tokens_of(corpus(tmp_path, dir=tmp_path / "other"), Counting(), tokenizer_dir)
     assert sorted(found.train.ids.tolist()) == sorted(whole.train.ids.tolist())
@@ -261,6 +257,60 @@ def test_parts_that_were_removed_are_laid_out_again_where_they_are_needed(tmp_pa
     assert texts() == first
 
 
+def test_a_folder_that_is_half_removed_is_laid_out_again(tmp_path, monkeypatch):
+    """Killed while it is removed: what is left of it is not taken for the whole."""
+    path = tmp_path / "b.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows(300)).encode()))
+    config = corpus(tmp_path, files=(f"pairs:{path}",), piece_mb=0.004)
+    prepare_pieces(config)
+    shutil.rmtree(config.dir / "pretraining_piece")
+    removed, remove = [], shutil.rmtree
+
+    def dying(folder, **rest):
+        if Path(folder).name.startswith("unpacked") and Path(folder).exists():
+            (Path(folder) / "removed").unlink()
+            removed.append(folder)
+            raise KeyboardInterrupt
+        remove(folder, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lines.shutil, "rmtree", dying)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_pieces(config)
+    assert len(removed) == 1
+    assert sum(1 for piece in prepare_pieces(config) for _ in piece) == 300
+
+
+def test_a_corpus_is_known_by_what_it_holds(tmp_path, tokenizer_dir):
+    config = corpus(tmp_path)
+    path = tmp_path / "a.jsonl"
+    found, known = tokens_of(config, Counting(), tokenizer_dir), corpus_identity(config)
+    path.touch()
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (moved / "a.jsonl").write_bytes(path.read_bytes())
+    elsewhere = dataclasses.replace(config, files=(f"pairs:{moved / 'a.jsonl'}",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_prepare", lambda *rest: pytest.fail("it is prepared already"))
+        for same in (config, elsewhere):
+            assert tokens_of(same, Counting(), tokenizer_dir).state == found.state
+            assert corpus_identity(same) == known
+    path.write_text(path.read_text().replace("turn 0 of 7", "turn 0 of 8"))
+    assert corpus_identity(config) != known
+    assert tokens_of(config, Counting(), tokenizer_dir).state != found.state
+
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", rows(5))
+    first = content_hash(str(path), tmp_path / "hashes")
+    assert first == hashlib.sha256(path.read_bytes()).hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr(identity.hashlib, "sha256", lambda: pytest.fail("it is remembered"))
+        assert content_hash(str(path), tmp_path / "hashes") == first
+    (tmp_path / "hashes" / identity.REMEMBERED).write_text('{"broken": 1}')
+    assert content_hash(str(path), tmp_path / "hashes") == first
+
+
 def test_rows_of_a_dialogue_are_held_out_together(tmp_path, read):
     turns = [[f"hello {i}", "b", "c", "d"] for i in range(50)]
     path = write(
@@ -276,7 +326,7 @@ def test_a_task_s_rows_of_a_dialogue_are_held_out_together(tmp_path):
     examples = [Example(f"{i}", ("a",), ("x", "y"), 0, group=f"d{i // 3}") for i in range(9)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "read", lambda *rest: Rows(examples))
-        ids = [c.id for c in TaskPiece("convai2", tmp_path)]
+        ids = [c.id for c in TaskPiece("convai2", CorpusConfig(dir=tmp_path))]
     assert len(ids) == 9 and len(set(ids)) == 3
 
 
@@ -336,7 +386,14 @@ def test_memory_mapped_tokens_go_to_workers_by_name(tmp_path, tokenizer_dir):
     [
         ({"piece_mb": float("inf")}, "piece_mb"),
         ({"beam_runner": "Foo"}, "--corpus.beam-runner Foo"),
-        ({"beam_options": ("--direct_num_workers=x",)}, "--corpus.beam-options"),
+        (
+            {"beam_options": "--direct_num_workers=x"},
+            "--corpus.beam-options --direct_num_workers=x: .*invalid",
+        ),
+        ({"beam_options": "--direct_num_workers=2 --no_such=1"}, "Beam knows no flag --no_such"),
+        ({"beam_options": "nothing"}, "Beam knows no flag nothing"),
+        ({"beam_options": "--a='"}, "No closing quotation"),
+        ({"piece_parts": 0}, "piece_parts must be at least 1"),
     ],
 )
 def test_settings_of_the_preparation_that_cannot_be(tmp_path, settings, message):
@@ -375,7 +432,7 @@ def test_a_piece_in_which_no_line_begins_is_none(tmp_path, tokenizer_dir):
 
 def test_what_the_task_tests_on_is_left_out(tmp_path, tokenizer_dir):
     config = corpus(tmp_path)
-    tests = frozenset().union(*(window_keys(row["turns"]) for row in rows(300)[10:14]))
+    tests = HeldOut(row["turns"] for row in rows(300)[10:14])
     found = tokens_of(config, Counting(), tokenizer_dir, excluded=tests)
     assert found.left_out == 4
     texts = {tuple(t.turn(i).tolist()) for t in (found.train, found.valid) for i in range(len(t.turns) - 1)}

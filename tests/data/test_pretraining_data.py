@@ -97,6 +97,46 @@ def test_what_does_not_fill_a_batch_joins_the_next_group(packing):
     assert len(batches) > 20
 
 
+def test_pairs_of_a_rare_length_are_learnt_too():
+    """One long pair among many short ones joins no batch of its length; it ends an epoch, with short ones."""
+    talks = [Conversation(str(i), ("hi", "ho")) for i in range(200)]
+    talks.append(Conversation("long", ("x" * 18, "y" * 9)))
+    pairs = Pairs(tokenise(talks, Counting()), TEXT, Counting())
+    config = dataclasses.replace(CONFIG, packing=False, corrupted=0.0)
+    plan = PairPlan(pairs, config, seed=0, n_batches=10**6)
+    seen = [
+        any(200 in row for i in range(plan.batches_in(epoch)) for row in plan[start + i].pairs)
+        for epoch in range(3)
+        for start in [sum(plan.batches_in(e) for e in range(epoch))]
+    ]
+    left_out = 201 - sum(len(row) for i in range(plan.batches_in(0)) for row in plan[i].pairs)
+    assert left_out < config.tokens // 24
+    assert all(seen) or left_out, "left out by chance of the draw, not always"
+
+
+def test_a_plan_is_a_few_bytes_for_each_pair():
+    pairs = corpus(20_000)
+    plan = PairPlan(pairs, dataclasses.replace(CONFIG, tokens=29 * 64), seed=0, n_batches=10)
+    epoch = plan._epoch(0)
+    size = sum(array.nbytes for array in (epoch.labels, epoch.rows.members, epoch.rows.ends, epoch.batches))
+    assert size < 13 * len(pairs)
+    size = sum(array.nbytes for array in vars(pairs).values() if isinstance(array, np.ndarray))
+    assert size <= 20 * len(pairs)
+
+
+def test_an_epoch_is_planned_once(monkeypatch):
+    plan, made = PairPlan(corpus(400), CONFIG, seed=0, n_batches=10**6), []
+    original = PairPlan._make_epoch
+    monkeypatch.setattr(
+        PairPlan, "_make_epoch", lambda self, epoch: (made.append(epoch), original(self, epoch))[1]
+    )
+    longer = plan.of_length(10)
+    for number in range(plan.batches_in(0) + 3):
+        plan[number]
+    assert longer[2].pairs[0].tolist() == plan[2].pairs[0].tolist() and len(longer) == 10
+    assert made == [1, 0], "the next, and the first again; that was known when the plan was made"
+
+
 def test_plans_repeat_in_every_process_and_differ_between_seeds():
     make = lambda seed: PairPlan(corpus(), CONFIG, seed=seed, n_batches=100)  # noqa: E731
     plan, again, other = make(0), pickle.loads(pickle.dumps(make(0))), make(1)
@@ -184,7 +224,7 @@ def test_hidden_tokens_are_drawn_anew_in_each_epoch_and_whatever_the_batch():
 
 def test_a_process_takes_its_own_rows():
     pairs = corpus()
-    plan = PairPlan(pairs, CONFIG, seed=0, n_batches=100, multiple=4)
+    plan = PairPlan(pairs, CONFIG, seed=0, n_batches=100)
     whole = MaskingCollator(pairs, CONFIG, seed=0, most=plan.most).map(plan[3])
     parts = [
         MaskingCollator(pairs, CONFIG, seed=0, most=plan.most, part=(np.array(own), 4)).map(plan[3])

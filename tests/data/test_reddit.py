@@ -202,7 +202,9 @@ def test_a_dump_is_prepared_and_a_stopped_preparation_goes_on(tmp_path, monkeypa
     )
     assert sum(counted) == labels
     left = [path.name for path in (config.dir / "pretraining_parts").rglob("*") if path.is_file()]
-    assert set(left) == {"done.json", "removed"}, "comments are removed when they are prepared"
+    assert set(left) == {"contents.json", "done.json", "removed"}, (
+        "comments are removed when they are prepared"
+    )
 
 
 def test_another_month_beside_one_that_was_prepared(tmp_path):

@@ -109,7 +109,7 @@ def test_sentencepiece_training_is_reproducible_and_round_trips(sentencepiece, c
 
 
 def test_a_vocabulary_larger_than_the_corpus_is_refused(corpus, tmp_path):
-    with pytest.raises(InputError, match="vocab_size of 50000 does not fit the corpus"):
+    with pytest.raises(InputError, match="--tokenizer.vocab-size 50000 does not fit the corpus"):
         train_sentencepiece(corpus, tmp_path / "sentencepiece.model", vocab_size=50000)
     assert not (tmp_path / "sentencepiece.model").exists()
 

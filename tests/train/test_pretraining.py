@@ -100,6 +100,34 @@ def test_a_step_on_many_devices_is_that_of_one(mesh):
         np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, np.abs(y).max()))
 
 
+def test_a_batch_does_not_depend_on_the_devices():
+    """Eleven rows on eight devices: five empty ones join them, and change nothing."""
+    rows = {"tokens": 31 * 11}
+    assert (
+        len(next(objective("data=1", batch=dataclasses.replace(BATCH, **rows)).batches(0, 1, seed=0)).first)
+        == 11
+    )
+    one, many = step_on("data=1", **rows), step_on("data=8", **rows)
+    np.testing.assert_allclose(many[0], one[0], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(many[1]), jax.tree.leaves(one[1]), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, np.abs(y).max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_float32_and_its_logits_are_float32(dtype):
+    """Products are summed to float32: the losses differ by the rounding of hidden states only."""
+    exact, half = objective(), objective(shape=dataclasses.replace(SHAPE, dtype=dtype))
+    batch = next(exact.batches(0, 1, seed=0))
+    logits, odds = half.model(batch.tokens, batch.masked, batch.first)
+    assert logits.dtype == odds.dtype == jnp.float32
+    rounded = logits.astype(dtype).astype(jnp.float32) == logits
+    assert float(rounded.mean()) < 0.2, "they are not what half precision holds"
+    one, other = (
+        pretraining_loss(found.model, batch, None, weights=LossWeights())[0] for found in (exact, half)
+    )
+    np.testing.assert_allclose(other, one, rtol={"bfloat16": 5e-3, "float16": 1e-3}[dtype])
+
+
 @pytest.mark.parametrize(
     ("mesh", "chunk"), [("data=1", 31 * 3), ("data=1", 1), ("data=8", 1), ("data=2", 31 * 5)]
 )

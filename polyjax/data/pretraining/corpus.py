@@ -11,6 +11,8 @@ from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.types import InputError
 
+_BLOCK = 1 << 20
+"""Pairs that are looked at together."""
 AT_ONCE = 4096
 """Conversations that are tokenised together."""
 
@@ -80,6 +82,15 @@ def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
+def index_dtype(n: int) -> type[np.signedinteger]:
+    """The smallest integers that count to n.
+
+    >>> index_dtype(10**9).__name__
+    'int32'
+    """
+    return np.int32 if n < 1 << 31 else np.int64
+
+
 def tokenise(
     conversations: Iterable[Conversation], tokenizer: Tokenizer, *, allow_empty: bool = False
 ) -> CorpusTokens:
@@ -128,11 +139,11 @@ class Pairs:
         InputError: not even one conversation has so few tokens.
 
     Attributes:
-        label: the turn that is the label, int64 [n].
-        first: the first turn of the context, int64 [n].
-        conversation: that it belongs to, int64 [n].
-        context_lengths: tokens of each context, special ones included, int64 [n].
-        label_lengths: tokens of each label, its end token included, int64 [n].
+        label: the turn that is the label, integers [n].
+        first: the first turn of the context, integers [n].
+        conversation: that it belongs to, integers [n].
+        context_lengths: tokens of each context, special ones included, int32 [n].
+        label_lengths: tokens of each label, its end token included, int32 [n].
     """
 
     def __init__(self, tokens: CorpusTokens, text: TextConfig, tokenizer: Tokenizer, *, most_tokens: int = 0):
@@ -141,17 +152,23 @@ class Pairs:
         counts = ends - begins - tokens.first_labels
         if most_tokens:
             counts = np.where(_drawn(tokens.lengths(begins, ends), most_tokens), counts, 0)
-        self.conversation = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        begins, labelled = (np.repeat(x, counts) for x in (begins, tokens.first_labels))
-        self.label = begins + labelled + within
-        self.first = np.maximum(begins, self.label - text.max_turns)
-        between = (self.label - self.first - 1) * len(tokenizer.separator_ids)
-        plain = tokens.lengths(self.first, self.label) + between
-        self.context_lengths = np.minimum(plain + 2, text.context_tokens)
-        self.label_lengths = np.minimum(
-            tokens.lengths(self.label, self.label + 1) + 1, text.candidate_tokens - 1
-        )
+        n, of_turns = int(counts.sum()), index_dtype(len(tokens.turns))
+        self.conversation = np.repeat(np.arange(len(counts), dtype=index_dtype(len(counts))), counts)
+        self.label, self.first = np.empty(n, of_turns), np.empty(n, of_turns)
+        self.context_lengths, self.label_lengths = np.empty(n, np.int32), np.empty(n, np.int32)
+        before = np.cumsum(counts) - counts
+        for start in range(0, n, _BLOCK):  # what is in between is larger than the result
+            block = slice(start, min(start + _BLOCK, n))
+            conversation = self.conversation[block]
+            within = np.arange(block.start, block.stop) - before[conversation]
+            label = begins[conversation] + tokens.first_labels[conversation] + within
+            first = np.maximum(begins[conversation], label - text.max_turns)
+            between = (label - first - 1) * len(tokenizer.separator_ids)
+            plain = tokens.lengths(first, label) + between
+            self.label[block], self.first[block] = label, first
+            self.context_lengths[block] = np.minimum(plain + 2, text.context_tokens)
+            own = tokens.lengths(label, label + 1) + 1
+            self.label_lengths[block] = np.minimum(own, text.candidate_tokens - 1)
 
     def __len__(self) -> int:
         """Number of pairs."""

@@ -147,6 +147,14 @@ def remove_parts(folder: Path) -> None:
             path.unlink()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of parts whole; one that is half removed does not look like one that is there."""
+    aside = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
 def is_removed(folder: Path) -> bool:
     """Whether ``remove_parts`` was here."""
     return (folder / REMOVED).exists()

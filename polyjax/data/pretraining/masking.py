@@ -46,8 +46,8 @@ class MaskingCollator(grain.transforms.Map):
         config: shares of what is hidden.
         seed: of the draws.
         most: pairs of a row at most.
-        part: a batch's rows are cut into so many equal pieces (the second), of which these are wanted (the
-            first, int [p]); all where None.
+        part: a batch's rows, and empty ones where they are too few for that, are cut into so many equal
+            pieces (the second), of which these are wanted (the first, int [p]); all where None.
     """
 
     def __init__(
@@ -77,7 +77,8 @@ class MaskingCollator(grain.transforms.Map):
         """The batch's arrays."""
         rows = np.arange(len(element.pairs))
         if self._part is not None:
-            rows = rows.reshape(self._part[1], -1)[self._part[0]].ravel()
+            chosen, n = self._part
+            rows = np.arange(math.ceil(len(element.pairs) / n) * n).reshape(n, -1)[chosen].ravel()
         b, t, p = len(rows), element.length, self._most
         # Every pair of a row may round its share up.
         k = math.ceil(self._config.masked * t) + p
@@ -86,6 +87,8 @@ class MaskingCollator(grain.transforms.Map):
         masked, targets = np.zeros((b, k), np.int32), np.full((b, k), -1, np.int32)
         first, follows = np.zeros((b, p), np.int32), np.full((b, p), -1, np.int32)
         for row, number in enumerate(rows):
+            if number >= len(element.pairs):
+                continue
             place = hidden = 0
             members, labels = element.pairs[number].tolist(), element.labels[number].tolist()
             for i, (pair, label) in enumerate(zip(members, labels, strict=True)):

@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,17 +22,18 @@ import tensorflow_datasets as tfds
 import tyro
 
 from polyjax.data.pretraining.corpus import AT_ONCE, Conversation
-from polyjax.data.pretraining.lines import is_removed, remove_parts
+from polyjax.data.pretraining.identity import content_hash
+from polyjax.data.pretraining.leakage import HeldOut
+from polyjax.data.pretraining.lines import is_removed, remove_folder, remove_parts
 from polyjax.data.pretraining.reddit import RedditConfig
-from polyjax.data.pretraining.sources import Piece, find_pieces, window_keys
+from polyjax.data.pretraining.sources import Piece, files_of, find_pieces
 from polyjax.data.tasks import chitchat
-from polyjax.data.tasks.registry import read, task_named
+from polyjax.data.tasks.registry import TaskConfig, read, task_named
 from polyjax.files import exclusive_lock
 from polyjax.progress import console, meter
 from polyjax.types import InputError, first_line
 
-PIECE_PARTS = 8
-"""Parts of a piece that Beam may read at the same time."""
+LOCAL_RUNNER = "DirectRunner"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,12 @@ class CorpusConfig:
         piece_mb: megabytes of a file that are prepared at once, which bounds the memory.
         held_out: share of the conversations to validate on.
         tokens: at most so many tokens are learnt from, of conversations drawn once; 0 for all.
+        task_dir: folder with the files of the tasks that ``task:`` and ``--leave-out`` name, where these have
+            files.
+        unverified: take files of those tasks that are not known to be the official ones.
         beam_runner: of Apache Beam; this machine by default.
-        beam_options: of the runner, as Beam's own flags.
+        beam_options: of the runner, Beam's own flags in one text: ``--corpus.beam-options="--a=1 --b=2"``.
+        piece_parts: parts of a piece that the runner's workers may read at the same time.
     """
 
     files: Annotated[tuple[str, ...], tyro.conf.arg(name="corpus", prefix_name=False)] = ()
@@ -59,8 +65,11 @@ class CorpusConfig:
     piece_mb: float = 16.0
     held_out: float = 0.01
     tokens: int = 0
-    beam_runner: str = "DirectRunner"
-    beam_options: tuple[str, ...] = ()
+    task_dir: Path | None = None
+    unverified: bool = False
+    beam_runner: str = LOCAL_RUNNER
+    beam_options: str = ""
+    piece_parts: int = 8
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
@@ -72,13 +81,29 @@ class CorpusConfig:
             )
         if self.tokens < 0:
             raise InputError(f"corpus tokens must be 0 (all) or more, got {self.tokens}")
+        if self.piece_parts < 1:
+            raise InputError(f"corpus piece_parts must be at least 1, got {self.piece_parts}")
+
+    def task(self, name: str) -> TaskConfig:
+        """The settings of a task that is named, with this folder of files.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        task = task_named(name)
+        mine: dict[str, Any] = {"data_dir": self.dir, "unverified": self.unverified}
+        if self.task_dir is not None:
+            mine["source"] = self.task_dir
+        known = {field.name for field in dataclasses.fields(task)}
+        return dataclasses.replace(task, **{name: value for name, value in mine.items() if name in known})
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PieceConfig(tfds.core.BuilderConfig):
-    """Which piece a builder prepares; its name says all that the piece depends on."""
+    """Which piece a builder prepares, in how many parts; its name says all that the piece depends on."""
 
     piece: Piece | None = None
+    parts: int = 1
 
 
 class PretrainingPiece(tfds.core.GeneratorBasedBuilder):
@@ -104,9 +129,9 @@ class PretrainingPiece(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Any:
         import apache_beam as beam  # slow to import, and needed to prepare only
 
-        piece = cast(PieceConfig, self.builder_config).piece
-        assert piece is not None
-        return beam.Create(list(enumerate(piece.split(PIECE_PARTS)))) | beam.FlatMapTuple(_keyed)
+        config = cast(PieceConfig, self.builder_config)
+        assert config.piece is not None
+        return beam.Create(list(enumerate(config.piece.split(config.parts)))) | beam.FlatMapTuple(_keyed)
 
 
 def _keyed(part: int, piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,7 +146,7 @@ class PreparedPiece:
 
     def __init__(self, piece: Piece, folder: Path):
         self.name = piece.name
-        self._rows: Any = cast(Mapping[str, Any], _builder(piece, folder).as_data_source())["rows"]
+        self._rows: Any = cast(Mapping[str, Any], _builder(piece, folder, 1).as_data_source())["rows"]
 
     def __iter__(self) -> Iterator[Conversation]:
         """All of them."""
@@ -136,8 +161,8 @@ class PreparedPiece:
 class TaskPiece:
     """The conversations of a task's training split, in memory."""
 
-    def __init__(self, name: str, data_dir: Path):
-        self._conversations = list(_of_task(name, data_dir))
+    def __init__(self, name: str, config: CorpusConfig):
+        self._conversations = list(_of_task(name, config.task(name)))
         digest = hashlib.sha256(repr(self._conversations).encode())
         self.name = f"task-{name}-{digest.hexdigest()[:16]}"
 
@@ -146,25 +171,53 @@ class TaskPiece:
         return iter(self._conversations)
 
 
-def _of_task(name: str, data_dir: Path) -> Iterator[Conversation]:
+def _of_task(name: str, task: TaskConfig) -> Iterator[Conversation]:
     """A task's training conversations; where it keeps rows only, each row's context and label."""
-    if name == "chitchat":
-        for found in chitchat.read_conversations("train", data_dir):
+    if isinstance(task, chitchat.ChitchatConfig):
+        for found in chitchat.read_conversations("train", task.data_dir):
             yield Conversation(f"chitchat/{found.id}", found.turns)
         return
-    for example in read(task_named(name), "train").examples:
+    for example in read(task, "train").examples:
         turns = (*example.context, example.label_text)
         # Rows of one dialogue are held out together.
         yield Conversation(f"{name}/{example.group}", turns, len(example.context))
 
 
-def _builder(piece: Piece, folder: Path) -> PretrainingPiece:
-    config = PieceConfig(name=piece.name, piece=piece)
+def _builder(piece: Piece, folder: Path, parts: int) -> PretrainingPiece:
+    config = PieceConfig(name=piece.name, piece=piece, parts=parts)
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of folders that are not there yet
     try:
         return PretrainingPiece(data_dir=folder, file_format="array_record", config=config)
     except OSError as error:
         raise InputError(f"--corpus.dir {str(folder)!r} cannot be read: {error}") from None
+
+
+def corpus_identity(config: CorpusConfig) -> str:
+    """What changes when a corpus's files do, without preparing them; their names count, not their places.
+
+    Raises:
+        InputError: no file is there, or one cannot be read.
+    """
+    digest = hashlib.sha256(repr(config.reddit).encode())
+    _, files = _sources(config)
+    for source in files:
+        kind, paths = files_of(source)
+        with writing(config.dir):
+            for path in paths:
+                digest.update(f"{kind}/{Path(path).name}/{content_hash(path, _parts(config))}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _sources(config: CorpusConfig) -> tuple[list[str], list[str]]:
+    """The names of tasks, and the sources that are files."""
+    if not config.files:
+        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES, reddit:FILES or task:NAME")
+    tasks = [source.removeprefix("task:") for source in config.files if source.startswith("task:")]
+    return tasks, [source for source in config.files if not source.startswith("task:")]
+
+
+def _parts(config: CorpusConfig) -> Path:
+    return config.dir / "pretraining_parts"
 
 
 def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
@@ -173,30 +226,29 @@ def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
     Raises:
         InputError: no file is there, one is broken, or the folder cannot be written.
     """
-    if not config.files:
-        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES, reddit:FILES or task:NAME")
     size = max(int(config.piece_mb * 1e6), 1)
-    tasks = [source.removeprefix("task:") for source in config.files if source.startswith("task:")]
-    files = [source for source in config.files if not source.startswith("task:")]
-    found = [TaskPiece(name, config.dir) for name in tasks]
+    tasks, files = _sources(config)
+    found = [TaskPiece(name, config) for name in tasks]
     with writing(config.dir):
 
         def laid_out() -> list[Piece]:
-            parts = config.dir / "pretraining_parts"
-            make = functools.partial(find_pieces, size=size, folder=parts, reddit=config.reddit)
+            make = functools.partial(find_pieces, size=size, folder=_parts(config), reddit=config.reddit)
             return [piece for source in files for piece in make(source)]
 
+        def builder_of(piece: Piece) -> PretrainingPiece:
+            return _builder(piece, config.dir, config.piece_parts)
+
         pieces = laid_out()
-        wanted = [piece for piece in pieces if not _builder(piece, config.dir).is_prepared()]
+        wanted = [piece for piece in pieces if not builder_of(piece).is_prepared()]
         # Parts go when they are prepared; a piece of them that is not there now is another's, or was removed.
         gone = {Path(folder) for piece in wanted for folder in piece.laid_out if is_removed(Path(folder))}
         if gone:
             for folder in gone:
-                shutil.rmtree(folder)
+                remove_folder(folder)
             pieces = laid_out()
         with meter("preparing the corpus", len(pieces), unit="pieces") as shown:
             for piece in pieces:
-                builder = _builder(piece, config.dir)
+                builder = builder_of(piece)
                 if not builder.is_prepared():
                     _prepare(builder, config)
                 shown.add(1)
@@ -224,7 +276,6 @@ def writing(folder: Path) -> Iterator[None]:
 def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
     logging.getLogger().addFilter(_no_apitools)
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.runners.runner import create_runner
     except ModuleNotFoundError:
         raise InputError("preparing a corpus needs Apache Beam; run: pip install -e '.[beam]'") from None
@@ -234,33 +285,63 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
         create_runner(config.beam_runner)
     except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise InputError(f"--corpus.beam-runner {config.beam_runner}: {first_line(error)}") from None
-    download = tfds.download.DownloadConfig(
-        beam_runner=config.beam_runner, beam_options=PipelineOptions(list(config.beam_options))
-    )
+    options = _beam_options(config)
+    download = tfds.download.DownloadConfig(beam_runner=config.beam_runner, beam_options=options)
     tfds.disable_progress_bar()
     for left in Path(builder.data_dir).parent.glob("incomplete.*"):  # by one that was killed
         shutil.rmtree(left)
-    beam_log, printed = logging.getLogger("apache_beam"), io.StringIO()
+    beam_log = logging.getLogger("apache_beam")
     level = beam_log.level
     beam_log.setLevel(logging.CRITICAL)  # what it logs of an error is raised as well
     try:
         # It talks of downloads; there are none.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare(download_config=download)
-    except SystemExit:  # of Beam's own parser
-        said = (printed.getvalue().strip().splitlines() or ["refused"])[-1]
-        raise InputError(f"--corpus.beam-options {' '.join(config.beam_options)}: {said}") from None
     except Exception as error:  # Beam wraps what a reader raises, or adds to its message
         named = next((part for part in _chain(error) if isinstance(part, InputError)), None)
         if named is None and "InputError: " in str(error):
             named = str(error).split("InputError: ", 1)[1]
         if named is None and isinstance(error, OSError):
             named = f"--corpus.dir {str(config.dir)!r} cannot be written: {error}"
+        if named is None and config.beam_runner != LOCAL_RUNNER:
+            named = f"--corpus.beam-runner {config.beam_runner}: {first_line(error) or repr(error)}"
         if named is None:
             raise
         raise InputError(first_line(Exception(str(named).split(" [while running")[0]))) from None
     finally:
         beam_log.setLevel(level)
+
+
+def _beam_options(config: CorpusConfig) -> Any:
+    """Beam's PipelineOptions.
+
+    Raises:
+        InputError: they cannot be parsed, or Beam knows no such flag and would leave it out.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    refused = f"--corpus.beam-options {config.beam_options}"
+    try:
+        flags = shlex.split(config.beam_options)
+    except ValueError as error:
+        raise InputError(f"{refused}: {error}") from None
+    beam_log, printed = logging.getLogger("apache_beam"), io.StringIO()
+    level = beam_log.level
+    beam_log.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(printed):
+            options = PipelineOptions(flags)
+            known = set(options.get_all_options())
+            unknown = set(options.get_all_options(retain_unknown_options=True)) - known
+    except SystemExit:  # of Beam's own parser
+        said = (printed.getvalue().strip().splitlines() or ["not understood"])[-1]
+        raise InputError(f"{refused}: {said}") from None
+    finally:
+        beam_log.setLevel(level)
+    if unknown or any(not flag.startswith("-") for flag in flags[:1]):
+        what = ", ".join(f"--{name}" for name in sorted(unknown)) or flags[0]
+        raise InputError(f"{refused}: Beam knows no flag {what}")
+    return options
 
 
 def _no_apitools(record: logging.LogRecord) -> bool:
@@ -275,20 +356,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def sampled_turns(
-    pieces: Sequence[PreparedPiece | TaskPiece], n: int, *, excluded: frozenset[int] = frozenset()
+    pieces: Sequence[PreparedPiece | TaskPiece], n: int, *, excluded: HeldOut | None = None
 ) -> Iterator[str]:
     """About n turns of a corpus, drawn once, for a vocabulary; all where it has fewer.
 
     Args:
         pieces: of the corpus.
         n: how many.
-        excluded: of ``window_keys``; a conversation with one of them is left out.
+        excluded: conversations of these are left out.
     """
     total = sum(len(conversation.turns) for piece in pieces for conversation in piece)
     draw = np.random.default_rng(0)
     for piece in pieces:
         for conversation in piece:
             taken = draw.random(len(conversation.turns)) * total < n
-            if excluded and not excluded.isdisjoint(window_keys(conversation.turns)):
-                continue
-            yield from (turn for turn, keep in zip(conversation.turns, taken, strict=True) if keep)
+            if excluded is None or conversation.turns not in excluded:
+                yield from (turn for turn, keep in zip(conversation.turns, taken, strict=True) if keep)

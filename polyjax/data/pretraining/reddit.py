@@ -184,7 +184,8 @@ def scatter(path: str, folder: Path, n: int, config: RedditConfig) -> None:
                 _write(waiting, aside)
                 size = 0
         _write(waiting, aside)
-        write_text(aside / DONE, json.dumps({"buckets": n}))
+        filled = sorted(int(path.name) for path in aside.iterdir())
+        write_text(aside / DONE, json.dumps({"buckets": n, "filled": filled}))
 
 
 def _write(waiting: dict[int, list[bytes]], folder: Path) -> None:
@@ -201,14 +202,16 @@ def read_bucket(folders: Sequence[str], bucket: int, config: RedditConfig) -> It
     Raises:
         InputError: the comments were removed.
     """
+    filled: dict[str, list[int]] = {}
     for folder in folders:
         if is_removed(Path(folder)) or not (Path(folder) / DONE).exists():
             raise InputError(f"{folder}: the comments that lay here were removed; run again")
+        filled[folder] = json.loads((Path(folder) / DONE).read_text(encoding="utf-8"))["filled"]
     threads: dict[str, list[Comment]] = {}
     for folder in folders:
-        path = Path(folder) / str(bucket)
-        if not path.exists():  # no thread fell into it
+        if bucket not in filled[folder]:  # no thread fell into it
             continue
+        path = Path(folder) / str(bucket)
         with reading(str(path)):
             rows: Iterable[Any] = map(json.loads, path.read_bytes().splitlines())
             for row in rows:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from polyjax.data.pretraining.corpus import Conversation
+from polyjax.data.pretraining.identity import content_hash
 from polyjax.data.pretraining.lines import is_compressed, lines_between, unpack
 from polyjax.data.pretraining.reddit import RedditConfig, buckets_needed, read_bucket, scatter
 from polyjax.types import InputError
@@ -25,7 +26,7 @@ class Piece(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the prepared piece: it changes with the files' sizes and times, and with the readers."""
+        """Of the prepared piece: it changes with what the files hold, and with the readers."""
         ...
 
     @property
@@ -60,6 +61,7 @@ class FilePiece:
         path: of the file.
         start: the first byte; a line that begins before it belongs to the piece before.
         end: a line that begins here or later belongs to the next piece.
+        content: a hash of the whole file, unpacked or not, as it was given.
         unpacked_from: the file that ``path`` was cut out of; "" where it is the file itself.
         origin: the byte of that file, unpacked, where ``path`` begins.
     """
@@ -68,6 +70,7 @@ class FilePiece:
     path: str
     start: int
     end: int
+    content: str
     unpacked_from: str = ""
     origin: int = 0
 
@@ -84,8 +87,9 @@ class FilePiece:
     @property
     def name(self) -> str:
         """See Piece."""
-        what = dataclasses.replace(self, path="") if self.unpacked_from else self
-        return f"{self.kind}-{_hash(what, _state(self.shown))}"
+        # The file's name is part of its conversations' ids.
+        what = (self.kind, self.content, Path(self.shown).name, self.start, self.end, self.origin)
+        return f"{self.kind}-{_hash(*what)}"
 
     def split(self, n: int) -> "list[FilePiece]":
         """See Piece."""
@@ -160,11 +164,35 @@ def find_pieces(
     Args:
         source: ``pairs:GLOB``, ``text:GLOB`` or ``reddit:GLOB``; files may be compressed (.gz, .zst).
         size: bytes of a piece.
-        folder: for the parts of compressed files and the buckets of threads; see ``remove_parts``.
+        folder: for the parts of compressed files and the buckets of threads, see ``remove_parts``, and for
+            the files' hashes.
         reddit: which comments are kept.
 
     Raises:
         InputError: the kind is unknown, no file is there, or one is damaged.
+    """
+    kind, paths = files_of(source)
+    if kind == "reddit":
+        return _threads(paths, size, folder, reddit or RedditConfig())
+    pieces: list[FilePiece] = []
+    for path in paths:
+        content = content_hash(path, folder)
+        if is_compressed(path):
+            parts = unpack(path, folder / f"unpacked-{_hash(content, size)}", size=size)
+            pieces += (
+                FilePiece(kind, part.path, 0, part.size, content, unpacked_from=path, origin=part.origin)
+                for part in parts
+            )
+        else:
+            pieces += FilePiece(kind, path, 0, Path(path).stat().st_size, content).cut(size)
+    return pieces
+
+
+def files_of(source: str) -> tuple[str, list[str]]:
+    """The kind of a corpus's files, and their paths.
+
+    Raises:
+        InputError: the kind is unknown, or no file is there.
     """
     kind, colon, pattern = source.partition(":")
     if not colon or kind not in KINDS:
@@ -175,22 +203,14 @@ def find_pieces(
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
     if not paths:
         raise InputError(f"--corpus {source!r}: no such file; quote a pattern, so that the shell keeps it")
-    if kind == "reddit":
-        return _threads(paths, size, folder, reddit or RedditConfig())
-    pieces: list[FilePiece] = []
-    for path in paths:
-        if is_compressed(path):
-            parts = unpack(path, folder / f"unpacked-{_hash(_state(path), size)}", size=size)
-            pieces += (FilePiece(kind, p.path, 0, p.size, unpacked_from=path, origin=p.origin) for p in parts)
-        else:
-            pieces += FilePiece(kind, path, 0, Path(path).stat().st_size).cut(size)
-    return pieces
+    return kind, paths
 
 
 def _threads(paths: Sequence[str], size: int, folder: Path, config: RedditConfig) -> list[ThreadsPiece]:
     n = buckets_needed(paths, size=size) * BUCKETS
-    folders = [folder / f"reddit-{_hash(_state(path), n, config)}" for path in paths]
-    for path, into in zip(paths, folders, strict=True):
+    # A file that is there twice is one: its comments have the same ids.
+    folders = {folder / f"reddit-{_hash(content_hash(path, folder), n, config)}": path for path in paths}
+    for into, path in folders.items():
         scatter(path, into, n, config)
     named = tuple(map(str, folders))
     return [ThreadsPiece(named, start, start + BUCKETS, config) for start in range(0, n, BUCKETS)]
@@ -200,14 +220,8 @@ BUCKETS = 8
 """Of threads in a piece: parts that Beam may read at the same time."""
 
 
-def _state(path: str) -> str:
-    """What changes when a file does."""
-    found = Path(path).stat()
-    return f"{path}/{found.st_size}/{found.st_mtime_ns}"
-
-
 def _hash(*parts: object) -> str:
-    return hashlib.sha1("/".join(map(repr, ("2", *parts))).encode()).hexdigest()[:16]
+    return hashlib.sha1("/".join(map(repr, ("3", *parts))).encode()).hexdigest()[:16]
 
 
 def _texts(values: Any) -> tuple[str, ...]:
@@ -266,23 +280,3 @@ def is_held_out(id_: str, share: float) -> bool:
     97
     """
     return int(hashlib.sha1(f"held out/{id_}".encode()).hexdigest()[:8], 16) < share * 2**32
-
-
-def window_keys(turns: Sequence[str]) -> set[int]:
-    """Hashes by which a conversation is known again: of every two successive turns, and of long ones.
-
-    Case, white space and punctuation do not count. Single short turns do not tell: everybody says
-    "thank you".
-    """
-    plain = [" ".join(re.findall(r"\w+", turn.lower())) for turn in turns]
-    windows = [f"{one}\n{other}" for one, other in zip(plain, plain[1:], strict=False) if one and other]
-    long = [turn for turn in plain if len(turn.split()) >= LONG_WORDS]
-    return {_key(text) for text in (*windows, *long)}
-
-
-LONG_WORDS = 10
-"""Of a turn that two people hardly say alike."""
-
-
-def _key(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from polyjax.data.pretraining.corpus import Conversation, CorpusTokens, token_dtype, tokenise
+from polyjax.data.pretraining.leakage import HeldOut
 from polyjax.data.pretraining.prepare import CorpusConfig, PreparedPiece, TaskPiece, prepare_pieces, writing
-from polyjax.data.pretraining.sources import is_held_out, window_keys
-from polyjax.data.rows import RankConfig
-from polyjax.data.tasks.registry import read_to_rank, task_named
+from polyjax.data.pretraining.sources import is_held_out
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.files import PARTIAL, save_array, write_text
 from polyjax.progress import meter
@@ -42,7 +41,12 @@ class PreparedCorpus:
 
 
 def tokens_of(
-    config: CorpusConfig, tokenizer: Tokenizer, tokenizer_dir: Path, *, excluded: frozenset[int] = frozenset()
+    config: CorpusConfig,
+    tokenizer: Tokenizer,
+    tokenizer_dir: Path,
+    *,
+    pieces: Sequence[PreparedPiece | TaskPiece] | None = None,
+    excluded: HeldOut | None = None,
 ) -> PreparedCorpus:
     """The tokens of a corpus, memory-mapped from ``config.dir``, made first where they are not there.
 
@@ -50,12 +54,14 @@ def tokens_of(
         config: of the corpus.
         tokenizer: text to ids.
         tokenizer_dir: its files, by which the tokens are known again.
-        excluded: of ``window_keys``; a conversation with one of them is left out.
+        pieces: of the corpus, where they are known; see ``prepare_pieces``.
+        excluded: conversations of these are left out.
 
     Raises:
         InputError: the corpus is broken, or holds no pair to learn from or to validate on.
     """
-    pieces = prepare_pieces(config)
+    pieces = prepare_pieces(config) if pieces is None else pieces
+    excluded = excluded or HeldOut()
     state = _state(config, pieces, tokenizer_dir, excluded)
     folder = config.dir / "pretraining_tokens" / state
     if not (folder / "done.json").exists():
@@ -71,7 +77,7 @@ def _make_tokens(
     pieces: Sequence[PreparedPiece | TaskPiece],
     folder: Path,
     tokenizer: Tokenizer,
-    excluded: frozenset[int],
+    excluded: HeldOut,
 ) -> None:
     if (folder / "done.json").exists():  # another process made them while this one waited
         return
@@ -84,22 +90,13 @@ def _make_tokens(
     _put_together(folder, len(pieces), tokenizer)
 
 
-def held_out_keys(task: str) -> frozenset[int]:
-    """``window_keys`` of all that a task is validated and tested on; see ``tokens_of``."""
-    keys: set[int] = set()
-    for split in ("valid", "test"):
-        for example in read_to_rank(task_named(task), split, RankConfig()).examples:
-            keys |= window_keys((*example.context, example.label_text))
-    return frozenset(keys)
-
-
 def _state(
     config: CorpusConfig,
     pieces: Sequence[PreparedPiece | TaskPiece],
     tokenizer_dir: Path,
-    excluded: frozenset[int],
+    excluded: HeldOut,
 ) -> str:
-    digest = hashlib.sha256(repr((1, config.held_out, sorted(excluded))).encode())
+    digest = hashlib.sha256(repr((2, config.held_out, excluded.digest)).encode())
     for piece in pieces:
         digest.update(piece.name.encode())
     for path in sorted(tokenizer_dir.iterdir()):
@@ -113,12 +110,12 @@ def _tokenise_piece(
     number: int,
     tokenizer: Tokenizer,
     held_out: float,
-    excluded: frozenset[int],
+    excluded: HeldOut,
 ) -> None:
     counts: dict[str, Any] = {"left_out": 0}
     chosen: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
     for conversation in piece:
-        if excluded and not excluded.isdisjoint(window_keys(conversation.turns)):
+        if conversation.turns in excluded:
             counts["left_out"] += 1
         else:
             chosen["valid" if is_held_out(conversation.id, held_out) else "train"].append(conversation)
