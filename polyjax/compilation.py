@@ -16,4 +16,5 @@ def enable_compilation_cache() -> None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "polyjax" / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        # A process compiles a hundred small programs beside its few large ones: seconds together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

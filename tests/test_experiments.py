@@ -31,7 +31,6 @@ def command(script: str, *arguments: str, folder: Path) -> subprocess.CompletedP
         **os.environ,
         "XLA_FLAGS": FAST_COMPILATION,
         "COLUMNS": "200",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }
     return subprocess.run(
         [sys.executable, str(ROOT / "experiments" / script), *arguments],

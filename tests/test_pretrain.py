@@ -112,7 +112,7 @@ def test_a_run_leaves_everything_in_one_folder(pretrained):
 
 def test_a_killed_run_ends_bit_identical(pretrained, folder):
     run_dir = folder / "killed"
-    compiled = {"XLA_FLAGS": FAST_COMPILATION, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    compiled = {"XLA_FLAGS": FAST_COMPILATION}
     arguments = [*flags(folder, folder / "corpus.jsonl"), "--run-dir", str(run_dir)]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *arguments],

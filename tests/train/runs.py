@@ -19,11 +19,11 @@ SCRIPT = Path(toy.__file__)
 
 
 def start(
-    run_dir: Path, cache: Path, *more: str, arch: str = "poly", devices: int = 1, **variables: str
+    run_dir: Path, *more: str, arch: str = "poly", devices: int = 1, **variables: str
 ) -> subprocess.Popen:
     """The toy run with further settings, in a process with further environment variables."""
     flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache), **variables}
+    environment = {**os.environ, "XLA_FLAGS": flags, **variables}
     return python([str(SCRIPT), str(run_dir), arch, "batch_size=8", *more], environment)
 
 
@@ -47,10 +47,11 @@ def joined(n: int) -> list[dict[str, str]]:
     return [shared | {"JAX_PROCESS_ID": str(i)} for i in range(n)]
 
 
-def pair(run_dir: Path, cache: Path, *more: str) -> list[subprocess.Popen]:
+def pair(run_dir: Path, *more: str) -> list[subprocess.Popen]:
     """The same toy run as two processes of two devices each."""
+    shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
     return [
-        start(run_dir, cache / f"of {i}", "mesh=", *more, devices=2, **variables)
+        start(run_dir, "mesh=", *more, devices=2, **variables, JAX_COMPILATION_CACHE_DIR=f"{shared}/of {i}")
         for i, variables in enumerate(joined(2))
     ]
 

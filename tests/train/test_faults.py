@@ -28,21 +28,16 @@ from runs import SCRIPT, assert_same, finish, parameters, saved_steps, start, wa
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
+def whole(tmp_path_factory):
     """The final parameters of an uninterrupted run on one device."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(run_dir, cache))
+    finish(start(run_dir))
     return parameters(run_dir, "poly", 60)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, cache, whole):
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, whole):
     """Here at a step that is not to be validated."""
-    process = start(tmp_path, cache, "save_every_steps=0", "validate_every_steps=60")
+    process = start(tmp_path, "save_every_steps=0", "validate_every_steps=60")
     while not (tmp_path / "metrics.jsonl").exists() or not MetricsLog.read(tmp_path):
         assert process.poll() is None
         time.sleep(0.002)
@@ -51,7 +46,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, cache, whole):
     (step,) = saved_steps(tmp_path)
     assert f"stopped by SIGTERM after step {step}, which is saved" in said and "Traceback" not in said
     assert 10 <= int(step) < 60
-    finish(start(tmp_path, cache, "save_every_steps=0", "validate_every_steps=60"))
+    finish(start(tmp_path, "save_every_steps=0", "validate_every_steps=60"))
     assert_same(parameters(tmp_path, "poly", 60), whole)
 
 
@@ -158,8 +153,8 @@ def test_memory_that_is_really_exhausted_names_the_flag(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, cache, whole):
-    process = start(tmp_path, cache)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, whole):
+    process = start(tmp_path)
     wait_for_steps(process, tmp_path, after=21)
     latest = saved_steps(tmp_path)[-1]
     while not (tmp_path / "checksums" / f"{latest}.txt").exists():
@@ -177,7 +172,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
     else:
         content[len(content) // 2] ^= 1
         largest.write_bytes(content)
-    said = finish(start(tmp_path, cache))
+    said = finish(start(tmp_path))
     assert str(largest) in said.replace("\n", "") and "put aside" in said
     assert f"after step {before} of 60" in said
     assert (tmp_path / "damaged" / latest).is_dir()
@@ -245,9 +240,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_save_that_does_not_fit_leaves_the_one_before(tmp_path, cache, whole):
+def test_a_save_that_does_not_fit_leaves_the_one_before(tmp_path, whole):
     """A limit of file sizes, which the second checkpoint cannot keep to, stands for a full disk."""
-    process = start(tmp_path, cache)
+    process = start(tmp_path)
     wait_for_steps(process, tmp_path)
     process.kill()
     process.communicate()
@@ -264,7 +259,7 @@ def test_a_save_that_does_not_fit_leaves_the_one_before(tmp_path, cache, whole):
     assert "cannot be saved" in full.stderr and f"step {kept[-1]} is kept" in full.stderr
     assert "Traceback" not in full.stderr
     assert saved_steps(tmp_path) == kept
-    finish(start(tmp_path, cache))
+    finish(start(tmp_path))
     assert_same(parameters(tmp_path, "poly", 60), whole)
 
 

@@ -83,21 +83,16 @@ def test_a_finished_run_is_left_alone(finished):
     assert_same(parameters(run_dir, arch, 60), before)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
 # Pauses after a checkpoint before the kill; 0 kills while one is being written.
 @pytest.mark.parametrize(("arch", "pauses"), [("poly", (0.0, 0.15, 0.0)), ("bi", (0.1,)), ("cross", (0.1,))])
-def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path, cache):
+def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path):
     whole = tmp_path / "whole"
-    finish(start(whole, cache, arch=arch))
+    finish(start(whole, arch=arch))
 
     killed = tmp_path / "killed"
     moments = 0
     for pause in pauses:
-        process = start(killed, cache, arch=arch)
+        process = start(killed, arch=arch)
         folder, steps = killed / "checkpoints", saved_steps(killed)
         while process.poll() is None:
             # Kill while a checkpoint is being written, or a while after one was.
@@ -110,18 +105,18 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(arch, pauses, tmp_path, c
             time.sleep(0.0005)
         process.communicate()
     assert moments >= min(2, len(pauses)), "the runs ended before they could be killed"
-    finish(start(killed, cache, arch=arch))
+    finish(start(killed, arch=arch))
     assert_same(parameters(killed, arch, 60), parameters(whole, arch, 60))
     steps = [row["step"] for row in MetricsLog.read(killed)]
     assert steps == sorted(steps)
     assert steps == [row["step"] for row in MetricsLog.read(whole)]
 
 
-def test_bfloat16_and_worker_processes_resume_as_exactly(tmp_path, cache):
+def test_bfloat16_and_worker_processes_resume_as_exactly(tmp_path):
     """Killed with a worker, gone on without one: the same batches and parameters."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole, cache, "dtype=bfloat16"))
-    process = start(killed, cache, "dtype=bfloat16", "workers=1")
+    finish(start(whole, "dtype=bfloat16"))
+    process = start(killed, "dtype=bfloat16", "workers=1")
     while not saved_steps(killed):
         assert process.poll() is None
         time.sleep(0.0005)
@@ -130,7 +125,7 @@ def test_bfloat16_and_worker_processes_resume_as_exactly(tmp_path, cache):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # the worker, which holds its output open, is gone as well
     assert "60" not in saved_steps(killed), "the run ended before it could be killed"
-    finish(start(killed, cache, "dtype=bfloat16"))
+    finish(start(killed, "dtype=bfloat16"))
     assert_same(parameters(killed, "poly", 60), parameters(whole, "poly", 60))
 
 

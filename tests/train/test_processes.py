@@ -20,22 +20,17 @@ from runs import assert_same, finish, joined, pair, parameters, python, start, w
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def pair_whole(tmp_path_factory, cache):
+def pair_whole(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("pair") / "run"
-    said = [finish(process) for process in pair(run_dir, cache)]
+    said = [finish(process) for process in pair(run_dir)]
     assert "valid loss" in said[0] and "valid loss" not in said[1], "one of them reports"
     return run_dir
 
 
-def test_one_update_of_two_processes_is_that_of_one(tmp_path, cache):
-    for process in pair(tmp_path / "two", cache, "steps=1"):
+def test_one_update_of_two_processes_is_that_of_one(tmp_path):
+    for process in pair(tmp_path / "two", "steps=1"):
         finish(process)
-    finish(start(tmp_path / "one", cache, "steps=1"))
+    finish(start(tmp_path / "one", "steps=1"))
     together, alone = (parameters(tmp_path / name, "poly", 1) for name in ("two", "one"))
     moved = 0.0
     scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(0))
@@ -74,8 +69,8 @@ def assert_close_gradients(together, alone):
     assert largest > 1e-3, "gradients of nothing are equal anyway"
 
 
-def test_two_processes_train_as_one(pair_whole, tmp_path, cache):
-    finish(start(tmp_path, cache))
+def test_two_processes_train_as_one(pair_whole, tmp_path):
+    finish(start(tmp_path))
     whole = parameters(tmp_path, "poly", 60)
     together = parameters(pair_whole, "poly", 60)
     for name, value in together.items():
@@ -85,9 +80,9 @@ def test_two_processes_train_as_one(pair_whole, tmp_path, cache):
 
 
 @pytest.mark.parametrize("killed", [1, 0])
-def test_killing_one_of_two_stops_the_other_and_both_go_on(killed, tmp_path, cache, pair_whole):
+def test_killing_one_of_two_stops_the_other_and_both_go_on(killed, tmp_path, pair_whole):
     run_dir = tmp_path / "run"
-    processes = pair(run_dir, cache)
+    processes = pair(run_dir)
     wait_for_steps(processes[0], run_dir)
     processes[killed].kill()
     processes[killed].communicate()
@@ -99,19 +94,19 @@ def test_killing_one_of_two_stops_the_other_and_both_go_on(killed, tmp_path, cac
     else:  # without the first process jax's own service ends the others, which may come before our line
         assert other.returncode != 0
         assert "lost the others" in errors or "another task died" in errors
-    for process in pair(run_dir, cache):
+    for process in pair(run_dir):
         finish(process)
     assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
 
 
-def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, cache, pair_whole):
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, pair_whole):
     run_dir = tmp_path / "run"
-    processes = pair(run_dir, cache)
+    processes = pair(run_dir)
     wait_for_steps(processes[0], run_dir)
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         finish(process, status=143)
-    for process in pair(run_dir, cache):
+    for process in pair(run_dir):
         finish(process)
     assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
 
@@ -191,8 +186,8 @@ def test_slurm_and_kubernetes_are_found(monkeypatch):
     assert asked["coordinator_address"] == "rack1node04:61441"
 
 
-def test_a_time_limit_stops_two_processes_at_the_same_step(tmp_path, cache):
-    for process in pair(tmp_path, cache, "time_limit=1", "steps=100000", "validate_every_steps=100000"):
+def test_a_time_limit_stops_two_processes_at_the_same_step(tmp_path):
+    for process in pair(tmp_path, "time_limit=1", "steps=100000", "validate_every_steps=100000"):
         finish(process)
     (last,) = [row for row in MetricsLog.read(tmp_path) if row["kind"] == "valid"]
     assert last["step"] % 10 == 0
@@ -257,9 +252,9 @@ time.sleep(100)
         finish(process, status=-signal.SIGTERM)
 
 
-def test_parameters_that_are_split_over_processes(tmp_path, cache, pair_whole):
+def test_parameters_that_are_split_over_processes(tmp_path, pair_whole):
     """fsdp over all devices: no process has a whole matrix, and validates and saves all the same."""
-    for process in pair(tmp_path, cache, "mesh=fsdp=4"):
+    for process in pair(tmp_path, "mesh=fsdp=4"):
         finish(process)
     losses = [
         [row["loss"] for row in MetricsLog.read(folder) if row["kind"] == "valid"]
