@@ -13,9 +13,7 @@ os.environ.setdefault(
 
 # All processes of a session share what they compile: its workers, and the commands that tests start. Set
 # JAX_COMPILATION_CACHE_DIR to keep it for the next session, which then takes half as long.
-CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="polyjax-compiled-")
-OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/polyjax-compiled-{os.getpid()}")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
@@ -34,9 +32,10 @@ collect_ignore = ["golden"]  # scripts that made the golden files; they need tor
 
 
 def pytest_unconfigure():
-    """The first process, which chose the folder, removes it; the others have it from that one."""
-    if OWN_CACHE:
-        shutil.rmtree(CACHE, ignore_errors=True)
+    """The first process, which chose the folder by its number, removes it; the others have it from that one."""
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if cache.endswith(f"polyjax-compiled-{os.getpid()}"):
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 @pytest.fixture
