@@ -32,7 +32,7 @@ collect_ignore = ["golden"]  # scripts that made the golden files; they need tor
 
 
 def pytest_unconfigure():
-    """The first process, which chose the folder by its number, removes it; the others have it from that one."""
+    """The process that chose the folder, by its own number, removes it; the others have it from that one."""
     cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
     if cache.endswith(f"polyjax-compiled-{os.getpid()}"):
         shutil.rmtree(cache, ignore_errors=True)
