@@ -27,7 +27,7 @@ docs: $(VENV)/.docs
 
 # The .ipynb files from the .py ones, without outputs.
 notebooks: $(VENV)/.test
-	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
+	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
 
 check: lint types test
 

@@ -116,6 +116,8 @@ left.set(xlabel="updates", ylabel="cross-entropy (nats)")
 left.legend()
 right.plot([row["step"] for row in valid], [row[name] for row in valid], "o-", color="#1f5fa8")
 right.set(xlabel="updates", ylabel=f"{name}, validation")
+for axes in (left, right):
+    axes.locator_params(axis="x", integer=True)
 plt.show()
 
 # %% [markdown]

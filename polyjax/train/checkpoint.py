@@ -168,8 +168,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(model),
-                    training=ocp.args.StandardSave(_training_part(state)),
+                    model=ocp.args.StandardSave(_one_copy(model)),
+                    training=ocp.args.StandardSave(_one_copy(_training_part(state))),
                     progress=ocp.args.JsonSave(progress),
                 ),
                 metrics=None if best_by is None else {"best_by": float(best_by)},
@@ -327,6 +327,19 @@ def _training_part(state: TrainState) -> dict[str, Any]:
         "key": state.key,
         **({} if scale is None else {"loss_scale": {"scale": scale.scale, "fin_steps": scale.fin_steps}}),
     }
+
+
+def _one_copy(tree: Any) -> Any:
+    """What all devices have, of one of them where one process has them all.
+
+    Orbax would cut each such array into a slice for each device, which spares each of several hosts some
+    writing, and a single one nothing.
+    """
+    if jax.process_count() > 1:
+        return tree
+    return jax.tree.map(
+        lambda x: x.addressable_data(0) if getattr(x, "is_fully_replicated", False) else x, tree
+    )
 
 
 def _abstract(tree: Any) -> Any:

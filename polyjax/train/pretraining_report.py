@@ -71,6 +71,7 @@ def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
                 label=f"{title}, held out",
             )
         axis.set_xlabel("updates")
+        axis.locator_params(axis="x", integer=True)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
@@ -78,6 +79,7 @@ def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
     axes[1].set_ylim(0, 1)
     axes[2].plot([r["step"] for r in trained], [r["tokens_per_second"] for r in trained], color="#1f5fa8")
     axes[2].set(xlabel="updates", ylabel="tokens a second", ylim=(0, None))
+    axes[2].locator_params(axis="x", integer=True)
     axes[2].spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -106,6 +106,7 @@ def plot_learning_curve(rows: Sequence[dict[str, Any]], baseline: RankingResult 
     for axes in (left, right):
         axes.set_xlabel("updates")
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", integer=True)
         axes.margins(y=0.1)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

@@ -63,8 +63,10 @@ def test_a_packed_sequence_is_as_alone(encoder, rng):
 
     together = jax.grad(read)(state, row, 0, places[1])
     apart = jax.grad(read)(state, alone, 1, np.arange(3))
-    for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+    together, apart = (jax.tree.leaves(jax.device_get(gradients)) for gradients in (together, apart))
+    largest = max(np.abs(gradient).max() for gradient in apart)
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * largest)
 
 
 def test_an_all_padding_row_stays_finite_in_value_and_gradient(encoder, rng):

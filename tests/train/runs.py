@@ -47,11 +47,15 @@ def joined(n: int) -> list[dict[str, str]]:
     return [shared | {"JAX_PROCESS_ID": str(i)} for i in range(n)]
 
 
+SHORTER = ("steps=30", "validate_every_steps=10")
+
+
 def pair(run_dir: Path, *more: str) -> list[subprocess.Popen]:
-    """The same toy run as two processes of two devices each."""
+    """A shorter toy run as two processes of two devices each."""
     shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    more = ("mesh=", *SHORTER, *more)
     return [
-        start(run_dir, "mesh=", *more, devices=2, **variables, JAX_COMPILATION_CACHE_DIR=f"{shared}/of {i}")
+        start(run_dir, *more, devices=2, **variables, JAX_COMPILATION_CACHE_DIR=f"{shared}/of {i}")
         for i, variables in enumerate(joined(2))
     ]
 

@@ -152,15 +152,23 @@ def test_memory_that_is_really_exhausted_names_the_flag(tmp_path):
     assert "--batch.chunk 4096 goes on" in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, whole):
-    process = start(tmp_path)
-    wait_for_steps(process, tmp_path, after=21)
-    latest = saved_steps(tmp_path)[-1]
-    while not (tmp_path / "checksums" / f"{latest}.txt").exists():
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a run that was killed after some saves."""
+    run_dir = tmp_path_factory.mktemp("killed") / "run"
+    process = start(run_dir)
+    wait_for_steps(process, run_dir, after=21)
+    latest = saved_steps(run_dir)[-1]
+    while not (run_dir / "checksums" / f"{latest}.txt").exists():
         time.sleep(0.002)
     process.kill()
     process.communicate()
+    return run_dir
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, killed, whole):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     before, latest = saved_steps(tmp_path)[-2:]
     files = [p for p in (tmp_path / "checkpoints" / latest / "training").rglob("*") if p.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -240,12 +248,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_save_that_does_not_fit_leaves_the_one_before(tmp_path, whole):
+def test_a_save_that_does_not_fit_leaves_the_one_before(tmp_path, killed, whole):
     """A limit of file sizes, which the second checkpoint cannot keep to, stands for a full disk."""
-    process = start(tmp_path)
-    wait_for_steps(process, tmp_path)
-    process.kill()
-    process.communicate()
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     kept = saved_steps(tmp_path)
     environment = {**os.environ, "XLA_FLAGS": FAST_COMPILATION, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     full = subprocess.run(

@@ -58,7 +58,6 @@ def true_memory(
     ("head", "source", "listed", "b"),
     [
         (PolyConfig(n_codes=8), "batch", 0, 24),
-        (BiConfig(shared_encoder=True), "batch", 0, 24),
         (BiConfig(), "sampled", 4, 12),
         (CrossConfig(), "inline", 5, 6),
     ],
@@ -78,9 +77,8 @@ def test_the_estimate_is_what_the_whole_step_takes(head, source, listed, b):
 @pytest.mark.parametrize(
     ("mesh", "dtype", "head", "chunk"),
     [
-        ("data=8", "bfloat16", "poly", 16),
         ("fsdp=8", "bfloat16", "bi", 0),
-        ("data=4,model=2", "float32", "poly", 0),
+        ("data=4,model=2", "float32", "poly", 16),
     ],
 )
 def test_the_estimate_on_a_mesh_is_what_a_device_takes(mesh, dtype, head, chunk):

@@ -16,7 +16,7 @@ from polyjax.train.checkpoint import Checkpoints, flat_parameters
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
 from polyjax.train.step import init_state
-from runs import assert_same, finish, joined, pair, parameters, python, start, wait_for_steps
+from runs import SHORTER, assert_same, finish, joined, pair, parameters, python, start, wait_for_steps
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def pair_whole(tmp_path_factory):
 def test_one_update_of_two_processes_is_that_of_one(tmp_path):
     for process in pair(tmp_path / "two", "steps=1"):
         finish(process)
-    finish(start(tmp_path / "one", "steps=1"))
+    finish(start(tmp_path / "one", *SHORTER, "steps=1"))
     together, alone = (parameters(tmp_path / name, "poly", 1) for name in ("two", "one"))
     moved = 0.0
     scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(0))
@@ -70,13 +70,13 @@ def assert_close_gradients(together, alone):
 
 
 def test_two_processes_train_as_one(pair_whole, tmp_path):
-    finish(start(tmp_path))
-    whole = parameters(tmp_path, "poly", 60)
-    together = parameters(pair_whole, "poly", 60)
+    finish(start(tmp_path, *SHORTER))
+    whole = parameters(tmp_path, "poly", 30)
+    together = parameters(pair_whole, "poly", 30)
     for name, value in together.items():
         np.testing.assert_allclose(value, whole[name], atol=2e-3, err_msg=name)
     rows = MetricsLog.read(pair_whole)
-    assert [row["step"] for row in rows if row["kind"] == "valid"] == [20, 40, 60]
+    assert [row["step"] for row in rows if row["kind"] == "valid"] == [10, 20, 30]
 
 
 @pytest.mark.parametrize("killed", [1, 0])
@@ -94,9 +94,10 @@ def test_killing_one_of_two_stops_the_other_and_both_go_on(killed, tmp_path, pai
     else:  # without the first process jax's own service ends the others, which may come before our line
         assert other.returncode != 0
         assert "lost the others" in errors or "another task died" in errors
+        return  # what was saved is the same as there
     for process in pair(run_dir):
         finish(process)
-    assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
+    assert_same(parameters(run_dir, "poly", 30), parameters(pair_whole, "poly", 30))
 
 
 def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, pair_whole):
@@ -108,7 +109,7 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, pair_whole)
         finish(process, status=143)
     for process in pair(run_dir):
         finish(process)
-    assert_same(parameters(run_dir, "poly", 60), parameters(pair_whole, "poly", 60))
+    assert_same(parameters(run_dir, "poly", 30), parameters(pair_whole, "poly", 30))
 
 
 @pytest.mark.parametrize(

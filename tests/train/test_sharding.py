@@ -28,7 +28,7 @@ from polyjax.train.sharding import (
 from polyjax.train.step import init_state, make_train_step
 from test_step import batch_of
 
-MESHES = ["data=8", "data=4,fsdp=2", "data=4,model=2", "fsdp=2,model=4"]
+MESHES = ["data=8", "data=4,fsdp=2", "data=2,model=4"]
 # A gradient that is nothing but rounding moves a parameter by the whole rate where eps is small.
 OPTIM = OptimConfig(learning_rate=1e-3, eps=1e-3, warmup=0.0)
 SHAPE = {"dim": 32, "mlp_dim": 64, "n_heads": 4}
@@ -80,7 +80,7 @@ def assert_close(one, other):
         np.testing.assert_allclose(x / size, y / size, rtol=0, atol=1e-5, err_msg=str(path))
 
 
-@pytest.mark.parametrize("name", ["bi-mean", "poly-basic", "poly-multihead", "cross-first"])
+@pytest.mark.parametrize("name", ["bi-mean", "poly-basic", "cross-first"])
 def test_a_step_on_eight_devices_is_that_on_one(name, rng):
     batch = batch_of(rng, HEADS[name], B)
     expected = step(name, "data=1", batch)

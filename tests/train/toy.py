@@ -78,17 +78,22 @@ def run(
     optim: OptimConfig | None = None,
     train_examples: list[Example] | None = None,
     mesh: str | None = None,
+    buckets: int = 1,
     **changes,
 ) -> TrainResult:
-    """Train the architecture on the toy problem; ``changes`` are those of TrainConfig."""
+    """Train the architecture on the toy problem; ``changes`` are those of TrainConfig.
+
+    Each bucket is a program more, which a short run spends most of its time on.
+    """
     enable_compilation_cache()
     shape = dataclasses.replace(SHAPE, dropout=dropout, dtype=dtype)
+    text = TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24)[-buckets:])
     config = TrainConfig(steps=60, validate_every_steps=20, save_every_steps=7, validate_examples=30)
     run_dir.mkdir(parents=True, exist_ok=True)
     with run_lock(run_dir):
         objective = Ranking(
             make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(0)),
-            TextEncoder(Letters(), TextConfig(context_tokens=16, candidate_tokens=8, buckets=(8, 16, 24))),
+            TextEncoder(Letters(), text),
             train_examples or examples(100),
             Rows(examples(30, candidates=8, seed=1)),
             batch=BatchConfig(batch_size=batch_size, n_negatives=4, workers=workers),
