@@ -43,7 +43,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True, scope="module")
 def programs():
-    """Kept for a module only: those of all modules are gigabytes, of which Python's collector has its work."""
+    """Kept for a module only: those of all are gigabytes, which keep the garbage collector busy."""
     yield
     jax.clear_caches()
 
