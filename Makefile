@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python experiments/run.py --arch poly
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --durations 15
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations 15
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

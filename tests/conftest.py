@@ -34,6 +34,14 @@ FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
 collect_ignore = ["golden"]  # scripts that made the golden files; they need torch
 
 
+LONG = ("test_notebooks", "test_processes", "test_plan", "test_loop", "test_faults", "test_pretrain")
+
+
+def pytest_collection_modifyitems(items):
+    """Long modules first, so that no worker begins one when the others are done."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 def pytest_unconfigure():
     """The process that chose the folder, by its own number, removes it; the others have it from that one."""
     cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
