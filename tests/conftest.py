@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, Tokens
+from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, Tokens, hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -60,6 +60,17 @@ def programs():
 def rng() -> np.random.Generator:
     """Seeded random numbers."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["avx512_bf16", "avx2"])
+def processor(request, monkeypatch, tmp_path) -> str:
+    """A CPU that multiplies bfloat16 numbers itself, and one that does not."""
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {request.param} fma\n")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    hardware.cpu_has_bfloat16.cache_clear()
+    jax.clear_caches()
+    request.addfinalizer(lambda: (hardware.cpu_has_bfloat16.cache_clear(), jax.clear_caches()))
+    return request.param
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """What every layer is made of: the matrix product, affine maps, layer norm, dropout.
 
-In half precision a CPU wants its products asked for in its own way, which ``affine`` does on CPUs only:
-XLA keeps a bfloat16 product in bfloat16 only when its result is float32 (asked for a bfloat16 result it
-widens both operands first and runs at the float32 rate), and only when neither operand is transposed, as
-one is in each product of the backward pass; forcing it into row-major memory first costs less than a
-millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores. Elsewhere, and in float32,
-``affine`` is the plain product.
+In half precision a CPU that has bfloat16 units wants its products asked for in its own way, which ``affine``
+does on such CPUs only: XLA keeps a bfloat16 product in bfloat16 only when its result is float32 (asked for a
+bfloat16 result it widens both operands first and runs at the float32 rate), and only when neither operand is
+transposed, as one is in each product of the backward pass; forcing it into row-major memory first costs less
+than a millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores. A CPU without such units has to
+widen them, and an update takes 1.4 times as long that way (two Zen 3 cores). There, elsewhere, and in
+float32, ``affine`` is the plain product.
 """
 
 from functools import partial
@@ -19,6 +20,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from polyjax.hardware import cpu_has_bfloat16
 
 
 @custom_partitioning
@@ -49,7 +52,8 @@ def _half_affine(x: Array, w: Array, b: Array, to: DTypeLike) -> Array:
     def elsewhere(x: Array, w: Array, b: Array) -> Array:
         return jnp.matmul(x, w, preferred_element_type=to) + b.astype(to)[None]
 
-    return jax.lax.platform_dependent(x, w, b, cpu=on_cpu, default=elsewhere)
+    cpu = on_cpu if cpu_has_bfloat16() else elsewhere
+    return jax.lax.platform_dependent(x, w, b, cpu=cpu, default=elsewhere)
 
 
 def _half_affine_forward(x: Array, w: Array, b: Array, to: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
@@ -70,7 +74,8 @@ def _half_affine_backward(to: DTypeLike, saved: tuple[Array, Array], g: Array) -
     def elsewhere(x: Array, w: Array, g: Array) -> tuple[Array, Array, Array]:
         return g @ w.T, x.T @ g, g.sum(0).astype(to)
 
-    return jax.lax.platform_dependent(*saved, g, cpu=on_cpu, default=elsewhere)
+    cpu = on_cpu if cpu_has_bfloat16() else elsewhere
+    return jax.lax.platform_dependent(*saved, g, cpu=cpu, default=elsewhere)
 
 
 _half_affine.defvjp(_half_affine_forward, _half_affine_backward)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 from threadpoolctl import ThreadpoolController
 
+from polyjax.hardware import cpu_has_bfloat16
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.bounds import Limits, largest_error, weighted_mean
 from polyjax.retrieval.lowrank import Plan, choose, factorise, plan_rounded, ranks_of
@@ -98,6 +99,8 @@ class CertifiedSearch:
         self.blocks = blocks_of(scan.index, rows=rows, coarse=True)
         self._starts = [int(block.first) for block in self.blocks]
         self._removed = np.flatnonzero(~scan.index.live_rows())
+        # Products with as many vectors as the scan's are worth nothing unless half precision is faster.
+        self._rounding_pays = jax.default_backend() != "cpu" or cpu_has_bfloat16()
         self._step = jax.jit(self._traced_step)
         self._rough = jax.jit(self._traced_rough)
 
@@ -115,7 +118,8 @@ class CertifiedSearch:
             vectors: context vectors, float32 [b, m, d].
             mask: which of them are real.
             k: at least 1.
-            quick: scores from products in bfloat16, and exact ones of the best of those; not certified.
+            quick: scores from products in bfloat16, and exact ones of the best of those; not certified. The
+                scan on a CPU without bfloat16 units, where it is the faster.
         """
         outcomes = []
         for i in range(vectors.shape[0]):
@@ -132,7 +136,7 @@ class CertifiedSearch:
     ) -> Outcome | None:
         there = np.asarray(mask[0])
         if quick:
-            return self._hurried(vectors, mask, k)
+            return self._hurried(vectors, mask, k) if self._rounding_pays else None
         # One thread: those of numpy's products go on turning for a while, and take the cores from XLA's.
         with _BLAS_LOCK, _BLAS.limit(limits=1, user_api="blas"):
             plan = self._plan(np.asarray(vectors[0])[there])
@@ -163,7 +167,9 @@ class CertifiedSearch:
         # With ``first`` codes a short context has fewer vectors, and then a mask.
         for there in [everything, np.arange(m) < m - 1][: 2 if self._may_lack_vectors else 1]:
             draw = np.random.default_rng(0).standard_normal((int(there.sum()), d), np.float32)
-            plans = [plan_rounded(draw, known[0], norm=known[1], lost=known[2])]
+            plans = (
+                [plan_rounded(draw, known[0], norm=known[1], lost=known[2])] if self._rounding_pays else []
+            )
             for r in ranks_of(*draw.shape):
                 factors = factorise(draw, draw[:r])
                 plans += [Plan(factors, factors.limits(*known)), Plan(factors, factors.moments(*known))]
@@ -173,7 +179,7 @@ class CertifiedSearch:
     def _plan(self, vectors: np.ndarray) -> Plan | None:
         if not len(vectors) or not np.isfinite(vectors).all():
             return None
-        known = {"norm": self._norm, "lost": self._lost}
+        known = {"norm": self._norm, "lost": self._lost, "rounding_pays": self._rounding_pays}
         return choose(vectors, self.sharpness, self._sample, **known)
 
     def _settle(
@@ -234,12 +240,7 @@ class CertifiedSearch:
     ) -> Float[Array, " n"]:
         """Scores from rounded products; written as the heads write them, which XLA makes one loop of."""
         self.compilations += 1
-        products = jax.lax.dot_general(
-            block.vectors.astype(jnp.bfloat16),
-            vectors,
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        products = rounded_products(block.vectors, vectors)
         if block.scales is not None:
             products = products * block.scales[:, None]
         bias = jnp.where(there, jnp.float32(0), jnp.float32(-1e30))[None]
@@ -249,12 +250,7 @@ class CertifiedSearch:
     def _traced_step(self, given: Pass, block: Block) -> Float[Array, " n"]:
         self.compilations += 1
         # Written so that XLA makes one fused loop of it all on a CPU.
-        inside = jax.lax.dot_general(
-            block.vectors.astype(jnp.bfloat16),
-            given.basis,
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        inside = rounded_products(block.vectors, given.basis)
         if block.scales is not None:
             inside = inside * block.scales[:, None]
         longest = block.norms + self._lost  # the pass sees rounded rows
@@ -268,6 +264,26 @@ class CertifiedSearch:
                 products = inside @ given.weights.T
         mean = weighted_mean(products, self.sharpness, there=given.there, xp=jnp)
         return self._scale * (mean.score + largest_error(mean, self.sharpness, given.bounds, perp, xp=jnp))
+
+
+def rounded_products(rows: Num[Array, "n d"], directions: Float[Array, "r d"]) -> Float[Array, "n r"]:
+    """Products of two arrays rounded to bfloat16, summed in float32.
+
+    A CPU without bfloat16 units widens the factors first, which is exact: over blocks of 4,096 rows of 768
+    and 64 directions 82 instead of 107 ms in all (two Zen 3 cores, which take 76 ms for float32 rows).
+    """
+
+    def product(rows: Array, directions: Array) -> Array:
+        return jax.lax.dot_general(
+            rows, directions, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+
+    def widened(rows: Array, directions: Array) -> Array:
+        return product(rows.astype(jnp.float32), directions.astype(jnp.float32))
+
+    cpu = product if cpu_has_bfloat16() else widened
+    half = rows.astype(jnp.bfloat16), directions.astype(jnp.bfloat16)
+    return jax.lax.platform_dependent(*half, cpu=cpu, default=product)
 
 
 def _highest(values: np.ndarray, n: int) -> np.ndarray:

@@ -139,7 +139,9 @@ class Plan:
     bounds: Limits | Moments
 
 
-def choose(vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lost: float) -> Plan | None:
+def choose(
+    vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lost: float, rounding_pays: bool = True
+) -> Plan | None:
     """The cheapest plan whose bounds let few candidates through; None where there is none.
 
     Args:
@@ -148,6 +150,7 @@ def choose(vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lo
         sample: some candidates' vectors, float32 [n, d].
         norm: of the longest candidate.
         lost: largest norm of what rounding a candidate to bfloat16 takes away.
+        rounding_pays: whether products in bfloat16 are faster than in float32, so that a plan may only round.
     """
     mean = weighted_mean(sample @ vectors.T, t, xp=np)
     enough = TOLERANCE * float(mean.score.std())
@@ -182,7 +185,9 @@ def choose(vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lo
                 if good(error(guess(r))):
                     factors = factorise(vectors, directions[:r])
                     return Plan(factors, factors.limits(t, norm, lost))
-        return plan_rounded(vectors, t, norm=norm, lost=lost) if good(error(rounded(vectors))) else None
+        if not (rounding_pays and good(error(rounded(vectors)))):
+            return None
+        return plan_rounded(vectors, t, norm=norm, lost=lost)
 
 
 def plan_rounded(vectors: np.ndarray, t: float, *, norm: float, lost: float) -> Plan:

@@ -126,7 +126,7 @@ def test_dropout_keeps_the_mean(rng, scan):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_close_and_has_the_same_gradient(rng, dtype):
+def test_half_precision_is_close_and_has_the_same_gradient(rng, dtype, processor):
     tokens = random_tokens(rng, [6, 4], width=6)
     weights = jax.random.normal(jax.random.key(0), (2, 6, 16))
 

@@ -24,6 +24,12 @@ from polyjax.types import InputError
 N, DIM, CODES = 3000, 48, 32
 
 
+@pytest.fixture(autouse=True)
+def rounding_pays(monkeypatch):
+    """The plans are those of a machine with bfloat16 units, whichever this is."""
+    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: True)
+
+
 def exact_scores(products: np.ndarray, t: float) -> np.ndarray:
     weights = np.exp(t * (products - products.max(-1, keepdims=True)))
     return (weights * products).sum(-1) / weights.sum(-1)
@@ -198,8 +204,10 @@ def test_certified_search_is_the_scan(rng, kind, dtype):
         assert FIRST_RESCORED <= outcome.rescored < N / 2
 
 
-def test_upper_bounds_hold_with_all_rounding(rng):
+@pytest.mark.parametrize("units", [True, False])
+def test_upper_bounds_hold_with_all_rounding(rng, monkeypatch, units):
     """The pass itself, bfloat16 and float32 arithmetic included, against float64."""
+    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: units)
     head = head_of("basic")
     vectors = contexts(rng, 3, CODES, 6, noise=0.003)
     mask = np.ones(CODES, bool)
@@ -297,6 +305,22 @@ def test_in_a_hurry_the_most_promising_are_scored(rng):
     assert outcome.certified and sorted(outcome.rows[:5]) == list(range(N - 5, N)) and outcome.rows[5] == -1
 
 
+def test_without_bfloat16_units_nothing_is_rounded_for_speed(rng, monkeypatch):
+    """Products in float32 are as fast there: a pass pays by its few directions only."""
+    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: False)
+    head = head_of("basic")
+    scan = Scan(head, in_memory(["x"] * N, unit_like(rng, N)))
+    search, mask = CertifiedSearch(scan, head), jnp.ones((1, CODES), bool)
+    search.compile(CODES, DIM)
+    before = search.compilations
+    for rank, quick, few in ((4, False, True), (4, True, False), (CODES, False, False)):
+        vectors = contexts(rng, 1, CODES, rank)
+        (outcome,) = search(vectors, mask, 16, quick=quick)
+        np.testing.assert_array_equal(outcome.rows, scan(vectors, mask, 16)[1][0])
+        assert outcome.certified and (outcome.rank is not None) == few
+    assert search.compilations == before == 2
+
+
 @pytest.mark.parametrize("m", [3, 5, 24, 31, 360])
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_context_vectors_that_are_the_same(rng, m, noise):
@@ -369,13 +393,15 @@ def test_to_the_last_bit_in_the_programs_that_users_run(tmp_path):
         "import jax, numpy as np\n"
         "from flax import nnx\n"
         "from polyjax.nn.heads import PolyConfig, PolyHead\n"
+        "from polyjax.retrieval import certified\n"
         "from polyjax.retrieval.certified import CertifiedSearch\n"
         "from polyjax.retrieval.scan import Scan\n"
         "from polyjax.retrieval.store import in_memory\n"
         "rng = np.random.default_rng(0)\n"
         "rows = rng.standard_normal((20_011, 96)).astype(np.float32)\n"
         "rows /= np.linalg.norm(rows, axis=1, keepdims=True)\n"
-        "for m in (5, 64, 360):\n"
+        "for m, units in ((5, True), (64, True), (64, False), (360, True), (360, False)):\n"
+        "    certified.cpu_has_bfloat16 = lambda: units\n"
         "    head = PolyHead(PolyConfig(n_codes=m, candidate_sharpness=5.0), 96, rngs=nnx.Rngs(0))\n"
         "    scan = Scan(head, in_memory(['x'] * len(rows), rows))\n"
         "    search, mask = CertifiedSearch(scan, head), np.ones((1, m), bool)\n"

@@ -155,7 +155,8 @@ def test_searching_is_ranking(ranker):
 
 
 @pytest.mark.parametrize("method", ["scan", "certified", "quick"])
-def test_every_method_finds_the_same(ranker, method):
+def test_every_method_finds_the_same(ranker, method, monkeypatch):
+    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: True)
     texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
     ranker.index(texts)
     for context in CONTEXTS:

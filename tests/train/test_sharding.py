@@ -123,7 +123,7 @@ def test_negatives_are_those_of_the_whole_batch(rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_device_is_given_the_tokens_of_all(dtype, rng):
+def test_no_device_is_given_the_tokens_of_all(dtype, rng, processor):
     """What is exchanged are gradients and vectors, not the activations of the whole batch."""
     batch = batch_of(rng, HEADS["bi-mean"], 32)
     devices, graph, state, shardings = start("bi-mean", "data=8", dtype=dtype)
