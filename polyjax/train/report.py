@@ -18,6 +18,7 @@ from rich import box
 from rich.table import Table
 
 from polyjax.files import write_text
+from polyjax.hardware import cpu_has_bfloat16
 from polyjax.metrics import RankingResult
 from polyjax.train.checkpoint import write_json
 from polyjax.train.metrics_log import MetricsLog
@@ -78,7 +79,8 @@ def markdown_table(results: Sequence[RankingResult], *, ks: Sequence[int] = KS) 
 def hardware() -> str:
     """What the run was made on, in one line."""
     device = jax.devices()[0]
-    name = "CPU" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
+    cpu = f"CPU {'with' if cpu_has_bfloat16() else 'without'} bfloat16 units"
+    name = cpu if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
     versions = f"jax {jax.__version__}, Python {platform.python_version()}"
     return f"{name}, {os.cpu_count()} cores ({platform.machine()}), {versions}"
 
