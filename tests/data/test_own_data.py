@@ -52,7 +52,7 @@ def test_tables(tmp_path, name, tab):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "expected JSON, got"),
+        ("{", "expected JSON, got .* at column 2"),
         ("[1]", "expected an object with a context and a label, got list"),
         ({"context": "a"}, "no 'label'"),
         ({"label": "a"}, "no 'context'"),
@@ -182,7 +182,9 @@ def test_too_few_rows(tmp_path):
         for name in ("train", "valid", "test")
         if name != split_of(parse(config.train)[0], valid=0.1, test=0.1)
     )
-    with pytest.raises(InputError, match=f"no example falls into the split '{empty}'; give a file for it"):
+    with pytest.raises(
+        InputError, match=f"no example falls into the split '{empty}'; give .*--task.(valid|test)"
+    ):
         jsonl.read(config, empty)
     with pytest.raises(InputError, match="20 candidates a row need 21 different labels .*got 5; lower"):
         jsonl.read(

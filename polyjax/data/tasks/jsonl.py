@@ -88,7 +88,12 @@ def read(config: OwnDataConfig, split: Split, *, as_listed: bool = False) -> lis
     if own is None or split == "train":
         chosen = [row for row in rows if split_of(row, **shares) == split]
     if not chosen:
-        raise InputError(f"{path}: no example falls into the split {split!r}; give a file for it")
+        way_out = (
+            "give files of their own to validate and test (--task.valid, --task.test)"
+            if split == "train"
+            else f"give a file for it (--task.{split})"
+        )
+        raise InputError(f"{path}: no example falls into the split {split!r}; {way_out}")
     if split == "train" or as_listed:
         return chosen
     listed = sorted({len(row.candidates) for row in chosen})
@@ -171,7 +176,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
                     pass
                 yield number, f"longer than {LONGEST_LINE:,} bytes"
                 continue
-            if not raw.strip():
+            raw = raw.rstrip()  # an error at its end would be told as one of the next line
+            if not raw:
                 continue
             try:
                 yield number, json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
