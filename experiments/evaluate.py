@@ -13,7 +13,7 @@ from settings import RunConfig
 from polyjax.commandline import parse_flags, user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.config import from_json
-from polyjax.data.rows import RankConfig
+from polyjax.data.rows import RankConfig, rows_digest
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read_to_rank
@@ -25,7 +25,7 @@ from polyjax.metrics import RankingResult
 from polyjax.nn.heads import head_label
 from polyjax.progress import console
 from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import CONFIG, load_scorer, read_json, write_json
+from polyjax.train.checkpoint import CONFIG, DATA, load_scorer, read_json, write_json
 from polyjax.train.report import console_table
 from polyjax.train.sharding import make_mesh
 from polyjax.types import InputError
@@ -110,10 +110,11 @@ def chosen_rank(before: RankConfig, asked: RankConfig) -> RankConfig:
 def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
     enable_compilation_cache()
-    task, rank = rows_of_run(config.run_dir)
+    task, rank = own = rows_of_run(config.run_dir)
     if config.task is not None:
         task, rank = config.task, RankConfig()
     rank = chosen_rank(rank, config.rank)
+    of_the_run = (task, rank) == own
     if config.prepared is not None:
         if isinstance(task, OwnDataConfig):
             raise InputError("--run-prepared-dir: a file of one's own is not kept prepared; leave it out")
@@ -123,6 +124,12 @@ def run(config: EvaluateConfig) -> RankingResult:
         rows = read_to_rank(task, config.split, rank)
     if rows.note:
         console.print(rows.note)
+    noted = config.run_dir / DATA
+    if of_the_run and noted.exists() and read_json(noted).get(config.split) != rows_digest(rows):
+        console.print(
+            f"warning: these are not the {config.split} rows that the run had: its data have changed, and "
+            "rows that it was trained on may be among them"
+        )
     examples = some(rows.examples, config.examples)
     arch = head_label(scorer.settings.head)
     evaluation = evaluate(

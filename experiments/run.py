@@ -20,7 +20,7 @@ from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import prepare_texts
 from polyjax.data.pretraining.leakage import held_out_of
-from polyjax.data.rows import Rows
+from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks.registry import (
     describe,
     ks_of,
@@ -48,7 +48,7 @@ from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import MODEL, Checkpoints, ModelCard, load_scorer, read_card, write_json
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.metrics_log import MetricsLog
-from polyjax.train.ownership import owned_run
+from polyjax.train.ownership import open_data, owned_run
 from polyjax.train.pretrained import (
     check_vocabulary,
     encoder_shape,
@@ -201,6 +201,9 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     for name, rows in (("valid", valid), ("test", test)):
         check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {name}")
     splits = (training, valid, test)
+    names = ("train", "valid", "test")
+    with primary_first("rows"):
+        open_data(config.folder, {name: rows_digest(rows) for name, rows in zip(names, splits, strict=True)})
     counts = " / ".join(f"{len(rows.examples):,}" for rows in splits)
     console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")
     notes = list(dict.fromkeys(rows.note for rows in splits if rows.note))

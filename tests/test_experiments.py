@@ -133,10 +133,18 @@ def test_own_data(folder, tmp_path):
     figures = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"recall@1/10", "recall@3/10", "recall@7/10", "mrr", "loss"} <= set(figures)
     assert len((tmp_path / "out" / "examples.jsonl").read_text().splitlines()) == figures["n"]
+    assert "warning" not in done.stdout
+    file.write_text(file.read_text().replace("stone", "rock") + json.dumps(rows[0] | {"id": 300}) + "\n")
+    done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "run"), folder=folder)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "belongs to a run with other rows to train (" in " ".join(done.stderr.split())
+    assert (tmp_path / "run" / "report.md").read_text() == card
+    done = command("evaluate.py", str(tmp_path / "run"), folder=folder)
+    assert "these are not the test rows that the run had" in " ".join(done.stdout.split())
     file.write_text(file.read_text() + "{}\nno json\n")
     done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "other"), folder=folder)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "2 bad lines" in done.stderr and "line 301: no 'context'" in done.stderr
+    assert "2 bad lines" in done.stderr and "line 302: no 'context'" in done.stderr
 
 
 def test_the_ranker_ranks(finished):

@@ -1,6 +1,7 @@
 """The rows of a split, and what their labels are ranked among."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,16 @@ class Rows:
     examples: Sequence[Example]
     note: str = ""
     shared: Sequence[str] = ()
+
+
+def rows_digest(rows: Rows) -> str:
+    """What tells these rows from others: contexts, candidates, labels and their order."""
+    digest = hashlib.sha256("\0".join(rows.shared).encode("utf-8", "surrogatepass"))
+    for example in rows.examples:
+        counts = f"{len(example.context)} {len(example.candidates)} {example.label}"
+        texts = "\0".join((counts, *example.context, *example.candidates, ""))
+        digest.update(texts.encode("utf-8", "surrogatepass"))
+    return f"{len(rows.examples)} rows, {digest.hexdigest()[:16]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

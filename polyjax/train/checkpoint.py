@@ -37,7 +37,7 @@ from polyjax.train.checksums import Checksums
 from polyjax.train.step import TrainState
 from polyjax.types import InputError, first_line
 
-CONFIG, MODEL, LOCK = "config.json", "model.json", ".lock"
+CONFIG, DATA, MODEL, LOCK = "config.json", "data.json", "model.json", ".lock"
 FIGURES = Path("metrics", "metrics")
 """Of a step's folder, where orbax keeps what ``best_by`` was."""
 ModelT = TypeVar("ModelT", bound=nnx.Module)

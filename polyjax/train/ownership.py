@@ -10,7 +10,7 @@ from typing import Any
 from polyjax.config import from_json, to_json
 from polyjax.distributed import is_primary, primary_first
 from polyjax.files import PARTIAL, exclusive_lock
-from polyjax.train.checkpoint import CONFIG, LOCK, read_json, write_json
+from polyjax.train.checkpoint import CONFIG, DATA, LOCK, read_json, write_json
 from polyjax.types import InputError
 
 
@@ -98,6 +98,38 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
         write_json(path, wanted)
     except OSError as error:
         raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
+
+
+def open_data(run_dir: Path, digests: dict[str, str]) -> None:
+    """Note which rows a run has, or check that they are those that it had.
+
+    Settings name files, and files change. Other rows would be split anew, so that some that a run has learnt
+    from would be among those that it is tested on. As long as nothing was trained, they are taken over.
+
+    Args:
+        run_dir: of ``open_run``.
+        digests: of each split's rows.
+
+    Raises:
+        InputError: the run was trained with other rows.
+    """
+    path = run_dir / DATA
+    if path.exists():
+        before = read_json(path)
+        changed = [
+            f"{name} ({before.get(name)}; now {now})"
+            for name, now in digests.items()
+            if before.get(name) != now
+        ]
+        if not changed:
+            return
+        if _any_checkpoint(run_dir):
+            raise InputError(
+                f"{run_dir} belongs to a run with other rows to {', '.join(changed)}: its data have changed; "
+                "choose another --run-dir, or remove that directory"
+            )
+        shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
+    write_json(path, digests)
 
 
 def _completed(old: Any, kind: type) -> Any:

@@ -53,6 +53,7 @@ def test_tables(tmp_path, name, tab):
     ("line", "message"),
     [
         ("{", "expected JSON, got .* at column 2"),
+        ('{"context": "a', "expected JSON, got Unterminated string starting at column 13"),
         ("[1]", "expected an object with a context and a label, got list"),
         ({"context": "a"}, "no 'label'"),
         ({"label": "a"}, "no 'context'"),

@@ -16,7 +16,7 @@ from polyjax.losses import ranking_loss
 from polyjax.train.checkpoint import Checkpoints
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.ownership import open_run, run_lock
+from polyjax.train.ownership import open_data, open_run, run_lock
 from polyjax.train.step import init_state, make_train_step
 from runs import assert_same, finish, parameters, saved_steps, start
 
@@ -212,6 +212,17 @@ def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_pa
     with pytest.raises(InputError, match="belongs to a run with learning_rate = 0.001"):
         open_run(tmp_path / "run", first)
     open_run(tmp_path / "run", first, incidental=("learning_rate",))
+
+
+def test_data_take_a_directory_over_until_something_was_trained_there(tmp_path):
+    open_data(tmp_path, {"train": "a", "test": "b"})
+    (tmp_path / "tokenizer").mkdir()
+    open_data(tmp_path, {"train": "c", "test": "b"})
+    assert not (tmp_path / "tokenizer").exists(), "it was learnt from other rows"
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    open_data(tmp_path, {"train": "c", "test": "b"})
+    with pytest.raises(InputError, match=r"with other rows to test \(b; now d\): its data have changed"):
+        open_data(tmp_path, {"train": "c", "test": "d"})
 
 
 def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):

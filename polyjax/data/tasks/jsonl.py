@@ -184,7 +184,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             except UnicodeDecodeError as error:
                 yield number, f"expected UTF-8, got {error.reason} at byte {error.start}"
             except json.JSONDecodeError as error:
-                yield number, f"expected JSON, got {error.msg} at column {error.colno}"
+                yield number, f"expected JSON, got {error.msg.removesuffix(' at')} at column {error.colno}"
             except RecursionError:
                 yield number, "expected an object with a context and a label, got one nested too deeply"
             except ValueError as error:  # a number of thousands of digits
