@@ -48,6 +48,7 @@ from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import MODEL, Checkpoints, ModelCard, load_scorer, read_card, write_json
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.metrics_log import MetricsLog
+from polyjax.train.optim import trainable_filter
 from polyjax.train.ownership import open_data, owned_run
 from polyjax.train.pretrained import (
     check_vocabulary,
@@ -200,13 +201,13 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
         valid, test = (read_to_rank(config.task, split, config.rank) for split in ("valid", "test"))
     for name, rows in (("valid", valid), ("test", test)):
         check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {name}")
-    splits = (training, valid, test)
-    names = ("train", "valid", "test")
+    splits = {"train": training, "valid": valid, "test": test}
+    digests = {name: rows_digest(rows) for name, rows in splits.items()}
     with primary_first("rows"):
-        open_data(config.folder, {name: rows_digest(rows) for name, rows in zip(names, splits, strict=True)})
-    counts = " / ".join(f"{len(rows.examples):,}" for rows in splits)
+        open_data(config.folder, digests)
+    counts = " / ".join(f"{len(rows.examples):,}" for rows in splits.values())
     console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")
-    notes = list(dict.fromkeys(rows.note for rows in splits if rows.note))
+    notes = list(dict.fromkeys(rows.note for rows in splits.values() if rows.note))
     if source is not None and is_pretraining_run(source):
         left_out = {found.digest for found in read_pretraining_card(source).left_out}
         if not left_out or held_out_of(config.task).digest not in left_out:
@@ -222,6 +223,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
     shape = encoder_config(config, source, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
+    trainable_filter(config.train.trainable, shape.n_layers)  # raises before any text is tokenised
     if is_primary():
         write_json(
             config.folder / MODEL,

@@ -76,7 +76,8 @@ class Chat:
         repeat: allow replies that were said before.
         json: write one JSON object a line.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; as the model was made by default. bfloat16 is faster, and less exact.
+        dtype: of the arithmetic; as the model was made by default. bfloat16 is faster, unless a CPU has no
+            units for it, and less exact.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]

@@ -233,6 +233,7 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
             "train_self_original.txt is missing; train_self_original.txt is part of the ConvAI2",
         ),
         (["--task.min-label-words", "500"], "no example of split 'train' has a label of 500 words"),
+        ([*FROM_SCRATCH, "--train.trainable", "9"], "must be between 0 and the encoder's 2"),
         (["--run-dir", "/proc/nowhere"], "cannot be written"),
     ],
 )

@@ -1,6 +1,7 @@
 """Run directories: everything that is needed to resume, evaluate or use a model, and nothing outside.
 
     config.json           settings of the run, as given and resolved
+    data.json             which rows each split had
     model.json            shapes of the model and how texts become tokens
     tokenizer/            tokenizer.json or sentencepiece.model
     checkpoints/STEP/     orbax: ``model`` (parameters), ``training`` (the rest of the state), ``progress``
