@@ -1,6 +1,6 @@
 """Certified search over real candidates: the same top 10 as the scan, for how much of its time?
 
-    python benchmarks/certified.py runs/chitchat-demo-poly-minilm --data-dir data
+    python benchmarks/certified.py runs/chitchat-poly-minilm --data-dir data
 
 Encodes 100,000 unique utterances of the chitchat task's training conversations with each run's model (kept as
 an index in the run directory), then answers 200 test contexts one at a time by the scan and by certified

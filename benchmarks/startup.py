@@ -1,7 +1,7 @@
 """Time from ``import polyjax`` to the first answer, in fresh processes with a warm compilation cache.
 
-    python benchmarks/startup.py runs/chitchat-demo-poly-minilm                          # ranking two texts
-    python benchmarks/startup.py runs/chitchat-demo-poly-minilm --index replies-index    # searching an index
+    python benchmarks/startup.py runs/chitchat-poly-minilm                          # ranking two texts
+    python benchmarks/startup.py runs/chitchat-poly-minilm --index replies-index    # searching an index
 
 Prints a table and writes benchmarks/results/startup.json.
 """

@@ -4,10 +4,21 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import tyro
 from recipes import recipe
-from settings import PRESETS, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice, for_task, from_run
+from settings import (
+    DEFAULT_PRESET,
+    PRESETS,
+    SCRATCH,
+    Arch,
+    PresetName,
+    RunConfig,
+    TokenizerChoice,
+    for_task,
+    from_run,
+)
 
 from polyjax.commandline import parse_flags
 from polyjax.config import from_json
@@ -23,8 +34,8 @@ from polyjax.types import InputError
 class Choice:
     """The flags that choose the defaults of all others."""
 
-    arch: Arch | None = None
-    preset: PresetName = "demo"
+    arch: str | None = None
+    preset: PresetName = DEFAULT_PRESET
     recipe: str = ""
     init: Path | None = None
     encoder: str | None = None
@@ -44,7 +55,8 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     choice = chosen(Choice, arguments, prog)
     if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
         raise InputError(f"--preset {choice.preset} and --recipe {choice.recipe}: give one of them")
-    default = preset_of(choice, choice.arch or "poly")
+    # What is no architecture is the second look's to refuse: it knows the flag as it is documented.
+    default = preset_of(choice, next((arch for arch in get_args(Arch) if arch == choice.arch), "poly"))
     if choice.init is not None:
         default = default_of_run(choice, choice.init)
     elif choice.encoder not in (None, *SCRATCH) and default.tokenizer.kind != "pretrained":
@@ -54,6 +66,9 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
             tokenizer=TokenizerChoice(),
             encoder=dataclasses.replace(default.encoder, name=choice.encoder),
         )
+    if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
+        # Who says how long to train gets that, however few the rows are.
+        default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
     if choice.task is not None:
         default = for_task(default, task_named(choice.task))
         arguments = without(arguments, "--task")

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from settings import SCRATCH, RunConfig, scratch_shape
 
-from polyjax.baselines import random_ranking, tfidf_ranking, zero_shot_rankings
+from polyjax.baselines import tfidf_ranking, zero_shot_rankings
 from polyjax.commandline import user_errors
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.pipeline import prepare_texts
@@ -40,7 +40,7 @@ from polyjax.distributed import connect, is_primary, leaving_at_once, losses_nam
 from polyjax.evaluation import check_candidates, evaluate, some
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.memory import restart_with_huge_pages
-from polyjax.metrics import RankingResult
+from polyjax.metrics import Chance, RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
 from polyjax.progress import console
@@ -60,7 +60,7 @@ from polyjax.train.pretrained import (
     weights_folder,
 )
 from polyjax.train.ranking import Ranking
-from polyjax.train.report import console_table, gain_sentence, write_report
+from polyjax.train.report import console_table, verdict, write_report
 from polyjax.train.sharding import make_mesh, mesh_shape
 from polyjax.types import Example, InputError
 
@@ -143,7 +143,11 @@ def run_baselines(
     shared: Sequence[str],
 ) -> list[RankingResult]:
     """Chance, TF-IDF and the untrained encoder (or the model of --init) on the test rows."""
-    results = [random_ranking(examples, shared=shared), tfidf_ranking(examples, fit_on, shared=shared)]
+    n = check_candidates(examples, shared, source=name_of(config.task))
+    results = [
+        Chance(tuple(example.group for example in examples), n),
+        tfidf_ranking(examples, fit_on, shared=shared),
+    ]
     if config.init is not None:
         before = TextScorer(initial_scorer(config, shape, None), TextEncoder(tokenizer, config.text))
         results.append(evaluate(BEFORE, before, examples, shared=shared, title=BEFORE).ranking)
@@ -303,7 +307,7 @@ def report(
     console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))
     # What --init asks is whether training helped; otherwise, what the best baseline is.
     before = [result for result in results if result.name == BEFORE]
-    console.print(gain_sentence(results[-1], *(before or [max(results[:-1], key=lambda r: r.recall(1))])))
+    console.print(verdict(results[-1], *(before or [max(results[:-1], key=lambda r: r.recall(1))])))
     for note in notes[1:]:
         console.print(note)
     console.print(f"report: {config.folder / 'report.md'}")

@@ -30,6 +30,10 @@ from polyjax.types import InputError
 
 Arch = Literal["bi", "poly", "cross"]
 PresetName = Literal["demo", "long"]
+DEFAULT_PRESET: PresetName = "demo"
+
+MOST_EPOCHS = 10.0
+"""Passes over a few rows after which the demo's updates end: by then their loss has long been nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,8 @@ class RunConfig:
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
         rank: what the labels of validation and test rows are ranked among.
-        run_dir: where everything lands; runs/TASK-PRESET-ARCH-ENCODER by default. The same command
-            resumes it.
+        run_dir: where everything lands; runs/TASK-ARCH-ENCODER by default, with another preset than the
+            default runs/TASK-PRESET-ARCH-ENCODER. The same command resumes it.
         init: start from the model of this run directory (``polyjax convert`` makes one of a ParlAI model)
             instead of ``--encoder``: its architecture, text settings, tokenizer and parameters.
         test_examples: evaluate on at most so many test rows, always the same ones; 0 for all.
@@ -112,7 +116,7 @@ class RunConfig:
     """
 
     arch: Arch = "poly"
-    preset: PresetName = "demo"
+    preset: PresetName = DEFAULT_PRESET
     recipe: str = ""
     task: TaskConfig = ChitchatConfig()
     encoder: EncoderChoice = EncoderChoice()
@@ -182,7 +186,8 @@ class RunConfig:
     def folder(self) -> Path:
         """The run directory."""
         source = Path(self.encoder.name).name if self.init is None else self.init.name
-        kind = self.recipe or f"{name_of(self.task)}-{self.preset}-{self.arch}"
+        preset = "" if self.preset == DEFAULT_PRESET else f"-{self.preset}"
+        kind = self.recipe or f"{name_of(self.task)}{preset}-{self.arch}"
         return self.run_dir or Path("runs") / f"{kind}-{source}"
 
 
@@ -230,7 +235,9 @@ def demo(arch: Arch) -> RunConfig:
         batch=_batch(arch),
         optim=OptimConfig(decay="linear"),
         # The loss: on 300 rows recall@1 once chose the checkpoint that was .03 worse on the test rows.
-        train=TrainConfig(steps=280, validate_every_steps=140, validate_examples=300, best_by="loss"),
+        train=TrainConfig(
+            steps=280, most_epochs=MOST_EPOCHS, validate_every_steps=140, validate_examples=300, best_by="loss"
+        ),
     )
 
 

@@ -36,7 +36,7 @@ SMALL = "POLYJAX_SMALL" in os.environ  # smaller numbers, for the tests
 ROWS = 60 if SMALL else 1000
 CANDIDATES = 40 if SMALL else 1000
 ROOT = Path(os.environ.get("POLYJAX_ROOT", "." if Path("experiments").exists() else ".."))
-RUNS = {arch: Path(f"runs/chitchat-demo-{arch}-minilm") for arch in ("bi", "poly", "cross")}
+RUNS = {arch: Path(f"runs/chitchat-{arch}-minilm") for arch in ("bi", "poly", "cross")}
 EXTRA = []
 if SMALL:
     RUNS = {arch: Path(f"runs/small-{arch}") for arch in RUNS}

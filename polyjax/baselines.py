@@ -1,4 +1,4 @@
-"""What a model is compared with, on the same rows: chance, TF-IDF, and the encoder before training."""
+"""What a model is compared with, on the same rows: TF-IDF, and the encoder before training."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -19,26 +19,6 @@ from polyjax.types import Example, InputError
 TFIDF_TURNS = 5
 _ROWS = 256
 """Rows that are scored at once against shared candidates."""
-
-
-def random_ranking(
-    examples: Sequence[Example], *, shared: Sequence[str] = (), seed: int = 0
-) -> RankingResult:
-    """Uniformly random scores.
-
-    Args:
-        examples: with listed candidates, or with shared ones.
-        shared: different texts that every example's label is ranked among.
-        seed: of the scores.
-    """
-    draw = np.random.default_rng(seed)
-    if shared:
-        parts = (
-            (some, draw.random((len(some), len(shared))), draw.random(len(some)))
-            for some in _parts(len(examples))
-        )
-        return rank_shared("random", examples, shared, parts).ranking
-    return ranking("random", draw.random((len(examples), len(examples[0].candidates))), examples)
 
 
 def tfidf_ranking(

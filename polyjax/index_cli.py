@@ -145,13 +145,15 @@ def describe(folder: Path) -> list[str]:
     """Lines about an index."""
     manifest, index = read_manifest(folder), open_index(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    source = manifest.source[:16]
+    texts = f"texts with digest {source}" if source else "texts, some added or removed since"
     return [
         f"candidates    {len(index):,} ({manifest.n_removed:,} removed, {len(index.segments)} segments)",
         f"vectors       {manifest.dtype}, {manifest.dim} wide",
         f"on disk       {size / 1e6:,.1f} MB",
         f"next id       {manifest.next_id}",
         f"model         {manifest.model.weights[:16]}, in {manifest.model.arithmetic}",
-        f"candidates of {manifest.source[:16] or 'several changes'}",
+        f"built from    {texts}",
     ]
 
 

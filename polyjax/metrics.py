@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -46,6 +47,7 @@ def bootstrap_interval(
     values: Float[np.ndarray, " b"],
     groups: Sequence[str],
     *,
+    bounds: tuple[float, float],
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -53,10 +55,17 @@ def bootstrap_interval(
     """Percentile interval of the mean of ``values``, resampling whole groups (conversations).
 
     Rows of one conversation are not independent; drawing rows would give intervals that are too narrow.
+    Where all groups have one mean, every draw has it too, which would tell of certainty that a few rows
+    cannot give. Then it is Wilson's interval (JASA 22, 1927) with the groups as the trials.
+
+    >>> low, high = bootstrap_interval(np.ones(17), [str(i) for i in range(17)], bounds=(0.0, 1.0))
+    >>> f"{low:.3f}, {high:.3f}"  # 17 right of 17
+    '0.816, 1.000'
 
     Args:
         values: one number an example.
         groups: the group of each example.
+        bounds: least and greatest number that an example can have.
         draws: bootstrap samples.
         seed: of the draws.
         level: share of the draws inside the interval.
@@ -65,6 +74,11 @@ def bootstrap_interval(
     sums = np.bincount(index, weights=values)
     sizes = np.bincount(index).astype(float)
     n = len(sums)
+    if np.ptp(sums / sizes) < 1e-12:
+        # Wilson's, of 0 or n successes: as if z squared trials more had come out at the other end.
+        mean, squared = float(values.mean()), NormalDist().inv_cdf((1 + level) / 2) ** 2
+        share = squared / (n + squared)
+        return mean + share * (bounds[0] - mean), mean + share * (bounds[1] - mean)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=draws).astype(float)
     means = (times @ sums) / (times @ sizes)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -87,9 +101,13 @@ class RankingResult:
     groups: tuple[str, ...]
     n_candidates: int
 
+    def hits(self, k: int) -> Float[np.ndarray, " b"]:
+        """1 for an example whose label is among the best k, 0 for another."""
+        return (self.ranks <= k).astype(float)
+
     def recall(self, k: int) -> float:
         """recall@k/n_candidates."""
-        return recall_at(self.ranks, k)
+        return float(self.hits(k).mean())
 
     @property
     def mrr(self) -> float:
@@ -98,12 +116,11 @@ class RankingResult:
 
     def recall_interval(self, k: int) -> tuple[float, float]:
         """95% interval of recall@k by bootstrap over groups."""
-        return bootstrap_interval((self.ranks <= k).astype(float), self.groups)
+        return bootstrap_interval(self.hits(k), self.groups, bounds=(0.0, 1.0))
 
     def gain_interval(self, other: "RankingResult", k: int = 1) -> tuple[float, float]:
         """95% interval of this recall@k minus the other's on the same examples (paired bootstrap)."""
-        gain = (self.ranks <= k).astype(float) - (other.ranks <= k).astype(float)
-        return bootstrap_interval(gain, self.groups)
+        return bootstrap_interval(self.hits(k) - other.hits(k), self.groups, bounds=(-1.0, 1.0))
 
     def summary(self, ks: Sequence[int] = (1, 2, 5, 10)) -> dict[str, float | int | list[float]]:
         """Plain figures by name; every recall names its candidate count."""
@@ -112,5 +129,30 @@ class RankingResult:
         }
         figures["mrr"] = self.mrr
         figures[f"recall@1/{self.n_candidates} 95% interval"] = list(self.recall_interval(1))
-        figures["n"] = len(self.ranks)
+        figures["n"] = len(self.groups)
         return figures
+
+
+class Chance(RankingResult):
+    """What rankings at random reach in the mean; known, not measured.
+
+    Args:
+        groups: group of each example.
+        n_candidates: candidates an example.
+    """
+
+    def __init__(self, groups: tuple[str, ...], n_candidates: int):
+        super().__init__("chance", np.full(len(groups), (n_candidates + 1) / 2), groups, n_candidates)
+
+    def hits(self, k: int) -> Float[np.ndarray, " b"]:
+        """An example's chance to have its label among the best k."""
+        return np.full(len(self.groups), min(k / self.n_candidates, 1.0))
+
+    @property
+    def mrr(self) -> float:
+        """Mean reciprocal rank."""
+        return mean_reciprocal_rank(np.arange(1, self.n_candidates + 1))
+
+    def recall_interval(self, k: int) -> tuple[float, float]:
+        """The chance itself, twice: there is nothing to estimate."""
+        return self.recall(k), self.recall(k)

@@ -36,10 +36,11 @@ class Meter:
         self._done = start
         self._shown = time.monotonic()
         self._marks = deque([(self._shown, start)])
+        self._first_piece = True
 
     @property
     def rate(self) -> float:
-        """Units a second, over the last minute."""
+        """Units a second, over the last minute; the first piece, in which programs are compiled, left out."""
         (began, first), (now, done) = self._marks[0], self._marks[-1]
         return (done - first) / max(now - began, 1e-9)
 
@@ -52,6 +53,9 @@ class Meter:
         self._done = done
         now = time.monotonic()
         self._marks.append((now, done))
+        if self._first_piece and len(self._marks) > 2:
+            self._marks.popleft()
+            self._first_piece = False
         while len(self._marks) > 2 and now - self._marks[1][0] > RATE_OVER_S:
             self._marks.popleft()
         note = f"{self.rate:.3g} {self._unit}/s  {note}"
@@ -59,8 +63,10 @@ class Meter:
             self._bar.update(self._task, completed=self._done, note=note)
         if self._bar is None and (now - self._shown > LINE_EVERY_S or self._done == self._total):
             self._shown = now
-            left = (self._total - self._done) / max(self.rate, 1e-9)
-            self._out.print(f"{self._title}: {self._done}/{self._total}  {note}  {left:.0f} s left")
+            seconds = (self._total - self._done) / max(self.rate, 1e-9)
+            # Of the first piece's rate, mostly compilation, no time can be told.
+            left = "" if self._first_piece and self._done < self._total else f"  {seconds:.0f} s left"
+            self._out.print(f"{self._title}: {self._done}/{self._total}  {note}{left}")
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def workplace(tmp_path_factory):
     shape, head = EncoderConfig.tiny(tokenizer.vocab_size), PolyConfig(n_codes=4)
     scorer = make_scorer(shape, head, rngs=nnx.Rngs(0))
     card = ModelCard(model=ModelConfig(encoder=shape, head=head), text=TextConfig())
-    for name in ("chitchat-demo-poly-minilm", "mine-demo-poly-minilm", "converted", "pretrained"):
+    for name in ("chitchat-poly-minilm", "mine-poly-minilm", "converted", "pretrained"):
         write_model(folder / "runs" / name, scorer, card, tokenizer, config={"converted": "from nothing"})
     return folder
 

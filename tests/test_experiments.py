@@ -119,6 +119,8 @@ def test_own_data(folder, tmp_path):
     assert re.search(r"mine: 2\d\d / \d\d / \d\d examples in train / valid / test", done.stdout)
     card = (tmp_path / "run" / "report.md").read_text()
     assert "rows of mine.jsonl" in card
+    assert re.search(r"poly-encoder: the right one of 10 comes first in \d+\.\d% of \d\d rows, ", done.stdout)
+    assert re.search(r"chance +0\.100 +exact", done.stdout)
     for fact in (
         "## Recipe",
         "command: `python experiments/run.py --",
@@ -214,7 +216,7 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--arch", "pooly"], "invalid choice 'pooly'"),
+        (["--arch", "pooly"], "Expected one of ('bi', 'poly', 'cross')"),
         (["--arch", "bi", "--head.n-codes", "16"], "Unrecognized options: --head.n-codes"),
         (["--optim.learning-rate", "fast"], "--optim.learning-rate: could not convert string to float"),
         (["--train.steps"], "Missing value for argument '--train.steps'"),

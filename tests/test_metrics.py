@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyjax.evaluation import some
-from polyjax.metrics import RankingResult, bootstrap_interval, rank_of_label, recall_at
+from polyjax.metrics import Chance, RankingResult, bootstrap_interval, rank_of_label, recall_at
 from polyjax.types import Example
 
 
@@ -37,8 +37,8 @@ def test_interval_of_groups_is_wider_than_of_rows(rng):
     by_group = rng.random(50) < 0.5
     values = np.repeat(by_group, 20).astype(float)
     groups = [f"g{i // 20}" for i in range(1000)]
-    low, high = bootstrap_interval(values, groups)
-    row_low, row_high = bootstrap_interval(values, [str(i) for i in range(1000)])
+    low, high = bootstrap_interval(values, groups, bounds=(0.0, 1.0))
+    row_low, row_high = bootstrap_interval(values, [str(i) for i in range(1000)], bounds=(0.0, 1.0))
     assert low < values.mean() < high
     assert 3.5 < (high - low) / (row_high - row_low) < 5.5  # sqrt(20) = 4.5
 
@@ -47,7 +47,8 @@ def test_interval_covers_the_truth_as_often_as_it_says(rng):
     covered = 0
     for i in range(200):
         values = (rng.random(100) < 0.6).astype(float)
-        low, high = bootstrap_interval(values, [str(j) for j in range(100)], draws=500, seed=i)
+        names = [str(j) for j in range(100)]
+        low, high = bootstrap_interval(values, names, bounds=(0.0, 1.0), draws=500, seed=i)
         covered += low <= 0.6 <= high
     assert 0.88 <= covered / 200 <= 0.99
 
@@ -62,9 +63,35 @@ def test_summary_names_the_candidate_count():
     assert not any(key.startswith("recall@20") for key in summary)
 
 
-def test_paired_gain_of_equal_results_is_zero():
-    result = RankingResult("m", np.array([1, 2, 3]), ("a", "b", "c"), 5)
-    assert result.gain_interval(result) == (0.0, 0.0)
+def test_few_rows_that_are_all_right_are_no_certainty():
+    """Wilson's interval at 0 and at n successes, and its like for differences; narrower with more groups."""
+    all_right = RankingResult("m", np.ones(20, int), tuple("abcdefghij" * 2), 5)
+    z = 1.959964
+    assert all_right.recall_interval(1) == pytest.approx((10 / (10 + z**2), 1.0))  # ten groups, not twenty
+    all_wrong = RankingResult("m", np.full(20, 5), all_right.groups, 5)
+    assert all_wrong.recall_interval(1) == pytest.approx((0.0, z**2 / (10 + z**2)))
+    low, high = all_right.gain_interval(all_right)
+    assert (low, high) == pytest.approx((-(z**2) / (10 + z**2), z**2 / (10 + z**2)))
+    assert all_right.gain_interval(all_wrong) == pytest.approx((1 - 2 * high, 1.0))
+
+
+def test_intervals_of_rows_that_agree_are_no_narrower_than_those_with_one_that_differs():
+    names = [str(i) for i in range(17)]
+    low, _ = bootstrap_interval(np.ones(17), names, bounds=(0.0, 1.0))
+    low_of_one_wrong, _ = bootstrap_interval(np.array([0.0] + 16 * [1.0]), names, bounds=(0.0, 1.0))
+    assert low_of_one_wrong - 0.02 < low < 0.9
+
+
+def test_chance_is_known_and_is_what_draws_reach_in_the_mean(rng):
+    chance = Chance(("a", "b", "c"), 20)
+    assert [chance.recall(k) for k in (1, 10, 20)] == pytest.approx([0.05, 0.5, 1.0])
+    assert chance.recall_interval(1) == pytest.approx((0.05, 0.05)) and chance.summary()["n"] == 3
+    drawn = RankingResult("drawn", rng.integers(1, 21, 20_000), tuple(map(str, range(20_000))), 20)
+    assert drawn.recall(5) == pytest.approx(chance.recall(5), abs=0.01)
+    assert drawn.mrr == pytest.approx(chance.mrr, abs=0.01)
+    first = RankingResult("m", np.array([1, 20, 20]), ("a", "b", "c"), 20)
+    low, high = first.gain_interval(chance)
+    assert low < 1 / 3 - 0.05 < high
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -56,6 +56,15 @@ def test_recipes_hold_the_project_pages_settings(module, task, arch):
     assert str(config.folder) == f"runs/{task}-{arch}-paper"
 
 
+def test_who_says_how_long_to_train_gets_that(module):
+    """However few the rows are; otherwise few rows end the demo's updates."""
+    parse = module("flags").parse_run
+    assert parse([], prog="run").train.most_epochs == 10
+    assert parse(["--train.steps=500"], prog="run").train.most_epochs == 0
+    assert parse(["--train.steps", "0", "--train.epochs", "30"], prog="run").train.most_epochs == 0
+    assert parse(["--train.steps", "500", "--train.most-epochs", "3"], prog="run").train.most_epochs == 3
+
+
 def test_a_cross_encoder_may_learn_from_any_candidates(module):
     config = module("flags").parse_run(["--arch", "cross", "--batch.candidates", "inline"], prog="run")
     assert config.batch.source("pairs") == "inline"

@@ -121,6 +121,7 @@ class Searcher:
         self._scan(vectors, mask, k)
         if self._certified is not None and self._worth_certifying(vectors):
             self._certified.compile(*vectors.shape[1:])
+            self._certified.scan.among(vectors, mask, np.arange(1), k)
         return self.compilations - before
 
     def search(

@@ -68,7 +68,9 @@ def read_json(path: Path) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         folder = path.parent
         what = "is missing" if folder.is_dir() else f"cannot be read: {folder} is no folder"
-        raise InputError(f"{path} {what}; expected a run directory made by experiments/run.py") from None
+        raise InputError(
+            f"{path} {what}; expected a run directory made by experiments/run.py, whose training has begun"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
 

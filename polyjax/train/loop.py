@@ -52,6 +52,8 @@ class TrainConfig:
     Attributes:
         steps: updates in all; 0 to give ``epochs`` instead.
         epochs: passes over the training split instead of ``steps``; with neither, one pass.
+        most_epochs: passes after which ``steps`` end early, as further ones over a few rows teach nothing;
+            0 for no limit.
         seed: of initial values, shuffling, dropout and sampled negatives.
         trainable: ``all``, ``all-but-embeddings``, or a number k: the top k layers (and the head).
         validate_every_steps: updates between validations; 0 to give ``validate_every_epochs`` instead.
@@ -66,6 +68,7 @@ class TrainConfig:
 
     steps: int = 0
     epochs: float = 0.0
+    most_epochs: float = 0.0
     seed: int = 0
     trainable: Trainable = "all"
     validate_every_steps: int = 0
@@ -114,6 +117,10 @@ def updates_of(config: TrainConfig, batch_size: int, n_examples: int) -> tuple[i
     per_epoch = n_examples // batch_size
     steps = config.steps or max(1, round((config.epochs or 1.0) * per_epoch))
     every = config.validate_every_steps or max(1, round((config.validate_every_epochs or 0.5) * per_epoch))
+    most = max(1, round(config.most_epochs * per_epoch))
+    if config.most_epochs and most < steps:
+        # Halfway at the latest: the best checkpoint is to be chosen among two.
+        return most, min(every, max(1, most // 2))
     return steps, every
 
 

@@ -49,19 +49,29 @@ def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> 
                 _make_folder(run_dir)
                 lock.enter_context(run_lock(run_dir))
             open_run(run_dir, config, incidental=incidental)
-        yield
+        try:
+            yield
+        except InputError:
+            # A mistake that came to light before anything was made leaves no folder that looks like a run.
+            if is_primary() and _nothing_made(run_dir):
+                shutil.rmtree(run_dir)
+            raise
 
 
 def _make_folder(run_dir: Path) -> None:
     """Make a run directory; one that is there is one, or empty."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        # A kill may have left the file's first, unfinished writing.
-        known = (CONFIG, CONFIG + PARTIAL, LOCK)
-        if not (run_dir / CONFIG).exists() and any(entry.name not in known for entry in run_dir.iterdir()):
+        if not (run_dir / CONFIG).exists() and not _nothing_made(run_dir):
             raise InputError(f"{run_dir} is not empty and holds no {CONFIG}; choose another --run-dir")
     except OSError as error:
         raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
+
+
+def _nothing_made(run_dir: Path) -> bool:
+    """Whether a folder holds nothing but what a run begins with."""
+    # A kill may have left the settings' first, unfinished writing.
+    return all(entry.name in (CONFIG, CONFIG + PARTIAL, LOCK) for entry in run_dir.iterdir())
 
 
 def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> None:

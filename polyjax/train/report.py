@@ -31,13 +31,14 @@ _GREY, _BLUE, _ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
 def figures_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int] = KS) -> list[str]:
     """A table row: name, rows, recall@1 with its 95% interval, the other recalls, MRR."""
     low, high = result.recall_interval(1)
+    interval = f"[{low:.3f}, {high:.3f}]" if low < high else "exact"
     others = [f"{result.recall(k):.3f}" for k in ks[1:] if k < result.n_candidates]
-    n = [f"{len(result.ranks):,}"] if with_n else []
+    n = [f"{len(result.groups):,}"] if with_n else []
     return [
         result.name,
         *n,
         f"{result.recall(1):.3f}",
-        f"[{low:.3f}, {high:.3f}]",
+        interval,
         *others,
         f"{result.mrr:.3f}",
     ]
@@ -220,7 +221,7 @@ def write_report(
     save_figure(plot_ranks(model), folder / "ranks.png")
     lines = [f"# {title}", "", markdown_table(results)]
     if best_baseline is not None:
-        lines += [gain_sentence(model, best_baseline), ""]
+        lines += [verdict(model, best_baseline), ""]
     lines += [*(f"* {note}" for note in notes), f"* hardware: {hardware()}", ""]
     for name, caption in (
         ("learning_curve", "Learning curve"),
@@ -234,11 +235,18 @@ def write_report(
     write_json(run_dir / "results.json", {result.name: result.summary(ks) for result in results})
 
 
-def gain_sentence(model: RankingResult, baseline: RankingResult) -> str:
-    """How far the model is ahead of a baseline on the same rows, with a paired interval."""
-    gain = model.recall(1) - baseline.recall(1)
+def verdict(model: RankingResult, baseline: RankingResult) -> str:
+    """How good a model is, and whether better than a baseline on the same rows (by a paired interval)."""
+    n, rows = model.n_candidates, len(model.groups)
     low, high = model.gain_interval(baseline)
+    if low > 0:
+        judged = f"better than {baseline.name}"
+    elif high < 0:
+        judged = f"worse than {baseline.name}"
+    else:
+        judged = f"which {rows:,} rows cannot tell from {baseline.name}"
     return (
-        f"{model.name} against {baseline.name} on the same rows: {gain:+.3f} recall@1/{model.n_candidates}, "
+        f"{model.name}: the right one of {n:,} comes first in {model.recall(1):.1%} of {rows:,} rows, "
+        f"{judged} ({baseline.recall(1):.1%}): {model.recall(1) - baseline.recall(1):+.3f} recall@1/{n}, "
         f"95% interval [{low:+.3f}, {high:+.3f}]"
     )

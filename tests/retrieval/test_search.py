@@ -14,6 +14,7 @@ from flax import nnx
 from conftest import DUAL_HEADS
 from polyjax import Ranker
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
+from polyjax.retrieval import scan as scan_module
 from polyjax.retrieval.scan import Scan, blocks_of
 from polyjax.retrieval.stages import FaissStage
 from polyjax.retrieval.store import CandidateIndex, Segment, in_memory, norms_of, quantise
@@ -123,6 +124,36 @@ def test_memory_does_not_grow_with_the_candidates(rng):
         for n in (64, 300)
     }
     assert sizes[64] == sizes[300]
+
+
+@pytest.mark.parametrize("n", [1, 256, 257, 700, 900])
+@pytest.mark.parametrize("agree", [True, False])
+def test_few_rows_are_scored_in_small_blocks_that_agree_with_the_scans(rng, monkeypatch, n, agree):
+    """To the last bit the first times; otherwise in the scan's own. Without optimisation they may not."""
+    monkeypatch.setattr(scan_module, "FEW_ROWS", 256)
+    head = head_of("poly-basic")
+    vectors, mask, candidates = problem(rng, head, n=2000, b=1)
+    scan = Scan(head, in_memory(["x"] * 2000, candidates), rows=1024)
+    rows = np.sort(rng.permutation(2000)[:n])
+    scores, best = scan(vectors, mask, 2000)
+    everything = dict(zip(best[0].tolist(), scores[0].tolist(), strict=True))
+    sizes, in_blocks = [], scan._in_blocks
+
+    def seen(*given):
+        sizes.append(given[-1])
+        scores, best = in_blocks(*given)
+        return (scores if agree else scores + (given[-1] == 256)), best
+
+    monkeypatch.setattr(scan, "_in_blocks", seen)
+    monkeypatch.setattr(scan_module.np, "array_equal", lambda a, b: np.allclose(a, b, atol=1e-5))
+    for _ in range(6):
+        scores, best = scan.among(vectors, mask, rows, 16)
+        expected = sorted(rows.tolist(), key=lambda row: -everything[row])[:16]
+        assert best[0][: len(expected)].tolist() == expected and (best[0][len(expected) :] == -1).all()
+        there = scores[0][: len(expected)]
+        np.testing.assert_allclose(there, [everything[row] for row in expected], atol=1e-5)
+    compared = 4 * [256, 1024] + 2 * [256] if agree else [256, 1024] + 5 * [1024]
+    assert sizes == (compared if n <= 768 else 6 * [1024])
 
 
 def test_every_candidate_removed_finds_nothing(rng):

@@ -14,9 +14,10 @@ import toy
 from polyjax import InputError, make_scorer
 from polyjax.losses import ranking_loss
 from polyjax.train.checkpoint import Checkpoints
+from polyjax.train.loop import TrainConfig, updates_of
 from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.ownership import open_data, open_run, run_lock
+from polyjax.train.ownership import open_data, open_run, owned_run, run_lock
 from polyjax.train.step import init_state, make_train_step
 from runs import assert_same, finish, parameters, saved_steps, start
 
@@ -196,6 +197,15 @@ def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
         parameters(copy, arch, 60)
 
 
+def test_steps_end_early_over_few_rows():
+    config = TrainConfig(steps=280, most_epochs=10, validate_every_steps=140)
+    assert updates_of(config, 32, 95_664) == (280, 140), "no limit where rows are many"
+    assert updates_of(config, 32, 160) == (50, 25), "halfway, so that there are two checkpoints to choose from"
+    assert updates_of(config, 32, 33) == (10, 5)
+    assert updates_of(dataclasses.replace(config, validate_every_steps=10), 32, 160) == (50, 10)
+    assert updates_of(dataclasses.replace(config, most_epochs=0.0), 32, 160) == (280, 140)
+
+
 def test_a_log_line_that_is_not_json_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"step"\n')
     with pytest.raises(InputError, match="metrics.jsonl:2 is not JSON"):
@@ -212,6 +222,15 @@ def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_pa
     with pytest.raises(InputError, match="belongs to a run with learning_rate = 0.001"):
         open_run(tmp_path / "run", first)
     open_run(tmp_path / "run", first, incidental=("learning_rate",))
+
+
+@pytest.mark.parametrize(("there_is", "kept"), [(None, False), ("tokenizer", True)])
+def test_a_mistake_before_anything_was_made_leaves_no_folder(tmp_path, there_is, kept):
+    with pytest.raises(InputError, match="no such file"), owned_run(tmp_path / "run", OptimConfig()):
+        if there_is:
+            (tmp_path / "run" / there_is).mkdir()
+        raise InputError("no such file")
+    assert (tmp_path / "run").exists() == kept
 
 
 def test_data_take_a_directory_over_until_something_was_trained_there(tmp_path):

@@ -1,0 +1,42 @@
+"""What is said about work that goes on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from polyjax import progress
+from polyjax.progress import meter
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, moved by hand."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_time_left_is_told_without_the_first_piece(clock):
+    """Which is mostly compilation: 100 s for 10 of 100 updates, and then 1 s for each 10."""
+    shown = io.StringIO()
+    with meter("training", 100, unit="steps", out=Console(file=shown)) as bar:
+        clock[0] = 100
+        bar.move_to(10, "loss 2")
+        first = shown.getvalue()
+        clock[0] = 130
+        bar.move_to(40)
+        clock[0] = 131
+        bar.move_to(100)
+    lines = shown.getvalue().splitlines()
+    assert first.startswith("training: 10/100  0.1 steps/s  loss 2") and "left" not in first
+    assert lines[1].endswith("60 s left") and "1 steps/s" in lines[1]
+    assert lines[2].startswith("training: 100/100") and lines[2].endswith("0 s left")
+
+
+def test_work_done_at_once_is_told_at_its_end(clock):
+    shown = io.StringIO()
+    with meter("encoding", 8, out=Console(file=shown)) as bar:
+        clock[0] = 2
+        bar.add(8)
+    assert shown.getvalue().split() == "encoding: 8/8 4 examples/s 0 s left".split()
