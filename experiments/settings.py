@@ -236,7 +236,11 @@ def demo(arch: Arch) -> RunConfig:
         optim=OptimConfig(decay="linear"),
         # The loss: on 300 rows recall@1 once chose the checkpoint that was .03 worse on the test rows.
         train=TrainConfig(
-            steps=280, most_epochs=MOST_EPOCHS, validate_every_steps=140, validate_examples=300, best_by="loss"
+            steps=280,
+            most_epochs=MOST_EPOCHS,
+            validate_every_steps=140,
+            validate_examples=300,
+            best_by="loss",
         ),
     )
 

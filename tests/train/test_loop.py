@@ -198,9 +198,9 @@ def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
 
 
 def test_steps_end_early_over_few_rows():
-    config = TrainConfig(steps=280, most_epochs=10, validate_every_steps=140)
+    config = TrainConfig(steps=280, most_epochs=10.0, validate_every_steps=140)
     assert updates_of(config, 32, 95_664) == (280, 140), "no limit where rows are many"
-    assert updates_of(config, 32, 160) == (50, 25), "halfway, so that there are two checkpoints to choose from"
+    assert updates_of(config, 32, 160) == (50, 25), "two checkpoints to choose from"
     assert updates_of(config, 32, 33) == (10, 5)
     assert updates_of(dataclasses.replace(config, validate_every_steps=10), 32, 160) == (50, 10)
     assert updates_of(dataclasses.replace(config, most_epochs=0.0), 32, 160) == (280, 140)
