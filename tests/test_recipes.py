@@ -59,7 +59,7 @@ def test_recipes_hold_the_project_pages_settings(module, task, arch):
 def test_who_says_how_long_to_train_gets_that(module):
     """However few the rows are; otherwise few rows end the demo's updates."""
     parse = module("flags").parse_run
-    assert parse([], prog="run").train.most_epochs == 10
+    assert parse([], prog="run").train.most_epochs == 5
     assert parse(["--train.steps=500"], prog="run").train.most_epochs == 0
     assert parse(["--train.steps", "0", "--train.epochs", "30"], prog="run").train.most_epochs == 0
     assert parse(["--train.steps", "500", "--train.most-epochs", "3"], prog="run").train.most_epochs == 3
