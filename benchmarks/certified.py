@@ -72,7 +72,7 @@ def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
     outcomes, same = [], 0
     contexts = [examples[i].context for i in chosen]
     batches = [
-        (vectors[i : i + 1], mask[i : i + 1])
+        (np.asarray(vectors)[i : i + 1], np.asarray(mask)[i : i + 1])  # as a search has them
         for places, vectors, mask in ranker.scorer.context_batches(contexts)
         for i in range(len(places))
     ]

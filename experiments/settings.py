@@ -33,7 +33,7 @@ PresetName = Literal["demo", "long"]
 DEFAULT_PRESET: PresetName = "demo"
 
 MOST_EPOCHS = 5.0
-"""Passes over a few rows after which the demo's updates end; twice as many made worse rankers (README.md here)."""
+"""Passes over a few rows after which the demo's updates end: twice as many made worse rankers (README.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

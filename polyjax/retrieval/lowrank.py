@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from polyjax.retrieval.bounds import ROUND_OFF, Limits, largest_error, limits, own_error, weighted_mean
-from polyjax.retrieval.moments import Moments, moments, upper_score
+from polyjax.retrieval.moments import Moments, moments, turned, upper_score
 
 RANKS = (16, 32, 48)
 """Ranks that are tried; each is two compiled programs, and those below or between take as long."""
@@ -95,8 +95,9 @@ def rounded(vectors: np.ndarray) -> Factors:
 
 
 def factorise(vectors: np.ndarray, directions: np.ndarray) -> Factors:
-    """E in the space of some directions, float32 [r, d]."""
-    basis = _round(np.linalg.qr(directions.T)[0].T)
+    """E in the space of some directions, float32 [r, d], along the axes in which its rows differ."""
+    basis = np.linalg.qr(directions.T)[0].T
+    basis = _round(turned(vectors @ basis.T).T @ basis)
     weights = np.linalg.solve(basis @ basis.T, basis @ vectors.T).T
     return _factors(vectors, basis, weights)
 
@@ -171,18 +172,20 @@ def choose(
             residuals = np.sqrt(np.maximum(missing.max(0), 0))
             longest = float(np.sqrt(lengths.max()))
 
-            def guess(r: int) -> Factors:
+            def guess(r: int, axes: np.ndarray) -> Factors:
                 # Cheap to know, and worth the exact figures only where it will do.
                 left = float(values[r]), float(residuals[r - 1])
-                return Factors(directions[:r], weights[:, :r], *left, 0.0, 1.0, longest, m)
+                return Factors(axes.T @ directions[:r], weights[:, :r] @ axes, *left, 0.0, 1.0, longest, m)
 
             for r in ranks:
-                upper = upper_score(inside[:, :r], t, guess(r).moments(t, norm, lost), norm, xp=np)
+                axes = turned(weights[:, :r])
+                given = guess(r, axes).moments(t, norm, lost)
+                upper = upper_score(inside[:, :r] @ axes, t, given, norm, xp=np)
                 if good(upper - mean.score):
                     factors = factorise(vectors, directions[:r])
                     return Plan(factors, factors.moments(t, norm, lost))
             for r in ranks:
-                if good(error(guess(r))):
+                if good(error(guess(r, np.eye(r, dtype=np.float32)))):
                     factors = factorise(vectors, directions[:r])
                     return Plan(factors, factors.limits(t, norm, lost))
         if not (rounding_pays and good(error(rounded(vectors)))):

@@ -10,11 +10,13 @@ Simpson's rule never falls short of that quotient, and does not cancel: (1 + 4 h
 
 In the notation of ``polyjax.retrieval.bounds``, with P = B . c the r products of the pass, E = W B + R, and
 the rows of W centred to W - w: c = w . P + r . c + rounding, with r the mean of R's rows; V's square root is
-at most |L P| + |R|_2 p / sqrt(m) + rho, where L^T L = (W - w)^T (W - w) / m; and b is at most
-M |L P| + max_j |R_j| p + 2 rho, where M is the largest norm of a row of (W - w) L^-1.
+at most q + |R|_2 p / sqrt(m) + rho, where q^2 >= P^T G P and G = (W - w)^T (W - w) / m; and b is at most
+M q + max_j |R_j| p + 2 rho, where M is the largest norm of a row of (W - w) L^-1, L^T L = G. With F what G
+has outside its diagonal, q^2 = sum_i (G_ii + |F|) P_i^2 will do: the basis is turned to G's axes
+(``turned``), so that F is what the rounding of the basis leaves.
 
-So a candidate costs r d + r^2 operations, whatever m is: this is the bound for many vectors that differ
-little against 1 / t. Where they differ much, b is too coarse, and ``largest_error`` does better.
+So a candidate costs r d operations, whatever m is: this is the bound for many vectors that differ little
+against 1 / t. Where they differ much, b is too coarse, and ``largest_error`` does better.
 """
 
 import dataclasses
@@ -33,7 +35,7 @@ class Moments:
 
     Attributes:
         centre: w, [r].
-        spread: L transposed, [r, r].
+        spread: G_ii + |F|, [r].
         reach: M.
         deviation: |R|_2 / sqrt(m).
         residual: largest norm of a row of R, centred.
@@ -52,6 +54,12 @@ class Moments:
     own: Any
 
 
+def turned(weights: np.ndarray) -> np.ndarray:
+    """The axes [r, r], in columns, along which W's rows differ independently: W @ axes has a diagonal G."""
+    centred = weights - weights.mean(0)
+    return np.linalg.eigh(centred.T @ centred)[1]
+
+
 def moments(
     weights: np.ndarray, *, spectral: float, residual: float, offset: float, rounding: float, own: float
 ) -> Moments:
@@ -67,11 +75,14 @@ def moments(
     """
     m = len(weights)
     centre = weights.mean(0)
-    axes, spread = np.linalg.qr((weights - centre) / math.sqrt(m))
+    centred = (weights - centre).astype(np.float64) / math.sqrt(m)
+    gram = centred.T @ centred
+    rest = float(np.linalg.norm(gram - np.diag(np.diag(gram))))
+    axes = np.linalg.qr(centred)[0]
     slack = 1 + 1e-4  # float32 arithmetic of these figures and of the bound
     return Moments(
         centre=centre,
-        spread=np.ascontiguousarray(spread.T) * np.float32(slack),
+        spread=(slack * slack * (np.diag(gram) + rest)).astype(weights.dtype),
         reach=slack * math.sqrt(m) * float(np.linalg.norm(axes, axis=1).max()),
         deviation=slack * spectral / math.sqrt(m),
         residual=residual + offset,
@@ -91,8 +102,7 @@ def upper_score(inside: Any, t: float, given: Moments, perp: Any, *, xp: ModuleT
         perp: p, norm of a candidate's part outside the basis, [n] or one for all.
         xp: numpy or jax.numpy.
     """
-    spread = inside @ given.spread
-    size = xp.sqrt((spread * spread).sum(1))
+    size = xp.sqrt((inside * inside * given.spread[None]).sum(1))
     deviation = size + given.deviation * perp + given.rounding
     largest = given.reach * size + given.residual * perp + 2 * given.rounding
     half = xp.exp(xp.minimum(0.5 * t * largest, 40.0))

@@ -160,6 +160,7 @@ class Scan:
             mask: which of them are real.
             k: at least 1.
         """
+        vectors, mask = jnp.asarray(vectors), jnp.asarray(mask)  # once, not for each block
         scores, rows = nothing_found(vectors.shape[0], k)
         for block in self.blocks:
             scores, rows = self._step(self._head, vectors, mask, scores, rows, block)

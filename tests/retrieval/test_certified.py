@@ -13,10 +13,11 @@ from flax import nnx
 from threadpoolctl import threadpool_info
 
 from polyjax.nn.heads import BiConfig, BiHead, PolyConfig, PolyHead
+from polyjax.retrieval import certified
 from polyjax.retrieval.bounds import Limits, largest_error, limits, weighted_mean
-from polyjax.retrieval.certified import FIRST_RESCORED, CertifiedSearch
+from polyjax.retrieval.certified import FIRST_RESCORED, CertifiedSearch, _highest
 from polyjax.retrieval.lowrank import Plan, _directions, choose, factorise, plan_rounded, ranks_of, rounded
-from polyjax.retrieval.moments import Moments, moments, upper_score
+from polyjax.retrieval.moments import Moments, moments, turned, upper_score
 from polyjax.retrieval.scan import Scan
 from polyjax.retrieval.store import CandidateIndex, decode, in_memory, norms_of
 from polyjax.types import InputError
@@ -91,6 +92,9 @@ def test_no_score_is_above_the_moments_bound(seed):
         rounding = rng.choice([-rho, rho], (n, m))
         rounding[::2], rounding[::2, 0] = -rho, rho  # one apart from all others
         products = inside @ weights.T + candidates @ residual.T + rounding
+        if rng.random() < 0.8:  # the bound holds along any axes, and is tight along these
+            axes = turned(weights)
+            weights, inside = weights @ axes, inside @ axes
         given = moments(
             weights,
             spectral=np.linalg.norm(residual, 2),
@@ -222,7 +226,7 @@ def test_upper_bounds_hold_with_all_rounding(rng, monkeypatch, units):
             plans = [Plan(rounded(e), rounded(e).limits(*known))]
             plans += [Plan(factors, factors.limits(*known)), Plan(factors, factors.moments(*known))]
             for plan in plans:
-                upper = search._bounds(search._given(plan, mask))
+                upper = search._bounds(search._given(plan, mask), search._blocks_for(plan))
                 assert (upper >= exact).all()
                 if isinstance(plan.bounds, Limits):  # these contexts differ too much for moments
                     assert np.median(upper - exact) < exact.std(), "and say something"
@@ -288,6 +292,42 @@ def test_fewer_candidates_than_asked_for(rng):
         assert (outcome.rows == -1).sum() == 3 + len(removed)
 
 
+@pytest.mark.parametrize("n", [N, 3 * N + 5])
+def test_large_blocks_bound_as_small_ones_do(rng, monkeypatch, n):
+    """Without a softmax, and over one segment without scales."""
+    for name, value in {"PASS_ROWS": 64, "LARGE_ROWS": 2048, "LARGE_STEP": 16}.items():
+        monkeypatch.setattr(certified, name, value)
+    head, rows = head_of("basic"), unit_like(rng, n)
+    search = CertifiedSearch(Scan(head, in_memory(["x"] * n, rows)), head)
+    assert len(search.large_blocks.parts) < len(search.blocks.parts)
+    factors = factorise(draw := np.asarray(contexts(rng, 1, CODES, 6)[0]), draw[:16])
+    plan = Plan(factors, factors.moments(search.sharpness, search._norm, search._lost))
+    given = search._given(plan, np.ones(CODES, bool))
+    assert search._blocks_for(plan) is search.large_blocks
+    small, large = (search._bounds(given, blocks) for blocks in (search.blocks, search.large_blocks))
+    assert np.isfinite(small).all()
+    np.testing.assert_allclose(large, small, rtol=1e-5, atol=1e-6)
+    eight = CertifiedSearch(Scan(head, in_memory(["x"] * n, rows, "int8")), head)
+    assert eight.large_blocks is eight.blocks
+
+
+@pytest.mark.parametrize("n", [1, 30, 1024, 4000, 9000])
+@pytest.mark.parametrize("order", ["thrown", "sorted", "ties", "none"])
+def test_the_highest_are_found(rng, n, order):
+    values = rng.standard_normal(5000).astype(np.float32)
+    match order:
+        case "sorted":
+            values.sort()
+        case "ties":
+            values = np.round(values)
+        case "none":
+            values[::3] = -np.inf
+    rows = _highest(values, n)
+    there = np.sort(values[values > -np.inf])[::-1]
+    np.testing.assert_array_equal(np.sort(values[rows])[::-1], there[:n])
+    assert (np.diff(rows) > 0).all() and len(rows) == min(n, len(there))
+
+
 def test_in_a_hurry_the_most_promising_are_scored(rng):
     """Where bounds tell little, as with vectors of great length, the result says that it is not proven."""
     head = head_of("basic")
@@ -338,7 +378,7 @@ def test_context_vectors_that_are_the_same(rng, m, noise):
         assert outcome.certified == (not quick) and outcome.rescored <= N
         np.testing.assert_array_equal(outcome.rows, expected)
     plan = plan_rounded(np.asarray(vectors[0]), search.sharpness, norm=search._norm, lost=search._lost)
-    assert (search._bounds(search._given(plan, np.ones(m, bool))) >= exact).all()
+    assert (search._bounds(search._given(plan, np.ones(m, bool)), search._blocks_for(plan)) >= exact).all()
 
 
 def test_all_removed_and_what_is_not_finite(rng):
