@@ -120,7 +120,7 @@ def updates_of(config: TrainConfig, batch_size: int, n_examples: int) -> tuple[i
     most = max(1, round(config.most_epochs * per_epoch))
     if config.most_epochs and most < steps:
         # Halfway at the latest: the best checkpoint is to be chosen among two.
-        return most, min(every, max(1, most // 2))
+        return most, min(every, -(-most // 2))
     return steps, every
 
 

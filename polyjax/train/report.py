@@ -244,7 +244,7 @@ def verdict(model: RankingResult, baseline: RankingResult) -> str:
     elif high < 0:
         judged = f"worse than {baseline.name}"
     else:
-        judged = f"which {rows:,} rows cannot tell from {baseline.name}"
+        judged = f"as far as they can tell no better and no worse than {baseline.name}"
     return (
         f"{model.name}: the right one of {n:,} comes first in {model.recall(1):.1%} of {rows:,} rows, "
         f"{judged} ({baseline.recall(1):.1%}): {model.recall(1) - baseline.recall(1):+.3f} recall@1/{n}, "

@@ -202,6 +202,7 @@ def test_steps_end_early_over_few_rows():
     assert updates_of(config, 32, 95_664) == (280, 140), "no limit where rows are many"
     assert updates_of(config, 32, 160) == (50, 25), "two checkpoints to choose from"
     assert updates_of(config, 32, 33) == (10, 5)
+    assert updates_of(dataclasses.replace(config, most_epochs=5.0), 32, 160) == (25, 13), "not 12, 24 and 25"
     assert updates_of(dataclasses.replace(config, validate_every_steps=10), 32, 160) == (50, 10)
     assert updates_of(dataclasses.replace(config, most_epochs=0.0), 32, 160) == (280, 140)
 
