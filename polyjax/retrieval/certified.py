@@ -47,8 +47,6 @@ rows of 384 and 16 / 32 directions, blocks of 8,192 took 14.2 / 16.6 ms, of 14,2
 12.1 / 14.3, of 50,000 11.1 / 12.9, of 100,000 10.8 / 13.0 (2 cores of an AMD EPYC with bfloat16 units).
 """
 
-_SPARSE = 16
-
 MOST_RESCORED = 0.125
 """Share of the candidates beyond which the scan is as fast as scoring the survivors."""
 
@@ -170,7 +168,9 @@ class CertifiedSearch:
         # Products with as many vectors as the scan's are worth nothing unless half precision is faster.
         self._rounding_pays = jax.default_backend() != "cpu" or cpu_has_bfloat16()
         self.large_blocks = self.blocks
-        if self._rounding_pays and (large := _large_rows(scan.index)) > rows:
+        # On another device these would be copies; without bfloat16 units rows are widened a block at a time.
+        views = jax.default_backend() == "cpu" and cpu_has_bfloat16()
+        if views and (large := _large_rows(scan.index)) > rows:
             self.large_blocks = Blocks(scan.index, large)
         self._step = jax.jit(self._traced_step)
         self._rough = jax.jit(self._traced_rough)
@@ -358,6 +358,9 @@ def rounded_products(rows: Num[Array, "n d"], directions: Float[Array, "r d"]) -
     return jax.lax.platform_dependent(*half, cpu=cpu, default=product)
 
 
+_SPARSE = 16
+
+
 def _highest(values: np.ndarray, n: int) -> np.ndarray:
     """The rows of the n highest values that are candidates', increasing."""
     n = min(n, len(values))
@@ -380,13 +383,11 @@ def _spread(rows: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 
 def _large_rows(index: CandidateIndex) -> int:
-    """Rows of a large block; 0 where blocks of so many would be copies, or be widened in memory."""
+    """Rows of a large block; 0 where blocks of so many would be copies, or be rounded in memory."""
     segment, *others = index.segments
-    if others or segment.scales is not None:
+    if others or segment.coarse.dtype != jnp.bfloat16:
         return 0
-    n_blocks = max(
-        2, -(-index.rows // LARGE_ROWS)
-    )  # two at least, as no block may have more rows than the index
+    n_blocks = max(2, -(-index.rows // LARGE_ROWS))  # of one alone the rows would be more than the index's
     return LARGE_STEP * -(-index.rows // (n_blocks * LARGE_STEP))
 
 
