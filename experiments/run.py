@@ -43,6 +43,7 @@ from polyjax.memory import restart_with_huge_pages
 from polyjax.metrics import Chance, RankingResult
 from polyjax.models import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.nn.encoder import Encoder, EncoderConfig
+from polyjax.nn.heads import CrossConfig
 from polyjax.progress import console
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import MODEL, Checkpoints, ModelCard, load_scorer, read_card, write_json
@@ -307,10 +308,13 @@ def report(
     console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))
     # What --init asks is whether training helped; otherwise, what the best baseline is.
     before = [result for result in results if result.name == BEFORE]
-    console.print(verdict(results[-1], *(before or [max(results[:-1], key=lambda r: r.recall(1))])))
+    best = before or [max(results[:-1], key=lambda r: (r.recall(1), r.mrr))]
+    console.print(verdict(results[-1], *best))
     for note in notes[1:]:
         console.print(note)
     console.print(f"report: {config.folder / 'report.md'}")
+    if not isinstance(config.head, CrossConfig):
+        console.print(f"next: polyjax chat {config.folder} --candidates FILE, a candidate a line")
     return results
 
 

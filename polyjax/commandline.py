@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import io
+import os
 import re
 import signal
 import sys
@@ -18,7 +19,12 @@ from polyjax.types import OUT_OF_MEMORY, InputError, Preempted, first_line
 
 
 def parse_flags(
-    settings: Any, arguments: Sequence[str] | None = None, *, prog: str, default: Any = None
+    settings: Any,
+    arguments: Sequence[str] | None = None,
+    *,
+    prog: str,
+    default: Any = None,
+    description: str | None = None,
 ) -> Any:
     """The settings that a command line asks for.
 
@@ -27,6 +33,7 @@ def parse_flags(
         arguments: those of the process by default.
         prog: the command, as help and errors show it.
         default: what flags that are not given keep.
+        description: what the help begins with; the dataclass's own by default.
 
     Raises:
         InputError: a flag or a value is wrong; the message is one line.
@@ -35,8 +42,8 @@ def parse_flags(
     try:
         with contextlib.redirect_stderr(printed):
             if default is None:
-                return tyro.cli(settings, args=arguments, prog=prog)
-            return tyro.cli(settings, args=arguments, prog=prog, default=default)
+                return tyro.cli(settings, args=arguments, prog=prog, description=description)
+            return tyro.cli(settings, args=arguments, prog=prog, default=default, description=description)
     except SystemExit as stop:
         if stop.code != 2:
             raise
@@ -98,6 +105,9 @@ def user_errors() -> Iterator[None]:
             markup=False,
         )
         sys.exit(2)
+    except BrokenPipeError:  # whoever reads what is printed, as head does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise

@@ -18,6 +18,10 @@ from polyjax.train.checkpoint import load_scorer
 from polyjax.train.sharding import make_mesh
 from polyjax.types import InputError
 
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+CandidateFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CANDIDATES")]
+IndexFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
+
 
 @dataclasses.dataclass(frozen=True)
 class Build:
@@ -33,9 +37,9 @@ class Build:
         mesh: devices that share the encoding, as ``data=4``; all by default.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
-    candidates: Annotated[Path, tyro.conf.Positional]
-    index: Annotated[Path, tyro.conf.Positional]
+    run_dir: RunFolder
+    candidates: CandidateFile
+    index: IndexFolder
     dtype: IndexDtype = "float32"
     compute_dtype: Dtype | None = None
     step: int | None = None
@@ -55,9 +59,9 @@ class Add:
         mesh: devices that share the encoding, as ``data=4``; all by default.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
-    candidates: Annotated[Path, tyro.conf.Positional]
-    index: Annotated[Path, tyro.conf.Positional]
+    run_dir: RunFolder
+    candidates: CandidateFile
+    index: IndexFolder
     compute_dtype: Dtype | None = None
     step: int | None = None
     mesh: str = ""
@@ -73,7 +77,7 @@ class Remove:
         ids: numbers of candidates, as a search gives them.
     """
 
-    index: Annotated[Path, tyro.conf.Positional]
+    index: IndexFolder
     candidates: Path | None = None
     ids: tuple[int, ...] = ()
 
@@ -91,7 +95,7 @@ class Compact:
         index: folder of the index.
     """
 
-    index: Annotated[Path, tyro.conf.Positional]
+    index: IndexFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Info:
         index: folder of the index.
     """
 
-    index: Annotated[Path, tyro.conf.Positional]
+    index: IndexFolder
 
 
 IndexCommand = Build | Add | Remove | Compact | Info

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 20.0
+WIDE = 130
+"""Columns of a terminal that has room for a bar."""
 RATE_OVER_S = 60.0
 """A rate is that of the last minute: what was compiled before says nothing of the time left."""
 # Lines are left whole: a terminal wraps them itself, and a file or pipe should not hold wrapped ones.
@@ -85,6 +87,8 @@ def meter(
     if not out.is_terminal:
         yield Meter(title, total, unit, None, start=start, out=out)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    count = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    # Beside the figures of a note, a narrow terminal has no room for a bar.
+    columns = (*count, BarColumn()) if out.width >= WIDE else count
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
         yield Meter(title, total, unit, bar, start=start)

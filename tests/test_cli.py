@@ -3,6 +3,8 @@
 import importlib
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -299,3 +301,21 @@ def test_unknown_commands_explain_themselves(converted, monkeypatch, capsys):
     written = capsys.readouterr().out.splitlines()
     assert len(written) == 2
     assert all("is not understood; /top N" in line for line in written)
+
+
+def test_a_file_of_examples_is_no_file_of_candidates(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"context": "a", "label": "b"}\n')
+    with pytest.raises(InputError, match="mine.jsonl holds JSON; expected a plain text file of candidates"):
+        read_candidates(path)
+
+
+def test_help_whose_reader_has_seen_enough():
+    done = subprocess.run(
+        f"{sys.executable} -m polyjax.cli index build --help | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "RUN_DIR CANDIDATES INDEX" in done.stdout and "Traceback" not in done.stderr

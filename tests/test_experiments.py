@@ -190,7 +190,7 @@ def test_another_config_is_refused_and_nothing_is_lost(finished, folder):
     done = command("run.py", *arguments("poly", folder), "--optim.learning-rate", "1", folder=folder)
     assert done.returncode == 2
     line = done.stderr.strip()
-    assert "optim.learning_rate = 0.0001, this one has 1.0" in line and "choose another --run-dir" in line
+    assert "optim.learning-rate = 0.0001, this one has 1.0" in line and "choose another --run-dir" in line
     assert "\n" not in line
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 

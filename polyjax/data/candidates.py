@@ -53,8 +53,9 @@ def add_candidates(
     needed = n_candidates + max(len(example.context) for example in examples)
     if len(set(keys)) < needed:
         raise InputError(
-            f"{n_candidates} candidates a row need {needed} different labels in the split (turns of the "
-            f"context are none), got {len(set(keys))}; lower --task.n-candidates or --rank.n"
+            f"{n_candidates} candidates a row: expected at least {needed} different labels to draw them "
+            f"from, as no turn of a row's context is one, got {len(set(keys))}; lower --task.n-candidates or "
+            "--rank.n"
         )
     rows = []
     for example in examples:
@@ -89,6 +90,8 @@ def read_candidates(path: Path) -> list[str]:
     texts = [line.strip() for line in lines]
     while texts and not texts[-1]:
         texts.pop()
+    if path.suffix in (".jsonl", ".json"):
+        raise InputError(f"{path} holds JSON; expected a plain text file of candidates, one a line")
     if not texts:
         raise InputError(f"{path} holds no candidate; expected one a line")
     if "" in texts:

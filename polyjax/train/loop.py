@@ -294,7 +294,9 @@ def train(
                 )
                 if last or (due and out_of_patience):
                     progress.finished = (
-                        "all steps made"
+                        f"{config.most_epochs:g} passes over the training rows made"
+                        if step == n_steps < config.steps
+                        else "all steps made"
                         if step == n_steps
                         else f"time limit of {config.time_limit:g} s"
                         if timed_out

@@ -96,10 +96,13 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
             shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
             write_json(path, wanted)
         elif differing:
-            name, (old, new) = next(iter(differing.items()))
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            shown = [
+                f"{name.replace('_', '-')} = {old!r}, this one has {new!r}"
+                for name, (old, new) in differing.items()
+            ]
+            more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
             raise InputError(
-                f"{run_dir} belongs to a run with {name} = {old!r}, this one has {new!r}{more}; "
+                f"{run_dir} belongs to a run with {'; '.join(shown[:3])}{more}; "
                 "choose another --run-dir, or remove that directory"
             )
         return

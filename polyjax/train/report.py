@@ -215,7 +215,7 @@ def write_report(
     model = results[-1]
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
-    best_baseline = max(results[:-1], key=lambda r: r.recall(1), default=None)
+    best_baseline = max(results[:-1], key=lambda r: (r.recall(1), r.mrr), default=None)
     save_figure(plot_learning_curve(MetricsLog.read(run_dir), best_baseline), folder / "learning_curve.png")
     save_figure(plot_recall(results), folder / "recall.png")
     save_figure(plot_ranks(model), folder / "ranks.png")

@@ -172,8 +172,14 @@ def test_splits_by_file(tmp_path):
     n_train, n_test = (len(jsonl.read(config, split)) for split in ("train", "test"))
     assert n_train + n_test == 100 and n_test > 0
     uneven = write(tmp_path, row(1, candidates=["answer number 1", "b"]), row(2), name="v.jsonl")
-    with pytest.raises(InputError, match="must list the same number of candidates, got 1 to 2"):
+    with pytest.raises(InputError, match="most list 2 candidates, example 'line-2' none; make them equal"):
         jsonl.read(OwnDataConfig(train=train, valid=uneven), "valid")
+    many = [row(i, candidates=["x", f"answer number {i}"]) for i in range(60)]
+    many[3]["candidates"] += ["y"]
+    uneven = OwnDataConfig(train=write(tmp_path, *many, name="w.jsonl"))
+    for split in ("valid", "test"):  # whichever of them the row is in, or none
+        with pytest.raises(InputError, match="most list 2 candidates, example 'line-4' 3 candidates; make"):
+            jsonl.read(uneven, split)
 
 
 def test_too_few_rows(tmp_path):
@@ -187,7 +193,7 @@ def test_too_few_rows(tmp_path):
         InputError, match=f"no example falls into the split '{empty}'; give .*--task.(valid|test)"
     ):
         jsonl.read(config, empty)
-    with pytest.raises(InputError, match="20 candidates a row need 21 different labels .*got 5; lower"):
+    with pytest.raises(InputError, match="expected at least 21 different labels .*got 5; lower"):
         jsonl.read(
             OwnDataConfig(train=write(tmp_path, *map(row, range(5))), valid=config.train, test_fraction=0.5),
             "test",
@@ -234,7 +240,7 @@ def test_other_candidates_may_be_asked_for_than_a_file_can_give(tmp_path):
     fixed = tmp_path / "classes.txt"
     fixed.write_text("\n".join(classes))
     config = OwnDataConfig(train=path)
-    with pytest.raises(InputError, match="20 candidates a row need"):
+    with pytest.raises(InputError, match="20 candidates a row: expected at least"):
         registry.read_to_rank(config, "test", RankConfig())
     rows = registry.read_to_rank(config, "test", RankConfig(candidates="fixed", file=fixed))
     assert list(rows.shared) == classes and rows.examples

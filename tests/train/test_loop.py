@@ -220,7 +220,7 @@ def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_pa
     open_run(tmp_path / "run", second)
     assert not (tmp_path / "run" / "tokenizer").exists(), "it belonged to the other settings"
     (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
-    with pytest.raises(InputError, match="belongs to a run with learning_rate = 0.001"):
+    with pytest.raises(InputError, match="belongs to a run with learning-rate = 0.001"):
         open_run(tmp_path / "run", first)
     open_run(tmp_path / "run", first, incidental=("learning_rate",))
 
@@ -254,7 +254,7 @@ def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):
     path.write_text(json.dumps(old))
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     open_run(tmp_path, OptimConfig())
-    with pytest.raises(InputError, match="belongs to a run with warmup_steps = 0, this one has 5"):
+    with pytest.raises(InputError, match="belongs to a run with warmup-steps = 0, this one has 5"):
         open_run(tmp_path, OptimConfig(warmup_steps=5))
 
 

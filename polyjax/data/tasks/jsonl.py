@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -96,15 +97,20 @@ def read(config: OwnDataConfig, split: Split, *, as_listed: bool = False) -> lis
         raise InputError(f"{path}: no example falls into the split {split!r}; {way_out}")
     if split == "train" or as_listed:
         return chosen
-    listed = sorted({len(row.candidates) for row in chosen})
-    if listed == [1]:
+    # All rows that could have come here, so that whether a file is refused does not depend on its split.
+    counts = Counter(len(row.candidates) for row in rows)
+    if len(counts) > 1:
+        usual = counts.most_common(1)[0][0]
+        odd = next(row for row in rows if len(row.candidates) != usual)
+        most, other = (f"{n} candidates" if n > 1 else "none" for n in (usual, len(odd.candidates)))
+        raise InputError(
+            f"{path}: rows to rank must list as many candidates each; most list {most}, example {odd.id!r} "
+            f"{other}; make them equal, or leave them all out: then {config.n_candidates} labels are drawn"
+        )
+    if set(counts) == {1}:
         labels = [row.label_text for row in rows]
         return add_candidates(
             chosen, n_candidates=config.n_candidates, seed=config.candidate_seed, pool=labels
-        )
-    if len(listed) > 1:
-        raise InputError(
-            f"{path}: rows to rank must list the same number of candidates, got {listed[0]} to {listed[-1]}"
         )
     return chosen
 

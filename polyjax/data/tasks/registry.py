@@ -31,6 +31,10 @@ NAMED: dict[str, Callable[[], TaskConfig]] = {
 }
 
 
+TASK_NAMES = f"{', '.join(NAMED)} or {OWN}PATH"
+"""What --task may be, for readers."""
+
+
 def task_named(name: str) -> TaskConfig:
     """The default settings of a task, or of a file of one's own, ``jsonl:PATH`` (also CSV and TSV).
 
@@ -42,7 +46,7 @@ def task_named(name: str) -> TaskConfig:
     if name.startswith(OWN):
         return OwnDataConfig(train=Path(name.removeprefix(OWN)))
     if name not in NAMED:
-        raise InputError(f"--task {name!r}: expected {', '.join(NAMED)} or {OWN}PATH")
+        raise InputError(f"--task {name!r}: expected {TASK_NAMES}")
     return NAMED[name]()
 
 
