@@ -31,6 +31,12 @@ def tokens(*shape: int) -> Tokens:
     return Tokens(ids, np.ones(shape, bool), np.zeros(shape, np.int32))
 
 
+@functools.cache  # each is four programs
+def estimate_of(head, *, source="batch", listed=0, trainable="all") -> MemoryEstimate:
+    model = ModelConfig(encoder=SHAPE, head=head)
+    return MemoryEstimate(model, TEXT, OPTIM, TrainConfig(trainable=trainable), source=source, listed=listed)
+
+
 def true_memory(
     head, b: int, c: int, *, trainable="all", chunk: int = 0, mesh: str = "data=1", **shape
 ) -> tuple[int, int]:
@@ -63,8 +69,7 @@ def true_memory(
     ],
 )
 def test_the_estimate_is_what_the_whole_step_takes(head, source, listed, b):
-    model = ModelConfig(encoder=SHAPE, head=head)
-    estimate = MemoryEstimate(model, TEXT, OPTIM, TrainConfig(), source=source, listed=listed)
+    estimate = estimate_of(head, source=source, listed=listed)
     temporary, held = true_memory(head, b, b if source == "batch" else listed)
     found = estimate.of(b)
     assert found.parameters + found.optimizer == pytest.approx(held, rel=0.01)
@@ -95,8 +100,7 @@ def test_the_estimate_on_a_mesh_is_what_a_device_takes(mesh, dtype, head, chunk)
 
 
 def test_the_chunk_that_is_advised_fits_and_the_next_does_not():
-    model = ModelConfig(encoder=SHAPE, head=BiConfig())
-    estimate = MemoryEstimate(model, TEXT, OPTIM, TrainConfig(), source="batch", listed=0)
+    estimate = estimate_of(BiConfig())
     limit = (estimate.of(8).total + estimate.of(16).total) // 2
     assert estimate.chunk_that_fits(limit, 64) == 8
     assert estimate.chunk_that_fits(estimate.of(1).total - 1, 64) is None
@@ -108,20 +112,14 @@ def test_the_chunk_that_is_advised_fits_and_the_next_does_not():
 def test_scores_of_all_contexts_against_all_candidates_are_counted(b, chunk):
     """With many codes they are what fills the memory, in chunks above all."""
     head = PolyConfig(n_codes=128)
-    estimate = MemoryEstimate(
-        ModelConfig(encoder=SHAPE, head=head), TEXT, OPTIM, TrainConfig(), source="batch", listed=0
-    )
+    estimate = estimate_of(head)
     temporary, _ = true_memory(head, b, b, chunk=chunk)
     found = estimate.of(chunk or b, b)
     assert found.gradients + found.activations == pytest.approx(temporary, rel=0.15)
 
 
 def test_frozen_parameters_need_no_gradients_and_no_moments():
-    model = ModelConfig(encoder=SHAPE, head=BiConfig())
-    whole, top = (
-        MemoryEstimate(model, TEXT, OPTIM, TrainConfig(trainable=trainable), source="batch", listed=0).of(8)
-        for trainable in ("all", 1)
-    )
+    whole, top = (estimate_of(BiConfig(), trainable=trainable).of(8) for trainable in ("all", 1))
     assert top.parameters == whole.parameters
     assert top.gradients < 0.4 * whole.gradients and top.optimizer < 0.4 * whole.optimizer
     assert top.activations < whole.activations
