@@ -179,14 +179,30 @@ def placed(tree: T, shardings: T) -> T:
     """
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding, may_alias=False)
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
 
-    return jax.tree.map(put, tree, shardings)
+    leaves, structure = jax.tree.flatten(tree)
+    targets = structure.flatten_up_to(shardings)
+    shared = [isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves]
+    # One program for all that processes exchange: of several that run at once, each process may take up
+    # another first, and wait for ever.
+    moved = iter(())
+    if any(shared):
+        out = tuple(target for target, is_shared in zip(targets, shared, strict=True) if is_shared)
+        given = tuple(leaf for leaf, is_shared in zip(leaves, shared, strict=True) if is_shared)
+        moved = iter(jax.jit(_copies, out_shardings=out)(given))
+    found = [
+        next(moved) if is_shared else put(leaf, target)
+        for leaf, target, is_shared in zip(leaves, targets, shared, strict=True)
+    ]
+    return jax.tree.unflatten(structure, found)
+
+
+def _copies(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(jnp.copy(array) for array in arrays)
 
 
 def placed_shapes(tree: T, shardings: T) -> T:
