@@ -61,7 +61,7 @@ from polyjax.train.pretrained import (
     weights_folder,
 )
 from polyjax.train.ranking import Ranking
-from polyjax.train.report import console_table, verdict, write_report
+from polyjax.train.report import best_of, console_table, verdict, write_report
 from polyjax.train.sharding import make_mesh, mesh_shape
 from polyjax.types import Example, InputError
 
@@ -307,9 +307,9 @@ def report(
         )
     console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))
     # What --init asks is whether training helped; otherwise, what the best baseline is.
-    before = [result for result in results if result.name == BEFORE]
-    best = before or [max(results[:-1], key=lambda r: (r.recall(1), r.mrr))]
-    console.print(verdict(results[-1], *best))
+    before = [result for result in baselines if result.name == BEFORE]
+    if compared := best_of(before or baselines):
+        console.print(verdict(model.ranking, compared))
     for note in notes[1:]:
         console.print(note)
     console.print(f"report: {config.folder / 'report.md'}")

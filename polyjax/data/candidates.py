@@ -77,8 +77,10 @@ def read_candidates(path: Path) -> list[str]:
     """The candidates of a text file, one a line, each once; white space at a line's ends is dropped.
 
     Raises:
-        InputError: the file is missing, is not UTF-8, is empty, or has an empty line.
+        InputError: the file is missing, is not UTF-8, is named as JSON, is empty, or has an empty line.
     """
+    if path.suffix in (".jsonl", ".json"):
+        raise InputError(f"{path} holds JSON; expected a plain text file of candidates, one a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no text
     except FileNotFoundError:
@@ -90,8 +92,6 @@ def read_candidates(path: Path) -> list[str]:
     texts = [line.strip() for line in lines]
     while texts and not texts[-1]:
         texts.pop()
-    if path.suffix in (".jsonl", ".json"):
-        raise InputError(f"{path} holds JSON; expected a plain text file of candidates, one a line")
     if not texts:
         raise InputError(f"{path} holds no candidate; expected one a line")
     if "" in texts:

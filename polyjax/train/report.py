@@ -215,13 +215,13 @@ def write_report(
     model = results[-1]
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
-    best_baseline = max(results[:-1], key=lambda r: (r.recall(1), r.mrr), default=None)
-    save_figure(plot_learning_curve(MetricsLog.read(run_dir), best_baseline), folder / "learning_curve.png")
+    best = best_of(results[:-1])
+    save_figure(plot_learning_curve(MetricsLog.read(run_dir), best), folder / "learning_curve.png")
     save_figure(plot_recall(results), folder / "recall.png")
     save_figure(plot_ranks(model), folder / "ranks.png")
     lines = [f"# {title}", "", markdown_table(results)]
-    if best_baseline is not None:
-        lines += [verdict(model, best_baseline), ""]
+    if best is not None:
+        lines += [verdict(model, best), ""]
     lines += [*(f"* {note}" for note in notes), f"* hardware: {hardware()}", ""]
     for name, caption in (
         ("learning_curve", "Learning curve"),
@@ -233,6 +233,11 @@ def write_report(
         lines += [f"## {section}", "", *(f"* {fact}" for fact in facts), ""]
     write_text(run_dir / "report.md", "\n".join(lines))
     write_json(run_dir / "results.json", {result.name: result.summary(ks) for result in results})
+
+
+def best_of(results: Sequence[RankingResult]) -> RankingResult | None:
+    """The result of the highest recall@1, and then MRR; None of none."""
+    return max(results, key=lambda result: (result.recall(1), result.mrr), default=None)
 
 
 def verdict(model: RankingResult, baseline: RankingResult) -> str:

@@ -186,17 +186,19 @@ def placed(tree: T, shardings: T) -> T:
 
     leaves, structure = jax.tree.flatten(tree)
     targets = structure.flatten_up_to(shardings)
-    shared = [isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves]
-    # One program for all that processes exchange: of several that run at once, each process may take up
-    # another first, and wait for ever.
-    moved = iter(())
-    if any(shared):
-        out = tuple(target for target, is_shared in zip(targets, shared, strict=True) if is_shared)
-        given = tuple(leaf for leaf, is_shared in zip(leaves, shared, strict=True) if is_shared)
-        moved = iter(jax.jit(_copies, out_shardings=out)(given))
+    shared = {
+        i: leaf
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    }
+    if shared:
+        # One program for all that processes exchange: of several that run at once, each process may take up
+        # another first, and wait for ever.
+        move = jax.jit(_copies, out_shardings=tuple(targets[i] for i in shared))
+        shared = dict(zip(shared, move(tuple(shared.values())), strict=True))
     found = [
-        next(moved) if is_shared else put(leaf, target)
-        for leaf, target, is_shared in zip(leaves, targets, shared, strict=True)
+        shared[i] if i in shared else put(leaf, target)
+        for i, (leaf, target) in enumerate(zip(leaves, targets, strict=True))
     ]
     return jax.tree.unflatten(structure, found)
 
