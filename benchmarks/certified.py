@@ -122,7 +122,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         right.axvline(row["scan_ms"], color=f"C{i}", linestyle="--")
     left.set(xlabel="candidates scored exactly, %", ylabel="share of contexts", xlim=(0, None))
     right.set(xlabel="ms (dashed: the scan's median)", ylabel="share of contexts", xlim=(0, None))
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="lower right")  # no curve comes there
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
