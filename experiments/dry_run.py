@@ -8,9 +8,11 @@ from recipes import RECIPES, TRAINING_ROWS
 from settings import SCRATCH, RunConfig
 
 from polyjax.data.candidates import read_candidates
+from polyjax.data.tasks.chitchat import Split
 from polyjax.data.tasks.convai2 import ConvAI2Config
 from polyjax.data.tasks.dstc7 import SAMPLED_CANDIDATES, DSTC7Config
-from polyjax.data.tasks.registry import name_of, read
+from polyjax.data.tasks.registry import name_of, read, read_to_rank
+from polyjax.evaluation import check_candidates
 from polyjax.models import ModelConfig
 from polyjax.nn.encoder import EncoderConfig
 from polyjax.progress import console
@@ -21,6 +23,7 @@ from polyjax.train.sharding import mesh_shape
 from polyjax.types import InputError
 
 GIB = 2**30
+RANKED: tuple[Split, ...] = ("valid", "test")
 
 
 def training_rows(config: RunConfig) -> tuple[int, str]:
@@ -32,6 +35,21 @@ def training_rows(config: RunConfig) -> tuple[int, str]:
             raise
         missing = str(error).split(";")[0]
         return TRAINING_ROWS[RECIPES[config.recipe][0]], f"the official file's count; {missing}"
+
+
+def rows_to_rank(config: RunConfig) -> str:
+    """The numbers of rows to validate and to test on; a mistake in them is to come to light before a run."""
+    counts = []
+    for split in RANKED:
+        try:
+            rows = read_to_rank(config.task, split, config.rank)
+        except InputError as error:
+            if not config.recipe or "is missing" not in str(error):
+                raise
+            return str(error).split(";")[0]
+        check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {split}")
+        counts.append(f"{len(rows.examples):,} {split}")
+    return ", ".join(counts)
 
 
 def listed_candidates(config: RunConfig) -> int:
@@ -86,7 +104,7 @@ def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
         f"head: {config.head}",
         f"texts: {config.text.max_turns} turns, context {config.text.context_tokens} and candidate "
         f"{config.text.candidate_tokens} tokens",
-        f"training rows: {n_rows:,} ({known})",
+        f"training rows: {n_rows:,} ({known}); rows to rank: {rows_to_rank(config)}",
         f"updates: {steps:,} of {config.batch.batch_size} contexts, candidates: {source}; validation "
         f"every {validate_every:,} on at most {train.validate_examples:,} rows; best by "
         f"{train.best_by}{limit}",

@@ -217,6 +217,11 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list
         left_out = {found.digest for found in read_pretraining_card(source).left_out}
         if not left_out or held_out_of(config.task).digest not in left_out:
             notes.append(f"{source}: this task's test rows were not left out of its corpus (--leave-out)")
+    known = {row.label_text for row in training.examples}
+    if repeated := sum(row.label_text in known for row in test.examples):
+        notes.append(
+            f"{repeated:,} of {len(test.examples):,} test labels are training labels too, word for word"
+        )
     for note in notes:
         console.print(note)
 

@@ -142,7 +142,21 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, arguments):
         assert "131,438 (the official file's count; task convai2: " in done.stdout
         updates = {"convai2-bi-bert": "2,560 of 512", "convai2-cross-bert": "98,568 of 16"}[arguments[1]]
         assert f"updates: {updates} contexts" in done.stdout
+    else:
+        assert re.search(r"rows to rank: \d+ valid, \d+ test", done.stdout)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_looks_at_the_rows_to_rank(tmp_path):
+    """What a run would refuse at once."""
+    rows = [{"context": [f"hi {i}"], "label": f"yes {i}"} for i in range(18)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--task", "jsonl:mine.jsonl", "--batch.batch-size", "4", "--encoder", "tiny"]
+    done = test_experiments.command(
+        "run.py", *arguments, "--tokenizer", "sentencepiece", "--dry-run", folder=tmp_path
+    )
+    assert done.returncode == 2
+    assert "expected at least 21 different labels" in done.stderr
 
 
 def test_samples_are_whole_tasks(module, tmp_path):
