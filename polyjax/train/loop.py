@@ -293,15 +293,7 @@ def train(
                     bool(config.early_stopping) and progress.bad_validations >= config.early_stopping
                 )
                 if last or (due and out_of_patience):
-                    progress.finished = (
-                        f"{config.most_epochs:g} passes over the training rows made"
-                        if step == n_steps < config.steps
-                        else "all steps made"
-                        if step == n_steps
-                        else f"time limit of {config.time_limit:g} s"
-                        if timed_out
-                        else f"{progress.bad_validations} validations without a better {config.best_by}"
-                    )
+                    progress.finished = _ending(config, progress, step, n_steps, timed_out=timed_out)
                 checkpoints.save(state, dataclasses.asdict(progress), best_by=best_by)
                 if told_to_stop:
                     raise Preempted(step)
@@ -309,6 +301,17 @@ def train(
     return TrainResult(
         int(state.step), progress.seconds, len(traces) + objective.compilations, progress.finished
     )
+
+
+def _ending(config: TrainConfig, progress: _Progress, step: int, n_steps: int, *, timed_out: bool) -> str:
+    """Why a run ends after a step, in words."""
+    if step == n_steps:
+        if step < config.steps:
+            return f"{config.most_epochs:g} passes over the training rows made"
+        return "all steps made"
+    if timed_out:
+        return f"time limit of {config.time_limit:g} s"
+    return f"{progress.bad_validations} validations without a better {config.best_by}"
 
 
 def _better_is_larger(outcome: Validation, name: str) -> float:

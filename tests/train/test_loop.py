@@ -166,7 +166,7 @@ def test_a_plateau_cut_survives_a_restart(tmp_path):
     assert float(state.plateau.scale) == pytest.approx(still.plateau_factor)
 
 
-def test_early_stopping_and_time_limit(tmp_path):
+def test_a_run_says_why_it_ended_early(tmp_path):
     frozen = OptimConfig(learning_rate=1e-30, decay="none")
     result = toy.run(tmp_path / "patience", "bi", early_stopping=1, dropout=0.0, optim=frozen)
     assert result.steps == 40
@@ -174,6 +174,9 @@ def test_early_stopping_and_time_limit(tmp_path):
     result = toy.run(tmp_path / "time", "bi", time_limit=1e-6)
     assert result.steps == 1
     assert "time limit" in result.stopped_by
+    few = toy.examples(24, seed=5)
+    result = toy.run(tmp_path / "few", "bi", train_examples=few, batch_size=8, most_epochs=2.0)
+    assert (result.steps, result.stopped_by) == (6, "2 passes over the training rows made")
 
 
 def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):
