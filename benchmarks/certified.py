@@ -22,9 +22,9 @@ from common import print_table
 from polyjax import Ranker
 from polyjax.data.tasks.chitchat import ChitchatConfig, read, read_conversations
 from polyjax.retrieval.certified import CertifiedSearch
+from polyjax.retrieval.rows import IndexDtype
 from polyjax.retrieval.scan import Scan
 from polyjax.retrieval.search import Searcher
-from polyjax.retrieval.store import IndexDtype
 from polyjax.train.checkpoint import write_json
 from polyjax.train.report import hardware
 

@@ -20,7 +20,8 @@ from common import print_table
 
 from polyjax.progress import meter
 from polyjax.retrieval.change import commit, finish_segment, new_vectors, writing
-from polyjax.retrieval.store import Fingerprint, IndexDtype, Manifest, SegmentInfo, quantise
+from polyjax.retrieval.rows import IndexDtype, quantise
+from polyjax.retrieval.store import Fingerprint, Manifest, SegmentInfo
 from polyjax.train.checkpoint import write_json
 from polyjax.train.report import hardware
 

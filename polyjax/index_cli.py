@@ -12,7 +12,8 @@ from polyjax.nn.encoder import Dtype
 from polyjax.progress import errors, meter
 from polyjax.retrieval.build import add_to_index, build_index, check_dual
 from polyjax.retrieval.change import compact, remove
-from polyjax.retrieval.store import IndexDtype, open_index, read_manifest
+from polyjax.retrieval.rows import IndexDtype
+from polyjax.retrieval.store import open_index, read_manifest
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.train.sharding import make_mesh

@@ -20,9 +20,10 @@ from polyjax.nn.encoder import Dtype, Encoder
 from polyjax.nn.heads import BiConfig
 from polyjax.progress import errors, meter
 from polyjax.retrieval.build import build_index, check_dual, fingerprint
+from polyjax.retrieval.rows import IndexDtype
 from polyjax.retrieval.search import Method, Results, Searcher
 from polyjax.retrieval.stages import FirstStage
-from polyjax.retrieval.store import CandidateIndex, IndexDtype, in_memory, open_index
+from polyjax.retrieval.store import CandidateIndex, in_memory, open_index
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.train.pretrained import encoder_shape, encoder_tokenizer, load_pretrained

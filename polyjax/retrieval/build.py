@@ -25,17 +25,16 @@ from polyjax.retrieval.change import (
     next_segment,
     writing,
 )
+from polyjax.retrieval.rows import IndexDtype, quantise
 from polyjax.retrieval.store import (
     BUILDING,
     SCALES,
     VECTORS,
     CandidateIndex,
     Fingerprint,
-    IndexDtype,
     Manifest,
     SegmentInfo,
     open_index,
-    quantise,
 )
 from polyjax.scoring import Progress, TextScorer, ignore
 from polyjax.types import InputError

@@ -23,8 +23,9 @@ from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.bounds import Limits, largest_error, weighted_mean
 from polyjax.retrieval.lowrank import Plan, choose, factorise, plan_rounded, ranks_of
 from polyjax.retrieval.moments import Moments, upper_score
+from polyjax.retrieval.rows import decode
 from polyjax.retrieval.scan import Block, Scan, blocks_of, power_of_two
-from polyjax.retrieval.store import CandidateIndex, decode
+from polyjax.retrieval.store import CandidateIndex
 from polyjax.types import AnyArray
 
 _BLAS = ThreadpoolController()

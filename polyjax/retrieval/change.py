@@ -17,6 +17,14 @@ import numpy as np
 
 from polyjax.config import to_json
 from polyjax.files import PARTIAL, exclusive_lock, save_array, write_bytes, write_text
+from polyjax.retrieval.rows import (
+    ROWS_AT_ONCE,
+    STORED,
+    IndexDtype,
+    as_dtype,
+    norms_of,
+    pack_texts,
+)
 from polyjax.retrieval.store import (
     BUILDING,
     ENDS,
@@ -25,18 +33,12 @@ from polyjax.retrieval.store import (
     MANIFEST,
     NORMS,
     ROUNDED,
-    ROWS_AT_ONCE,
     SCALES,
-    STORED,
     TEXTS,
     VECTORS,
-    IndexDtype,
     Manifest,
     SegmentInfo,
-    as_dtype,
-    norms_of,
     open_index,
-    pack_texts,
     read_manifest,
 )
 from polyjax.types import InputError

@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from polyjax.memory import keep_freed_blocks
 from polyjax.nn.heads import BiHead, PolyHead
-from polyjax.retrieval.store import CandidateIndex, Segment, filled
+from polyjax.retrieval.rows import filled
+from polyjax.retrieval.store import CandidateIndex, Segment
 from polyjax.types import AnyArray
 
 BLOCK_ROWS = 4096

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.retrieval.bounds import ROUND_OFF
 from polyjax.retrieval.certified import CertifiedSearch, Outcome
+from polyjax.retrieval.rows import decode
 from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.store import CandidateIndex, decode
+from polyjax.retrieval.store import CandidateIndex
 from polyjax.types import AnyArray, InputError
 
 

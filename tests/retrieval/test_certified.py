@@ -18,8 +18,9 @@ from polyjax.retrieval.bounds import Limits, largest_error, limits, weighted_mea
 from polyjax.retrieval.certified import FIRST_RESCORED, CertifiedSearch, _highest
 from polyjax.retrieval.lowrank import Plan, _directions, choose, factorise, plan_rounded, ranks_of, rounded
 from polyjax.retrieval.moments import Moments, moments, turned, upper_score
+from polyjax.retrieval.rows import decode, norms_of
 from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.store import CandidateIndex, decode, in_memory, norms_of
+from polyjax.retrieval.store import CandidateIndex, in_memory
 from polyjax.types import InputError
 
 N, DIM, CODES = 3000, 48, 32

@@ -15,9 +15,10 @@ from conftest import DUAL_HEADS
 from polyjax import Ranker
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
 from polyjax.retrieval import scan as scan_module
+from polyjax.retrieval.rows import norms_of, quantise
 from polyjax.retrieval.scan import Scan, blocks_of
 from polyjax.retrieval.stages import FaissStage
-from polyjax.retrieval.store import CandidateIndex, Segment, in_memory, norms_of, quantise
+from polyjax.retrieval.store import CandidateIndex, Segment, in_memory
 from polyjax.types import InputError
 
 DIM = 16

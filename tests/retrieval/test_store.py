@@ -17,7 +17,8 @@ from polyjax.retrieval import change as changes
 from polyjax.retrieval import store
 from polyjax.retrieval.build import add_to_index, build_index
 from polyjax.retrieval.change import compact, remove
-from polyjax.retrieval.store import CandidateIndex, Fingerprint, open_index, quantise
+from polyjax.retrieval.rows import quantise
+from polyjax.retrieval.store import CandidateIndex, Fingerprint, open_index
 from polyjax.scoring import TextScorer
 from polyjax.types import InputError
 
