@@ -54,6 +54,9 @@ class ChatSession:
         Args:
             text: what the user says.
             top: how many candidates to give.
+
+        Raises:
+            InputError: the index is empty: every candidate was removed.
         """
         began = time.perf_counter()
         said = [*self.turns, text]
@@ -69,6 +72,8 @@ class ChatSession:
             if len(fresh) >= top or len(found) < wanted:
                 break
             wanted *= 2
+        if not found:
+            raise InputError("the index holds no candidate to reply with; add some")
         texts, scores = zip(*(fresh or found)[:top], strict=True)
         self.turns += [text, texts[0]]
         return Reply(list(texts), list(scores), 1e3 * (time.perf_counter() - began))
@@ -147,7 +152,7 @@ def chat(
         elif command == "/persona" and rest:
             session.persona.append(rest.strip())
             note = f"persona of {len(session.persona)} lines"
-        elif command == "/top" and rest.isdigit() and int(rest) > 0:
+        elif command == "/top" and rest.isdecimal() and len(rest) < 8 and int(rest) > 0:
             top = int(rest)
             note = f"the {top} best are shown"
         else:

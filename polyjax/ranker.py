@@ -218,6 +218,8 @@ class Ranker:
         """
         check_dual(self.scorer)
         _check_mesh(mesh)
+        if folder is not None:
+            _check_folder(folder)
         if dtype not in get_args(IndexDtype):
             raise InputError(f"dtype: expected one of {', '.join(get_args(IndexDtype))}, got {dtype!r}")
         if isinstance(candidates, str | os.PathLike):
@@ -245,8 +247,7 @@ class Ranker:
         """
         check_dual(self.scorer)
         _check_mesh(mesh)
-        if not isinstance(folder, str | os.PathLike):
-            raise InputError(f"folder: expected the path of an index, got {folder!r}")
+        _check_folder(folder)
         found = open_index(Path(folder), model=fingerprint(self.scorer))
         self._searcher = Searcher(self.scorer, found, mesh=mesh)
         return found
@@ -372,6 +373,11 @@ def _check_count(name: str, count: object) -> None:
     """Raise InputError unless it is a number of things."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+
+def _check_folder(folder: object) -> None:
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"folder: expected the path of an index, got {folder!r}")
 
 
 def _check_mesh(mesh: object) -> None:

@@ -25,7 +25,7 @@ from polyjax.retrieval.change import (
     next_segment,
     writing,
 )
-from polyjax.retrieval.rows import IndexDtype, quantise
+from polyjax.retrieval.rows import STORED, IndexDtype, quantise
 from polyjax.retrieval.store import (
     BUILDING,
     SCALES,
@@ -145,7 +145,8 @@ def add_to_index(
         if new:
             clear(folder, manifest)
             changed = dataclasses.replace(manifest, source="")
-            _append(folder, changed, new, scorer, replaces=False, progress=progress)
+            asked = text_fingerprint(list(dict.fromkeys(texts)))
+            _append(folder, changed, new, scorer, asked=asked, progress=progress)
         return list(range(manifest.next_id, manifest.next_id + len(new)))
 
 
@@ -155,7 +156,7 @@ def _append(
     texts: Sequence[str],
     scorer: TextScorer,
     *,
-    replaces: bool = True,
+    asked: str | None = None,
     progress: Progress,
 ) -> None:
     """Encode texts into a new segment, and commit the manifest with it.
@@ -165,7 +166,8 @@ def _append(
         manifest: what the index will hold but for the texts.
         texts: candidates.
         scorer: encodes them.
-        replaces: drop what is there of another unfinished building.
+        asked: fingerprint of what an addition was asked for, of which the texts are those that are new. An
+            unfinished one that was asked for something else is refused; a building replaces what there is.
         progress: called with the number of candidates done.
     """
     if not texts:
@@ -174,27 +176,31 @@ def _append(
     batches = [np.append(places, length) for places, length in scorer.candidate_plan(texts)]
     plan = {
         "model": dataclasses.asdict(manifest.model),
+        "asked": asked,
         "texts": text_fingerprint(texts),
         "dtype": manifest.dtype,
         # What the batch of a number holds depends on the devices, and on the version of polyjax.
         "batches": hashlib.sha256(np.concatenate(batches).astype(np.int64).tobytes()).hexdigest(),
     }
     before = _read(part / PLAN)
-    if before != plan:
-        if before is not None and not replaces:
+    arrays = _arrays(part, len(texts), manifest) if before == plan else None
+    if arrays is None:
+        if before is not None and asked is not None and before.get("asked") != asked:
             raise InputError(
                 f"{folder}: the building of something else is unfinished there ({_share(part)}); finish it "
                 f"by the command that began it, or remove {part}"
             )
+        (part / PLAN).unlink(missing_ok=True)  # first: without it the rest counts for nothing
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         new_vectors(part, len(texts), manifest.dim, manifest.dtype).flush()
         new_array(part / ROW_SCALES, (len(texts),), np.float32).flush()
         write_text(part / PLAN, json.dumps(plan))
+        arrays = _arrays(part, len(texts), manifest)
+        assert arrays is not None
     elif counts := _read(part / DONE):
         done, encoded = int(counts["batches"]), int(counts["candidates"])
-    vectors = np.load(part / VECTORS, mmap_mode="r+", allow_pickle=False)
-    scales = np.load(part / ROW_SCALES, mmap_mode="r+", allow_pickle=False)
+    vectors, scales = arrays
     progress(encoded)
     saved = time.monotonic()
     for places, batch in scorer.candidate_batches(texts, first=done):
@@ -226,6 +232,18 @@ def _append(
     )
     for extra in (ROW_SCALES, DONE, PLAN):
         (folder / name / extra).unlink(missing_ok=True)
+
+
+def _arrays(part: Path, n: int, manifest: Manifest) -> tuple[np.memmap, np.memmap] | None:
+    """The vectors and row scales of an unfinished building, to go on with; None unless they are whole."""
+    try:
+        for name in (VECTORS, ROW_SCALES):
+            np.lib.format.open_memmap(part / name, "r")  # "r+" would fill up a file that was cut short
+        vectors, scales = (np.lib.format.open_memmap(part / name, "r+") for name in (VECTORS, ROW_SCALES))
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = vectors.dtype == STORED[manifest.dtype] and vectors.shape == (n, manifest.dim)
+    return (vectors, scales) if fits and scales.shape == (n,) else None
 
 
 def _share(part: Path) -> str:

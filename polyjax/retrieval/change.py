@@ -46,6 +46,8 @@ from polyjax.types import InputError
 SEGMENT = re.compile(rf"\d{{6}}({PARTIAL})?")
 REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})?")
 """Names of what a writer may clear away."""
+LITTER = re.compile(r"\.DS_Store|\.nfs.*")
+"""What macOS and NFS leave anywhere."""
 PLAN, DONE, ROW_SCALES = "plan.json", "done.json", "scales.partial"
 """Files of an unfinished building, which say what it is and how far it is."""
 OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW_SCALES}
@@ -62,10 +64,10 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
     Raises:
         InputError: another process writes there, the folder is something else, or it cannot be written.
     """
-    check_replaceable(folder)
-    if not new:
-        read_manifest(folder)
     try:
+        check_replaceable(folder)
+        if not new:
+            read_manifest(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = exclusive_lock(folder / LOCK, f"{folder}: another process writes the index; wait for it")
         with lock:
@@ -81,7 +83,8 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
 def commit(folder: Path, manifest: Manifest) -> None:
     """Make a manifest the index's own, and clear away what it does not name."""
     write_text(folder / MANIFEST, json.dumps(to_json(manifest), indent=2) + "\n")
-    clear(folder, manifest)
+    with contextlib.suppress(OSError):  # the change is made; what is left the next writer clears away
+        clear(folder, manifest)
 
 
 def clear(folder: Path, manifest: Manifest | None) -> None:
@@ -98,7 +101,7 @@ def clear(folder: Path, manifest: Manifest | None) -> None:
             entry.unlink()
 
 
-def remove(folder: Path, ids: Sequence[int]) -> int:
+def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
     """Take candidates out of an index; the number that were in it.
 
     Raises:
@@ -108,12 +111,12 @@ def remove(folder: Path, ids: Sequence[int]) -> int:
         index = open_index(folder)
         manifest = index.manifest
         assert manifest is not None
+        for number in ids:
+            if not isinstance(number, int | np.integer) or not 0 <= number < manifest.next_id:
+                raise InputError(
+                    f"{folder}: no candidate has the id {number!r}; ids go from 0 to {manifest.next_id - 1}"
+                )
         wanted = np.unique(np.asarray(ids, np.int64))
-        unknown = wanted[(wanted < 0) | (wanted >= manifest.next_id)]
-        if len(unknown):
-            raise InputError(
-                f"{folder}: no candidate has the id {unknown[0]}; ids go from 0 to {manifest.next_id - 1}"
-            )
         known = np.concatenate([segment.ids for segment in index.segments])
         fresh = np.intersect1d(np.setdiff1d(wanted, index.removed), known)
         if len(fresh):
@@ -218,14 +221,29 @@ def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: I
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise InputError unless the folder is missing, empty, or an index."""
+    """Raise InputError unless the folder is missing, empty, or an index.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     if not folder.exists():
         return
     what = f"{folder} is not an index; choose another place for it"
     if not folder.is_dir():
         raise InputError(what)
+    try:
+        read_manifest(folder)
+        is_index = True
+    except InputError:
+        is_index = False
     for entry in folder.iterdir():
-        if foreign := _foreign(entry):
+        if is_index and entry.name != BUILDING and not REPLACEABLE.fullmatch(entry.name):
+            continue  # whatever lies beside an index's files is left alone
+        try:
+            foreign = _foreign(entry)
+        except FileNotFoundError:  # another process has just renamed or removed it
+            continue
+        if foreign:
             raise InputError(f"{what} ({foreign} is none of an index's files)")
 
 
@@ -239,7 +257,7 @@ def _foreign(entry: Path) -> str:
     if name == BUILDING or SEGMENT.fullmatch(name):
         if not entry.is_dir():
             return name
-        inside = (path.name for path in entry.iterdir())
+        inside = (path.name for path in entry.iterdir() if not LITTER.fullmatch(path.name))
         others = (f for f in inside if not {f, f.removesuffix(PARTIAL)} & OF_SEGMENT)
         return next((f"{name}/{other}" for other in others), "")
     return name

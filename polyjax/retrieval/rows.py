@@ -28,6 +28,11 @@ class Texts(Sequence[str]):
     def __init__(self, data: np.ndarray, ends: np.ndarray):
         self._data, self._ends = data, ends
 
+    @property
+    def stored(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bytes, and where each text ends."""
+        return self._data, self._ends
+
     def __len__(self) -> int:
         """Number of texts."""
         return len(self._ends)

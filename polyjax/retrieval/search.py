@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from polyjax.retrieval.certified import CertifiedSearch, Outcome
-from polyjax.retrieval.scan import Scan, power_of_two
+from polyjax.retrieval.scan import BLOCK_ROWS, FEW_ROWS, Scan, power_of_two
 from polyjax.retrieval.sharded import ShardedScan
 from polyjax.retrieval.stages import FirstStage, StagedSearch
 from polyjax.retrieval.store import CandidateIndex
@@ -93,14 +93,18 @@ class Searcher:
     def __init__(self, scorer: TextScorer, index: CandidateIndex, *, mesh: Mesh | None = None):
         self.index, self._scorer, self._mesh = index, scorer, mesh
         head = scorer.head
+        # Attention with several heads keeps a vector for each row and context: one context at a time, of
+        # smaller blocks.
+        self._attends = not CertifiedSearch.suits(head)
+        rows = FEW_ROWS if self._attends else BLOCK_ROWS
         self._scan: Scan | ShardedScan
         self._certified: CertifiedSearch | None = None
-        self._staged: StagedSearch | None = None
+        self._staged: dict[int, StagedSearch] = {}
         if mesh is not None:
-            self._scan = ShardedScan(head, index, mesh)
+            self._scan = ShardedScan(head, index, mesh, rows=rows)
             return
-        self._scan = Scan(head, index)
-        if CertifiedSearch.suits(head):
+        self._scan = Scan(head, index, rows=rows)
+        if not self._attends:
             self._certified = CertifiedSearch(self._scan, head)
 
     @property
@@ -174,20 +178,20 @@ class Searcher:
         return staged.recall
 
     def _through(self, first_stage: FirstStage) -> StagedSearch:
-        """The search through a first stage; the last one is kept."""
+        """The search through a first stage; it is kept, with the recall that was measured, and its stage."""
         if not isinstance(self._scan, Scan):
             raise InputError("first_stage: a search over a mesh has none; open the index without mesh")
-        kept = self._staged
-        if kept is None or kept.stage is not first_stage:
-            kept = self._staged = StagedSearch(self._scan, self._scorer.head, first_stage)
-        return kept
+        if id(first_stage) not in self._staged:  # a search holds its stage, so that no other gets its id
+            self._staged[id(first_stage)] = StagedSearch(self._scan, self._scorer.head, first_stage)
+        return self._staged[id(first_stage)]
 
     def _batches(
         self, contexts: Sequence[Sequence[str]]
     ) -> Iterator[tuple[np.ndarray, Float[AnyArray, "b m d"], Bool[AnyArray, "b m"]]]:
         """Places of contexts with their vectors, as many as share a pass; the last may stand for nobody."""
         for places, vectors, mask in self._scorer.context_batches(contexts):
-            together = 1 if len(places) == 1 else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
+            alone = len(places) == 1 or self._attends
+            together = 1 if alone else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
             for start in range(0, len(places), together):
                 # By numpy: jax would compile a program for each of these small steps.
                 chosen = np.arange(start, start + together).clip(max=len(places) - 1)

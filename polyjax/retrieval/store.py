@@ -18,6 +18,7 @@ index before the change or after it, and what no manifest names is cleared away 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -152,8 +153,6 @@ class CandidateIndex:
 
     Attributes:
         rows: candidates with the removed ones; a candidate's row is its place in all segments.
-        identity: of the rows: another index, or this one with other rows, has another. Removing candidates
-            changes no row; adding and compacting do.
     """
 
     def __init__(
@@ -168,11 +167,26 @@ class CandidateIndex:
         self.removed = np.empty(0, np.int64) if removed is None else removed
         self._starts = np.cumsum([0, *(len(s.ids) for s in segments)])
         self.rows = int(self._starts[-1])
-        if manifest is None:
-            content = b"".join(segment.norms.tobytes() for segment in segments)
-        else:
-            content = repr((manifest.model, manifest.dtype, manifest.segments)).encode()
-        self.identity = hashlib.sha256(content).hexdigest()
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of the rows: an index of other rows, or of these in another order, has another.
+
+        Removing candidates changes no row; adding and compacting do.
+        """
+        digest = hashlib.sha256()
+        if self.manifest is not None:
+            digest.update(repr((self.manifest.model, self.manifest.dtype)).encode())
+        for segment in self.segments:
+            parts = [segment.vectors.view(np.uint8)]
+            if self.manifest is not None and isinstance(segment.texts, Texts):
+                # They and the model make the vectors, which are much more to read.
+                parts = [*segment.texts.stored]
+            elif segment.scales is not None:
+                parts.append(segment.scales)
+            for part in parts:
+                digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         """Candidates that can be found."""

@@ -362,7 +362,7 @@ def test_killed_while_building_and_adding(parlai_models, tmp_path):
         "build.SAVE_EVERY_S = 0.0\n"
         "from polyjax.scoring import TextScorer\n"
         "import polyjax.scoring\n"
-        "polyjax.scoring.TOKENS_PER_BATCH = 64\n"
+        "polyjax.scoring.CPU_TOKENS_PER_BATCH = 64\n"
         "ranker = Ranker.from_parlai(sys.argv[1])\n"
         "texts = [f'text number {i}' for i in range(400)]\n"
         "ranker.index(texts[:100], sys.argv[2])\n"

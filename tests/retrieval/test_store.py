@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -193,6 +194,44 @@ def test_adding_does_not_drop_what_is_unfinished(tmp_path, monkeypatch):
     assert len(second.encoded) == 2
 
 
+def test_an_interrupted_addition_can_be_finished_after_a_removal(tmp_path, monkeypatch):
+    """The same command adds other texts then; it is still the one that began."""
+    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS[:2], Encoder())
+    with pytest.raises(KeyboardInterrupt):
+        add_to_index(folder, TEXTS, Encoder(stop_after=2))
+    remove(folder, [0])
+    with pytest.raises(InputError, match="unfinished there"):
+        add_to_index(folder, ["more"], Encoder())
+    assert add_to_index(folder, TEXTS, Encoder()) == [2, 3, 4, 5, 6]
+    assert {text for text, _ in content(open_index(folder)).values()} == set(TEXTS)
+
+
+@pytest.mark.parametrize("damage", ["vectors missing", "vectors short", "scales missing", "other shape"])
+def test_an_unfinished_building_that_is_damaged_begins_anew(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    folder = tmp_path / "i"
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, TEXTS, Encoder(stop_after=4))
+    part = folder / "building"
+    vectors = part / "vectors.npy"
+    match damage:
+        case "vectors missing":
+            vectors.unlink()
+        case "vectors short":
+            vectors.write_bytes(vectors.read_bytes()[:-9])
+        case "scales missing":
+            (part / "scales.partial").unlink()
+        case _:
+            np.save(vectors, np.zeros((3, 8), np.float32))
+    again = Encoder()
+    build_index(folder, TEXTS, again)
+    assert len(again.encoded) == 6
+    build_index(tmp_path / "j", TEXTS, Encoder())
+    assert content(open_index(folder)) == content(open_index(tmp_path / "j"))
+
+
 @pytest.mark.parametrize("changed", ["texts", "model", "dtype", "devices"])
 def test_an_interrupted_building_of_something_else_is_not_mixed_in(tmp_path, monkeypatch, changed):
     monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
@@ -341,6 +380,48 @@ def test_names_like_an_index_s_are_not_enough(tmp_path, path, text):
     with pytest.raises(InputError, match=f"is not an index; .*{precious.name} is none of an index's files"):
         build_index(tmp_path, TEXTS, Encoder())
     assert precious.read_text() == text
+
+
+def test_what_lies_beside_an_index_is_left_alone(tmp_path):
+    """A file manager's and NFS's own, or a reader's notes; what could be taken for a segment is refused."""
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS[:4], Encoder())
+    for name in (".DS_Store", "000000/.DS_Store", "000000/.nfs01", "notes.txt"):
+        (folder / name).write_text("x")
+    assert remove(folder, [0]) == 1
+    assert add_to_index(folder, TEXTS, Encoder()) == [4, 5, 6]
+    assert compact(folder) == 1
+    assert (folder / "notes.txt").exists() and (folder / ".DS_Store").exists()
+    (folder / "202311").mkdir()
+    (folder / "202311" / "precious.jpg").write_text("a photograph")
+    with pytest.raises(InputError, match=r"202311/precious\.jpg is none of an index's files"):
+        remove(folder, [1])
+    assert (folder / "202311" / "precious.jpg").exists()
+
+
+def test_a_file_that_another_process_has_just_renamed_is_no_error(tmp_path, monkeypatch):
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS[:4], Encoder())
+    gone = folder / "manifest.json.partial"
+    real = Path.iterdir
+    monkeypatch.setattr(
+        Path, "iterdir", lambda self: [*real(self), *([gone] if self == folder and not gone.exists() else [])]
+    )
+    changes.check_replaceable(folder)
+
+
+def test_a_path_that_no_folder_can_have_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="cannot be written: .*too long"):
+        build_index(tmp_path / ("x" * 300), TEXTS, Encoder())
+
+
+@pytest.mark.parametrize("ids", [[0, 10**20], np.array([0, 1.7]), [0, -1], [0, 4]])
+def test_ids_that_are_none_remove_nothing(tmp_path, ids):
+    build_index(tmp_path / "i", TEXTS[:4], Encoder())
+    with pytest.raises(InputError, match=r"no candidate has the id .*; ids go from 0 to 3"):
+        remove(tmp_path / "i", ids)
+    assert len(open_index(tmp_path / "i")) == 4
+    assert remove(tmp_path / "i", np.array([1, 2])) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 9, "segments": [], "next_id": 3}'])
