@@ -18,7 +18,7 @@ from polyjax.commandline import user_errors
 from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextEncoder
 from polyjax.interop.parlai import load_parlai
-from polyjax.retrieval.store import in_memory, open_index
+from polyjax.retrieval.store import CandidateIndex, in_memory, open_index
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.types import InputError
@@ -133,6 +133,14 @@ def test_replies_are_the_rankers_best(converted):
     session.persona.append("i am a nurse")
     with_persona = ranker.rank(["your persona: i am a nurse\nhi"], texts)
     assert session.reply("hi").texts == [with_persona[0].text]
+
+
+def test_an_index_whose_candidates_were_all_removed_has_no_reply(converted):
+    scorer = TextScorer(*load_scorer(converted))
+    index = in_memory(["one", "two"], scorer.encode_candidates(["one", "two"]))
+    session = ChatSession(scorer, CandidateIndex(index.segments, index.dtype, removed=np.array([0, 1])))
+    with pytest.raises(InputError, match="the index holds no candidate to reply with"):
+        session.reply("hi")
 
 
 def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
@@ -297,9 +305,9 @@ def test_a_cross_encoder_cannot_chat(tmp_path):
 
 def test_unknown_commands_explain_themselves(converted, monkeypatch, capsys):
     arguments = ("chat", str(converted), "--candidates", str(CANDIDATES))
-    polyjax(*arguments, monkeypatch=monkeypatch, stdin="/what\n/top none\n")
+    polyjax(*arguments, monkeypatch=monkeypatch, stdin="/what\n/top none\n/top ²\n/top 99999999999\n")
     written = capsys.readouterr().out.splitlines()
-    assert len(written) == 2
+    assert len(written) == 4
     assert all("is not understood; /top N" in line for line in written)
 
 

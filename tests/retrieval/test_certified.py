@@ -233,6 +233,37 @@ def test_upper_bounds_hold_with_all_rounding(rng, monkeypatch, units):
                     assert np.median(upper - exact) < exact.std(), "and say something"
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_upper_bounds_hold_where_rounding_is_all_there_is(rng, monkeypatch, units):
+    """Context vectors that factors hold exactly, and candidates whose rounding takes from every product."""
+    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: units)
+    head = head_of("basic")
+
+    def half(x: np.ndarray) -> np.ndarray:
+        return x.astype(jnp.bfloat16).astype(np.float32)
+
+    direction = half(rng.standard_normal(DIM).astype(np.float32))
+    e = np.repeat(direction[None], CODES, axis=0)
+    seen = half(unit_like(rng, N))
+    last_place = 2.0 ** (np.floor(np.log2(np.abs(seen) + 1e-30)) - 7)
+    rows = (seen + 0.24 * last_place * np.sign(direction)).astype(np.float32)
+    np.testing.assert_array_equal(half(rows), seen)
+    index = in_memory(["x"] * N, rows)
+    search = CertifiedSearch(Scan(head, index), head)
+    exact, rough = (
+        head.config.score_scale * exact_scores(some.astype(float) @ e.T.astype(float), search.sharpness)
+        for some in (rows, seen)
+    )
+    assert (rough < exact).all(), "without a bound for rounding the pass would be too low"
+    known = search.sharpness, search._norm, search._lost
+    factors = factorise(e, np.linalg.svd(e + 1e-3 * rng.standard_normal(e.shape))[2][:8].astype(np.float32))
+    plans = [Plan(rounded(e), rounded(e).limits(*known))]
+    plans += [Plan(factors, factors.limits(*known)), Plan(factors, factors.moments(*known))]
+    for plan in plans:
+        upper = search._bounds(search._given(plan, np.ones(CODES, bool)), search._blocks_for(plan))
+        assert (upper >= exact).all()
+
+
 @pytest.mark.parametrize("shape", [(6, 40), (40, 12), (64, 48)])
 def test_what_is_left_out_is_measured(rng, shape):
     vectors = rng.standard_normal(shape).astype(np.float32)

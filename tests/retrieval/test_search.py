@@ -1,5 +1,6 @@
 """Search: exactly the candidates that ranking all of them would put first."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -17,8 +18,10 @@ from polyjax.nn.heads import BiConfig, BiHead, PolyHead
 from polyjax.retrieval import scan as scan_module
 from polyjax.retrieval.rows import norms_of, quantise
 from polyjax.retrieval.scan import Scan, blocks_of
+from polyjax.retrieval.search import Searcher
 from polyjax.retrieval.stages import FaissStage
 from polyjax.retrieval.store import CandidateIndex, Segment, in_memory
+from polyjax.scoring import TextScorer
 from polyjax.types import InputError
 
 DIM = 16
@@ -127,6 +130,20 @@ def test_memory_does_not_grow_with_the_candidates(rng):
     assert sizes[64] == sizes[300]
 
 
+def test_attention_with_several_heads_takes_little_memory(ranker):
+    """It keeps a vector for each row and context, so contexts do not share a pass, and blocks are small."""
+    config = dataclasses.replace(DUAL_HEADS["poly-multihead"], n_codes=64)
+    head = PolyHead(config, 768, rngs=nnx.Rngs(0))
+    index = in_memory(["x"] * 5000, np.zeros((5000, 768), np.float32))
+    given = np.zeros((5, 64, 768), np.float32), np.ones((5, 64), bool)
+    parts = {"head": head, "context_batches": lambda self, contexts: iter([(np.arange(5), *given)])}
+    scorer = object.__new__(type("OfHead", (TextScorer,), parts))
+    searcher = Searcher(scorer, index)
+    batches = list(searcher._batches([["hi"]] * 5))
+    assert [places.tolist() for places, _, _ in batches] == [[0], [1], [2], [3], [4]]
+    assert searcher._scan.temporary_bytes(*batches[0][1:], 8) < 60e6
+
+
 @pytest.mark.parametrize("n", [1, 256, 257, 700, 900])
 @pytest.mark.parametrize("agree", [True, False])
 def test_few_rows_are_scored_in_small_blocks_that_agree_with_the_scans(rng, monkeypatch, n, agree):
@@ -210,6 +227,20 @@ def test_a_first_stage_proposes_the_candidates(ranker):
         ranker.search("hi", method="quick", first_stage=stage)
 
 
+def test_a_first_stage_of_another_index_as_large_is_refused(ranker, tmp_path):
+    """On disk, of the same model, type and size: one text in the middle differs."""
+    texts = [f"i have {i} things" for i in range(300)]
+    stage = FaissStage.build(ranker.index(texts, tmp_path / "monday"))
+    texts[177] = "what do you do?"
+    tuesday = ranker.index(texts, tmp_path / "tuesday")
+    with pytest.raises(InputError, match="first_stage: it was made for another index"):
+        ranker.search("hi", first_stage=stage)
+    ranker.open_index(tmp_path / "monday")
+    assert ranker.search("hi", first_stage=stage).certified
+    assert len({tuesday.identity, stage.made_for, in_memory(["x"] * 2, np.eye(2)).identity}) == 3
+    assert in_memory(["x"] * 2, np.eye(2)).identity != in_memory(["x"] * 2, np.eye(2)[::-1]).identity
+
+
 def test_what_approximate_means_is_measured(ranker):
     texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
     stage = FaissStage.build(ranker.index(texts), "IVF32,Flat")
@@ -223,6 +254,8 @@ def test_what_approximate_means_is_measured(ranker):
         shares.append(np.isin([f.id for f in exact], [f.id for f in results]).mean())
     assert 0 < found <= 1
     np.testing.assert_allclose(found, np.mean(shares))
+    ranker.search("hi", first_stage=FaissStage.build(ranker._opened().index))
+    assert ranker.search("hi", 5, first_stage=stage).recall == found, "another stage in between"
 
 
 def test_vectors_that_are_not_finite_are_an_error(ranker):
@@ -267,12 +300,16 @@ def test_a_cross_encoder_orders_what_was_found(ranker, parlai_models):
     assert all(f.first_score is None for f in first[0])
 
 
-def test_nothing_is_compiled_after_compile(ranker):
-    ranker.index([f"i have {i} things" for i in range(600)])
+@pytest.mark.parametrize("certified", [False, True])
+def test_nothing_is_compiled_after_compile(ranker, monkeypatch, certified):
+    monkeypatch.setattr("polyjax.retrieval.search.WORTH_CERTIFYING", 0 if certified else np.inf)
+    ranker.index([f"i have {i} things" for i in range(3000 if certified else 600)])
     assert ranker.compile(5) > 0
     before = ranker.compilations
     for context in ("hi", ["hello there"] * 20, ["a b c d e f g h i j k l m n o p"] * 3):
-        ranker.search(context, 5)
+        found, scanned = ranker.search(context, 5), ranker.search(context, 5, method="scan")
+        assert found.found == scanned.found and found.certified
+        assert (found.rank is not None) == certified and scanned.rank is None
     assert ranker.compilations == before and ranker.compile(5) == 0
 
 
