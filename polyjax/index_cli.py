@@ -1,7 +1,7 @@
 """``polyjax index``: candidates encoded once, kept, added to and removed from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +10,10 @@ import tyro
 from polyjax.data.candidates import read_candidates
 from polyjax.nn.encoder import Dtype
 from polyjax.progress import errors, meter
-from polyjax.retrieval.build import add_to_index, build_index, check_dual
+from polyjax.retrieval.build import add_to_index, build_index, check_dual, fingerprint, text_fingerprint
 from polyjax.retrieval.change import compact, remove
 from polyjax.retrieval.rows import IndexDtype
-from polyjax.retrieval.store import open_index, read_manifest
+from polyjax.retrieval.store import MANIFEST, open_index, read_manifest
 from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import load_scorer
 from polyjax.train.sharding import make_mesh
@@ -31,11 +31,12 @@ class Build:
     Attributes:
         run_dir: of a bi- or poly-encoder.
         candidates: a file, one a line.
-        index: the folder to make; an index that is there is replaced at the end.
+        index: the folder to make.
         dtype: of the kept vectors: float32 takes 6 bytes a number (with a bfloat16 copy), bfloat16 2, int8 1.
         compute_dtype: of the encoding's arithmetic; as the model was made by default.
         step: a saved step; the best one by default.
         mesh: devices that share the encoding, as ``data=4``; all by default.
+        replace: an index that is there, whatever it holds; at the end, when the new one is whole.
     """
 
     run_dir: RunFolder
@@ -45,6 +46,7 @@ class Build:
     compute_dtype: Dtype | None = None
     step: int | None = None
     mesh: str = ""
+    replace: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,8 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
         case Build():
             texts = read_candidates(command.candidates)
             scorer = _scorer(command)
+            if not command.replace:
+                _check_unused(command.index, texts, scorer)
             with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
                 found = build_index(command.index, texts, scorer, dtype=command.dtype, progress=shown.add)
             say(f"{command.index}: {len(found):,} candidates, {command.dtype}")
@@ -169,6 +173,28 @@ def _scorer(command: Build | Add) -> TextScorer:
     )
     check_dual(scorer)
     return scorer
+
+
+def _check_unused(folder: Path, texts: Sequence[str], scorer: TextScorer) -> None:
+    """Raise InputError if there is an index that does not hold the texts, or is another model's."""
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        manifest = read_manifest(folder)
+    except InputError:  # broken, or of another version: nothing that could still be used
+        return
+    if manifest.model.mismatch(fingerprint(scorer)):
+        held = "was made with another model"
+    elif not manifest.source:
+        held = "has been added to or removed from since it was built"
+    elif manifest.source != text_fingerprint(texts):
+        held = "was built from other candidates"
+    else:
+        return
+    raise InputError(
+        f"{folder}: there is an index already, which {held}; add --replace to build over it, or name another "
+        "folder"
+    )
 
 
 def _ids(command: Remove) -> list[int]:

@@ -212,6 +212,30 @@ def test_an_index_encoded_on_many_devices_is_that_of_one(converted, tmp_path, mo
     assert "data=9" in capsys.readouterr().err
 
 
+def test_an_index_is_replaced_only_where_it_is_asked_for(converted, tmp_path, monkeypatch, capsys):
+    file, other, folder = tmp_path / "some.txt", tmp_path / "other.txt", tmp_path / "i"
+    file.write_text("one\ntwo\nthree\n")
+    other.write_text("four\nfive\n")
+
+    def index(name, *arguments):
+        polyjax("index", name, *map(str, arguments), monkeypatch=monkeypatch)
+
+    index("build", converted, file, folder)
+    index("build", converted, file, folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        index("build", converted, other, folder)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "there is an index already, which was built from other candidates; add --replace" in said
+    index("add", converted, other, folder)
+    with pytest.raises(SystemExit):
+        index("build", converted, file, folder)
+    assert "has been added to or removed from" in " ".join(capsys.readouterr().err.split())
+    assert len(open_index(folder)) == 5
+    index("build", converted, other, folder, "--replace")
+    assert [text for _, text in open_index(folder).items()] == ["four", "five"]
+
+
 def test_exhausted_memory_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped, user_errors():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmore")

@@ -32,7 +32,12 @@ def normalise(text: str) -> str:
 
 
 def add_candidates(
-    examples: Sequence[Example], *, n_candidates: int, seed: int, pool: Sequence[str] | None = None
+    examples: Sequence[Example],
+    *,
+    n_candidates: int,
+    seed: int,
+    pool: Sequence[str] | None = None,
+    flag: str = "--task.n-candidates",
 ) -> list[Example]:
     """Each example with ``n_candidates``: its label and others, at random places.
 
@@ -44,23 +49,25 @@ def add_candidates(
         n_candidates: at least 2.
         seed: of the draw.
         pool: texts to draw from; the examples' labels by default.
+        flag: what ``n_candidates`` came from, for an error.
 
     Raises:
         InputError: there are too few different texts.
     """
     texts = [example.label_text for example in examples] if pool is None else pool
     keys = [normalise(text) for text in texts]
-    needed = n_candidates + max(len(example.context) for example in examples)
-    if len(set(keys)) < needed:
+    known = set(keys)
+    most = min(1 + len(known - _taken(example)) for example in examples)
+    if most < n_candidates:
+        way_out = f"use {flag} {most}" if most > 1 else "list candidates in the rows"
         raise InputError(
-            f"{n_candidates} candidates a row: expected at least {needed} different labels to draw them "
-            f"from, as no turn of a row's context is one, got {len(set(keys))}; lower --task.n-candidates or "
-            "--rank.n"
+            f"{flag} {n_candidates}: there are {len(known)} different labels to draw from, which give a row "
+            f"{most} candidates at most (no turn of its context is one); {way_out}"
         )
     rows = []
     for example in examples:
         draw = random.Random(f"{seed}/{example.id}")
-        taken = {normalise(example.label_text), *map(normalise, example.context)}
+        taken = _taken(example)
         candidates: list[str] = []
         while len(candidates) < n_candidates - 1:
             i = draw.randrange(len(texts))
@@ -71,6 +78,11 @@ def add_candidates(
         candidates.insert(label, example.label_text)
         rows.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))
     return rows
+
+
+def _taken(example: Example) -> set[str]:
+    """What no drawn candidate may be: the label, and the context's turns."""
+    return {normalise(example.label_text), *map(normalise, example.context)}
 
 
 def read_candidates(path: Path) -> list[str]:

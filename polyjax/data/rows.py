@@ -80,7 +80,7 @@ def ranked_among(rows: Rows, config: RankConfig) -> Rows:
             return dataclasses.replace(rows, shared=())
         case "sampled":
             alone = [_alone(example) for example in rows.examples]
-            examples = add_candidates(alone, n_candidates=config.n, seed=config.seed)
+            examples = add_candidates(alone, n_candidates=config.n, seed=config.seed, flag="--rank.n")
             return dataclasses.replace(rows, examples=examples, shared=())
         case "batch":
             return dataclasses.replace(

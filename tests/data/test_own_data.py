@@ -1,5 +1,6 @@
 """One's own files: what is read, and what is said about a file that is wrong."""
 
+import dataclasses
 import json
 import os
 import tracemalloc
@@ -193,7 +194,10 @@ def test_too_few_rows(tmp_path):
         InputError, match=f"no example falls into the split '{empty}'; give .*--task.(valid|test)"
     ):
         jsonl.read(config, empty)
-    with pytest.raises(InputError, match="expected at least 21 different labels .*got 5; lower"):
+    with pytest.raises(
+        InputError,
+        match="there are 5 different labels .*; use --task.n-candidates 5",
+    ):
         jsonl.read(
             OwnDataConfig(train=write(tmp_path, *map(row, range(5))), valid=config.train, test_fraction=0.5),
             "test",
@@ -240,7 +244,9 @@ def test_other_candidates_may_be_asked_for_than_a_file_can_give(tmp_path):
     fixed = tmp_path / "classes.txt"
     fixed.write_text("\n".join(classes))
     config = OwnDataConfig(train=path)
-    with pytest.raises(InputError, match="20 candidates a row: expected at least"):
+    with pytest.raises(InputError, match="there are 10 different labels .*; use --task.n-candidates 10"):
         registry.read_to_rank(config, "test", RankConfig())
+    few = registry.read_to_rank(dataclasses.replace(config, n_candidates=10), "test", RankConfig())
+    assert all(sorted(row.candidates) == classes for row in few.examples)
     rows = registry.read_to_rank(config, "test", RankConfig(candidates="fixed", file=fixed))
     assert list(rows.shared) == classes and rows.examples
