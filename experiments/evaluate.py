@@ -16,7 +16,7 @@ from polyjax.config import from_json
 from polyjax.data.rows import RankConfig, rows_digest
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read_to_rank
+from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read, read_to_rank
 from polyjax.distributed import connect, is_primary, leaving_at_once, losses_named, primary_first
 from polyjax.evaluation import evaluate, some, write_examples
 from polyjax.interop.parlai import ConvertedFrom
@@ -28,7 +28,7 @@ from polyjax.scoring import TextScorer
 from polyjax.train.checkpoint import CONFIG, DATA, load_scorer, read_json, write_json
 from polyjax.train.report import console_table
 from polyjax.train.sharding import make_mesh
-from polyjax.types import InputError
+from polyjax.types import Example, InputError
 
 PROG = "python experiments/evaluate.py"
 
@@ -116,6 +116,9 @@ def run(config: EvaluateConfig) -> RankingResult:
         task, rank = config.task, RankConfig()
     rank = chosen_rank(rank, config.rank)
     of_the_run = (task, rank) == own
+    if isinstance(task, OwnDataConfig) and not _is_file_of(own[0], task):
+        # Nothing of another file was trained on: all its rows are there to be tested.
+        task = dataclasses.replace(task, valid=task.valid or task.train, test=task.test or task.train)
     if config.prepared is not None:
         if isinstance(task, OwnDataConfig):
             raise InputError("--run-prepared-dir: a file of one's own is not kept prepared; leave it out")
@@ -132,6 +135,8 @@ def run(config: EvaluateConfig) -> RankingResult:
             "rows that it was trained on may be among them"
         )
     examples = some(rows.examples, config.examples)
+    if known := _trained_on(own[0], examples) if not of_the_run else 0:
+        console.print(f"warning: the run was trained on {known:,} of these {len(examples):,} rows")
     arch = head_label(scorer.settings.head)
     evaluation = evaluate(
         f"{arch}-encoder", scorer, examples, shared=rows.shared, title=f"scoring {config.split}"
@@ -147,6 +152,19 @@ def run(config: EvaluateConfig) -> RankingResult:
         console.print(f"written: {config.out}")
     console.print(f"programs compiled: {scorer.compilations}; length buckets {scorer.text.config.buckets}")
     return result
+
+
+def _is_file_of(own: TaskConfig, task: OwnDataConfig) -> bool:
+    """Whether a run's own file is the one that is asked for; then its training rows must stay out."""
+    return isinstance(own, OwnDataConfig) and own.train.resolve() == task.train.resolve()
+
+
+def _trained_on(own: TaskConfig, examples: Sequence[Example]) -> int:
+    """How many examples are training rows of a run with data of one's own; 0 where these are gone."""
+    if not isinstance(own, OwnDataConfig) or not own.train.is_file():
+        return 0
+    known = {(row.context, row.label_text) for row in read(own, "train").examples}
+    return sum((row.context, row.label_text) in known for row in examples)
 
 
 def main() -> None:

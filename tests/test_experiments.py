@@ -136,6 +136,12 @@ def test_own_data(folder, tmp_path):
     assert {"recall@1/10", "recall@3/10", "recall@7/10", "mrr", "loss"} <= set(figures)
     assert len((tmp_path / "out" / "examples.jsonl").read_text().splitlines()) == figures["n"]
     assert "warning" not in done.stdout
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows[:40]))
+    task_of_other = ["--task", f"jsonl:{other}", "--task.n-candidates", "10"]
+    done = command("evaluate.py", str(tmp_path / "run"), *task_of_other, folder=folder)
+    assert "other test, 40 rows" in done.stdout, "all of them: none was set aside to train on"
+    assert re.search(r"warning: the run was trained on [23]\d of these 40 rows", done.stdout)
     file.write_text(file.read_text().replace("stone", "rock") + json.dumps(rows[0] | {"id": 300}) + "\n")
     done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "run"), folder=folder)
     assert done.returncode == 2 and "Traceback" not in done.stderr

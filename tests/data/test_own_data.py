@@ -57,6 +57,7 @@ def test_tables(tmp_path, name, tab):
         ('{"context": "a', "expected JSON, got Unterminated string starting at column 13"),
         ("[1]", "expected an object with a context and a label, got list"),
         ({"context": "a"}, "no 'label'"),
+        ({"context": "a", "response": "b"}, "no 'label'; there is an unknown key 'response'"),
         ({"label": "a"}, "no 'context'"),
         (row(1, labels=3), "unknown key 'labels'; expected context, label, candidates, id"),
         ({"context": [], "label": "a"}, r"context: expected a text or a list of turns, got list \[\]"),
@@ -78,9 +79,31 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 
 def test_all_bad_lines_are_counted_and_some_shown(tmp_path):
     with pytest.raises(InputError) as caught:
-        parse(write(tmp_path, *["{"] * 50))
+        parse(write(tmp_path, *(row(i, **{f"key {i}": 1}) for i in range(50))))
     lines = str(caught.value).split("\n")
-    assert "50 bad lines" in lines[0] and len(lines) == 22 and lines[-1] == "  and 30 more"
+    assert "50 bad lines" in lines[0] and len(lines) == 22 and lines[-1] == "  and 30 other mistakes"
+
+
+def test_lines_of_one_fault_are_told_together(tmp_path):
+    with pytest.raises(InputError) as caught:
+        parse(write(tmp_path, *(row(i, category="x") for i in range(50)), "{"))
+    _, first, second = str(caught.value).split("\n")
+    assert first.startswith("  lines 1, 2, 3 and 47 more: unknown key 'category'; expected context")
+    assert second.startswith("  line 51: expected JSON")
+
+
+@pytest.mark.parametrize(
+    ("cell", "context"),
+    [
+        ('"[""hi"", ""my lamp hums""]"', ("hi", "my lamp hums")),
+        ('"hi\nmy lamp hums"', ("hi", "my lamp hums")),
+        ("[sic] it hums", ("[sic] it hums",)),
+    ],
+)
+def test_turns_in_a_cell(tmp_path, cell, context):
+    path = tmp_path / "f.csv"
+    path.write_text(f"context,label\n{cell},a\n")
+    assert parse(path)[0].context == context
 
 
 def test_encodings_and_endings(tmp_path):

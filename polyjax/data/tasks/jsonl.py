@@ -6,12 +6,13 @@ same names; there, a context is a text whose turns are separated by line breaks,
 list. Every line is checked before anything is done with the first.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -147,7 +148,7 @@ def parse(path: Path) -> list[Example]:
         case other:
             raise InputError(f"{path}: expected a .jsonl, .csv or .tsv file, got {other or 'no ending'}")
     examples: list[Example] = []
-    bad: list[str] = []
+    bad: dict[str, list[int]] = {}
     lines: dict[str, int] = {}
     for number, row in rows:
         try:
@@ -159,13 +160,26 @@ def parse(path: Path) -> list[Example]:
             lines[example.id] = number
             examples.append(example)
         except InputError as error:
-            bad.append(f"line {number}: {error}")
+            bad.setdefault(str(error), []).append(number)
     if bad:
-        more = f"\n  and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
-        raise InputError(f"{path}: {len(bad):,} bad lines\n  " + "\n  ".join(bad[:SHOWN]) + more)
+        shown = [f"{_lines(numbers)}: {what}" for what, numbers in list(bad.items())[:SHOWN]]
+        more = f"\n  and {len(bad) - SHOWN:,} other mistakes" if len(bad) > SHOWN else ""
+        n = sum(map(len, bad.values()))
+        raise InputError(f"{path}: {n:,} bad lines\n  " + "\n  ".join(shown) + more)
     if not examples:
         raise InputError(f"{path} is empty; expected an example a line")
     return examples
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    """The numbers of lines that have one fault.
+
+    >>> _lines([4]), _lines([4, 7]), _lines([4, 7, 9, 12, 15])
+    ('line 4', 'lines 4, 7', 'lines 4, 7, 9 and 2 more')
+    """
+    first = ", ".join(f"{number:,}" for number in numbers[:3])
+    more = f" and {len(numbers) - 3:,} more" if len(numbers) > 3 else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {first}{more}"
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -232,6 +246,9 @@ def _table_object(row: dict[str, str]) -> dict[str, Any] | str:
     """The object that a row of a table stands for."""
     found: dict[str, Any] = {name: text for name, text in row.items() if name in REQUIRED}
     found["context"] = [turn for turn in row["context"].splitlines() if turn.strip()]
+    if row["context"].startswith("["):  # as in a JSONL file; or a text that begins so
+        with contextlib.suppress(json.JSONDecodeError):
+            found["context"] = json.loads(row["context"])
     if row.get("id"):
         found["id"] = row["id"]
     if row.get("candidates"):
@@ -247,11 +264,12 @@ def _example(row: object, number: int) -> Example:
     if not isinstance(row, Mapping):
         raise InputError(f"expected an object with a context and a label, got {type(row).__name__}")
     unknown = [str(key) for key in row if key not in KEYS]
-    if unknown:
-        raise InputError(f"unknown key {unknown[0]!r}; expected {', '.join(KEYS)}")
     for name in REQUIRED:
         if name not in row:
-            raise InputError(f"no {name!r}")
+            instead = f"; there is an unknown key {unknown[0]!r}" if unknown else ""
+            raise InputError(f"no {name!r}{instead}")
+    if unknown:
+        raise InputError(f"unknown key {unknown[0]!r}; expected {', '.join(KEYS)}")
     context = row["context"]
     turns = (context,) if isinstance(context, str) else context
     if not isinstance(turns, list | tuple) or not turns:
