@@ -36,7 +36,7 @@ SMALL = "POLYJAX_SMALL" in os.environ  # smaller numbers, for the tests
 ROWS = 60 if SMALL else 1000
 CANDIDATES = 40 if SMALL else 1000
 ROOT = Path(os.environ.get("POLYJAX_ROOT", "." if Path("experiments").exists() else ".."))
-RUNS = {arch: Path(f"runs/chitchat-{arch}-minilm") for arch in ("bi", "poly", "cross")}
+RUNS = {arch: ROOT / f"runs/chitchat-{arch}-minilm" for arch in ("bi", "poly", "cross")}
 EXTRA = []
 if SMALL:
     RUNS = {arch: Path(f"runs/small-{arch}") for arch in RUNS}
@@ -65,8 +65,12 @@ for arch, run_dir in RUNS.items():
         "--run-dir",
         str(run_dir),
     ]
-    done = subprocess.run([*command, *EXTRA], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with subprocess.Popen(
+        [*command, *EXTRA], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            print(line, end="")
+    assert process.returncode == 0
     print(f"{arch}: trained")
 
 # %% [markdown]

@@ -41,19 +41,21 @@ EXTRA += ["--batch.batch-size", "8", "--test-examples", "20"] if SMALL else []
 ROOT = Path(os.environ.get("POLYJAX_ROOT", "." if Path("experiments").exists() else ".."))
 
 
-def polyjax_command(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run one of polyjax's commands, show what it prints, and return it."""
+def polyjax_command(script: str, *arguments: str) -> int:
+    """Run one of polyjax's commands, show what it prints meanwhile, and return its status."""
     command = [sys.executable, str(ROOT / "experiments" / script), *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    print("\n".join(line for line in done.stdout.splitlines() if line.strip()))
-    return done
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            print(line, end="")
+    return process.returncode
 
 
 # %% [markdown]
 # ## The file
 #
 # A line is an example: a `context` (a text, or turns, oldest first) and the right answer, `label`. Here they are taken
-# from chitchat, human small talk; yours may be questions and answers, tickets and replies, searches and articles.
+# from chitchat, human small talk; yours may be questions and answers, tickets and replies, searches and articles: name
+# it in `MINE`.
 
 # %%
 import json
@@ -61,11 +63,12 @@ import json
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.registry import read
 
-examples = read(ChitchatConfig(), "train").examples[:ROWS]
-mine = Path("mine.jsonl")
-with mine.open("w") as file:
-    for example in examples:
-        file.write(json.dumps({"context": list(example.context), "label": example.label_text}) + "\n")
+MINE = None  # "path/to/your.jsonl"
+mine = Path(MINE or "small_talk.jsonl")
+if MINE is None:
+    examples = read(ChitchatConfig(), "train").examples[:ROWS]
+    rows = [{"context": list(example.context), "label": example.label_text} for example in examples]
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
 print(mine.read_text().splitlines()[3])
 
 # %% [markdown]
@@ -79,8 +82,8 @@ lines = mine.read_text().splitlines()[:50]
 lines[7] = '{"context": ["hi"], "labell": "hello"}'
 lines[23] = '{"context": ["hi"], "label": 5}'
 broken.write_text("\n".join(lines))
-done = polyjax_command("run.py", "--arch", "poly", "--task", f"jsonl:{broken}")
-assert done.returncode == 2
+status = polyjax_command("run.py", "--arch", "poly", "--task", f"jsonl:{broken}")
+assert status == 2
 
 # %% [markdown]
 # ## Train
@@ -89,10 +92,10 @@ assert done.returncode == 2
 
 # %%
 steps = ["--train.steps", str(UPDATES), "--train.validate-every-steps", str(max(UPDATES // 4, 1))]
-done = polyjax_command(
+status = polyjax_command(
     "run.py", "--arch", "poly", "--task", f"jsonl:{mine}", *steps, *EXTRA, "--run-dir", "runs/mine"
 )
-assert done.returncode == 0
+assert status == 0
 
 # %% [markdown]
 # ## Learning curve

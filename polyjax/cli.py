@@ -162,7 +162,8 @@ def overview() -> str:
     """What ``polyjax --help`` prints: a line a command."""
     commands = COMMANDS | {f"index {name}": kind for name, kind in INDEX_COMMANDS.items()}
     lines = [f"  {name:<15}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in commands.items()]
-    return "\n".join([f"polyjax {__version__}", "", *lines, "", "polyjax COMMAND --help says more."])
+    more = ["polyjax COMMAND --help says more.", "Training: python experiments/run.py --help"]
+    return "\n".join([f"polyjax {__version__}", "", *lines, "", *more])
 
 
 def parse(arguments: Sequence[str]) -> Command:
