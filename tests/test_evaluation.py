@@ -161,6 +161,25 @@ def test_a_scorer_ranks_shared_candidates_as_listed_ones(head, among):
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
+def test_much_is_encoded_in_batches_padded_to_their_own_longest_text(monkeypatch):
+    """Each text once, in full batches but for the last, and to the vectors that it has alone."""
+    monkeypatch.setattr("polyjax.scoring.CPU_TOKENS_PER_BATCH", 64)
+    text = TextEncoder(Letters(), TextConfig(candidate_tokens=40, buckets=(16, 40)))
+    scorer = TextScorer(make_scorer(tiny(), HEADS["bi-mean"], rngs=nnx.Rngs(0)), text)
+    texts = ["abcdefghij"[: 1 + i % 10] * (1 + i % 3) for i in range(300)]
+    plan = list(scorer.candidate_plan(texts))
+    longest = [max(len(text.candidate(texts[i])) for i in places) for places, _ in plan]
+    assert sorted(np.concatenate([places for places, _ in plan])) == list(range(300))
+    for (places, length), n in zip(plan, longest, strict=True):
+        assert length == -(-n // 8) * 8 and len(places) <= max(64 // length, 1)
+    assert longest == sorted(longest)
+    assert all(len(places) == max(64 // length, 1) for places, length in plan[1:])
+    vectors = scorer.encode_candidates(texts)
+    monkeypatch.setattr("polyjax.scoring.MANY_BATCHES", 10**9)
+    assert {length for _, length in scorer.candidate_plan(texts)} <= {16, 40}, "few have few shapes"
+    np.testing.assert_allclose(vectors, scorer.encode_candidates(texts), atol=1e-5)
+
+
 def test_a_copy_of_the_label_among_the_shared_candidates_ties_with_it():
     """Two texts that are cut to the same tokens have the same score, and a tie counts against the label."""
     scorer = TextScorer(
