@@ -256,7 +256,7 @@ def _foreign(entry: Path) -> str:
         return "" if _may_be_manifest(entry) else name
     if name == BUILDING or SEGMENT.fullmatch(name):
         if not entry.is_dir():
-            return name
+            return name if entry.exists() else ""  # renamed meanwhile
         inside = (path.name for path in entry.iterdir() if not LITTER.fullmatch(path.name))
         others = (f for f in inside if not {f, f.removesuffix(PARTIAL)} & OF_SEGMENT)
         return next((f"{name}/{other}" for other in others), "")

@@ -83,9 +83,13 @@ class Factors:
 
     def _rounding(self, norm: float, lost: float) -> float:
         # Of bfloat16 candidates, and of float32 sums: over d in the scan; in the pass over d in each of r
-        # products, over r of those, and of the fit that W and R come from.
+        # products, over r of those, and over r in R, of rows of W with the columns of B.
         d, root = self.basis.shape[1], math.sqrt(self.rank)
-        sums = d + (d + self.rank) * (1.0 if self.weights is None else root) + self.n_vectors + 8
+        if self.weights is None:
+            sums = d + (d + self.rank)
+        else:
+            sums = d + (d + self.rank) * root + self.rank * root
+        sums += self.n_vectors + 8  # of the softmax and its mean
         return self.longest * (lost + ROUND_OFF * sums * norm)
 
 
