@@ -71,16 +71,19 @@ def one_line(box: str, prog: str, given: Sequence[str] = ()) -> str:
     texts = [" ".join(part.replace("│", " ").split()).rstrip(".") for part in parts]
     mistake = next((text for text in texts if text), "the command line could not be read")
     mistake = re.sub(r"^Error parsing (?!-)\S+: ", "", mistake)  # a group's own check names the flag
-    near = [re.findall(r"(?<!\S)--[\w.-]+", text) for text in texts if text.startswith("Perhaps you meant")]
-    advice = f"; did you mean {' or '.join(near[0][:3])}?" if near and near[0] else ""
+    meant = (text for text in texts if text.startswith("Perhaps you meant"))
+    near = re.findall(r"(?<!\S)--[\w.-]+", next(meant, ""))
     if unknown := re.fullmatch(r"Unrecognized options: (.*)", mistake):
         # tyro lists the values that follow unknown flags as well.
         words = unknown[1].split(", ")
         flags = [word for word in words if word.startswith("-")]
         mistake = f"Unrecognized options: {', '.join(flags or words)}"
+        given_flag = (flags or words)[0]
+        near.sort(key=lambda flag: -difflib.SequenceMatcher(None, flag, given_flag).ratio())
+    advice = f"; did you mean {' or '.join(near[:3])}?" if near else ""
     if missing := re.match(r"Missing from .*?: (--[\w.-]+)", mistake):
-        meant = difflib.get_close_matches(missing[1], [w for w in given if w != missing[1]], n=1, cutoff=0.8)
-        advice = f"; is {meant[0]} meant to be {missing[1]}?" if meant else ""
+        close = difflib.get_close_matches(missing[1], [w for w in given if w != missing[1]], n=1, cutoff=0.8)
+        advice = f"; is {close[0]} meant to be {missing[1]}?" if close else ""
     return f"{mistake}{advice}; see {prog} --help"
 
 

@@ -147,6 +147,13 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, arguments):
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_flag_that_is_nearest_is_named_first(module):
+    with pytest.raises(
+        InputError, match="Unrecognized options: --train.step; did you mean --train.steps or "
+    ):
+        module("flags").parse_run(["--train.step", "10"], prog="run")
+
+
 def test_a_dry_run_looks_at_the_rows_to_rank(tmp_path):
     """What a run would refuse at once."""
     rows = [{"context": [f"hi {i}"], "label": f"yes {i}"} for i in range(18)]
