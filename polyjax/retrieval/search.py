@@ -95,8 +95,8 @@ class Searcher:
         head = scorer.head
         # Attention with several heads keeps a vector for each row and context: one context at a time, of
         # smaller blocks.
-        self._attends = not CertifiedSearch.suits(head)
-        rows = FEW_ROWS if self._attends else BLOCK_ROWS
+        self._several_heads = not CertifiedSearch.suits(head)
+        rows = FEW_ROWS if self._several_heads else BLOCK_ROWS
         self._scan: Scan | ShardedScan
         self._certified: CertifiedSearch | None = None
         self._staged: dict[int, StagedSearch] = {}
@@ -104,7 +104,7 @@ class Searcher:
             self._scan = ShardedScan(head, index, mesh, rows=rows)
             return
         self._scan = Scan(head, index, rows=rows)
-        if not self._attends:
+        if not self._several_heads:
             self._certified = CertifiedSearch(self._scan, head)
 
     @property
@@ -190,7 +190,7 @@ class Searcher:
     ) -> Iterator[tuple[np.ndarray, Float[AnyArray, "b m d"], Bool[AnyArray, "b m"]]]:
         """Places of contexts with their vectors, as many as share a pass; the last may stand for nobody."""
         for places, vectors, mask in self._scorer.context_batches(contexts):
-            alone = len(places) == 1 or self._attends
+            alone = len(places) == 1 or self._several_heads
             together = 1 if alone else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
             for start in range(0, len(places), together):
                 # By numpy: jax would compile a program for each of these small steps.
