@@ -131,7 +131,7 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
             texts = read_candidates(command.candidates)
             scorer = _scorer(command)
             if not command.replace:
-                _check_unused(command.index, texts, scorer)
+                _check_unused(command, texts, scorer)
             with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
                 found = build_index(command.index, texts, scorer, dtype=command.dtype, progress=shown.add)
             say(f"{command.index}: {len(found):,} candidates, {command.dtype}")
@@ -175,8 +175,9 @@ def _scorer(command: Build | Add) -> TextScorer:
     return scorer
 
 
-def _check_unused(folder: Path, texts: Sequence[str], scorer: TextScorer) -> None:
-    """Raise InputError if there is an index that does not hold the texts, or is another model's."""
+def _check_unused(command: Build, texts: Sequence[str], scorer: TextScorer) -> None:
+    """Raise InputError if there is an index of other texts, of another model or of other vectors."""
+    folder = command.index
     if not (folder / MANIFEST).exists():
         return
     try:
@@ -189,6 +190,8 @@ def _check_unused(folder: Path, texts: Sequence[str], scorer: TextScorer) -> Non
         held = "has been added to or removed from since it was built"
     elif manifest.source != text_fingerprint(texts):
         held = "was built from other candidates"
+    elif manifest.dtype != command.dtype:
+        held = f"keeps vectors in {manifest.dtype}"
     else:
         return
     raise InputError(

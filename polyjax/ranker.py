@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from polyjax.arguments import as_texts, check_count, check_folder, check_list, check_mesh, check_stage
 from polyjax.compilation import enable_compilation_cache
 from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextConfig, TextEncoder
@@ -162,8 +163,8 @@ class Ranker:
         Raises:
             InputError: the two differ in length, a context has no turn, or there is no candidate.
         """
-        _check_list("contexts", contexts)
-        _check_list("candidates", candidates)
+        check_list("contexts", contexts)
+        check_list("candidates", candidates)
         if len(contexts) != len(candidates):
             raise InputError(
                 f"contexts and candidates: expected lists of one length, got {len(contexts)} contexts "
@@ -171,8 +172,8 @@ class Ranker:
             )
         if not len(contexts):
             return []
-        turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
-        rows = [_texts("candidates", texts) for texts in candidates]
+        turns = [as_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
+        rows = [as_texts("candidates", texts) for texts in candidates]
         scores = self.scorer.score(turns, rows)
         return [row[: len(texts)] for row, texts in zip(scores, rows, strict=True)]
 
@@ -188,8 +189,8 @@ class Ranker:
             InputError: as ``score``, or top_k is less than 1.
         """
         if top_k is not None:
-            _check_count("top_k", top_k)
-        texts = _texts("candidates", candidates)
+            check_count("top_k", top_k)
+        texts = as_texts("candidates", candidates)
         scores = self.score(context, texts)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(texts[i], float(scores[i]), i) for i in map(int, order)]
@@ -217,15 +218,15 @@ class Ranker:
                 read or written.
         """
         check_dual(self.scorer)
-        _check_mesh(mesh)
+        check_mesh(mesh)
         if folder is not None:
-            _check_folder(folder)
+            check_folder(folder)
         if dtype not in get_args(IndexDtype):
             raise InputError(f"dtype: expected one of {', '.join(get_args(IndexDtype))}, got {dtype!r}")
         if isinstance(candidates, str | os.PathLike):
             texts = read_candidates(Path(candidates))
         else:
-            texts = list(dict.fromkeys(_texts("candidates", candidates)))
+            texts = list(dict.fromkeys(as_texts("candidates", candidates)))
         with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
             if folder is None:
                 vectors = self.scorer.encode_candidates(texts, progress=shown.add)
@@ -246,8 +247,8 @@ class Ranker:
             InputError: there is none, it is broken, or it was made with another model.
         """
         check_dual(self.scorer)
-        _check_mesh(mesh)
-        _check_folder(folder)
+        check_mesh(mesh)
+        check_folder(folder)
         found = open_index(Path(folder), model=fingerprint(self.scorer))
         self._searcher = Searcher(self.scorer, found, mesh=mesh)
         return found
@@ -294,18 +295,18 @@ class Ranker:
     ) -> list[Results]:
         """``search`` for several contexts, which share the scan and the re-ranker's batches."""
         searcher = self._opened()
-        _check_count("top_k", top_k)
+        check_count("top_k", top_k)
         if method not in get_args(Method):
             raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
         if first_stage is not None:
-            _check_stage(first_stage)
-        _check_list("contexts", contexts)
-        turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
+            check_stage(first_stage)
+        check_list("contexts", contexts)
+        turns = [as_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
         if rerank is None:
             return searcher.search(turns, top_k, method=method, first_stage=first_stage)
         if not isinstance(rerank, Ranker):
             raise InputError(f"rerank: expected a Ranker, as Ranker.load gives, got {type(rerank).__name__}")
-        _check_count("rerank_top", rerank_top)
+        check_count("rerank_top", rerank_top)
         if rerank_top < top_k:
             raise InputError(f"rerank_top must be at least top_k, got {rerank_top} and {top_k}")
         found = searcher.search(turns, rerank_top, method=method, first_stage=first_stage)
@@ -342,12 +343,12 @@ class Ranker:
         Raises:
             InputError: there is no index, no context, or the first stage was made for another index.
         """
-        _check_count("top_k", top_k)
-        _check_stage(first_stage)
-        _check_list("contexts", contexts)
+        check_count("top_k", top_k)
+        check_stage(first_stage)
+        check_list("contexts", contexts)
         if not len(contexts):
             raise InputError("contexts: expected at least one, got none")
-        turns = [_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
+        turns = [as_texts("context", [c] if isinstance(c, str) else c) for c in contexts]
         return self._opened().measure_recall(turns, top_k, first_stage)
 
     def compile(self, top_k: int = 10) -> int:
@@ -367,56 +368,3 @@ class Ranker:
         if self._searcher is None:
             raise InputError("there is no index to search; call index(candidates) or open_index(folder)")
         return self._searcher
-
-
-def _check_count(name: str, count: object) -> None:
-    """Raise InputError unless it is a number of things."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
-
-
-def _check_folder(folder: object) -> None:
-    if not isinstance(folder, str | os.PathLike):
-        raise InputError(f"folder: expected the path of an index, got {folder!r}")
-
-
-def _check_mesh(mesh: object) -> None:
-    """Raise InputError unless it is None or a mesh."""
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise InputError(f"mesh: expected a mesh of devices, as jax.make_mesh gives, got {mesh!r}")
-
-
-def _check_stage(first_stage: object) -> None:
-    """Raise InputError unless it can be searched."""
-    if not isinstance(first_stage, FirstStage):
-        raise InputError(
-            "first_stage: expected an object with `search`, `exact` and `made_for`, as FaissStage"
-        )
-
-
-def _check_list(name: str, lists: object) -> None:
-    """Raise InputError unless it is a list (of contexts, or of lists of candidates)."""
-    if isinstance(lists, str) or not isinstance(lists, Sequence):
-        raise InputError(f"{name}: expected a list, got {type(lists).__name__}")
-
-
-def _texts(name: str, texts: Iterable[str]) -> list[str]:
-    """A list of texts that can be encoded, or InputError."""
-    if isinstance(texts, str):
-        raise InputError(f"{name}: expected a list of texts, got one text; write [text]")
-    if isinstance(texts, set | frozenset | Mapping) or not isinstance(texts, Iterable):
-        raise InputError(f"{name}: expected a list of texts, got {type(texts).__name__}")
-    found = list(texts)
-    if not found:
-        raise InputError(f"{name}: expected at least one text, got none")
-    for i, text in enumerate(found):
-        if not isinstance(text, str):
-            raise InputError(f"{name}[{i}]: expected a text, got {type(text).__name__} {text!r}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InputError(
-                f"{name}[{i}]: {text[:40]!r} holds half a character (a lone surrogate); was it read with "
-                "another encoding?"
-            ) from None
-    return found

@@ -227,6 +227,9 @@ def test_an_index_is_replaced_only_where_it_is_asked_for(converted, tmp_path, mo
         index("build", converted, other, folder)
     said = " ".join(capsys.readouterr().err.split())
     assert "there is an index already, which was built from other candidates; add --replace" in said
+    with pytest.raises(SystemExit):
+        index("build", converted, file, folder, "--dtype", "int8")
+    assert "which keeps vectors in float32; add --replace" in " ".join(capsys.readouterr().err.split())
     index("add", converted, other, folder)
     with pytest.raises(SystemExit):
         index("build", converted, file, folder)

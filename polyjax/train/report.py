@@ -123,14 +123,15 @@ def plot_recall(results: Sequence[RankingResult]) -> Figure:
     # Of many candidates, the first hundred on a logarithmic axis.
     few = n <= _FEW
     ks = range(1, n + 1) if few else sorted({round(k) for k in np.geomspace(1, 100, 25)})
-    greys = iter(("#b9bdc4", "#8a8f98", _ORANGE, "#b05f10", "#555a63"))
+    # Dashed: baselines that lie upon one another can still be told apart.
+    others = iter((("#b9bdc4", "-"), ("#8a8f98", "-"), (_ORANGE, "-"), ("#6b3d8f", "--"), ("#555a63", ":")))
     for result in results:
         is_model = result is results[-1]
-        color = _BLUE if is_model else next(greys)
+        color, line = (_BLUE, "o-") if is_model else next(others)
         axes.plot(
             ks,
             [result.recall(k) for k in ks],
-            "o-" if is_model else "-",
+            line,
             markersize=3.5,
             color=color,
             label=result.name,
