@@ -5,6 +5,7 @@ Evaluation, baselines and the Ranker all score through this one class.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from polyjax.data.text import Ids, TextEncoder
 from polyjax.models import CrossScorer, DualScorer, ModelConfig, Scorer
+from polyjax.nn.encoder import Dtype
 from polyjax.nn.heads import BiHead, PolyHead
 from polyjax.train.sharding import ROWS, everywhere, placed, row_devices, shardings_of, used
 from polyjax.types import Tokens
@@ -65,11 +67,24 @@ def for_inference(scorer: Scorer) -> Scorer:
     graph, state = nnx.split(scorer)
     encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
 
-    def cast(path: tuple, leaf: Array) -> Array:
-        in_head = jax.tree_util.keystr(path).startswith("['head']")
-        return leaf if in_head or leaf.ndim < 2 else leaf.astype(encoder.dtype)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
+    values = [leaf for _, leaf in leaves]
+    chosen = [
+        place
+        for place, (path, leaf) in enumerate(leaves)
+        if leaf.ndim >= 2
+        and leaf.dtype != encoder.dtype
+        and not jax.tree_util.keystr(path).startswith("['head']")
+    ]
+    for place, value in zip(chosen, _cast([values[i] for i in chosen], encoder.dtype), strict=True):
+        values[place] = value
+    return nnx.merge(graph, jax.tree.unflatten(tree, values))
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(cast, state))
+
+@partial(jax.jit, static_argnums=1)
+def _cast(arrays: list[Array], dtype: Dtype) -> list[Array]:
+    """One program instead of one for each shape."""
+    return [array.astype(dtype) for array in arrays]
 
 
 class TextScorer:
@@ -159,7 +174,7 @@ class TextScorer:
     def context_batches(
         self, contexts: Sequence[Sequence[str]]
     ) -> Iterator[tuple[np.ndarray, Float[Array, "b m d"], Bool[Array, "b m"]]]:
-        """Batches of contexts, shortest first: their places, vectors and which of those are real.
+        """Batches of contexts: their places, vectors and which of those are real.
 
         Args:
             contexts: turns of each, oldest first.
@@ -209,7 +224,7 @@ class TextScorer:
     def candidate_batches(
         self, texts: Sequence[str], *, first: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of candidates, shortest first: their places and vectors, float32 [places, d].
+        """Batches of candidates: their places and vectors, float32 [places, d].
 
         Args:
             texts: candidates.
@@ -385,7 +400,10 @@ class TextScorer:
     def _batches(
         self, rows: Sequence[Ids], limit: int, longest: int | None = None
     ) -> Iterator[tuple[np.ndarray, int]]:
-        """Places and padded length of batches, shortest first; of one length in all for ``longest``."""
+        """Places and padded length of batches; of one length in all for ``longest``.
+
+        Few are ordered by length, which is that of a bucket; many are mixed, always in the same way.
+        """
         config = self.text.config
         if not rows:
             return
@@ -394,7 +412,9 @@ class TextScorer:
         else:
             lengths = np.array([config.bucket(len(row), limit) for row in rows])
             if lengths.sum() >= MANY_BATCHES * self.devices * self._tokens_per_batch:
-                yield from reversed(list(self._tight_batches(rows, limit)))
+                batches = list(self._tight_batches(rows, limit))
+                # Shortest first, the time left would be told far too short until the end.
+                yield from (batches[i] for i in np.random.default_rng(0).permutation(len(batches)))
                 return
         for length in map(int, np.unique(lengths)):
             (places,) = np.nonzero(lengths == length)

@@ -172,8 +172,10 @@ def test_much_is_encoded_in_batches_padded_to_their_own_longest_text(monkeypatch
     assert sorted(np.concatenate([places for places, _ in plan])) == list(range(300))
     for (places, length), n in zip(plan, longest, strict=True):
         assert length == -(-n // 8) * 8 and len(places) <= max(64 // length, 1)
-    assert longest == sorted(longest)
-    assert all(len(places) == max(64 // length, 1) for places, length in plan[1:])
+    full = [len(places) == max(64 // length, 1) for places, length in plan]
+    assert sum(full) >= len(plan) - 1
+    half = len(plan) // 2
+    assert abs(np.mean(longest[:half]) / np.mean(longest[half:]) - 1) < 0.2, "as fast in the end as before"
     vectors = scorer.encode_candidates(texts)
     monkeypatch.setattr("polyjax.scoring.MANY_BATCHES", 10**9)
     assert {length for _, length in scorer.candidate_plan(texts)} <= {16, 40}, "few have few shapes"

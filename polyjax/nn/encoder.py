@@ -294,6 +294,7 @@ class Encoder(nnx.Module):
             }
             run = jax.checkpoint(run, policy=kept[self.config.remat_keeps])
         if not self.config.scan:
+            run = jax.jit(run)  # one trace serves all blocks, and XLA puts it in their places
             for block in zip(states, keys, strict=True):
                 x = run(x, block)
             return x

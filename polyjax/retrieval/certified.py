@@ -101,10 +101,10 @@ class Pass:
         leaves, tree = jax.tree.flatten((plan.factors.overlap, plan.bounds))
         figures = np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(np.float32)
         return cls(
-            jnp.asarray(basis.astype(jnp.bfloat16)),
-            None if weights is None else jnp.asarray(weights),
-            None if there is None else jnp.asarray(there),
-            jnp.asarray(figures),
+            jax.device_put(basis.astype(jnp.bfloat16)),
+            None if weights is None else jax.device_put(weights),
+            None if there is None else jax.device_put(there),
+            jax.device_put(figures),
             Layout(tree, tuple(np.shape(leaf) for leaf in leaves)),
         )
 
@@ -225,7 +225,7 @@ class CertifiedSearch:
         """The best of the candidates whose rounded products give the highest scores."""
         if not np.isfinite(np.asarray(vectors)).all():
             return None
-        rounded, real = jnp.asarray(np.asarray(vectors[0]).astype(jnp.bfloat16)), jnp.asarray(mask[0])
+        rounded, real = jax.device_put(np.asarray(vectors[0]).astype(jnp.bfloat16)), jax.device_put(mask[0])
         about = self._gathered(
             [self._rough(rounded, real, block) for block in self.blocks.parts], self.blocks
         )

@@ -88,11 +88,11 @@ def _mapped(index: CandidateIndex, segment: Segment, start: int, rows: int, coar
         vectors = segment.coarse if coarse else segment.vectors
         blocks.append(
             Block(
-                jnp.int32(start + first),
-                jax.device_put(vectors[part], may_alias=True),  # jnp.asarray would copy
+                jax.device_put(np.int32(start + first)),
+                jax.device_put(vectors[part], may_alias=True),  # otherwise a copy
                 None if segment.scales is None else jax.device_put(segment.scales[part], may_alias=True),
-                jnp.asarray(segment.norms[part, 0].copy()),
-                jnp.asarray(real),
+                jax.device_put(segment.norms[part, 0].copy()),
+                jax.device_put(real),
             )
         )
     return blocks
@@ -114,11 +114,11 @@ def _gathered(
         part = slice(at, at + rows)
         blocks.append(
             Block(
-                jnp.int32(first + at),
+                jax.device_put(np.int32(first + at)),
                 jax.device_put(filled(vectors[part], rows), may_alias=True),
-                None if row_scales is None else jnp.asarray(filled(row_scales[part], rows)),
-                jnp.asarray(filled(norms[part], rows)),
-                jnp.asarray(filled(live[part], rows)),
+                None if row_scales is None else jax.device_put(filled(row_scales[part], rows)),
+                jax.device_put(filled(norms[part], rows)),
+                jax.device_put(filled(live[part], rows)),
             )
         )
     return blocks
@@ -161,7 +161,7 @@ class Scan:
             mask: which of them are real.
             k: at least 1.
         """
-        vectors, mask = jnp.asarray(vectors), jnp.asarray(mask)  # once, not for each block
+        vectors, mask = _given(vectors, mask)
         scores, rows = nothing_found(vectors.shape[0], k)
         for block in self.blocks:
             scores, rows = self._step(self._head, vectors, mask, scores, rows, block)
@@ -198,16 +198,17 @@ class Scan:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows of the best among some, copied into blocks of a size."""
         best = nothing_found(1, k)
+        vectors, mask = _given(vectors, mask)
         for first in range(0, len(rows), size):
             # What comes out of the scan's step are places instead of rows.
             some = rows[first : first + size]
             stored, scales = self.index.stored(some)
             block = Block(
-                jnp.int32(first),
+                jax.device_put(np.int32(first)),
                 jax.device_put(self._room(stored)[:size], may_alias=True),
-                None if scales is None else jnp.asarray(filled(scales, size)),
-                jnp.asarray(np.zeros(size, np.float32)),
-                jnp.asarray(np.arange(size) < len(some)),
+                None if scales is None else jax.device_put(filled(scales, size)),
+                jax.device_put(np.zeros(size, np.float32)),
+                jax.device_put(np.arange(size) < len(some)),
             )
             # Waited for: the room is used again.
             best = jax.block_until_ready(self._step(self._head, vectors, mask, *best, block))
@@ -266,10 +267,21 @@ def merge_block(
     return merged, jnp.take_along_axis(jnp.concatenate([before_rows, rows], axis=1), chosen, axis=1)
 
 
+def _given(
+    vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"]
+) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+    """Context vectors for several steps, moved once.
+
+    By numpy: arrays that are bound to a device, as an encoder's are, make other programs than those that are
+    not.
+    """
+    return jax.device_put(np.asarray(vectors)), jax.device_put(np.asarray(mask))
+
+
 def nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
     """What a search of no block gives."""
     # By numpy: each step of jax's outside a program is compiled as one.
-    return jnp.asarray(np.full((b, k), -np.inf, np.float32)), jnp.asarray(np.full((b, k), -1, np.int32))
+    return jax.device_put(np.full((b, k), -np.inf, np.float32)), jax.device_put(np.full((b, k), -1, np.int32))
 
 
 def power_of_two(n: int) -> int:
