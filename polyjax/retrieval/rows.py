@@ -29,7 +29,7 @@ class Texts(Sequence[str]):
         self._data, self._ends = data, ends
 
     @property
-    def stored(self) -> tuple[np.ndarray, np.ndarray]:
+    def packed(self) -> tuple[np.ndarray, np.ndarray]:
         """The bytes, and where each text ends."""
         return self._data, self._ends
 

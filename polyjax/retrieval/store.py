@@ -181,7 +181,7 @@ class CandidateIndex:
             parts = [segment.vectors.view(np.uint8)]
             if self.manifest is not None and isinstance(segment.texts, Texts):
                 # They and the model make the vectors, which are much more to read.
-                parts = [*segment.texts.stored]
+                parts = [*segment.texts.packed]
             elif segment.scales is not None:
                 parts.append(segment.scales)
             for part in parts:
