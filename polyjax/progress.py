@@ -13,9 +13,25 @@ WIDE = 130
 """Columns of a terminal that has room for a bar."""
 RATE_OVER_S = 60.0
 """A rate is that of the last minute: what was compiled before says nothing of the time left."""
+
+
+class Screen(Console):
+    """A console that shows bars and colours to a terminal only.
+
+    rich takes FORCE_COLOR, which notebooks set for the commands that they start, for a terminal: every state of
+    a bar would become a line.
+    """
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody watches."""
+        isatty = getattr(self.file, "isatty", None)
+        return super().is_terminal and isatty is not None and not self.file.closed and isatty()
+
+
 # Lines are left whole: a terminal wraps them itself, and a file or pipe should not hold wrapped ones.
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(highlight=False, soft_wrap=True, stderr=True)
+console = Screen(highlight=False, soft_wrap=True)
+errors = Screen(highlight=False, soft_wrap=True, stderr=True)
 
 
 class Meter:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from polyjax import progress
-from polyjax.progress import meter
+from polyjax.progress import Screen, meter
 
 
 @pytest.fixture
@@ -40,3 +40,13 @@ def test_work_done_at_once_is_told_at_its_end(clock):
         clock[0] = 2
         bar.add(8)
     assert shown.getvalue().split() == "encoding: 8/8 4 examples/s 0 s left".split()
+
+
+def test_a_pipe_is_told_lines_where_colours_are_forced(monkeypatch):
+    """As a notebook does for the commands that it starts."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = io.StringIO()
+    with meter("training", 100, out=Screen(file=shown)) as bar:
+        for _ in range(100):
+            bar.add(1)
+    assert shown.getvalue().startswith("training: 100/100") and shown.getvalue().count("\n") == 1
