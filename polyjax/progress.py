@@ -18,8 +18,8 @@ RATE_OVER_S = 60.0
 class Screen(Console):
     """A console that shows bars and colours to a terminal only.
 
-    rich takes FORCE_COLOR, which notebooks set for the commands that they start, for a terminal: every state of
-    a bar would become a line.
+    rich takes FORCE_COLOR, which notebooks set for the commands that they start, for a terminal: each state
+    of a bar would become a line.
     """
 
     @property
