@@ -14,8 +14,8 @@
 # Open run directories, whose weights are orbax checkpoints; evaluate a bi-, a poly- and a cross-encoder on the same rows;
 # see what accuracy costs; and read single mistakes.
 #
-# *Hardware: two CPU cores, about twenty minutes where the three runs are still to be made, two where they are there; a
-# Colab GPU takes five.*
+# *Hardware: two CPU cores, half an hour to an hour where the three runs are still to be made, minutes where they are
+# there; less on a GPU, where nobody has measured it yet.*
 
 # %%
 # In Colab this installs polyjax and fetches its commands; elsewhere it does nothing.

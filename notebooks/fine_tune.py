@@ -14,7 +14,7 @@
 # From a file of contexts and right answers to a trained poly-encoder: the file, what happens where it is broken, the
 # training, its learning curve, and the model in use.
 #
-# *Hardware: two CPU cores, about eight minutes; a Colab GPU takes one or two.*
+# *Hardware: two CPU cores, eight to thirteen minutes; less on a GPU, where nobody has measured it yet.*
 
 # %%
 # In Colab this installs polyjax and fetches its commands; elsewhere it does nothing.

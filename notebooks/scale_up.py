@@ -14,8 +14,8 @@
 # One code for one CPU, eight GPUs or many hosts: a mesh of devices, negatives from all of them, half precision, and a run
 # that is stopped and goes on as if nothing had been.
 #
-# *Hardware: any. On a CPU eight devices are simulated, about ten minutes on two cores; on a Colab GPU or TPU the same cells
-# use what is there, about five.*
+# *Hardware: any. On a CPU eight devices are simulated, two to ten minutes on two cores; on a Colab GPU or TPU the same
+# cells use what is there, where nobody has measured it yet.*
 
 # %%
 # In Colab this installs polyjax and fetches its commands; elsewhere it does nothing.
