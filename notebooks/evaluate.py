@@ -163,7 +163,7 @@ axes.set(
 )
 axes.margins(x=0.2)
 axes.xaxis.set(
-    major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:,g}", minor_locator=NullLocator()
+    major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:,g}", minor_locator=NullLocator()
 )
 axes.grid(alpha=0.3)
 axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
