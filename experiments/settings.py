@@ -220,10 +220,10 @@ def _batch(arch: Arch) -> BatchConfig:
 
 
 def demo(arch: Arch) -> RunConfig:
-    """The main job in less than five minutes of training on two cores.
+    """The main job: three to seven minutes of training on two cores.
 
-    python experiments/run.py --arch poly    # test recall@1/20 .627 [.601, .655]
-    python experiments/run.py --arch bi      # .626 [.600, .653]
+    python experiments/run.py --arch poly    # test recall@1/20 .626 [.599, .653]
+    python experiments/run.py --arch bi      # .626 [.601, .653]
 
     Seed 0, 280 updates; untrained .526. For a cross-encoder the budget is too short: use ``long``.
     """
