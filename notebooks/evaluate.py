@@ -162,9 +162,7 @@ axes.set(
     xscale="log", ylim=(0, None), xlabel="ms for 1,000 candidates of one context", ylabel="recall@1/20, test"
 )
 axes.margins(x=0.2)
-axes.xaxis.set(
-    major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:,g}", minor_locator=NullLocator()
-)
+axes.xaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:,g}", minor_locator=NullLocator())
 axes.grid(alpha=0.3)
 axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 plt.show()
