@@ -21,12 +21,12 @@ from common import print_table
 
 from polyjax import Ranker
 from polyjax.data.tasks.chitchat import ChitchatConfig, read, read_conversations
-from polyjax.retrieval.certified import CertifiedSearch
-from polyjax.retrieval.rows import IndexDtype
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.search import Searcher
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.evaluation.report import hardware
+from polyjax.retrieval.index.rows import IndexDtype
+from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.search.scan import Scan
+from polyjax.retrieval.search.searcher import Searcher
+from polyjax.runs.checkpoints import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ from flax import nnx
 from training import random_batch
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
-from polyjax.losses import ranking_loss
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.evaluation.report import hardware
+from polyjax.runs.checkpoints import write_json
+from polyjax.train.losses import ranking_loss
 from polyjax.types import Batch
 
 

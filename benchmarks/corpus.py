@@ -23,8 +23,8 @@ import numpy as np
 import tyro
 from common import print_table
 
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.evaluation.report import hardware
+from polyjax.runs.checkpoints import write_json
 
 TURNS = 5
 AT_ONCE = 10_000
@@ -33,11 +33,11 @@ WORDS = 20_000
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from polyjax.data.pretraining.corpus import Pairs
-from polyjax.data.pretraining.masking import MaskingCollator
-from polyjax.data.pretraining.packing import PairPlan, PretrainBatchConfig
-from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces, sampled_turns
-from polyjax.data.pretraining.store import tokens_of
+from polyjax.data.corpora.corpus import Pairs
+from polyjax.data.corpora.masking import MaskingCollator
+from polyjax.data.corpora.packing import PairPlan, PretrainBatchConfig
+from polyjax.data.corpora.prepare import CorpusConfig, prepare_pieces, sampled_turns
+from polyjax.data.corpora.store import tokens_of
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import train_sentencepiece
 import apache_beam, tensorflow_datasets

@@ -28,11 +28,11 @@ from polyjax import BiConfig, DualScorer
 from polyjax.data.tasks.chitchat import read_conversations
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
+from polyjax.evaluation.report import hardware
+from polyjax.inference.scorer import TextScorer
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
-from polyjax.nn.encoder import Dtype
-from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.nn.encoders import Dtype
+from polyjax.runs.checkpoints import write_json
 
 FIXED_TOKENS = 72
 

@@ -20,17 +20,17 @@ from flax import nnx
 from training import one_device_update
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
-from polyjax.compilation import enable_compilation_cache
-from polyjax.data.pipeline import BatchConfig, make_loader
+from polyjax.data.batches import BatchConfig, make_loader
 from polyjax.data.tasks.chitchat import ChitchatConfig, read
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
+from polyjax.evaluation.report import hardware
 from polyjax.interop.huggingface import minilm_folder
-from polyjax.memory import restart_with_huge_pages
-from polyjax.nn.encoder import Dtype
-from polyjax.train.checkpoint import write_json
+from polyjax.nn.encoders import Dtype
+from polyjax.runs.checkpoints import write_json
+from polyjax.runtime.compilation import enable_compilation_cache
+from polyjax.runtime.memory import restart_with_huge_pages
 from polyjax.train.optim import OptimConfig
-from polyjax.train.report import hardware
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ import numpy as np
 import tyro
 from common import print_table
 
-from polyjax.progress import meter
-from polyjax.retrieval.change import commit, finish_segment, new_vectors, writing
-from polyjax.retrieval.rows import IndexDtype, quantise
-from polyjax.retrieval.store import Fingerprint, Manifest, SegmentInfo
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.evaluation.report import hardware
+from polyjax.retrieval.index.change import commit, finish_segment, new_vectors, writing
+from polyjax.retrieval.index.rows import IndexDtype, quantise
+from polyjax.retrieval.index.store import Fingerprint, Manifest, SegmentInfo
+from polyjax.runs.checkpoints import write_json
+from polyjax.runtime.progress import meter
 
 CLUSTERS, AT_ONCE = 1000, 8192
 
@@ -34,9 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from polyjax.nn.heads import PolyConfig, PolyHead
-from polyjax.retrieval.certified import CertifiedSearch
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.store import open_index
+from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.search.scan import Scan
+from polyjax.retrieval.index.store import open_index
 folder, codes, repeats = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 began = time.perf_counter()
 index = open_index(folder)

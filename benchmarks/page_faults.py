@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from polyjax import Batch, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
-from polyjax.compilation import enable_compilation_cache
-from polyjax.losses import ranking_loss
-from polyjax.memory import TUNABLE
-from polyjax.train.checkpoint import write_json
+from polyjax.evaluation.report import hardware
+from polyjax.runs.checkpoints import write_json
+from polyjax.runtime.compilation import enable_compilation_cache
+from polyjax.runtime.memory import TUNABLE
+from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.report import hardware
 from polyjax.train.step import init_state, make_train_step
 
 

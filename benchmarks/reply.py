@@ -25,13 +25,13 @@ from rich.table import Table
 from transformers import BertConfig, BertModel  # pyright: ignore[reportMissingImports]  (of sentence-transformers)
 
 from polyjax import DualScorer, EncoderConfig, PolyConfig, Tokens
-from polyjax.nn.encoder import Dtype
-from polyjax.retrieval.certified import CertifiedSearch
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.store import in_memory
-from polyjax.scoring import for_inference
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.evaluation.report import hardware
+from polyjax.inference.scorer import for_inference
+from polyjax.nn.encoders import Dtype
+from polyjax.retrieval.index.store import in_memory
+from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.search.scan import Scan
+from polyjax.runs.checkpoints import write_json
 
 VOCAB, TOP_K = 30522, 10
 

@@ -21,9 +21,9 @@ from flax import nnx
 from training import one_device_update, random_batch
 
 from polyjax import BiConfig, EncoderConfig, PolyConfig, make_scorer
-from polyjax.train.checkpoint import write_json
+from polyjax.evaluation.report import hardware
+from polyjax.runs.checkpoints import write_json
 from polyjax.train.optim import OptimConfig
-from polyjax.train.report import hardware
 from polyjax.train.speed import PEAKS, model_flops, peaks_of
 
 ENCODERS = {

@@ -23,12 +23,12 @@ import tyro
 from common import interleaved_medians, print_table
 from flax import nnx
 
+from polyjax.evaluation.report import hardware
 from polyjax.nn.heads import PolyConfig, PolyHead
-from polyjax.retrieval.certified import CertifiedSearch
-from polyjax.retrieval.scan import BLOCK_ROWS, Scan
-from polyjax.retrieval.store import in_memory
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.retrieval.index.store import in_memory
+from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.search.scan import BLOCK_ROWS, Scan
+from polyjax.runs.checkpoints import write_json
 
 TOP_K = 100
 

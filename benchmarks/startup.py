@@ -18,8 +18,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.evaluation.report import hardware
+from polyjax.runs.checkpoints import write_json
 
 PROGRAM = """
 import json, sys, time

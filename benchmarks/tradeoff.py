@@ -18,12 +18,12 @@ import tyro
 from common import print_table
 
 from polyjax import Ranker
-from polyjax.compilation import enable_compilation_cache
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.registry import read_to_rank
-from polyjax.train.checkpoint import write_json
-from polyjax.train.report import hardware
+from polyjax.evaluation.report import hardware
+from polyjax.runs.checkpoints import write_json
+from polyjax.runtime.compilation import enable_compilation_cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

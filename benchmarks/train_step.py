@@ -30,14 +30,14 @@ from sentence_transformers import SentenceTransformer  # pyright: ignore[reportM
 from training import one_device_update, random_batch
 
 from polyjax import BiConfig, DualInputs, PolyConfig, make_scorer
+from polyjax.evaluation.report import hardware
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
-from polyjax.memory import restart_with_huge_pages
-from polyjax.models import DualScorer
-from polyjax.nn.encoder import Dtype
+from polyjax.nn.encoders import Dtype
 from polyjax.nn.heads import PolyHead
-from polyjax.train.checkpoint import write_json
+from polyjax.nn.scorers import DualScorer
+from polyjax.runs.checkpoints import write_json
+from polyjax.runtime.memory import restart_with_huge_pages
 from polyjax.train.optim import OptimConfig
-from polyjax.train.report import hardware
 from polyjax.types import Batch
 
 SCALE = 20.0

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from polyjax import DualInputs, Tokens
-from polyjax.losses import ranking_loss
-from polyjax.models import Scorer
+from polyjax.mesh.placement import BatchPlacer, everywhere, one_device, placed, shardings_of
+from polyjax.nn.scorers import Scorer
+from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.sharding import BatchPlacer, everywhere, one_device, placed, shardings_of
 from polyjax.train.step import TrainState, init_state, make_train_step
 from polyjax.types import Batch
 

@@ -24,12 +24,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from polyjax.chat import ChatSession, load_index
-from polyjax.compilation import enable_compilation_cache
-from polyjax.nn.encoder import Dtype
-from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import load_scorer, write_json
-from polyjax.train.report import hardware
+from polyjax.cli.chat import ChatSession, load_index
+from polyjax.evaluation.report import hardware
+from polyjax.inference.scorer import TextScorer
+from polyjax.nn.encoders import Dtype
+from polyjax.runs.checkpoints import load_scorer, write_json
+from polyjax.runtime.compilation import enable_compilation_cache
 
 DIM, LAYERS, WORDS, CODES, POSITIONS = 768, 12, 55_000, 64, 1024
 OPT = {
@@ -144,7 +144,7 @@ def main(config: BenchmarkConfig) -> None:
         command = [
             sys.executable,
             "-m",
-            "polyjax.cli",
+            "polyjax.cli.main",
             "convert",
             "parlai",
             f"{folder}/model",

@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from polyjax.commandline import parse_flags, user_errors
+from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.data.tasks import convai2, ubuntu_v2
-from polyjax.files import write_text
-from polyjax.progress import console
-from polyjax.types import InputError
+from polyjax.errors import InputError
+from polyjax.runtime.files import write_text
+from polyjax.runtime.progress import console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

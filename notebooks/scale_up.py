@@ -50,7 +50,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # %%
 import jax
 
-from polyjax.train.sharding import make_mesh, mesh_shape, one_device
+from polyjax.mesh.placement import make_mesh, mesh_shape, one_device
 
 mesh = make_mesh()
 print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {mesh_shape(mesh)}")
@@ -67,8 +67,8 @@ import matplotlib.pyplot as plt
 from flax import nnx
 
 import polyjax
+from polyjax.train.memory import held_bytes
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.plan import held_bytes
 from polyjax.train.step import init_state
 
 encoder, optim = getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522), OptimConfig()
@@ -110,7 +110,7 @@ plt.show()
 import dataclasses
 import math
 
-from polyjax.data.pipeline import BatchConfig
+from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.tasks.registry import read
@@ -204,7 +204,7 @@ for run_dir in (stopped, whole):
 # %%
 import numpy as np
 
-from polyjax.train.checkpoint import flat_parameters, load_scorer
+from polyjax.runs.checkpoints import flat_parameters, load_scorer
 
 one, other = (flat_parameters(nnx.state(load_scorer(run_dir)[0])) for run_dir in (stopped, whole))
 largest = max(float(np.abs(np.asarray(one[name]) - np.asarray(other[name])).max()) for name in one)

@@ -3,13 +3,14 @@
 Poly-encoders: Humeau et al., ICLR 2020, arXiv 1905.01969.
 """
 
-from polyjax.models import CrossScorer, DualScorer, ModelConfig, make_scorer
-from polyjax.nn.encoder import Encoder, EncoderConfig
+from polyjax.errors import InputError
+from polyjax.nn.encoders import Encoder, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
+from polyjax.nn.scorers import CrossScorer, DualScorer, ModelConfig, make_scorer
 from polyjax.ranker import Ranked, Ranker
-from polyjax.retrieval.search import Found
-from polyjax.retrieval.store import CandidateIndex
-from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs, Tokens
+from polyjax.retrieval.index.store import CandidateIndex
+from polyjax.retrieval.search.searcher import Found
+from polyjax.types import Batch, DualInputs, Example, PairInputs, Tokens
 from polyjax.version import __version__
 
 __all__ = [

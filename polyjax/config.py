@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polyjax.types import InputError
+from polyjax.errors import InputError
 
 T = TypeVar("T")
 

@@ -10,25 +10,32 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from polyjax.arguments import as_texts, check_count, check_folder, check_list, check_mesh, check_stage
-from polyjax.compilation import enable_compilation_cache
 from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.errors import InputError
+from polyjax.inference.arguments import (
+    as_texts,
+    check_count,
+    check_folder,
+    check_list,
+    check_mesh,
+    check_stage,
+)
+from polyjax.inference.scorer import TextScorer
 from polyjax.interop.huggingface import minilm_folder
-from polyjax.interop.parlai import load_parlai
-from polyjax.models import DualScorer
-from polyjax.nn.encoder import Dtype, Encoder
+from polyjax.interop.parlai.model import load_parlai
+from polyjax.interop.pretrained import encoder_shape, encoder_tokenizer, load_pretrained
+from polyjax.nn.encoders import Dtype, Encoder
 from polyjax.nn.heads import BiConfig
-from polyjax.progress import errors, meter
-from polyjax.retrieval.build import build_index, check_dual, fingerprint
-from polyjax.retrieval.rows import IndexDtype
-from polyjax.retrieval.search import Method, Results, Searcher
-from polyjax.retrieval.stages import FirstStage
-from polyjax.retrieval.store import CandidateIndex, in_memory, open_index
-from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import load_scorer
-from polyjax.train.pretrained import encoder_shape, encoder_tokenizer, load_pretrained
-from polyjax.types import InputError
+from polyjax.nn.scorers import DualScorer
+from polyjax.retrieval.index.build import build_index, check_dual, fingerprint
+from polyjax.retrieval.index.rows import IndexDtype
+from polyjax.retrieval.index.store import CandidateIndex, in_memory, open_index
+from polyjax.retrieval.search.searcher import Method, Results, Searcher
+from polyjax.retrieval.stages.faiss import FirstStage
+from polyjax.runs.checkpoints import load_scorer
+from polyjax.runtime.compilation import enable_compilation_cache
+from polyjax.runtime.progress import errors, meter
 
 Context = str | Sequence[str]
 LONGEST = 256
@@ -75,7 +82,7 @@ class Ranker:
             run_dir: made by experiments/run.py.
             step: a saved step; by default the one with the best validation figure.
             dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
-            mesh: devices that share each batch of texts, from ``polyjax.train.sharding.make_mesh``; one
+            mesh: devices that share each batch of texts, from ``polyjax.mesh.placement.make_mesh``; one
                 device where None.
 
         Raises:

@@ -23,33 +23,6 @@ from jaxtyping import Array, Bool, Int
 from numpy import ndarray
 
 AnyArray = Array | ndarray
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-"""What jax's errors of exhausted device memory begin with."""
-
-
-class InputError(ValueError):
-    """Something the user gave cannot work; the message is one line and names the way out.
-
-    The commands print it without a traceback and exit with status 2.
-    """
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of an error that may be long, as a part of an InputError."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-class Preempted(Exception):
-    """A run was told to stop (SIGTERM), and has saved its state. The commands exit with status 143.
-
-    Args:
-        step: updates made.
-    """
-
-    def __init__(self, step: int):
-        super().__init__(
-            f"stopped by SIGTERM after step {step}, which is saved; the same command goes on from there"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, Tokens, hardware
+from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, Tokens
+from polyjax.runtime import hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

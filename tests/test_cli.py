@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from polyjax import Ranker, cli
-from polyjax.chat import ChatSession, load_index
-from polyjax.commandline import user_errors
+from polyjax import Ranker
+from polyjax.cli import main as cli
+from polyjax.cli.chat import ChatSession, load_index
+from polyjax.cli.flags import user_errors
+from polyjax.cli.training_flags import parse_run
 from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextEncoder
-from polyjax.interop.parlai import load_parlai
-from polyjax.retrieval.store import CandidateIndex, in_memory, open_index
-from polyjax.scoring import TextScorer
-from polyjax.train.checkpoint import load_scorer
-from polyjax.types import InputError
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
+from polyjax.interop.parlai.model import load_parlai
+from polyjax.retrieval.index.store import CandidateIndex, in_memory, open_index
+from polyjax.runs.checkpoints import load_scorer
 from polyjax.version import __version__
 
 GOLDEN = Path(__file__).parent / "golden" / "parlai"
@@ -65,9 +67,8 @@ def test_converting_again_is_refused(converted, monkeypatch, capsys):
 
 
 def test_training_goes_on_from_a_converted_model(converted, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
-    run = importlib.import_module("run")
-    config = run.parse_run(
+    run = importlib.import_module("polyjax.recipes.fit")
+    config = parse_run(
         ["--init", str(converted), "--run-dir", str(tmp_path), "--train.steps", "1"], prog="run"
     )
     assert (config.arch, config.head.n_codes, config.text.layout) == ("poly", 64, "parlai")
@@ -347,7 +348,7 @@ def test_a_file_of_examples_is_no_file_of_candidates(tmp_path):
 
 def test_help_whose_reader_has_seen_enough():
     done = subprocess.run(
-        f"{sys.executable} -m polyjax.cli index build --help | head -1",
+        f"{sys.executable} -m polyjax.cli.main index build --help | head -1",
         shell=True,
         capture_output=True,
         text=True,

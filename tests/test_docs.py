@@ -1,10 +1,10 @@
 """What the documentation shows has run: its Python, its commands as far as their flags, its links."""
 
-import importlib
 import json
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,17 +12,21 @@ import pytest
 from flax import nnx
 
 from polyjax import DualScorer, ModelConfig, PolyConfig, make_scorer
-from polyjax.cli import parse as parse_polyjax
+from polyjax.cli.evaluate import parse as parse_evaluate
+from polyjax.cli.main import parse as parse_polyjax
+from polyjax.cli.pretrain import parse as parse_pretrain
+from polyjax.cli.training_flags import parse_run
 from polyjax.data.tasks.jsonl import parse as parse_rows
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import minilm_folder
-from polyjax.nn.encoder import EncoderConfig
-from polyjax.train.checkpoint import ModelCard, write_model
+from polyjax.nn.encoders import EncoderConfig
+from polyjax.runs.checkpoints import ModelCard, write_model
 from test_experiments import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "experiments" / "README.md", *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+PARSERS = {"train": partial(parse_run, prog="run"), "evaluate": parse_evaluate, "pretrain": parse_pretrain}
 COMMANDS = ("python experiments/", "polyjax ", "make ")
 
 
@@ -80,7 +84,6 @@ def test_the_json_of_a_page_is_an_example(page, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_the_commands_of_a_page_have_flags_that_exist(page, monkeypatch, workplace):
     monkeypatch.chdir(workplace)
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for line in commands(page):
         if "..." in line or "…" in line:
@@ -89,13 +92,12 @@ def test_the_commands_of_a_page_have_flags_that_exist(page, monkeypatch, workpla
         if words[0] == "make":
             assert words[1] in targets, line
         elif words[0] == "polyjax":
-            parse_polyjax(words[1:])
+            PARSERS.get(words[1], lambda _: parse_polyjax(words[1:]))(words[2:])
         else:
             name = Path(words[1]).stem
-            script = importlib.import_module(name)
             if name == "samples":  # it has two flags, and no function that reads them
                 continue
-            script.parse_run(words[2:], prog="run") if name == "run" else script.parse(words[2:])
+            PARSERS["train" if name == "run" else name](words[2:])
 
 
 def test_some_pages_have_commands():

@@ -10,11 +10,12 @@ from ir_measures import RR, Success
 
 from conftest import HEADS, tiny
 from polyjax import make_scorer
-from polyjax.baselines import tfidf_ranking
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.evaluation import check_candidates, evaluate, rank_listed, rank_shared, write_examples
-from polyjax.scoring import TextScorer
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.evaluation.baselines import tfidf_ranking
+from polyjax.evaluation.rankings import check_candidates, evaluate, rank_listed, rank_shared, write_examples
+from polyjax.inference.scorer import TextScorer
+from polyjax.types import Example
 from train.toy import Letters
 
 
@@ -163,7 +164,7 @@ def test_a_scorer_ranks_shared_candidates_as_listed_ones(head, among):
 
 def test_much_is_encoded_in_batches_padded_to_their_own_longest_text(monkeypatch):
     """Each text once, in full batches but for the last, and to the vectors that it has alone."""
-    monkeypatch.setattr("polyjax.scoring.CPU_TOKENS_PER_BATCH", 64)
+    monkeypatch.setattr("polyjax.inference.scorer.CPU_TOKENS_PER_BATCH", 64)
     text = TextEncoder(Letters(), TextConfig(candidate_tokens=40, buckets=(16, 40)))
     scorer = TextScorer(make_scorer(tiny(), HEADS["bi-mean"], rngs=nnx.Rngs(0)), text)
     texts = ["abcdefghij"[: 1 + i % 10] * (1 + i % 3) for i in range(300)]
@@ -177,7 +178,7 @@ def test_much_is_encoded_in_batches_padded_to_their_own_longest_text(monkeypatch
     half = len(plan) // 2
     assert abs(np.mean(longest[:half]) / np.mean(longest[half:]) - 1) < 0.2, "as fast in the end as before"
     vectors = scorer.encode_candidates(texts)
-    monkeypatch.setattr("polyjax.scoring.MANY_BATCHES", 10**9)
+    monkeypatch.setattr("polyjax.inference.scorer.MANY_BATCHES", 10**9)
     assert {length for _, length in scorer.candidate_plan(texts)} <= {16, 40}, "few have few shapes"
     np.testing.assert_allclose(vectors, scorer.encode_candidates(texts), atol=1e-5)
 

@@ -15,6 +15,7 @@ import pytest
 
 from conftest import FAST_COMPILATION
 from polyjax import InputError, Ranker
+from polyjax.cli.training_flags import parse_run
 
 ROOT = Path(__file__).parents[1]
 FROM_SCRATCH = ["--encoder", "tiny", "--tokenizer", "sentencepiece", "--tokenizer.vocab-size", "600"]
@@ -248,9 +249,8 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
 def test_mistakes_are_named_with_status_2(extra, message, folder, tmp_path, monkeypatch, capsys):
     run_dir = [] if "--run-dir" in extra else ["--run-dir", str(tmp_path / "run")]
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.setattr("sys.argv", ["run.py", *run_dir, *extra])
-    run = importlib.import_module("run")
+    run = importlib.import_module("polyjax.cli.train")
     monkeypatch.setattr(run, "restart_with_huge_pages", lambda: None)
     with pytest.raises(SystemExit) as stopped:
         run.main()
@@ -266,9 +266,8 @@ def test_a_mistake_is_one_line(folder):
 
 
 def test_tensorboard_gets_the_figures(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    run = importlib.import_module("run")
-    config = run.parse_run(["--run-dir", str(tmp_path), "--tensorboard"], prog="run")
+    run = importlib.import_module("polyjax.recipes.fit")
+    config = parse_run(["--run-dir", str(tmp_path), "--tensorboard"], prog="run")
     with run.tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         log(3, "train", {"loss": 1.5, "note": "left out"})
     (events,) = (tmp_path / "tensorboard").iterdir()

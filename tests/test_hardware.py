@@ -1,6 +1,6 @@
 """What the processor can do, as Linux tells it."""
 
-from polyjax import hardware
+from polyjax.runtime import hardware
 
 
 def test_bfloat16_units_are_known_by_name(processor):

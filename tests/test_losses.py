@@ -7,7 +7,7 @@ import pytest
 
 from conftest import random_tokens, tiny
 from polyjax import Batch, BiConfig, DualInputs, make_scorer
-from polyjax.losses import cross_entropy, in_batch_where, ranking_loss
+from polyjax.train.losses import cross_entropy, in_batch_where, ranking_loss
 
 
 @pytest.mark.parametrize("masked", [True, False])

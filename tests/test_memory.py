@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from polyjax.memory import THP, TUNABLE
+from polyjax.runtime.memory import THP, TUNABLE
 
 PROGRAM = """
 import os, sys
-from polyjax.memory import restart_with_huge_pages
+from polyjax.runtime.memory import restart_with_huge_pages
 restart_with_huge_pages()
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], __debug__)
 """

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyjax.evaluation import some
-from polyjax.metrics import Chance, RankingResult, bootstrap_interval, rank_of_label, recall_at
+from polyjax.evaluation.metrics import Chance, RankingResult, bootstrap_interval, rank_of_label, recall_at
+from polyjax.evaluation.rankings import some
 from polyjax.types import Example
 
 

@@ -19,24 +19,26 @@ from flax import nnx
 
 from conftest import FAST_COMPILATION
 from polyjax import CrossConfig, EncoderConfig, InputError, PolyConfig, make_scorer
+from polyjax.cli.pretrain import parse as parse_pretrain
+from polyjax.cli.training_flags import parse_run
+from polyjax.data.corpora.leakage import held_out_of
+from polyjax.data.corpora.prepare import CorpusConfig, prepare_pieces
 from polyjax.data.dictionary import DictionaryTokenizer
-from polyjax.data.pretraining.leakage import held_out_of
-from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces
 from polyjax.data.tasks import chitchat
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import load_tokenizer, train_sentencepiece
-from polyjax.models import ModelConfig
-from polyjax.nn.encoder import Encoder
-from polyjax.nn.pretraining import Pretrainer
-from polyjax.train.checkpoint import Checkpoints, ModelCard, flat_parameters, write_model
-from polyjax.train.metrics_log import MetricsLog
-from polyjax.train.pretrained import (
+from polyjax.interop.pretrained import (
     LeftOut,
     encoder_shape,
     load_pretrained,
     load_pretrainer,
     read_pretraining_card,
 )
+from polyjax.nn.encoders import Encoder
+from polyjax.nn.pretraining import Pretrainer
+from polyjax.nn.scorers import ModelConfig
+from polyjax.runs.checkpoints import Checkpoints, ModelCard, flat_parameters, write_model
+from polyjax.runs.log import MetricsLog
 from test_experiments import ROOT, SHORT, command
 
 WORDS = [
@@ -158,9 +160,8 @@ def test_the_encoder_is_that_of_the_best_validation(pretrained):
 
 def test_fine_tuning_goes_on_from_it(pretrained, folder, monkeypatch):
     run_dir, _ = pretrained
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    run = importlib.import_module("run")
-    config = run.parse_run(
+    run = importlib.import_module("polyjax.recipes.fit")
+    config = parse_run(
         ["--arch", "poly", "--init-from", str(run_dir), "--run-dir", str(folder / "x")], prog="run"
     )
     source = run.pretrained_folder(config)
@@ -245,22 +246,21 @@ def test_the_encoder_of_a_ranking_run_is_pretrained_further(arch, pretrained, fo
 def test_a_recipe_is_trained_from_it(pretrained, folder, monkeypatch):
     """The recipe's own vocabulary makes way for that of the run."""
     run_dir, _ = pretrained
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    run = importlib.import_module("run")
+    run = importlib.import_module("polyjax.recipes.fit")
     recipe = ["--recipe", "ubuntu_v2-poly", "--text.context-tokens", "20", "--text.candidate-tokens", "10"]
-    config = run.parse_run([*recipe, "--init-from", str(run_dir)], prog="run")
+    config = parse_run([*recipe, "--init-from", str(run_dir)], prog="run")
     assert (config.tokenizer.kind, config.encoder.name) == ("pretrained", str(run_dir))
     assert config.encoder.output_scaling == 0.06 and config.optim.optimizer == "adamax"
-    assert run.parse_run(recipe, prog="run").tokenizer.kind == "sentencepiece"
+    assert parse_run(recipe, prog="run").tokenizer.kind == "sentencepiece"
     with pytest.raises(InputError, match="which has no head: use --init-from"):
-        run.parse_run(["--init", str(run_dir)], prog="run")
+        parse_run(["--init", str(run_dir)], prog="run")
 
 
 def test_the_papers_preset_is_the_papers(monkeypatch):
     """arXiv 1905.01969, section 4.1, as far as it says; a batch is 64 x 513 tokens on each of 32 GPUs."""
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    pretrain = importlib.import_module("pretrain")
-    config = pretrain.parse(["--preset", "paper", "--corpus", "pairs:x"])
+    from polyjax.recipes import pretrain
+
+    config = parse_pretrain(["--preset", "paper", "--corpus", "pairs:x"])
     assert (config.optim.optimizer, config.optim.learning_rate, config.optim.decay) == (
         "adamw", 2e-4, "inverse-sqrt",
     )  # fmt: skip
@@ -444,9 +444,8 @@ def test_a_vocabulary_that_the_encoder_has_no_rows_for_is_refused(folder, tmp_pa
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.setattr("sys.argv", ["pretrain.py", *arguments])
-    pretrain = importlib.import_module("pretrain")
+    pretrain = importlib.import_module("polyjax.cli.pretrain")
     monkeypatch.setattr(pretrain, "restart_with_huge_pages", lambda: None)
     with pytest.raises(SystemExit) as stopped:
         pretrain.main()

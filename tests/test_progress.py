@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from polyjax import progress
-from polyjax.progress import Screen, meter
+from polyjax.runtime import progress
+from polyjax.runtime.progress import Screen, meter
 
 
 @pytest.fixture

@@ -10,24 +10,19 @@ import pytest
 import test_experiments
 from conftest import shared_data
 from polyjax import BiConfig, CrossConfig, InputError, PolyConfig
+from polyjax.cli.training_flags import parse_run
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
+from polyjax.recipes.evaluate import chosen_rank
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def module(monkeypatch):
-    """Imports a script's module."""
-    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    return importlib.import_module
-
-
 @pytest.mark.parametrize("task", ["convai2", "dstc7", "ubuntu_v2", "wikipedia_search"])
 @pytest.mark.parametrize("arch", ["bi", "poly", "cross"])
-def test_recipes_hold_the_project_pages_settings(module, task, arch):
+def test_recipes_hold_the_project_pages_settings(task, arch):
     """ParlAI, projects/polyencoder/README.md: its flags, by our names."""
-    config = module("flags").parse_run(["--recipe", f"{task}-{arch}"], prog="run")
+    config = parse_run(["--recipe", f"{task}-{arch}"], prog="run")
     optim, train, encoder = config.optim, config.train, config.encoder
     assert (optim.optimizer, optim.learning_rate, optim.clip, optim.weight_decay) == (
         "adamax",
@@ -56,22 +51,22 @@ def test_recipes_hold_the_project_pages_settings(module, task, arch):
     assert str(config.folder) == f"runs/{task}-{arch}-paper"
 
 
-def test_who_says_how_long_to_train_gets_that(module):
+def test_who_says_how_long_to_train_gets_that():
     """However few the rows are; otherwise few rows end the demo's updates."""
-    parse = module("flags").parse_run
+    parse = parse_run
     assert parse([], prog="run").train.most_epochs == 5
     assert parse(["--train.steps=500"], prog="run").train.most_epochs == 0
     assert parse(["--train.steps", "0", "--train.epochs", "30"], prog="run").train.most_epochs == 0
     assert parse(["--train.steps", "500", "--train.most-epochs", "3"], prog="run").train.most_epochs == 3
 
 
-def test_a_cross_encoder_may_learn_from_any_candidates(module):
-    config = module("flags").parse_run(["--arch", "cross", "--batch.candidates", "inline"], prog="run")
+def test_a_cross_encoder_may_learn_from_any_candidates():
+    config = parse_run(["--arch", "cross", "--batch.candidates", "inline"], prog="run")
     assert config.batch.source("pairs") == "inline"
 
 
-def test_evaluation_ranks_as_the_run_did_or_as_asked(module):
-    chosen, config = module("evaluate").chosen_rank, RankConfig
+def test_evaluation_ranks_as_the_run_did_or_as_asked():
+    chosen, config = chosen_rank, RankConfig
     sampled = config(candidates="sampled", n=30)
     assert chosen(sampled, config()) == sampled
     assert chosen(sampled, config(n=50)) == config(candidates="sampled", n=50)
@@ -80,8 +75,8 @@ def test_evaluation_ranks_as_the_run_did_or_as_asked(module):
         chosen(config(), config(n=50))
 
 
-def test_bert_recipes_start_from_a_folder(module):
-    config = module("flags").parse_run(["--recipe", "dstc7-poly-bert", "--encoder", "/some/bert"], prog="run")
+def test_bert_recipes_start_from_a_folder():
+    config = parse_run(["--recipe", "dstc7-poly-bert", "--encoder", "/some/bert"], prog="run")
     assert config.encoder.name == "/some/bert" and config.encoder.output_scaling == 1.0
     assert config.train.trainable == "all-but-embeddings" and config.tokenizer.kind == "pretrained"
     assert config.optim.learning_rate == 5e-5 and config.batch.batch_size == 256
@@ -104,13 +99,13 @@ def test_bert_recipes_start_from_a_folder(module):
         (["--batch.chunk", "33"], "is more than the 32 contexts of a batch"),
     ],
 )
-def test_settings_that_contradict_each_other(module, arguments, message):
+def test_settings_that_contradict_each_other(arguments, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        module("flags").parse_run(arguments, prog="run")
+        parse_run(arguments, prog="run")
 
 
-def test_tasks_bring_lengths_that_suit_their_texts(module):
-    parse = module("flags").parse_run
+def test_tasks_bring_lengths_that_suit_their_texts():
+    parse = parse_run
     assert parse([], prog="run").text.context_tokens == 80
     text = parse(["--task", "convai2"], prog="run").text
     assert (text.max_turns, text.context_tokens) == (20, 256), "the persona is the first turn"
@@ -147,11 +142,11 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, arguments):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_flag_that_is_nearest_is_named_first(module):
+def test_the_flag_that_is_nearest_is_named_first():
     with pytest.raises(
         InputError, match="Unrecognized options: --train.step; did you mean --train.steps or "
     ):
-        module("flags").parse_run(["--train.step", "10"], prog="run")
+        parse_run(["--train.step", "10"], prog="run")
 
 
 def test_a_dry_run_looks_at_the_rows_to_rank(tmp_path):
@@ -166,9 +161,10 @@ def test_a_dry_run_looks_at_the_rows_to_rank(tmp_path):
     assert "there are 18 different labels to draw from" in done.stderr
 
 
-def test_samples_are_whole_tasks(module, tmp_path):
+def test_samples_are_whole_tasks(tmp_path):
     data = shared_data("convai2").parent
-    samples = module("samples")
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    samples = importlib.import_module("samples")
     samples.run(samples.SamplesConfig(data=data, out=tmp_path))
     train, valid = (
         list(convai2.parse(tmp_path / "convai2" / f"{name}_self_original_no_cands.txt"))

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from polyjax.data.text import TextEncoder
-from polyjax.types import Batch, DualInputs, Example, InputError, PairInputs, Tokens
+from polyjax.errors import InputError
+from polyjax.types import Batch, DualInputs, Example, PairInputs, Tokens
 
 CandidateSource = Literal["batch", "inline", "sampled", "fixed"]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from polyjax.files import copy_file, write_text
-from polyjax.types import InputError
+from polyjax.errors import InputError
+from polyjax.runtime.files import copy_file, write_text
 
 DICTIONARY_FILE, CODES_FILE, SETTINGS_FILE = "parlai.dict", "parlai.dict.codecs", "parlai.json"
 NEWLINE = "__newln__"

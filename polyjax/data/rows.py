@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from polyjax.data.candidates import add_candidates, read_candidates
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from polyjax.data.token_store import Ids, TokenStore
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.types import InputError, Tokens
+from polyjax.errors import InputError
+from polyjax.types import Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.files import PARTIAL
-from polyjax.progress import console
-from polyjax.types import first_line
+from polyjax.errors import first_line
+from polyjax.runtime.files import PARTIAL
+from polyjax.runtime.progress import console
 
 Ids = list[int]
 MAX_LOOSE_TEXTS = 1_000_000

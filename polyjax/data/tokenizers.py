@@ -9,8 +9,8 @@ import sentencepiece
 import tokenizers
 
 from polyjax.data.dictionary import DICTIONARY_FILE, DictionaryTokenizer
-from polyjax.files import copy_file, write_bytes, write_text
-from polyjax.types import InputError
+from polyjax.errors import InputError
+from polyjax.runtime.files import copy_file, write_bytes, write_text
 
 WORDPIECE_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"

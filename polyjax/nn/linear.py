@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from polyjax.hardware import cpu_has_bfloat16
+from polyjax.runtime.hardware import cpu_has_bfloat16
 
 
 @custom_partitioning

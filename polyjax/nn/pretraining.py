@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from polyjax.nn.encoder import Encoder, EncoderConfig, gelu
+from polyjax.nn.encoders import Encoder, EncoderConfig, gelu
 from polyjax.nn.linear import LayerNorm, Linear, affine
 from polyjax.types import AnyArray, Tokens
 

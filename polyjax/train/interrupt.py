@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from polyjax.distributed import listen_for_sigterm, stop_listening_for_sigterm
+from polyjax.mesh.processes import listen_for_sigterm, stop_listening_for_sigterm
 
 
 class Notice:

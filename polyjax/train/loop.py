@@ -14,10 +14,13 @@ import optax
 import tyro
 from flax import nnx
 
-from polyjax.distributed import agreed, is_primary
-from polyjax.progress import console, meter
-from polyjax.train.checkpoint import Checkpoints
-from polyjax.train.failures import (
+from polyjax.errors import InputError, Preempted
+from polyjax.mesh.placement import everywhere, placed, shardings_of
+from polyjax.mesh.processes import agreed, is_primary
+from polyjax.runs.checkpoints import Checkpoints
+from polyjax.runs.log import MetricsLog
+from polyjax.runtime.progress import console, meter
+from polyjax.train.faults import (
     check_finite,
     errors_named,
     finite_means,
@@ -25,7 +28,6 @@ from polyjax.train.failures import (
     validation_errors_named,
 )
 from polyjax.train.interrupt import Notice
-from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.objective import Objective, Validation
 from polyjax.train.optim import (
     OptimConfig,
@@ -37,10 +39,8 @@ from polyjax.train.optim import (
     trainable_filter,
     updates_made,
 )
-from polyjax.train.sharding import everywhere, placed, shardings_of
 from polyjax.train.speed import Profile, Speed
 from polyjax.train.step import TrainState, init_state, make_train_step
-from polyjax.types import InputError, Preempted
 
 LOG_EVERY_STEPS = 10
 

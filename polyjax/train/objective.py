@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from polyjax.nn.encoder import EncoderConfig
+from polyjax.nn.encoders import EncoderConfig
 from polyjax.train.step import Loss
 
 

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 
-from polyjax.types import InputError
+from polyjax.errors import InputError
 
 PARLAI_WARMUP_RATE = 1e-4
 Trainable = Literal["all", "all-but-embeddings"] | int

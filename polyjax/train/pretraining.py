@@ -10,15 +10,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from polyjax.data.pipeline import load
-from polyjax.data.pretraining.corpus import Pairs
-from polyjax.data.pretraining.masking import MaskingCollator, PretrainBatch
-from polyjax.data.pretraining.packing import PairPlan, PretrainBatchConfig
-from polyjax.models import in_chunks
+from polyjax.data.batches import load
+from polyjax.data.corpora.corpus import Pairs
+from polyjax.data.corpora.masking import MaskingCollator, PretrainBatch
+from polyjax.data.corpora.packing import PairPlan, PretrainBatchConfig
+from polyjax.errors import InputError
+from polyjax.mesh.placement import everywhere, one_device, own_rows, placed_rows, row_devices
 from polyjax.nn.pretraining import Pretrainer, pretraining_sums
+from polyjax.nn.scorers import in_chunks
 from polyjax.train.objective import Validation, Work
-from polyjax.train.sharding import everywhere, one_device, own_rows, placed_rows, row_devices
-from polyjax.types import InputError
 
 HELD_OUT_SEED = 0
 """Of the draws on held-out pairs, which are the same at every validation."""
@@ -54,7 +54,7 @@ def pretraining_loss(
         batch: of pairs.
         key: draws the dropout; None for none.
         weights: of the two.
-        chunk: rows to compute at once, see ``polyjax.models.in_chunks``; all where 0.
+        chunk: rows to compute at once, see ``polyjax.nn.scorers.in_chunks``; all where 0.
     """
     sums = batch_sums(model, batch, key, chunk=chunk)
     figures = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}

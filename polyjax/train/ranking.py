@@ -10,20 +10,21 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from polyjax.data.batches import BatchConfig, make_loader
 from polyjax.data.candidates import read_candidates
 from polyjax.data.collate import CandidateSource
-from polyjax.data.pipeline import BatchConfig, make_loader
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.evaluation import check_candidates, evaluate, some
-from polyjax.losses import ranking_loss
-from polyjax.models import DualScorer, ModelConfig, Scorer
+from polyjax.errors import InputError
+from polyjax.evaluation.rankings import check_candidates, evaluate, some
+from polyjax.inference.scorer import TextScorer
+from polyjax.mesh.placement import ROWS, BatchPlacer, everywhere, one_device, row_devices
 from polyjax.nn.heads import CrossConfig
-from polyjax.scoring import TextScorer
+from polyjax.nn.scorers import DualScorer, ModelConfig, Scorer
+from polyjax.train.losses import ranking_loss
 from polyjax.train.objective import Validation, Work
-from polyjax.train.sharding import ROWS, BatchPlacer, everywhere, one_device, row_devices
 from polyjax.train.step import Loss
-from polyjax.types import Batch, DualInputs, InputError, PairInputs, Tokens
+from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
 
 class Ranking:

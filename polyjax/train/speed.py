@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from polyjax.nn.encoder import EncoderConfig
-from polyjax.progress import console
+from polyjax.errors import first_line
+from polyjax.nn.encoders import EncoderConfig
+from polyjax.runtime.progress import console
 from polyjax.train.objective import Work
-from polyjax.types import first_line
 
 PEAKS: dict[str, tuple[float, float]] = {
     "H100": (989e12, 3.35e12),

@@ -13,7 +13,7 @@ from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
-from polyjax.train.sharding import used
+from polyjax.mesh.placement import used
 
 Loss = Callable[[Any, Any, Array | None], tuple[Array, dict[str, Array]]]
 """(model, batch, key that draws the dropout or None) -> the loss (nats) and its figures, it among them."""

@@ -13,7 +13,7 @@ from polyjax.data.tasks import builders, registry, ubuntu_v2
 from polyjax.data.tasks.convai2 import ConvAI2Config
 from polyjax.data.tasks.dstc7 import DSTC7Config
 from polyjax.data.tasks.ubuntu_v2 import UbuntuV2Config
-from polyjax.types import InputError
+from polyjax.errors import InputError
 
 
 def write_ubuntu(folder, name: str = "train", n: int = 12, says: str = "yes") -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyjax.data.pretraining.leakage import LONG_TURN, WORDS, HeldOut, held_out_of, word_keys
+from polyjax.data.corpora.leakage import LONG_TURN, WORDS, HeldOut, held_out_of, word_keys
 from polyjax.data.tasks.jsonl import OwnDataConfig
 
 TALK = (

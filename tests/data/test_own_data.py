@@ -11,7 +11,8 @@ import pytest
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import jsonl, registry
 from polyjax.data.tasks.jsonl import OwnDataConfig, parse, split_of
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 
 def write(folder: Path, *rows: object, name: str = "f.jsonl") -> Path:

@@ -5,7 +5,7 @@ import pytest
 from test_text import Letters
 
 from polyjax import DualInputs, Example, InputError, PairInputs
-from polyjax.data.pipeline import BatchConfig, BatchPlan, make_loader
+from polyjax.data.batches import BatchConfig, BatchPlan, make_loader
 from polyjax.data.text import TextConfig, TextEncoder
 
 

@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from test_token_store import Counting
 
-from polyjax.data.pretraining import identity, lines, prepare, store
-from polyjax.data.pretraining.corpus import Conversation, Pairs, tokenise
-from polyjax.data.pretraining.identity import content_hash
-from polyjax.data.pretraining.leakage import HeldOut
-from polyjax.data.pretraining.prepare import CorpusConfig, TaskPiece, corpus_identity, prepare_pieces
-from polyjax.data.pretraining.sources import find_pieces, is_held_out
-from polyjax.data.pretraining.store import tokens_of
+from polyjax.data.corpora import identity, lines, prepare, store
+from polyjax.data.corpora.corpus import Conversation, Pairs, tokenise
+from polyjax.data.corpora.identity import content_hash
+from polyjax.data.corpora.leakage import HeldOut
+from polyjax.data.corpora.prepare import CorpusConfig, TaskPiece, corpus_identity, prepare_pieces
+from polyjax.data.corpora.sources import find_pieces, is_held_out
+from polyjax.data.corpora.store import tokens_of
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 
 def rows(n):

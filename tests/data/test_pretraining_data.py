@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_token_store import Counting
 
-from polyjax.data.pretraining.corpus import Conversation, Pairs, tokenise
-from polyjax.data.pretraining.masking import MaskingCollator
-from polyjax.data.pretraining.packing import PairPlan, PretrainBatchConfig, pack
+from polyjax.data.corpora.corpus import Conversation, Pairs, tokenise
+from polyjax.data.corpora.masking import MaskingCollator
+from polyjax.data.corpora.packing import PairPlan, PretrainBatchConfig, pack
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.types import InputError
+from polyjax.errors import InputError
 
 TEXT = TextConfig(max_turns=3, context_tokens=20, candidate_tokens=10, buckets=(8, 16, 24))
 CONFIG = PretrainBatchConfig(tokens=29 * 8)

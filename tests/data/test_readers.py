@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from conftest import shared_data
-from polyjax.baselines import tfidf_ranking
 from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
 from polyjax.data.tasks.source import OfficialFile, locate
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.evaluation.baselines import tfidf_ranking
+from polyjax.types import Example
 
 FIXTURES = "parlai_fixtures"
 

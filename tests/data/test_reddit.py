@@ -9,12 +9,12 @@ import pytest
 from test_token_store import Counting
 
 from conftest import shared_data
-from polyjax.data.pretraining import reddit
-from polyjax.data.pretraining.prepare import CorpusConfig, prepare_pieces
-from polyjax.data.pretraining.reddit import Comment, RedditConfig, conversations, is_english, text_of
-from polyjax.data.pretraining.sources import find_pieces
-from polyjax.data.pretraining.store import tokens_of
-from polyjax.types import InputError
+from polyjax.data.corpora import reddit
+from polyjax.data.corpora.prepare import CorpusConfig, prepare_pieces
+from polyjax.data.corpora.reddit import Comment, RedditConfig, conversations, is_english, text_of
+from polyjax.data.corpora.sources import find_pieces
+from polyjax.data.corpora.store import tokens_of
+from polyjax.errors import InputError
 
 
 def row(id_, parent, thread="s1", body="", author="somebody"):

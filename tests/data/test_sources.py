@@ -6,8 +6,8 @@ import pytest
 from test_text import Letters
 
 from polyjax import DualInputs, Example, InputError, PairInputs
+from polyjax.data.batches import BatchConfig, make_loader
 from polyjax.data.collate import Collator, PlannedBatch
-from polyjax.data.pipeline import BatchConfig, make_loader
 from polyjax.data.rows import RankConfig, Rows, ranked_among
 from polyjax.data.text import TextConfig, TextEncoder
 

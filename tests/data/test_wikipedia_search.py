@@ -6,7 +6,6 @@ import json
 import pytest
 
 from conftest import shared_data
-from polyjax.baselines import tfidf_ranking
 from polyjax.data.tasks import registry
 from polyjax.data.tasks.wikipedia_search import (
     Article,
@@ -16,7 +15,8 @@ from polyjax.data.tasks.wikipedia_search import (
     parse_starspace,
     read,
 )
-from polyjax.types import InputError
+from polyjax.errors import InputError
+from polyjax.evaluation.baselines import tfidf_ranking
 
 
 def articles_file(tmp_path, n: int = 300):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polyjax import InputError
-from polyjax.interop.parlai import load_parlai
+from polyjax.interop.parlai.model import load_parlai
 from polyjax.interop.torch_file import read_torch_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "parlai"

@@ -145,7 +145,7 @@ def test_half_precision_is_close_and_has_the_same_gradient(rng, dtype, processor
 
 
 def test_sinusoidal_positions_by_hand():
-    from polyjax.nn.encoder import sinusoidal_positions
+    from polyjax.nn.encoders import sinusoidal_positions
 
     table = sinusoidal_positions(3, 4)
     np.testing.assert_allclose(table[2], [np.sin(2), np.cos(2), np.sin(0.02), np.cos(0.02)], rtol=1e-6)

@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 
 from polyjax import Batch, CrossScorer, DualInputs, PairInputs, Ranker
-from polyjax.interop.parlai import load_parlai
-from polyjax.interop.parlai_flags import Flags, beside, optim_config, read_opt
-from polyjax.losses import ranking_loss
+from polyjax.interop.parlai.flags import Flags, beside, optim_config, read_opt
+from polyjax.interop.parlai.model import load_parlai
+from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import make_optimizer, plateau, schedule, trainable_filter
 from polyjax.train.step import TrainState, init_state, make_train_step
 

@@ -12,16 +12,24 @@ import pytest
 from flax import nnx
 from threadpoolctl import threadpool_info
 
+from polyjax.errors import InputError
 from polyjax.nn.heads import BiConfig, BiHead, PolyConfig, PolyHead
 from polyjax.retrieval import certified
-from polyjax.retrieval.bounds import Limits, largest_error, limits, weighted_mean
-from polyjax.retrieval.certified import FIRST_RESCORED, CertifiedSearch, _highest
-from polyjax.retrieval.lowrank import Plan, _directions, choose, factorise, plan_rounded, ranks_of, rounded
-from polyjax.retrieval.moments import Moments, moments, turned, upper_score
-from polyjax.retrieval.rows import decode, norms_of
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.store import CandidateIndex, in_memory
-from polyjax.types import InputError
+from polyjax.retrieval.index.rows import decode, norms_of
+from polyjax.retrieval.index.store import CandidateIndex, in_memory
+from polyjax.retrieval.search.bounds import Limits, largest_error, limits, weighted_mean
+from polyjax.retrieval.search.certified import FIRST_RESCORED, CertifiedSearch, _highest
+from polyjax.retrieval.search.lowrank import (
+    Plan,
+    _directions,
+    choose,
+    factorise,
+    plan_rounded,
+    ranks_of,
+    rounded,
+)
+from polyjax.retrieval.search.moments import Moments, moments, turned, upper_score
+from polyjax.retrieval.search.scan import Scan
 
 N, DIM, CODES = 3000, 48, 32
 
@@ -29,7 +37,7 @@ N, DIM, CODES = 3000, 48, 32
 @pytest.fixture(autouse=True)
 def rounding_pays(monkeypatch):
     """The plans are those of a machine with bfloat16 units, whichever this is."""
-    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: True)
 
 
 def exact_scores(products: np.ndarray, t: float) -> np.ndarray:
@@ -212,7 +220,7 @@ def test_certified_search_is_the_scan(rng, kind, dtype):
 @pytest.mark.parametrize("units", [True, False])
 def test_upper_bounds_hold_with_all_rounding(rng, monkeypatch, units):
     """The pass itself, bfloat16 and float32 arithmetic included, against float64."""
-    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: units)
+    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: units)
     head = head_of("basic")
     vectors = contexts(rng, 3, CODES, 6, noise=0.003)
     mask = np.ones(CODES, bool)
@@ -236,7 +244,7 @@ def test_upper_bounds_hold_with_all_rounding(rng, monkeypatch, units):
 @pytest.mark.parametrize("units", [True, False])
 def test_upper_bounds_hold_where_rounding_is_all_there_is(rng, monkeypatch, units):
     """Context vectors that factors hold exactly, and candidates whose rounding takes from every product."""
-    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: units)
+    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: units)
     head = head_of("basic")
 
     def half(x: np.ndarray) -> np.ndarray:
@@ -379,7 +387,7 @@ def test_in_a_hurry_the_most_promising_are_scored(rng):
 
 def test_without_bfloat16_units_nothing_is_rounded_for_speed(rng, monkeypatch):
     """Products in float32 are as fast there: a pass pays by its few directions only."""
-    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: False)
     head = head_of("basic")
     scan = Scan(head, in_memory(["x"] * N, unit_like(rng, N)))
     search, mask = CertifiedSearch(scan, head), jnp.ones((1, CODES), bool)
@@ -466,9 +474,9 @@ def test_to_the_last_bit_in_the_programs_that_users_run(tmp_path):
         "from flax import nnx\n"
         "from polyjax.nn.heads import PolyConfig, PolyHead\n"
         "from polyjax.retrieval import certified\n"
-        "from polyjax.retrieval.certified import CertifiedSearch\n"
-        "from polyjax.retrieval.scan import Scan\n"
-        "from polyjax.retrieval.store import in_memory\n"
+        "from polyjax.retrieval.search.certified import CertifiedSearch\n"
+        "from polyjax.retrieval.search.scan import Scan\n"
+        "from polyjax.retrieval.index.store import in_memory\n"
         "rng = np.random.default_rng(0)\n"
         "rows = rng.standard_normal((20_011, 96)).astype(np.float32)\n"
         "rows /= np.linalg.norm(rows, axis=1, keepdims=True)\n"

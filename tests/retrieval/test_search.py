@@ -15,15 +15,15 @@ from flax import nnx
 
 from conftest import DUAL_HEADS
 from polyjax import Ranker
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
 from polyjax.retrieval import scan as scan_module
-from polyjax.retrieval.rows import norms_of, quantise
-from polyjax.retrieval.scan import Scan, blocks_of
-from polyjax.retrieval.search import Searcher
-from polyjax.retrieval.stages import FaissStage
-from polyjax.retrieval.store import CandidateIndex, Segment, in_memory
-from polyjax.scoring import TextScorer
-from polyjax.types import InputError
+from polyjax.retrieval.index.rows import norms_of, quantise
+from polyjax.retrieval.index.store import CandidateIndex, Segment, in_memory
+from polyjax.retrieval.search.scan import Scan, blocks_of
+from polyjax.retrieval.search.searcher import Searcher
+from polyjax.retrieval.stages.faiss import FaissStage
 
 DIM = 16
 
@@ -127,10 +127,10 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 from polyjax.nn.heads import PolyConfig, PolyHead
-from polyjax.retrieval.certified import CertifiedSearch
-from polyjax.retrieval.change import commit, finish_segment, new_vectors, writing
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.store import Fingerprint, Manifest, SegmentInfo, open_index
+from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.index.change import commit, finish_segment, new_vectors, writing
+from polyjax.retrieval.search.scan import Scan
+from polyjax.retrieval.index.store import Fingerprint, Manifest, SegmentInfo, open_index
 
 folder, n, d = Path(sys.argv[1]), int(sys.argv[2]), 64
 draw = np.random.default_rng(0)
@@ -257,7 +257,7 @@ def test_searching_is_ranking(ranker):
 
 @pytest.mark.parametrize("method", ["scan", "certified", "quick"])
 def test_every_method_finds_the_same(ranker, method, monkeypatch):
-    monkeypatch.setattr("polyjax.retrieval.certified.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: True)
     texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
     ranker.index(texts)
     for context in CONTEXTS:
@@ -354,7 +354,7 @@ def test_a_cross_encoder_orders_what_was_found(ranker, parlai_models):
 
 @pytest.mark.parametrize("certified", [False, True])
 def test_nothing_is_compiled_after_compile(ranker, monkeypatch, certified):
-    monkeypatch.setattr("polyjax.retrieval.search.WORTH_CERTIFYING", 0 if certified else np.inf)
+    monkeypatch.setattr("polyjax.retrieval.search.searcher.WORTH_CERTIFYING", 0 if certified else np.inf)
     ranker.index([f"i have {i} things" for i in range(3000 if certified else 600)])
     assert ranker.compile(5) > 0
     before = ranker.compilations
@@ -449,9 +449,9 @@ def test_killed_while_building_and_adding(parlai_models, tmp_path):
         "from polyjax import Ranker\n"
         "from polyjax.retrieval import build\n"
         "build.SAVE_EVERY_S = 0.0\n"
-        "from polyjax.scoring import TextScorer\n"
-        "import polyjax.scoring\n"
-        "polyjax.scoring.CPU_TOKENS_PER_BATCH = 64\n"
+        "from polyjax.inference.scorer import TextScorer\n"
+        "import polyjax.inference.scorer\n"
+        "polyjax.inference.scorer.CPU_TOKENS_PER_BATCH = 64\n"
         "ranker = Ranker.from_parlai(sys.argv[1])\n"
         "texts = [f'text number {i}' for i in range(400)]\n"
         "ranker.index(texts[:100], sys.argv[2])\n"

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 from conftest import DUAL_HEADS
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.sharded import ShardedScan
-from polyjax.retrieval.store import CandidateIndex, in_memory
+from polyjax.retrieval.index.store import CandidateIndex, in_memory
+from polyjax.retrieval.search.scan import Scan
+from polyjax.retrieval.search.sharded import ShardedScan
 
 DIM, K = 16, 12
 
@@ -65,7 +65,7 @@ import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, sys.argv[3])
 import numpy as np
-from polyjax.retrieval.sharded import ShardedScan
+from polyjax.retrieval.search.sharded import ShardedScan
 from test_sharded import K, problem
 head, vectors, mask, index = problem("poly-basic", 333)
 reads = []

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from polyjax.errors import InputError
 from polyjax.nn.heads import PolyConfig, PolyHead
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.stages import FaissStage, StagedSearch
-from polyjax.retrieval.store import CandidateIndex, in_memory
-from polyjax.types import InputError
+from polyjax.retrieval.index.store import CandidateIndex, in_memory
+from polyjax.retrieval.search.scan import Scan
+from polyjax.retrieval.stages.faiss import FaissStage, StagedSearch
 
 N, DIM, CODES, K = 2000, 24, 8, 10
 

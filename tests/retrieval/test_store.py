@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from polyjax.data.text import TextConfig
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
 from polyjax.retrieval import change as changes
 from polyjax.retrieval import store
-from polyjax.retrieval.build import add_to_index, build_index
-from polyjax.retrieval.change import compact, remove
-from polyjax.retrieval.rows import quantise
-from polyjax.retrieval.store import CandidateIndex, Fingerprint, open_index
-from polyjax.scoring import TextScorer
-from polyjax.types import InputError
+from polyjax.retrieval.index.build import add_to_index, build_index
+from polyjax.retrieval.index.change import compact, remove
+from polyjax.retrieval.index.rows import quantise
+from polyjax.retrieval.index.store import CandidateIndex, Fingerprint, open_index
 
 TEXTS = ["one", "two words", "drei", "naïve ☕", "five", "six"]
 
@@ -60,7 +60,7 @@ class Encoder(TextScorer):
 @pytest.fixture(autouse=True)
 def fingerprints(monkeypatch):
     """An encoder is known by its seed."""
-    monkeypatch.setattr("polyjax.retrieval.build.fingerprint", lambda scorer: made_by(scorer._seed))
+    monkeypatch.setattr("polyjax.retrieval.index.build.fingerprint", lambda scorer: made_by(scorer._seed))
 
 
 def made_by(seed, **changes) -> Fingerprint:
@@ -155,7 +155,7 @@ def test_ids_are_stable_through_adding_removing_and_compacting(tmp_path):
 
 
 def test_an_interrupted_building_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)
     build_index(tmp_path / "whole", TEXTS, Encoder(), dtype="int8")
     folder, first, second = tmp_path / "i", Encoder(stop_after=4), Encoder()
     with pytest.raises(KeyboardInterrupt):
@@ -170,7 +170,7 @@ def test_an_interrupted_building_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_an_interrupted_building_in_other_batches_begins_anew(tmp_path, monkeypatch):
     """As after an upgrade of polyjax: what the batch of a number holds is another then."""
-    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "i", TEXTS, Encoder(stop_after=4))
     other = Encoder()
@@ -182,7 +182,7 @@ def test_an_interrupted_building_in_other_batches_begins_anew(tmp_path, monkeypa
 
 
 def test_adding_does_not_drop_what_is_unfinished(tmp_path, monkeypatch):
-    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)
     folder, first = tmp_path / "i", Encoder(stop_after=4)
     build_index(folder, TEXTS[:1], Encoder())
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +196,7 @@ def test_adding_does_not_drop_what_is_unfinished(tmp_path, monkeypatch):
 
 def test_an_interrupted_addition_can_be_finished_after_a_removal(tmp_path, monkeypatch):
     """The same command adds other texts then; it is still the one that began."""
-    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)
     folder = tmp_path / "i"
     build_index(folder, TEXTS[:2], Encoder())
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +210,7 @@ def test_an_interrupted_addition_can_be_finished_after_a_removal(tmp_path, monke
 
 @pytest.mark.parametrize("damage", ["vectors missing", "vectors short", "scales missing", "other shape"])
 def test_an_unfinished_building_that_is_damaged_begins_anew(tmp_path, monkeypatch, damage):
-    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)
     folder = tmp_path / "i"
     with pytest.raises(KeyboardInterrupt):
         build_index(folder, TEXTS, Encoder(stop_after=4))
@@ -234,7 +234,7 @@ def test_an_unfinished_building_that_is_damaged_begins_anew(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("changed", ["texts", "model", "dtype", "devices"])
 def test_an_interrupted_building_of_something_else_is_not_mixed_in(tmp_path, monkeypatch, changed):
-    monkeypatch.setattr("polyjax.retrieval.build.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)
     with pytest.raises(KeyboardInterrupt):
         build_index(tmp_path / "i", TEXTS, Encoder(stop_after=4))
     texts = TEXTS[::-1] if changed == "texts" else TEXTS

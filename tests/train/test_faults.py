@@ -17,13 +17,13 @@ from flax import nnx
 import toy
 from conftest import FAST_COMPILATION
 from polyjax import InputError, make_scorer
-from polyjax.commandline import user_errors
-from polyjax.train.checkpoint import FIGURES, Checkpoints
-from polyjax.train.metrics_log import MetricsLog
+from polyjax.cli.flags import user_errors
+from polyjax.errors import Preempted
+from polyjax.mesh.placement import make_mesh, placed, shardings_of
+from polyjax.runs.checkpoints import FIGURES, Checkpoints
+from polyjax.runs.log import MetricsLog
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
-from polyjax.train.sharding import make_mesh, placed, shardings_of
 from polyjax.train.step import init_state
-from polyjax.types import Preempted
 from runs import SCRIPT, assert_same, finish, parameters, saved_steps, start, wait_for_steps
 
 
@@ -95,7 +95,7 @@ def test_a_full_disk_anywhere_is_one_line(tmp_path, monkeypatch, capsys):
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("polyjax.train.metrics_log.write_text", full)
+    monkeypatch.setattr("polyjax.runs.log.write_text", full)
     with pytest.raises(SystemExit) as stopped, user_errors():
         MetricsLog(tmp_path, resume_step=0)
     said = " ".join(capsys.readouterr().err.split())
@@ -117,7 +117,7 @@ OUT_OF_MEMORY = """
 import resource, sys
 import jax, jax.numpy as jnp
 import toy
-from polyjax.commandline import user_errors
+from polyjax.cli.flags import user_errors
 step = toy.train.__globals__["make_train_step"]
 
 def limited(*arguments, **settings):
@@ -301,8 +301,8 @@ def test_saved_on_eight_devices_resumed_on_fewer(tmp_path):
 
 
 def test_exhausted_memory_names_the_flag(tmp_path):
-    from polyjax.data.pipeline import BatchConfig
-    from polyjax.train.failures import errors_named
+    from polyjax.data.batches import BatchConfig
+    from polyjax.train.faults import errors_named
     from polyjax.train.ranking import too_much
 
     def exhausted(devices=1, **batch):

@@ -11,14 +11,14 @@ from flax import nnx
 
 from conftest import HEADS, random_tokens, tiny
 from polyjax import PolyConfig, Tokens, make_scorer
-from polyjax.losses import ranking_loss
+from polyjax.mesh.placement import BatchPlacer, everywhere, make_mesh, placed, shardings_of
 from polyjax.nn.attention import cudnn_suits
-from polyjax.nn.encoder import Encoder
+from polyjax.nn.encoders import Encoder
 from polyjax.nn.heads import PolyHead
-from polyjax.retrieval.scan import Scan
-from polyjax.retrieval.store import in_memory
+from polyjax.retrieval.index.store import in_memory
+from polyjax.retrieval.search.scan import Scan
+from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_loss_scale, make_optimizer, plateau, trainable_filter
-from polyjax.train.sharding import BatchPlacer, everywhere, make_mesh, placed, shardings_of
 from polyjax.train.step import init_state, make_train_step
 from test_step import batch_of
 

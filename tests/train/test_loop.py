@@ -12,12 +12,12 @@ from flax import nnx
 
 import toy
 from polyjax import InputError, make_scorer
-from polyjax.losses import ranking_loss
-from polyjax.train.checkpoint import Checkpoints
+from polyjax.runs.checkpoints import Checkpoints
+from polyjax.runs.lock import open_data, open_run, owned_run, run_lock
+from polyjax.runs.log import MetricsLog
 from polyjax.train.loop import TrainConfig, updates_of
-from polyjax.train.metrics_log import MetricsLog
+from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.ownership import open_data, open_run, owned_run, run_lock
 from polyjax.train.step import init_state, make_train_step
 from runs import assert_same, finish, parameters, saved_steps, start
 

@@ -10,12 +10,12 @@ from flax import nnx
 
 from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, make_scorer
 from polyjax.data.text import TextConfig
-from polyjax.losses import ranking_loss
-from polyjax.models import ModelConfig
+from polyjax.mesh.placement import BatchPlacer, everywhere, make_mesh, placed, shardings_of
+from polyjax.nn.scorers import ModelConfig
 from polyjax.train.loop import TrainConfig
+from polyjax.train.losses import ranking_loss
+from polyjax.train.memory import MemoryEstimate, device_memory
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.plan import MemoryEstimate, device_memory
-from polyjax.train.sharding import BatchPlacer, everywhere, make_mesh, placed, shardings_of
 from polyjax.train.step import init_state, make_train_step
 from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 

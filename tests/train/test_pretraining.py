@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from polyjax.data.pretraining.corpus import Conversation, Pairs, tokenise
-from polyjax.data.pretraining.packing import PretrainBatchConfig
+from polyjax.data.corpora.corpus import Conversation, Pairs, tokenise
+from polyjax.data.corpora.packing import PretrainBatchConfig
 from polyjax.data.text import TextConfig
+from polyjax.errors import InputError
+from polyjax.mesh.placement import make_mesh, placed, shardings_of
 from polyjax.nn.pretraining import Pretrainer
-from polyjax.train.checkpoint import Checkpoints
+from polyjax.runs.checkpoints import Checkpoints
+from polyjax.runs.log import MetricsLog
 from polyjax.train.loop import TrainConfig, train
-from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.optim import OptimConfig
 from polyjax.train.pretraining import LossWeights, Pretraining, pretraining_loss
-from polyjax.train.sharding import make_mesh, placed, shardings_of
-from polyjax.types import InputError
 from toy import SHAPE, Letters
 
 TEXT = TextConfig(max_turns=2, context_tokens=20, candidate_tokens=12, buckets=(8, 16, 24))

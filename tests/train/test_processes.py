@@ -12,8 +12,8 @@ from flax import nnx
 
 import toy
 from polyjax import InputError, make_scorer
-from polyjax.train.checkpoint import Checkpoints, flat_parameters
-from polyjax.train.metrics_log import MetricsLog
+from polyjax.runs.checkpoints import Checkpoints, flat_parameters
+from polyjax.runs.log import MetricsLog
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
 from polyjax.train.step import init_state
 from runs import SHORTER, assert_same, finish, joined, pair, parameters, python, start, wait_for_steps
@@ -135,7 +135,7 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, pair_whole)
     ],
 )
 def test_variables_that_cannot_work(variables, message, monkeypatch):
-    from polyjax.distributed import connect
+    from polyjax.mesh.processes import connect
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -144,7 +144,7 @@ def test_variables_that_cannot_work(variables, message, monkeypatch):
 
 
 def test_slurm_and_kubernetes_are_found(monkeypatch):
-    import polyjax.distributed as distributed
+    import polyjax.mesh.processes as distributed
 
     asked = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: asked.update(settings))
@@ -202,7 +202,7 @@ def together(script: str) -> list[subprocess.Popen]:
 def test_one_waits_for_what_another_prepares():
     processes = together("""
 import time
-from polyjax.distributed import connect, primary_first, is_primary
+from polyjax.mesh.processes import connect, primary_first, is_primary
 connect()
 with primary_first("data"):
     if is_primary():
@@ -219,8 +219,8 @@ def test_what_stops_one_is_told_by_the_other(failing):
     processes = together(f"""
 import jax
 from polyjax import InputError
-from polyjax.commandline import user_errors
-from polyjax.distributed import connect, leaving_at_once, losses_named, wait
+from polyjax.cli.flags import user_errors
+from polyjax.mesh.processes import connect, leaving_at_once, losses_named, wait
 with leaving_at_once(), user_errors(), losses_named():
     connect()
     if jax.process_index() == {failing}:
@@ -237,7 +237,7 @@ with leaving_at_once(), user_errors(), losses_named():
 def test_sigterm_outside_the_training_ends_a_process():
     processes = together("""
 import time
-from polyjax.distributed import connect
+from polyjax.mesh.processes import connect
 from polyjax.train.interrupt import Notice
 connect()
 with Notice() as notice:

@@ -13,9 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from conftest import HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, InputError, PolyConfig, make_scorer
-from polyjax.losses import ranking_loss
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.sharding import (
+from polyjax.mesh.placement import (
     BatchPlacer,
     MeshShape,
     everywhere,
@@ -25,6 +23,8 @@ from polyjax.train.sharding import (
     shardings_of,
     spec_of,
 )
+from polyjax.train.losses import ranking_loss
+from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.step import init_state, make_train_step
 from test_step import batch_of
 
@@ -222,7 +222,7 @@ def test_a_batch_is_placed_by_rows(rng):
 
 def test_a_scorer_on_a_mesh_scores_as_on_one_device():
     from polyjax.data.text import TextConfig, TextEncoder
-    from polyjax.scoring import TextScorer
+    from polyjax.inference.scorer import TextScorer
     from toy import SHAPE as TOY_SHAPE
     from toy import Letters, examples
 

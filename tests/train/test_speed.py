@@ -11,9 +11,9 @@ from flax import nnx
 import toy
 from conftest import HEADS, random_tokens, tiny
 from polyjax import InputError
-from polyjax.nn.encoder import Encoder
+from polyjax.nn.encoders import Encoder
+from polyjax.runs.log import MetricsLog
 from polyjax.train.loop import TrainConfig
-from polyjax.train.metrics_log import MetricsLog
 from polyjax.train.ranking import work_of
 from polyjax.train.speed import Speed, model_flops, peaks_of
 from test_step import batch_of

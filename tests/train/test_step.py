@@ -7,8 +7,8 @@ from flax import nnx
 
 from conftest import HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
-from polyjax.losses import ranking_loss
-from polyjax.models import in_chunks
+from polyjax.nn.scorers import in_chunks
+from polyjax.train.losses import ranking_loss
 from polyjax.types import Batch
 
 

@@ -11,18 +11,18 @@ import numpy as np
 from flax import nnx
 
 from polyjax import BiConfig, CrossConfig, EncoderConfig, Example, PolyConfig, make_scorer
-from polyjax.commandline import user_errors
-from polyjax.compilation import enable_compilation_cache
-from polyjax.data.pipeline import BatchConfig
+from polyjax.cli.flags import user_errors
+from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.distributed import connect, leaving_at_once
-from polyjax.nn.encoder import Dtype
+from polyjax.mesh.placement import make_mesh
+from polyjax.mesh.processes import connect, leaving_at_once
+from polyjax.nn.encoders import Dtype
+from polyjax.runs.lock import run_lock
+from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig
-from polyjax.train.ownership import run_lock
 from polyjax.train.ranking import Ranking
-from polyjax.train.sharding import make_mesh
 
 SHAPE = EncoderConfig(vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, norm_eps=1e-5)
 HEADS = {

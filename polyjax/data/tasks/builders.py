@@ -20,8 +20,9 @@ import tensorflow_datasets as tfds
 from polyjax.data.tasks import chitchat
 from polyjax.data.tasks.source import OfficialFile, Source, find, locate
 from polyjax.data.tasks.wikipedia_search import Article
-from polyjax.progress import console
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.runtime.progress import console
+from polyjax.types import Example
 
 _AT_ONCE = 1000
 """Rows that are decoded together where all are read."""

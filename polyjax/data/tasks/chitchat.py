@@ -17,7 +17,8 @@ from typing import Literal
 
 from polyjax.data.candidates import add_candidates, words
 from polyjax.data.tasks.source import PreparedFolder
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 Split = Literal["train", "valid", "test"]
 DATASET_SHA256 = "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"

@@ -21,7 +21,8 @@ from polyjax.data.tasks.source import (
     prepared_rows,
     text_lines,
 )
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 Persona = Literal["self", "other", "both", "none"]
 

@@ -20,7 +20,8 @@ from polyjax.data.tasks.source import (
     Unverified,
     prepared_rows,
 )
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 SOURCE = Source(
     "dstc7", "DSTC7 Track 1 (NOESIS), subtask 1, Ubuntu", "IBM/dstc7-noesis and ParlAI's task dstc7"

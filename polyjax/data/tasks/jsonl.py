@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyjax.data.candidates import add_candidates
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 Split = Literal["train", "valid", "test"]
 SHOWN = 20

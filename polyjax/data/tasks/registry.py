@@ -12,7 +12,8 @@ from polyjax.data.tasks.dstc7 import DSTC7Config
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.tasks.ubuntu_v2 import UbuntuV2Config
 from polyjax.data.tasks.wikipedia_search import WikipediaSearchConfig
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 Split = Literal["train", "valid", "test"]
 TaskConfig = (

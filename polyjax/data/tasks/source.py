@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from polyjax.data.rows import Rows
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 SourceFolder = Annotated[Path, tyro.conf.arg(name="data-dir", prefix_name=False)]
 """Where the user keeps a data set's files: ``--data-dir``."""

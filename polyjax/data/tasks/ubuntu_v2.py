@@ -21,8 +21,9 @@ from polyjax.data.tasks.source import (
     prepared_rows,
     text_lines,
 )
-from polyjax.progress import console
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.runtime.progress import console
+from polyjax.types import Example
 
 SOURCE = Source("ubuntu_v2", "the Ubuntu Dialogue Corpus V2", "rkadlec/ubuntu-ranking-dataset-creator")
 LONGEST_FIELD = 200_000_000

@@ -28,7 +28,8 @@ from polyjax.data.tasks.source import (
     note_of,
     text_lines,
 )
-from polyjax.types import Example, InputError
+from polyjax.errors import InputError
+from polyjax.types import Example
 
 Split = Literal["train", "valid", "test"]
 

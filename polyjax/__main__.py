@@ -1,0 +1,5 @@
+"""``python -m polyjax`` is ``polyjax``."""
+
+from polyjax.cli.main import main
+
+main()

@@ -1,0 +1,172 @@
+"""Talking with a model: each reply is the best of many candidates, all encoded beforehand."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from polyjax.data.candidates import read_candidates
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
+from polyjax.retrieval.index.build import build_index, check_dual, fingerprint, text_fingerprint
+from polyjax.retrieval.index.store import MANIFEST, CandidateIndex, open_index
+from polyjax.retrieval.search.searcher import FEWEST_WANTED, Searcher
+from polyjax.runtime.progress import errors, meter
+
+HELP = "/top N shows the N best, /persona TEXT adds a line about the model, /reset forgets all, /quit ends"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """A reply: the best candidates with their scores, best first, and the milliseconds they took."""
+
+    texts: list[str]
+    scores: list[float]
+    ms: float
+
+
+class ChatSession:
+    """A conversation with a model over a candidate index.
+
+    Args:
+        scorer: bi- or poly-encoder.
+        index: its candidates.
+        repeat: allow replies that were said before in the conversation.
+    """
+
+    def __init__(self, scorer: TextScorer, index: CandidateIndex, *, repeat: bool = False):
+        self._searcher, self._repeat = Searcher(scorer, index), repeat
+        self.turns: list[str] = []
+        self.persona: list[str] = []
+
+    def compile(self) -> int:
+        """Compile ahead of time what replies need; the number of programs."""
+        return self._searcher.compile()
+
+    def reset(self) -> None:
+        """Forget the conversation and the persona."""
+        self.turns, self.persona = [], []
+
+    def reply(self, text: str, *, top: int = 1) -> Reply:
+        """The best candidates for the conversation so far and this turn; the best one joins it.
+
+        Args:
+            text: what the user says.
+            top: how many candidates to give.
+
+        Raises:
+            InputError: the index is empty: every candidate was removed.
+        """
+        began = time.perf_counter()
+        said = [*self.turns, text]
+        if self.persona:
+            # As ConvAI2 has it: persona lines come first, within the first turn.
+            said = ["\n".join([*(f"your persona: {line}" for line in self.persona), said[0]]), *said[1:]]
+        used = set() if self._repeat else {*self.turns, text}
+        # So many cost no more than one; only where most of them were said already does it take more.
+        wanted = max(top, FEWEST_WANTED)
+        while True:
+            found = [(one.text, one.score) for one in self._searcher.search([said], wanted)[0]]
+            fresh = [pair for pair in found if pair[0] not in used]
+            if len(fresh) >= top or len(found) < wanted:
+                break
+            wanted *= 2
+        if not found:
+            raise InputError("the index holds no candidate to reply with; add some")
+        texts, scores = zip(*(fresh or found)[:top], strict=True)
+        self.turns += [text, texts[0]]
+        return Reply(list(texts), list(scores), 1e3 * (time.perf_counter() - began))
+
+
+def load_index(
+    scorer: TextScorer,
+    candidates: Path,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    replace: bool = True,
+) -> CandidateIndex:
+    """The index of a candidate file: the one in the folder if it fits, else a new one.
+
+    Args:
+        scorer: bi- or poly-encoder.
+        candidates: the file, one a line.
+        folder: of the index.
+        say: told what is built, and why.
+        replace: an index that does not fit by a new one; otherwise it is left as it is.
+
+    Raises:
+        InputError: the model is a cross-encoder, a file cannot be read or written, or there is an index that
+            does not fit and must not be replaced.
+    """
+    check_dual(scorer)
+    texts = read_candidates(candidates)
+    try:
+        found = open_index(folder, model=fingerprint(scorer), source=text_fingerprint(texts))
+    except InputError as reason:
+        why = str(reason).partition(";")[0]  # the way out follows: it is taken here
+        if not replace and (folder / MANIFEST).exists():
+            raise InputError(
+                f"{why}; leave --candidates out to talk over what it holds, or --index to keep the file's "
+                "elsewhere, or build it again with `polyjax index build`"
+            ) from None
+        say(f"{why}; encoding {len(texts):,} candidates")
+        with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
+            return build_index(folder, texts, scorer, progress=shown.add)
+    say(f"{len(found):,} candidates from the index {folder}")
+    return found
+
+
+def chat(
+    session: ChatSession,
+    lines: Iterable[str],
+    write: Callable[[str], None],
+    *,
+    top: int = 1,
+    as_json: bool = False,
+) -> None:
+    """Answer lines until they end or one is /quit.
+
+    Args:
+        session: the conversation.
+        lines: what the user types.
+        write: takes one line of output for each.
+        top: candidates to show.
+        as_json: write JSON objects with texts, scores and milliseconds.
+    """
+    for line in lines:
+        text = line.strip()
+        command, _, rest = text.partition(" ")
+        if not text or command == "/help":
+            note = HELP
+        elif not text.startswith("/"):
+            reply = session.reply(text, top=top)
+            write(_json_line(reply) if as_json else _text_lines(reply))
+            continue
+        elif command == "/quit":
+            return
+        elif command == "/reset":
+            session.reset()
+            note = "the conversation begins again"
+        elif command == "/persona" and rest:
+            session.persona.append(rest.strip())
+            note = f"persona of {len(session.persona)} lines"
+        elif command == "/top" and rest.isdecimal() and len(rest) < 8 and int(rest) > 0:
+            top = int(rest)
+            note = f"the {top} best are shown"
+        else:
+            note = f"{command} is not understood; {HELP}"
+        write(json.dumps({"note": note}) if as_json else note)
+
+
+def _json_line(reply: Reply) -> str:
+    best = [{"text": text, "score": score} for text, score in zip(reply.texts, reply.scores, strict=True)]
+    return json.dumps({"reply": reply.texts[0], "top": best, "ms": round(reply.ms, 1)}, ensure_ascii=False)
+
+
+def _text_lines(reply: Reply) -> str:
+    if len(reply.texts) == 1:
+        return reply.texts[0]
+    rows = [f"{score:9.3f}  {text}" for text, score in zip(reply.texts, reply.scores, strict=True)]
+    return "\n".join([*rows, f"{reply.ms:9.1f}  ms"])

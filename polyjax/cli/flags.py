@@ -1,0 +1,125 @@
+"""What the commands share: flags from a dataclass, and a user's mistake as one line with status 2."""
+
+import contextlib
+import difflib
+import errno
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import tyro
+
+from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, first_line
+from polyjax.runtime.progress import errors
+
+
+def parse_flags(
+    settings: Any,
+    arguments: Sequence[str] | None = None,
+    *,
+    prog: str,
+    default: Any = None,
+    description: str | None = None,
+) -> Any:
+    """The settings that a command line asks for.
+
+    Args:
+        settings: a dataclass, whose fields are flags, or a union of dataclasses: subcommands.
+        arguments: those of the process by default.
+        prog: the command, as help and errors show it.
+        default: what flags that are not given keep.
+        description: what the help begins with; the dataclass's own by default.
+
+    Raises:
+        InputError: a flag or a value is wrong; the message is one line.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            if default is None:
+                return tyro.cli(settings, args=arguments, prog=prog, description=description)
+            return tyro.cli(settings, args=arguments, prog=prog, default=default, description=description)
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        given = [word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
+        raise InputError(one_line(printed.getvalue(), prog, given)) from None
+
+
+def one_line(box: str, prog: str, given: Sequence[str] = ()) -> str:
+    """tyro's box around a mistake, as one line.
+
+    Args:
+        box: what tyro printed.
+        prog: the command.
+        given: the words of the command line, among which a misspelt flag is looked for.
+
+    >>> print(one_line("╭─ Invalid choice ─╮\\n│ invalid choice 'x' for │\\n│ '--a'. │\\n╰────╯", "run"))
+    invalid choice 'x' for '--a'; see run --help
+    >>> print(one_line(" Invalid choice\\n ----------\\n  invalid choice 'x' for\\n  '--a'.\\n", "run"))
+    invalid choice 'x' for '--a'; see run --help
+    """
+    bare = re.sub(r"^[╭╰].*$", "", box, flags=re.MULTILINE)
+    parts = re.split(r"^│?\s*(?:─+|-{3,})\s*│?$", bare, flags=re.MULTILINE)
+    if bare == box:  # without line drawing the title is a part of its own
+        parts = parts[1:]
+    texts = [" ".join(part.replace("│", " ").split()).rstrip(".") for part in parts]
+    mistake = next((text for text in texts if text), "the command line could not be read")
+    mistake = re.sub(r"^Error parsing (?!-)\S+: ", "", mistake)  # a group's own check names the flag
+    meant = (text for text in texts if text.startswith("Perhaps you meant"))
+    near = re.findall(r"(?<!\S)--[\w.-]+", next(meant, ""))
+    if unknown := re.fullmatch(r"Unrecognized options: (.*)", mistake):
+        # tyro lists the values that follow unknown flags as well.
+        words = unknown[1].split(", ")
+        flags = [word for word in words if word.startswith("-")]
+        mistake = f"Unrecognized options: {', '.join(flags or words)}"
+        given_flag = (flags or words)[0]
+        near.sort(key=lambda flag: -difflib.SequenceMatcher(None, flag, given_flag).ratio())
+    advice = f"; did you mean {' or '.join(near[:3])}?" if near else ""
+    if missing := re.match(r"Missing from .*?: (--[\w.-]+)", mistake):
+        close = difflib.get_close_matches(missing[1], [w for w in given if w != missing[1]], n=1, cutoff=0.8)
+        advice = f"; is {close[0]} meant to be {missing[1]}?" if close else ""
+    return f"{mistake}{advice}; see {prog} --help"
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """A mistake of the user's becomes one line and exit status 2; interruptions end quietly."""
+    try:
+        yield
+    except InputError as error:
+        errors.print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)
+    except Preempted as stopped:
+        errors.print(str(stopped), markup=False)
+        sys.exit(128 + signal.SIGTERM)  # not 0: a scheduler would take the run for finished
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        errors.print(
+            f"error: the device's memory is exhausted ({first_line(error)}); what was saved is kept: go on "
+            "with --mesh over more devices, a smaller encoder or shorter texts",
+            style="red",
+            markup=False,
+        )
+        sys.exit(2)
+    except BrokenPipeError:  # whoever reads what is printed, as head does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        errors.print(
+            f"error: {error}; what was saved is kept: make room and give the same command again",
+            style="red",
+            markup=False,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted; what was saved is kept")
+        sys.exit(130)

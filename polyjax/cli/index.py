@@ -1,0 +1,213 @@
+"""``polyjax index``: candidates encoded once, kept, added to and removed from."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from polyjax.data.candidates import read_candidates
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
+from polyjax.mesh.placement import make_mesh
+from polyjax.nn.encoders import Dtype
+from polyjax.retrieval.index.build import add_to_index, build_index, check_dual, fingerprint, text_fingerprint
+from polyjax.retrieval.index.change import compact, remove
+from polyjax.retrieval.index.rows import IndexDtype
+from polyjax.retrieval.index.store import MANIFEST, open_index, read_manifest
+from polyjax.runs.checkpoints import load_scorer
+from polyjax.runtime.progress import errors, meter
+
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+CandidateFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CANDIDATES")]
+IndexFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """Encode a file of candidates into an index; interrupted, the same command goes on.
+
+    Attributes:
+        run_dir: of a bi- or poly-encoder.
+        candidates: a file, one a line.
+        index: the folder to make.
+        dtype: of the kept vectors: float32 takes 6 bytes a number (with a bfloat16 copy), bfloat16 2, int8 1.
+        compute_dtype: of the encoding's arithmetic; as the model was made by default.
+        step: a saved step; the best one by default.
+        mesh: devices that share the encoding, as ``data=4``; all by default.
+        replace: an index that is there, whatever it holds; at the end, when the new one is whole.
+    """
+
+    run_dir: RunFolder
+    candidates: CandidateFile
+    index: IndexFolder
+    dtype: IndexDtype = "float32"
+    compute_dtype: Dtype | None = None
+    step: int | None = None
+    mesh: str = ""
+    replace: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Add:
+    """Encode further candidates into an index; those that it holds are left out.
+
+    Attributes:
+        run_dir: what the index was made with.
+        candidates: a file, one a line.
+        index: folder of the index.
+        compute_dtype: as it was built with.
+        step: as it was built with.
+        mesh: devices that share the encoding, as ``data=4``; all by default.
+    """
+
+    run_dir: RunFolder
+    candidates: CandidateFile
+    index: IndexFolder
+    compute_dtype: Dtype | None = None
+    step: int | None = None
+    mesh: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remove:
+    """Take candidates out of an index, by their texts or their ids.
+
+    Attributes:
+        index: folder of the index.
+        candidates: a file of texts, one a line.
+        ids: numbers of candidates, as a search gives them.
+    """
+
+    index: IndexFolder
+    candidates: Path | None = None
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise InputError unless something is named."""
+        if (self.candidates is None) == (not self.ids):
+            raise InputError("name what to remove: either --candidates FILE or --ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compact:
+    """Put an index into one piece, and give the space of removed candidates back.
+
+    Attributes:
+        index: folder of the index.
+    """
+
+    index: IndexFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Say what an index holds and was made with.
+
+    Attributes:
+        index: folder of the index.
+    """
+
+    index: IndexFolder
+
+
+IndexCommand = Build | Add | Remove | Compact | Info
+INDEX_COMMANDS = {"build": Build, "add": Add, "remove": Remove, "compact": Compact, "info": Info}
+
+
+def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
+    """Do what an index command asks for.
+
+    Args:
+        command: which, and on what.
+        say: told the outcome.
+
+    Raises:
+        InputError: something is missing, broken, or does not belong together.
+    """
+    match command:
+        case Build():
+            texts = read_candidates(command.candidates)
+            scorer = _scorer(command)
+            if not command.replace:
+                _check_unused(command, texts, scorer)
+            with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
+                found = build_index(command.index, texts, scorer, dtype=command.dtype, progress=shown.add)
+            say(f"{command.index}: {len(found):,} candidates, {command.dtype}")
+        case Add():
+            texts = read_candidates(command.candidates)
+            scorer = _scorer(command)
+            with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
+                ids = add_to_index(command.index, texts, scorer, progress=shown.add)
+            added = f"ids {ids[0]} to {ids[-1]}" if ids else "nothing new"
+            say(f"{command.index}: {len(ids):,} of {len(texts):,} candidates added ({added})")
+        case Remove():
+            say(f"{command.index}: {remove(command.index, _ids(command)):,} candidates removed")
+        case Compact():
+            say(f"{command.index}: {compact(command.index):,} removed candidates cleared away")
+        case Info():
+            say("\n".join(describe(command.index)))
+
+
+def describe(folder: Path) -> list[str]:
+    """Lines about an index."""
+    manifest, index = read_manifest(folder), open_index(folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    source = manifest.source[:16]
+    texts = f"texts with digest {source}" if source else "texts, some added or removed since"
+    return [
+        f"candidates    {len(index):,} ({manifest.n_removed:,} removed, {len(index.segments)} segments)",
+        f"vectors       {manifest.dtype}, {manifest.dim} wide",
+        f"on disk       {size / 1e6:,.1f} MB",
+        f"next id       {manifest.next_id}",
+        f"model         {manifest.model.weights[:16]}, in {manifest.model.arithmetic}",
+        f"built from    {texts}",
+    ]
+
+
+def _scorer(command: Build | Add) -> TextScorer:
+    scorer = TextScorer(
+        *load_scorer(command.run_dir, step=command.step, dtype=command.compute_dtype),
+        mesh=make_mesh(command.mesh),
+    )
+    check_dual(scorer)
+    return scorer
+
+
+def _check_unused(command: Build, texts: Sequence[str], scorer: TextScorer) -> None:
+    """Raise InputError if there is an index of other texts, of another model or of other vectors."""
+    folder = command.index
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        manifest = read_manifest(folder)
+    except InputError:  # broken, or of another version: nothing that could still be used
+        return
+    if manifest.model.mismatch(fingerprint(scorer)):
+        held = "was made with another model"
+    elif not manifest.source:
+        held = "has been added to or removed from since it was built"
+    elif manifest.source != text_fingerprint(texts):
+        held = "was built from other candidates"
+    elif manifest.dtype != command.dtype:
+        held = f"keeps vectors in {manifest.dtype}"
+    else:
+        return
+    raise InputError(
+        f"{folder}: there is an index already, which {held}; add --replace to build over it, or name another "
+        "folder"
+    )
+
+
+def _ids(command: Remove) -> list[int]:
+    if command.candidates is None:
+        return list(command.ids)
+    wanted = set(read_candidates(command.candidates))
+    found = {text: id_ for id_, text in open_index(command.index).items() if text in wanted}
+    if missing := sorted(wanted - set(found)):
+        raise InputError(
+            f"{command.candidates}: {len(missing)} of its texts are not in {command.index}, "
+            f"the first of them {missing[0][:60]!r}"
+        )
+    return sorted(found.values())

@@ -1,0 +1,152 @@
+"""The command line of the scripts: a few flags choose the defaults of all others."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import tyro
+
+from polyjax.cli.flags import parse_flags
+from polyjax.config import from_json
+from polyjax.data.tasks.registry import TASK_NAMES, TaskConfig, task_named
+from polyjax.errors import InputError
+from polyjax.interop.parlai.model import ConvertedFrom
+from polyjax.interop.pretrained import is_pretraining_run
+from polyjax.nn.heads import head_label
+from polyjax.recipes.paper import recipe
+from polyjax.recipes.settings import (
+    DEFAULT_PRESET,
+    PRESETS,
+    SCRATCH,
+    Arch,
+    PresetName,
+    RunConfig,
+    TokenizerChoice,
+    for_task,
+    from_run,
+)
+from polyjax.runs.checkpoints import CONFIG, read_card, read_json
+
+TASK_HELP = (
+    f"--task NAME chooses the data set, and with it the flags --task.*: {TASK_NAMES}. Give it with --help to "
+    "see them."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The flags that choose the defaults of all others."""
+
+    arch: str | None = None
+    preset: PresetName = DEFAULT_PRESET
+    recipe: str = ""
+    init: Path | None = None
+    encoder: str | None = None
+    task: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskChoice:
+    """The flag that chooses a task, and with it the task's flags."""
+
+    task: str | None = None
+
+
+def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
+    """The settings that run.py's command line asks for."""
+    arguments = encoder_flag(arguments)
+    choice = chosen(Choice, arguments, prog)
+    if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
+        raise InputError(f"--preset {choice.preset} and --recipe {choice.recipe}: give one of them")
+    # What is no architecture is the second look's to refuse: it knows the flag as it is documented.
+    default = preset_of(choice, next((arch for arch in get_args(Arch) if arch == choice.arch), "poly"))
+    if choice.init is not None:
+        default = default_of_run(choice, choice.init)
+    elif choice.encoder not in (None, *SCRATCH) and default.tokenizer.kind != "pretrained":
+        # A recipe learns a vocabulary of its own; weights bring theirs.
+        default = dataclasses.replace(
+            default,
+            tokenizer=TokenizerChoice(),
+            encoder=dataclasses.replace(default.encoder, name=choice.encoder),
+        )
+    if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
+        # Who says how long to train gets that, however few the rows are.
+        default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
+    if choice.task is not None:
+        default = for_task(default, task_named(choice.task))
+        arguments = without(arguments, "--task")
+    return parse_flags(
+        tyro.conf.AvoidSubcommands[RunConfig],
+        arguments,
+        prog=prog,
+        default=default,
+        description=f"Train a ranker and evaluate it. {TASK_HELP}",
+    )
+
+
+def preset_of(choice: Choice, arch: Arch) -> RunConfig:
+    """The defaults of the preset or the recipe that was asked for."""
+    if not choice.recipe:
+        return PRESETS[choice.preset](arch)
+    found = recipe(choice.recipe)
+    if choice.arch not in (None, found.arch):
+        raise InputError(f"--arch {choice.arch}: --recipe {choice.recipe} is a {found.arch}-encoder's")
+    if choice.task is not None:
+        raise InputError(f"--task {choice.task}: --recipe {choice.recipe} has its own; leave --task out")
+    return found
+
+
+def encoder_flag(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``--encoder`` for ``--init-from``, which says the same in other words."""
+    return [re.sub(r"^--init-from(?==|$)", "--encoder", word) for word in arguments]
+
+
+def chosen_task(arguments: Sequence[str], *, prog: str) -> tuple[TaskConfig | None, list[str]]:
+    """The default settings of the task that ``--task`` names, and the arguments without it."""
+    name = chosen(TaskChoice, arguments, prog).task
+    return None if name is None else task_named(name), without(arguments, "--task")
+
+
+def chosen(kind: type, arguments: Sequence[str], prog: str):
+    """The flags of a dataclass alone: a first look must not trip over flags that only the second knows."""
+    names = [f"--{field.name}" for field in dataclasses.fields(kind)]
+    choice = re.compile(rf"({'|'.join(names)})(=|$)")
+    pairs = zip(["", *arguments], arguments, strict=False)
+    words = [word for before, word in pairs if choice.match(word) or before in names]
+    return parse_flags(kind, words, prog=prog)
+
+
+def without(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    kept = []
+    words = iter(arguments)
+    for word in words:
+        if word == flag:
+            next(words, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
+def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
+    """The settings' defaults for going on from a run directory's model."""
+    if is_pretraining_run(run_dir):
+        raise InputError(
+            f"--init {run_dir} is a run of experiments/pretrain.py, which has no head: use --init-from"
+        )
+    card = read_card(run_dir)
+    arch = head_label(card.model.head)
+    if choice.arch not in (None, arch):
+        raise InputError(f"--arch {choice.arch}: --init {run_dir} is a {arch}-encoder; leave --arch out")
+    origin = read_json(run_dir / CONFIG)
+    optim = None
+    if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
+        optim = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG)).optim
+    preset = preset_of(choice, arch)
+    if preset.arch != arch:
+        raise InputError(
+            f"--init {run_dir} is a {arch}-encoder, --recipe {choice.recipe} a {preset.arch}-encoder's"
+        )
+    return from_run(preset, run_dir, card, None if choice.recipe else optim)

@@ -1,0 +1,218 @@
+"""Examples -> batches: a shuffled, length-grouped plan of batches, which grain hands to the collator.
+
+The plan is a pure function of (seed, epoch), and a batch a pure function of the plan's entry, so that
+the iterator's state is one number, and a resumed run takes the same batches.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from absl import flags
+
+from polyjax.data.candidates import read_candidates
+from polyjax.data.collate import CandidateSource, Collator, PlannedBatch
+from polyjax.data.text import TextEncoder
+from polyjax.errors import InputError
+from polyjax.types import Example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """How training batches are drawn.
+
+    Attributes:
+        batch_size: contexts of a batch.
+        candidates: what a context's label is learnt against: ``batch``, the labels of the batch; ``inline``,
+            the candidates that its row lists; ``sampled``, ``n_negatives`` labels of other rows; ``fixed``,
+            the lines of ``fixed_file``. ``auto`` is batch for bi and poly, sampled for a cross-encoder.
+        n_negatives: sampled negatives of a context.
+        fixed_file: candidates of all contexts, one a line; every label must be among them.
+        mask_duplicates: leave copies of a label out of its in-batch negatives (the paper does not).
+        group_batches: so many batches' examples are sorted by length together; 1 for no grouping.
+        workers: processes that collate; 0 collates in threads of this process.
+        chunk: contexts whose activations are kept in memory at once, for a batch that does not fit: same
+            negatives, loss and gradients, for a second forward pass; 0 for the whole batch.
+    """
+
+    batch_size: int = 32
+    candidates: Literal["auto", "batch", "inline", "sampled", "fixed"] = "auto"
+    n_negatives: int = 15
+    fixed_file: Path | None = None
+    mask_duplicates: bool = True
+    group_batches: int = 64
+    workers: int = 0
+    chunk: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        least = {"batch_size": 1, "n_negatives": 1, "group_batches": 1, "workers": 0, "chunk": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise InputError(f"batch {name} must be at least {smallest}, got {getattr(self, name)}")
+        if self.chunk > self.batch_size:
+            raise InputError(
+                f"batch chunk of {self.chunk} is more than the {self.batch_size} contexts of a batch"
+            )
+        if (self.candidates == "fixed") != (self.fixed_file is not None):
+            raise InputError(
+                "batch candidates 'fixed' and batch fixed_file go together: give both or neither"
+            )
+
+    def source(self, inputs: Literal["dual", "pairs"]) -> CandidateSource:
+        """Where candidates come from, for scorers that encode both sides apart or pairs."""
+        if self.candidates == "auto":
+            return "batch" if inputs == "dual" else "sampled"
+        return self.candidates
+
+
+class BatchPlan:
+    """All batches of all epochs, by number: a random-access source for grain.
+
+    Each epoch is a new permutation. It is cut into groups of ``group_batches`` batches; within a group
+    examples are ordered by padded shape (candidate bucket, then context bucket) so that batches pad
+    little, and the group's batches are shuffled. An incomplete last batch is left to the next shuffle.
+
+    Args:
+        shapes: int [n, 2], the buckets of each example's context and label.
+        config: batch size and grouping.
+        seed: of the permutations.
+        n_batches: length of the plan, over all epochs.
+    """
+
+    def __init__(self, shapes: np.ndarray, config: BatchConfig, *, seed: int, n_batches: int):
+        if len(shapes) < config.batch_size:
+            raise InputError(
+                f"batch batch_size of {config.batch_size} is larger than the training split "
+                f"of {len(shapes)} examples"
+            )
+        self._shapes = shapes
+        self._config = config
+        self._seed = seed
+        self._n_batches = n_batches
+        self.batches_per_epoch = len(shapes) // config.batch_size
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def __len__(self) -> int:
+        """Batches of all epochs."""
+        return self._n_batches
+
+    def __getitem__(self, index: int) -> PlannedBatch:
+        """Batch number ``index``, counted over epochs."""
+        epoch, place = divmod(int(index), self.batches_per_epoch)
+        indices = self._epoch(epoch)[place]
+        context, label = map(int, self._shapes[indices].max(axis=0))
+        return PlannedBatch(epoch, indices, (context, label))
+
+    def __getstate__(self) -> dict:
+        """The cache is not pickled to worker processes."""
+        return {name: value for name, value in vars(self).items() if name != "_epoch"}
+
+    def __setstate__(self, state: dict) -> None:
+        """Restore with an empty cache."""
+        vars(self).update(state)
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        draw = np.random.default_rng([self._seed, epoch])
+        size, group = self._config.batch_size, self._config.group_batches
+        order = draw.permutation(len(self._shapes))[: self.batches_per_epoch * size]
+        batches = []
+        for start in range(0, len(order), group * size):
+            chunk = order[start : start + group * size]
+            if group > 1:
+                context, label = self._shapes[chunk].T
+                chunk = chunk[np.lexsort((context, label))]
+            rows = chunk.reshape(-1, size)
+            batches.append(rows[draw.permutation(len(rows))])
+        return np.concatenate(batches)
+
+
+def prepare_texts(examples: Sequence[Example], text: TextEncoder) -> None:
+    """Tokenise all contexts and labels at once."""
+    text.prepare(t for e in examples for t in (*e.context, e.label_text))
+
+
+def padded_shapes(examples: Sequence[Example], text: TextEncoder) -> np.ndarray:
+    """The context and candidate buckets of each example's context and label, int [n, 2]."""
+    config = text.config
+    return np.array(
+        [
+            (
+                config.bucket(text.context_length(e.context), config.context_tokens),
+                config.bucket(text.candidate_length(e.label_text), config.candidate_tokens),
+            )
+            for e in examples
+        ]
+    )
+
+
+def make_loader(
+    examples: Sequence[Example],
+    text: TextEncoder,
+    config: BatchConfig,
+    *,
+    inputs: Literal["dual", "pairs"],
+    n_batches: int,
+    seed: int,
+    first: int = 0,
+    part: np.ndarray | None = None,
+) -> tuple[grain.DatasetIterator, BatchPlan]:
+    """An iterator over the training batches from number ``first`` up to ``n_batches``, and the plan of all.
+
+    A batch is a function of its number, so that the number of updates made is all that a resumed run needs
+    to know: grain's own iterator state would tie it to the same number of workers. Each process of a run
+    asks for its ``part``, the rows of every batch that its devices compute, int [p].
+    """
+    prepare_texts(examples, text)
+    plan = BatchPlan(padded_shapes(examples, text), config, seed=seed, n_batches=n_batches)
+    collator = Collator(
+        examples,
+        text,
+        inputs=inputs,
+        source=config.source(inputs),
+        seed=seed,
+        n_negatives=config.n_negatives,
+        fixed=() if config.fixed_file is None else read_candidates(config.fixed_file),
+        mask_duplicates=config.mask_duplicates,
+        part=part,
+    )
+    collator.check()
+    return load(plan, collator, first=first, workers=config.workers), plan
+
+
+def load(plan: Any, collator: grain.transforms.Map, *, first: int, workers: int) -> grain.DatasetIterator:
+    """The batches that a collator makes of a plan's entries from number ``first`` on, ahead of their use.
+
+    Args:
+        plan: has a length, and entries by number.
+        collator: entry -> batch.
+        first: number of the first batch.
+        workers: processes that collate; 0 for a thread of this one.
+    """
+    dataset = grain.MapDataset.source(plan)[first:].map(collator)
+    loader = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    if workers:
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags, which polyjax does not use
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        loader = loader.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    return iter(loader)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """In a worker: end when the run is gone, killed or not. A full queue would keep it waiting for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,374 @@
+"""A corpus -> conversations on disk, a piece at a time, by tensorflow-datasets with Apache Beam.
+
+Beam runs on this machine or on a cluster's runner. Memory is that of a piece; what is there already is not
+made again.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import logging
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import tensorflow_datasets as tfds
+import tyro
+
+from polyjax.data.corpora.corpus import AT_ONCE, Conversation
+from polyjax.data.corpora.identity import content_hash
+from polyjax.data.corpora.leakage import HeldOut
+from polyjax.data.corpora.lines import is_removed, remove_folder, remove_parts
+from polyjax.data.corpora.reddit import RedditConfig
+from polyjax.data.corpora.sources import Piece, files_of, find_pieces
+from polyjax.data.tasks import chitchat
+from polyjax.data.tasks.registry import TaskConfig, read, task_named
+from polyjax.errors import InputError, first_line
+from polyjax.runtime.files import exclusive_lock
+from polyjax.runtime.progress import console, meter
+
+LOCAL_RUNNER = "DirectRunner"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """What is pre-trained on, and how it is prepared.
+
+    Attributes:
+        files: ``pairs:FILES`` (JSON lines of conversations, with ``turns``, or of pairs, with a ``context``
+            and a ``response`` or ``label``), ``text:FILES`` (a document or paragraph a line, whose
+            sentences follow each other), ``reddit:FILES`` (the public dump's comments, whose threads are
+            built), or ``task:NAME``, the training split of a data set; several are put together. FILES may
+            be a pattern, and compressed (.gz, .zst).
+        reddit: which comments are learnt from.
+        dir: where prepared pieces and tokens are kept.
+        piece_mb: megabytes of a file that are prepared at once, which bounds the memory.
+        held_out: share of the conversations to validate on.
+        tokens: at most so many tokens are learnt from, of conversations drawn once; 0 for all.
+        task_dir: folder with the files of the tasks that ``task:`` and ``--leave-out`` name, where these have
+            files.
+        unverified: take files of those tasks that are not known to be the official ones.
+        beam_runner: of Apache Beam; this machine by default.
+        beam_options: of the runner, Beam's own flags in one text: ``--corpus.beam-options="--a=1 --b=2"``.
+        piece_parts: parts of a piece that the runner's workers may read at the same time.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.arg(name="corpus", prefix_name=False)] = ()
+    reddit: RedditConfig = RedditConfig()
+    dir: Path = Path("data")
+    piece_mb: float = 16.0
+    held_out: float = 0.01
+    tokens: int = 0
+    task_dir: Path | None = None
+    unverified: bool = False
+    beam_runner: str = LOCAL_RUNNER
+    beam_options: str = ""
+    piece_parts: int = 8
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if not 0 < self.held_out < 1:
+            raise InputError(f"corpus held_out must be in (0, 1), got {self.held_out}")
+        if not 0 < self.piece_mb < 1e6:
+            raise InputError(
+                f"corpus piece_mb must be positive, and less than a terabyte, got {self.piece_mb}"
+            )
+        if self.tokens < 0:
+            raise InputError(f"corpus tokens must be 0 (all) or more, got {self.tokens}")
+        if self.piece_parts < 1:
+            raise InputError(f"corpus piece_parts must be at least 1, got {self.piece_parts}")
+
+    def task(self, name: str) -> TaskConfig:
+        """The settings of a task that is named, with this folder of files.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        task = task_named(name)
+        mine: dict[str, Any] = {"data_dir": self.dir, "unverified": self.unverified}
+        if self.task_dir is not None:
+            mine["source"] = self.task_dir
+        known = {field.name for field in dataclasses.fields(task)}
+        return dataclasses.replace(task, **{name: value for name, value in mine.items() if name in known})
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class PieceConfig(tfds.core.BuilderConfig):
+    """Which piece a builder prepares, in how many parts; its name says all that the piece depends on."""
+
+    piece: Piece | None = None
+    parts: int = 1
+
+
+class PretrainingPiece(tfds.core.GeneratorBasedBuilder):
+    """The conversations of a piece of a corpus."""
+
+    name = "pretraining_piece"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text
+        features = tfds.features.FeaturesDict(
+            {
+                "id": text(),
+                "turns": tfds.features.Sequence(text()),
+                "first_label": tfds.features.Scalar(dtype=np.int64),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {"rows": self._generate_examples()}
+
+    def _generate_examples(self) -> Any:
+        import apache_beam as beam  # slow to import, and needed to prepare only
+
+        config = cast(PieceConfig, self.builder_config)
+        assert config.piece is not None
+        return beam.Create(list(enumerate(config.piece.split(config.parts)))) | beam.FlatMapTuple(_keyed)
+
+
+def _keyed(part: int, piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
+    found = piece.read()
+    # tensorflow-datasets refuses to prepare nothing; a conversation without turns stands for it.
+    for number, one in enumerate(itertools.chain([next(found, Conversation("", ()))], found)):
+        yield f"{part}/{number}", {"id": one.id, "turns": list(one.turns), "first_label": one.first_label}
+
+
+class PreparedPiece:
+    """The conversations of a prepared piece, read from disk when they are asked for."""
+
+    def __init__(self, piece: Piece, folder: Path):
+        self.name = piece.name
+        self._rows: Any = cast(Mapping[str, Any], _builder(piece, folder, 1).as_data_source())["rows"]
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """All of them."""
+        n = len(self._rows)
+        for start in range(0, n, AT_ONCE):
+            for row in self._rows.__getitems__(list(range(start, min(start + AT_ONCE, n)))):
+                turns = tuple(turn.decode() for turn in row["turns"])
+                if turns:
+                    yield Conversation(row["id"].decode(), turns, int(row["first_label"]))
+
+
+class TaskPiece:
+    """The conversations of a task's training split, in memory."""
+
+    def __init__(self, name: str, config: CorpusConfig):
+        self._conversations = list(_of_task(name, config.task(name)))
+        digest = hashlib.sha256(repr(self._conversations).encode())
+        self.name = f"task-{name}-{digest.hexdigest()[:16]}"
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """All of them."""
+        return iter(self._conversations)
+
+
+def _of_task(name: str, task: TaskConfig) -> Iterator[Conversation]:
+    """A task's training conversations; where it keeps rows only, each row's context and label."""
+    if isinstance(task, chitchat.ChitchatConfig):
+        for found in chitchat.read_conversations("train", task.data_dir):
+            yield Conversation(f"chitchat/{found.id}", found.turns)
+        return
+    for example in read(task, "train").examples:
+        turns = (*example.context, example.label_text)
+        # Rows of one dialogue are held out together.
+        yield Conversation(f"{name}/{example.group}", turns, len(example.context))
+
+
+def _builder(piece: Piece, folder: Path, parts: int) -> PretrainingPiece:
+    config = PieceConfig(name=piece.name, piece=piece, parts=parts)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of folders that are not there yet
+    try:
+        return PretrainingPiece(data_dir=folder, file_format="array_record", config=config)
+    except OSError as error:
+        raise InputError(f"--corpus.dir {str(folder)!r} cannot be read: {error}") from None
+
+
+def corpus_identity(config: CorpusConfig) -> str:
+    """What changes when a corpus's files do, without preparing them; their names count, not their places.
+
+    Raises:
+        InputError: no file is there, or one cannot be read.
+    """
+    digest = hashlib.sha256(repr(config.reddit).encode())
+    _, files = _sources(config)
+    for source in files:
+        kind, paths = files_of(source)
+        with writing(config.dir):
+            for path in paths:
+                digest.update(f"{kind}/{Path(path).name}/{content_hash(path, _parts(config))}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _sources(config: CorpusConfig) -> tuple[list[str], list[str]]:
+    """The names of tasks, and the sources that are files."""
+    if not config.files:
+        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES, reddit:FILES or task:NAME")
+    tasks = [source.removeprefix("task:") for source in config.files if source.startswith("task:")]
+    return tasks, [source for source in config.files if not source.startswith("task:")]
+
+
+def _parts(config: CorpusConfig) -> Path:
+    return config.dir / "pretraining_parts"
+
+
+def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
+    """All pieces of a corpus, those that are not there yet prepared first.
+
+    Raises:
+        InputError: no file is there, one is broken, or the folder cannot be written.
+    """
+    size = max(int(config.piece_mb * 1e6), 1)
+    tasks, files = _sources(config)
+    found = [TaskPiece(name, config) for name in tasks]
+    with writing(config.dir):
+
+        def laid_out() -> list[Piece]:
+            make = functools.partial(find_pieces, size=size, folder=_parts(config), reddit=config.reddit)
+            return [piece for source in files for piece in make(source)]
+
+        def builder_of(piece: Piece) -> PretrainingPiece:
+            return _builder(piece, config.dir, config.piece_parts)
+
+        pieces = laid_out()
+        wanted = [piece for piece in pieces if not builder_of(piece).is_prepared()]
+        # Parts go when they are prepared; a piece of them that is not there now is another's, or was removed.
+        gone = {Path(folder) for piece in wanted for folder in piece.laid_out if is_removed(Path(folder))}
+        if gone:
+            for folder in gone:
+                remove_folder(folder)
+            pieces = laid_out()
+        with meter("preparing the corpus", len(pieces), unit="pieces") as shown:
+            for piece in pieces:
+                builder = builder_of(piece)
+                if not builder.is_prepared():
+                    _prepare(builder, config)
+                shown.add(1)
+        for folder in {folder for piece in pieces for folder in piece.laid_out}:
+            remove_parts(Path(folder))
+    return [*found, *(PreparedPiece(piece, config.dir) for piece in pieces)]
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Be the only process that prepares in a folder; others are waited for.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        message = f"waiting for another process, which prepares a corpus in {folder}"
+        with exclusive_lock(folder / ".pretraining.lock", message, waiting=console.print):
+            yield
+    except OSError as error:
+        raise InputError(f"--corpus.dir {str(folder)!r} cannot be written: {error}") from None
+
+
+def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
+    logging.getLogger().addFilter(_no_apitools)
+    try:
+        from apache_beam.runners.runner import create_runner
+    except ModuleNotFoundError:
+        raise InputError("preparing a corpus needs Apache Beam; run: pip install -e '.[beam]'") from None
+    finally:
+        logging.getLogger().removeFilter(_no_apitools)
+    try:
+        create_runner(config.beam_runner)
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"--corpus.beam-runner {config.beam_runner}: {first_line(error)}") from None
+    options = _beam_options(config)
+    download = tfds.download.DownloadConfig(beam_runner=config.beam_runner, beam_options=options)
+    tfds.disable_progress_bar()
+    for left in Path(builder.data_dir).parent.glob("incomplete.*"):  # by one that was killed
+        shutil.rmtree(left)
+    beam_log = logging.getLogger("apache_beam")
+    level = beam_log.level
+    beam_log.setLevel(logging.CRITICAL)  # what it logs of an error is raised as well
+    try:
+        # It talks of downloads; there are none.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder.download_and_prepare(download_config=download)
+    except Exception as error:  # Beam wraps what a reader raises, or adds to its message
+        named = next((part for part in _chain(error) if isinstance(part, InputError)), None)
+        if named is None and "InputError: " in str(error):
+            named = str(error).split("InputError: ", 1)[1]
+        if named is None and isinstance(error, OSError):
+            named = f"--corpus.dir {str(config.dir)!r} cannot be written: {error}"
+        if named is None and config.beam_runner != LOCAL_RUNNER:
+            named = f"--corpus.beam-runner {config.beam_runner}: {first_line(error) or repr(error)}"
+        if named is None:
+            raise
+        raise InputError(first_line(Exception(str(named).split(" [while running")[0]))) from None
+    finally:
+        beam_log.setLevel(level)
+
+
+def _beam_options(config: CorpusConfig) -> Any:
+    """Beam's PipelineOptions.
+
+    Raises:
+        InputError: they cannot be parsed, or Beam knows no such flag and would leave it out.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    refused = f"--corpus.beam-options {config.beam_options}"
+    try:
+        flags = shlex.split(config.beam_options)
+    except ValueError as error:
+        raise InputError(f"{refused}: {error}") from None
+    beam_log, printed = logging.getLogger("apache_beam"), io.StringIO()
+    level = beam_log.level
+    beam_log.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(printed):
+            options = PipelineOptions(flags)
+            known = set(options.get_all_options())
+            unknown = set(options.get_all_options(retain_unknown_options=True)) - known
+    except SystemExit:  # of Beam's own parser
+        said = (printed.getvalue().strip().splitlines() or ["not understood"])[-1]
+        raise InputError(f"{refused}: {said}") from None
+    finally:
+        beam_log.setLevel(level)
+    if unknown or any(not flag.startswith("-") for flag in flags[:1]):
+        what = ", ".join(f"--{name}" for name in sorted(unknown)) or flags[0]
+        raise InputError(f"{refused}: Beam knows no flag {what}")
+    return options
+
+
+def _no_apitools(record: logging.LogRecord) -> bool:
+    """False for what Beam says of Google's cloud, at its import, where that is not installed."""
+    return "apitools not found" not in record.getMessage()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def sampled_turns(
+    pieces: Sequence[PreparedPiece | TaskPiece], n: int, *, excluded: HeldOut | None = None
+) -> Iterator[str]:
+    """About n turns of a corpus, drawn once, for a vocabulary; all where it has fewer.
+
+    Args:
+        pieces: of the corpus.
+        n: how many.
+        excluded: conversations of these are left out.
+    """
+    total = sum(len(conversation.turns) for piece in pieces for conversation in piece)
+    draw = np.random.default_rng(0)
+    for piece in pieces:
+        for conversation in piece:
+            taken = draw.random(len(conversation.turns)) * total < n
+            if excluded is None or conversation.turns not in excluded:
+                yield from (turn for turn, keep in zip(conversation.turns, taken, strict=True) if keep)

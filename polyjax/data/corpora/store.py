@@ -1,0 +1,162 @@
+"""The tokens of a corpus on disk, made a piece at a time; what was stopped goes on."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyjax.data.corpora.corpus import Conversation, CorpusTokens, token_dtype, tokenise
+from polyjax.data.corpora.leakage import HeldOut
+from polyjax.data.corpora.prepare import CorpusConfig, PreparedPiece, TaskPiece, prepare_pieces, writing
+from polyjax.data.corpora.sources import is_held_out
+from polyjax.data.tokenizers import Tokenizer
+from polyjax.errors import InputError
+from polyjax.runtime.files import PARTIAL, save_array, write_text
+from polyjax.runtime.progress import meter
+
+ARRAYS = ("ids", "turns", "conversations", "first_labels")
+SPLITS = ("train", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedCorpus:
+    """The tokens of a corpus.
+
+    Attributes:
+        train: to learn from.
+        valid: to validate on.
+        left_out: conversations that were left out because they are also in the data of the task to come.
+        state: changes with all that the tokens depend on.
+    """
+
+    train: CorpusTokens
+    valid: CorpusTokens
+    left_out: int
+    state: str
+
+
+def tokens_of(
+    config: CorpusConfig,
+    tokenizer: Tokenizer,
+    tokenizer_dir: Path,
+    *,
+    pieces: Sequence[PreparedPiece | TaskPiece] | None = None,
+    excluded: HeldOut | None = None,
+) -> PreparedCorpus:
+    """The tokens of a corpus, memory-mapped from ``config.dir``, made first where they are not there.
+
+    Args:
+        config: of the corpus.
+        tokenizer: text to ids.
+        tokenizer_dir: its files, by which the tokens are known again.
+        pieces: of the corpus, where they are known; see ``prepare_pieces``.
+        excluded: conversations of these are left out.
+
+    Raises:
+        InputError: the corpus is broken, or holds no pair to learn from or to validate on.
+    """
+    pieces = prepare_pieces(config) if pieces is None else pieces
+    excluded = excluded or HeldOut()
+    state = _state(config, pieces, tokenizer_dir, excluded)
+    folder = config.dir / "pretraining_tokens" / state
+    if not (folder / "done.json").exists():
+        with writing(config.dir):
+            _make_tokens(config, pieces, folder, tokenizer, excluded)
+    left_out = json.loads((folder / "done.json").read_text(encoding="utf-8"))["left_out"]
+    train, valid = (_mapped(folder, split) for split in SPLITS)
+    return PreparedCorpus(train, valid, left_out, state)
+
+
+def _make_tokens(
+    config: CorpusConfig,
+    pieces: Sequence[PreparedPiece | TaskPiece],
+    folder: Path,
+    tokenizer: Tokenizer,
+    excluded: HeldOut,
+) -> None:
+    if (folder / "done.json").exists():  # another process made them while this one waited
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with meter("tokenising", len(pieces), unit="pieces") as shown:
+        for number, piece in enumerate(pieces):
+            if not (folder / f"piece-{number}.json").exists():
+                _tokenise_piece(piece, folder, number, tokenizer, config.held_out, excluded)
+            shown.add(1)
+    _put_together(folder, len(pieces), tokenizer)
+
+
+def _state(
+    config: CorpusConfig,
+    pieces: Sequence[PreparedPiece | TaskPiece],
+    tokenizer_dir: Path,
+    excluded: HeldOut,
+) -> str:
+    digest = hashlib.sha256(repr((2, config.held_out, excluded.digest)).encode())
+    for piece in pieces:
+        digest.update(piece.name.encode())
+    for path in sorted(tokenizer_dir.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _tokenise_piece(
+    piece: PreparedPiece | TaskPiece,
+    folder: Path,
+    number: int,
+    tokenizer: Tokenizer,
+    held_out: float,
+    excluded: HeldOut,
+) -> None:
+    counts: dict[str, Any] = {"left_out": 0}
+    chosen: dict[str, list[Conversation]] = {split: [] for split in SPLITS}
+    for conversation in piece:
+        if conversation.turns in excluded:
+            counts["left_out"] += 1
+        else:
+            chosen["valid" if is_held_out(conversation.id, held_out) else "train"].append(conversation)
+    for split, conversations in chosen.items():
+        tokens = tokenise(conversations, tokenizer, allow_empty=True)
+        for name in ARRAYS:
+            save_array(folder / f"piece-{number}-{split}-{name}.npy", getattr(tokens, name))
+    write_text(folder / f"piece-{number}.json", json.dumps(counts))
+
+
+def _put_together(folder: Path, n: int, tokenizer: Tokenizer) -> None:
+    """One array of each kind, from those of all pieces, which are removed; memory is that of one."""
+    left_out = 0
+    for number in range(n):
+        left_out += json.loads((folder / f"piece-{number}.json").read_text(encoding="utf-8"))["left_out"]
+    for split in SPLITS:
+        for name in ARRAYS:
+            dtype = token_dtype(tokenizer.vocab_size) if name == "ids" else np.int64
+            with_end = name in ("turns", "conversations")  # whose last entry is where the last one ends
+            parts = [folder / f"piece-{number}-{split}-{name}.npy" for number in range(n)]
+            lengths = [len(np.load(part, mmap_mode="r", allow_pickle=False)) - with_end for part in parts]
+            aside = folder / f"{split}-{name}.npy{PARTIAL}"
+            whole = np.lib.format.open_memmap(aside, "w+", dtype, (sum(lengths) + with_end,))
+            at = offset = 0
+            for part, length in zip(parts, lengths, strict=True):
+                values = np.load(part, mmap_mode="r", allow_pickle=False)
+                whole[at : at + length + with_end] = values[: length + with_end] + (offset if with_end else 0)
+                at, offset = at + length, offset + (int(values[-1]) if with_end else 0)
+            whole.flush()
+            del whole
+            os.replace(aside, folder / f"{split}-{name}.npy")
+    write_text(folder / "done.json", json.dumps({"left_out": left_out}))
+    for path in folder.glob("piece-*"):
+        path.unlink()
+
+
+def _mapped(folder: Path, split: str) -> CorpusTokens:
+    arrays = {
+        name: np.load(folder / f"{split}-{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
+    }
+    if not len(arrays["first_labels"]):
+        what = "to validate on; raise --corpus.held-out" if split == "valid" else "to learn from"
+        raise InputError(f"the corpus holds no pair {what}")
+    return CorpusTokens(**arrays)

@@ -1,0 +1,278 @@
+"""``model.opt``: ParlAI's flags, and what each means as a polyjax configuration."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import numpy as np
+
+from polyjax.data.dictionary import DictionarySettings
+from polyjax.data.text import TextConfig
+from polyjax.errors import InputError
+from polyjax.interop.torch_file import BrokenFile, read_pickle
+from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.heads import AttentionKind, BiConfig, CrossConfig, HeadConfig, PolyConfig
+from polyjax.nn.reduce import Reduction
+from polyjax.train.optim import OptimConfig
+
+Arch = Literal["bi", "poly", "cross"]
+Padding = Literal["none", "parlai"]
+Opt = Mapping[str, Any]
+Weights = dict[str, np.ndarray]
+
+
+def read_opt(path: Path) -> Opt:
+    """The flags of a model.
+
+    Args:
+        path: ``model.opt``, JSON (or, in very old models, a pickle of plain data).
+
+    Raises:
+        InputError: the file is missing or is not a dictionary of flags.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; expected the flags that ParlAI writes beside a model") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        opt = json.loads(raw) if raw.lstrip()[:1] == b"{" else read_pickle(io.BytesIO(raw))
+    except (ValueError, RecursionError, BrokenFile) as error:
+        raise InputError(f"{path} cannot be read as ParlAI's flags: {error}") from None
+    if not isinstance(opt, dict):
+        raise InputError(f"{path} cannot be read as ParlAI's flags: it holds a {type(opt).__name__}")
+    return opt
+
+
+class Flags:
+    """Typed access to ``model.opt``, with ParlAI's defaults for what is missing."""
+
+    def __init__(self, opt: Opt, path: Path):
+        self._opt, self.path = opt, path
+
+    def given(self, name: str) -> bool:
+        """Whether a flag is set to something."""
+        return bool(self._opt.get(name))
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self._opt.get(name)
+        return default if value is None else value
+
+    def number(self, name: str, default: int) -> int:
+        """A whole number."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{self.path}: {name} must be a whole number, got {value!r}")
+        return value
+
+    def decimal(self, name: str, default: float) -> float:
+        """A finite number."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise InputError(f"{self.path}: {name} must be a number, got {value!r}")
+        return float(value)
+
+    def pair(self, name: str, default: tuple[float, float]) -> tuple[float, float]:
+        """Two numbers."""
+        value = self._get(name, default)
+        if (
+            not isinstance(value, list | tuple)
+            or len(value) < 2
+            or not all(isinstance(v, float) for v in value)
+        ):
+            raise InputError(f"{self.path}: {name} must be two numbers, got {value!r}")
+        return value[0], value[1]
+
+    def truth(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self._get(name, default)
+        if not isinstance(value, bool | int):
+            raise InputError(f"{self.path}: {name} must be true or false, got {value!r}")
+        return bool(value)
+
+    def text(self, name: str, default: str) -> str:
+        """A text."""
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise InputError(f"{self.path}: {name} must be a text, got {value!r}")
+        return value
+
+    def choice(self, name: str, default: str, choices: Mapping[str, Any]) -> Any:
+        """What a text stands for."""
+        value = self.text(name, default)
+        if value not in choices:
+            raise InputError(f"{self.path}: {name} must be one of {', '.join(choices)}, got {value!r}")
+        return choices[value]
+
+
+ARCHS: dict[str, Arch] = {"biencoder": "bi", "polyencoder": "poly", "crossencoder": "cross"}
+VARIANTS = {
+    "xlm": {"norm": "post", "embedding_norm": True},
+    "bart": {"norm": "post", "embedding_norm": True},
+    "aiayn": {"norm": "post", "embedding_norm": False},
+    "prelayernorm": {"norm": "pre", "embedding_norm": False},
+}
+ATTENTIONS: dict[str, AttentionKind] = {"basic": "basic", "sqrt": "sqrt", "multihead": "multihead"}
+REDUCTIONS: dict[str, Reduction] = {"first": "first", "mean": "mean", "max": "max"}
+# Flags that change what a model reads, in ways that are not reproduced here.
+REFUSED = ("person_tokens", "history_reversed", "split_lines", "history_add_global_end_token")
+
+
+def arch_of(flags: Flags) -> Arch:
+    """The architecture, from the agent's name."""
+    name = flags.text("model", "").replace(":", "/").split("/")[-1].lower()
+    name = name.removesuffix("agent").replace("_", "")
+    if name not in ARCHS:
+        raise InputError(
+            f"{flags.path}: model must be a transformer/biencoder, polyencoder or crossencoder, "
+            f"got {flags.text('model', '')!r}"
+        )
+    return ARCHS[name]
+
+
+def head_config(flags: Flags, *, padding: Padding) -> HeadConfig:
+    """The head's configuration."""
+    reduction = flags.choice("reduction_type", "mean", REDUCTIONS)
+    over_padding = padding == "parlai"
+    match arch_of(flags):
+        case "bi":
+            shared = flags.truth("share_encoders", True)
+            return BiConfig(
+                reduction=reduction,
+                shared_encoder=shared,
+                shared_words=not shared and flags.truth("share_word_embeddings", True),
+                candidate_mlp=shared,
+                normalize=flags.truth("normalize_sent_emb", False),
+                over_padding=over_padding,
+            )
+        case "poly":
+            codes: dict[str, Literal["learnt", "first"]] = {"codes": "learnt", "n_first": "first"}
+            return PolyConfig(
+                n_codes=flags.number("poly_n_codes", 64),
+                codes=flags.choice("polyencoder_type", "codes", codes),
+                codes_attention=flags.choice("codes_attention_type", "basic", ATTENTIONS),
+                codes_heads=flags.number("codes_attention_num_heads", 4),
+                candidate_attention=flags.choice("poly_attention_type", "basic", ATTENTIONS),
+                candidate_heads=flags.number("poly_attention_num_heads", 4),
+                reduction=reduction,
+                over_padding=over_padding,
+            )
+        case "cross":
+            return CrossConfig(reduction=reduction, over_padding=over_padding)
+        case other:
+            assert_never(other)
+
+
+def encoder_config(flags: Flags, weights: Weights, prefix: str, *, dropout: bool) -> EncoderConfig:
+    """The transformer's configuration; sizes are those of the weights."""
+    vocab_size, dim = _shape(weights, f"{prefix}embeddings.weight", flags.path)
+    n_positions, _ = _shape(weights, f"{prefix}position_embeddings.weight", flags.path)
+    mlp_dim, _ = _shape(weights, f"{prefix}layers.0.ffn.lin1.weight", flags.path)
+    segments = weights.get(f"{prefix}segment_embeddings.weight")
+    n_layers = flags.number("n_encoder_layers", -1)
+    return EncoderConfig(
+        vocab_size=vocab_size,
+        dim=dim,
+        n_layers=n_layers if n_layers > 0 else flags.number("n_layers", 2),
+        n_heads=flags.number("n_heads", 2),
+        mlp_dim=mlp_dim,
+        n_positions=n_positions,
+        n_segments=0 if segments is None else segments.shape[0],
+        **flags.choice("variant", "aiayn", VARIANTS),
+        positions="learnt" if flags.truth("learn_positional_embeddings", False) else "sinusoidal",
+        activation=flags.choice("activation", "relu", {"gelu": "gelu", "relu": "relu"}),
+        norm_eps=1e-5,
+        embedding_scale=flags.truth("embeddings_scale", True),
+        output_scaling=flags.decimal("output_scaling", 1.0),
+        zero_padding=True,
+        dropout=flags.decimal("dropout", 0.0) if dropout else 0.0,
+        attention_dropout=flags.decimal("attention_dropout", 0.0) if dropout else 0.0,
+    )
+
+
+def text_config(flags: Flags, shape: EncoderConfig, *, padding: Padding) -> TextConfig:
+    """How ParlAI made sequences of texts: history, truncation, special tokens."""
+    for name in REFUSED:
+        if flags.given(name):
+            raise InputError(
+                f"{flags.path}: {name} is set, which changes what the model reads; not supported"
+            )
+    truncate = flags.number("truncate", 1024)
+
+    def limit(name: str) -> int:
+        chosen = flags.number(name, truncate)
+        chosen = chosen if chosen > 0 else truncate
+        return chosen if chosen > 0 else shape.n_positions
+
+    history = flags.number("history_size", -1)
+    longest = shape.n_positions
+    label = min(limit("label_truncate"), longest)
+    room = longest - label if arch_of(flags) == "cross" else longest
+    return TextConfig(
+        max_turns=history if history > 0 else 10**9,
+        # ParlAI cuts a context before it adds the start and end tokens, a label after.
+        context_tokens=min(limit("text_truncate") + 2, room),
+        candidate_tokens=label,
+        padding="longest" if padding == "parlai" else "bucket",
+        layout="parlai",
+    )
+
+
+def dictionary_settings(flags: Flags) -> DictionarySettings:
+    """How the dictionary was used."""
+    kinds = {"bpe": True, "re": False}
+    return DictionarySettings(
+        lower=flags.truth("dict_lower", False),
+        bpe=flags.choice("dict_tokenizer", "re", kinds),
+        null=flags.text("dict_nulltoken", "__null__"),
+        start=flags.text("dict_starttoken", "__start__"),
+        end=flags.text("dict_endtoken", "__end__"),
+        unknown=flags.text("dict_unktoken", "__unk__"),
+        delimiter=flags.text("delimiter", "\n"),
+        pad_to_eight=flags.truth("fp16", False) or flags.truth("force_fp16_tokens", False),
+    )
+
+
+def optim_config(flags: Flags) -> OptimConfig:
+    """The optimiser and warm-up that a model was trained with; no dropout or weight decay beyond it."""
+    first, second = flags.pair("betas", (0.9, 0.999))
+    return OptimConfig(
+        optimizer=flags.choice(
+            "optimizer", "adamax", {"adamax": "adamax", "adamw": "adamw", "adam": "adamw"}
+        ),
+        learning_rate=flags.decimal("learningrate", 1e-4),
+        weight_decay=0.0,
+        clip=flags.decimal("gradient_clip", 0.1),
+        warmup=0.0,
+        parlai_warmup=max(flags.number("warmup_updates", -1), 0),
+        decay="plateau",
+        plateau_factor=flags.decimal("lr_scheduler_decay", 0.5),
+        plateau_patience=flags.number("lr_scheduler_patience", 3),
+        head_rate=1.0,
+        b1=first,
+        b2=second,
+        eps=flags.decimal("adam_eps", 1e-8),
+    )
+
+
+def beside(model_file: Path, suffix: str) -> Path:
+    """A file of the model's family, by its suffix.
+
+    Raises:
+        InputError: a folder is given for the model.
+    """
+    if model_file.is_dir():
+        raise InputError(
+            f"{model_file} is a folder; expected the model file in it, as {model_file / 'model'}"
+        )
+    return model_file.with_name(model_file.name + suffix)
+
+
+def _shape(weights: Weights, name: str, path: Path) -> tuple[int, int]:
+    value = weights.get(name)
+    if value is None or value.ndim != 2:
+        raise InputError(f"{path}: the weight {name} is missing; do the flags belong to this model?")
+    return value.shape

@@ -1,0 +1,262 @@
+"""ParlAI checkpoints of bi-, poly- and cross-encoders -> scorers with the same scores.
+
+A model is the files that ParlAI wrote side by side: ``model`` (weights), ``model.opt`` (flags),
+``model.dict`` and ``model.dict.codecs`` (vocabulary). They are read without torch and without running
+anything in them. Where padding changes a score in ParlAI (maximum over padding; mean and maximum of a
+pre-norm encoder) the converted model can keep that (``padding="parlai"``) or be free of it.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from polyjax.data.dictionary import DictionaryTokenizer
+from polyjax.data.text import TextEncoder
+from polyjax.errors import InputError
+from polyjax.interop.parlai.flags import (
+    Arch,
+    Flags,
+    Padding,
+    Weights,
+    arch_of,
+    beside,
+    dictionary_settings,
+    encoder_config,
+    head_config,
+    optim_config,
+    read_opt,
+    text_config,
+)
+from polyjax.interop.torch_file import read_torch_file
+from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, head_label
+from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
+from polyjax.runs.checkpoints import ModelCard, fill_parameters, flat_parameters, write_model
+from polyjax.train.optim import OptimConfig
+
+ENCODERS: dict[Arch, tuple[str, str]] = {
+    "bi": ("context_encoder.", "cand_encoder."),
+    "poly": ("encoder_ctxt.", "encoder_cand."),
+    "cross": ("encoder.", ""),
+}
+"""Prefixes of the context's and the candidate's encoder in a state dict."""
+
+
+def parameters(shape: EncoderConfig, head: HeadConfig, weights: Weights, path: Path) -> dict[str, np.ndarray]:
+    """The weights under polyjax's names, float32.
+
+    Raises:
+        InputError: a weight is missing, or has another shape than the flags say.
+    """
+    arch = head_label(head)
+    context, candidate = ENCODERS[arch]
+    taken = _Taken(weights, path)
+    if isinstance(head, CrossConfig):
+        found = taken.encoder(shape, context, "encoder")
+        return found | taken.linear("linear_layer", "head.linear")
+    found = taken.encoder(shape, context, "context_encoder")
+    if not head.shared_encoder:
+        found |= taken.encoder(shape, candidate, "candidate_encoder")
+    if isinstance(head, BiConfig):
+        if head.candidate_mlp:
+            for ours, theirs in enumerate((0, 2)):
+                found |= taken.linear(f"cand_encoder.mlp.{theirs}", f"head.candidate_mlp.{ours}")
+        return found
+    if head.codes == "learnt":
+        found["head.codes"] = taken.array("codes", (head.n_codes, shape.dim))
+        if head.codes_attention == "multihead":
+            found |= taken.attention("code_attention", "head.codes_attention")
+    if head.candidate_attention == "multihead":
+        found |= taken.attention("attention", "head.candidate_attention")
+    return found
+
+
+class _Taken:
+    """Takes weights out of a state dict under polyjax's names."""
+
+    def __init__(self, weights: Weights, path: Path):
+        self._weights, self._path = weights, path
+
+    def array(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        value = self._weights.get(name)
+        if value is None:
+            raise InputError(
+                f"{self._path}: the weight {name} is missing; do the flags belong to this model?"
+            )
+        if shape is not None and value.shape != shape:
+            raise InputError(f"{self._path}: {name} has shape {value.shape}, the flags ask for {shape}")
+        if not np.isfinite(value).all():
+            raise InputError(f"{self._path}: {name} holds numbers that are not finite")
+        return value.astype(np.float32)
+
+    def linear(self, theirs: str, ours: str) -> Weights:
+        return {
+            f"{ours}.kernel": np.ascontiguousarray(self.array(f"{theirs}.weight").T),
+            f"{ours}.bias": self.array(f"{theirs}.bias"),
+        }
+
+    def norm(self, theirs: str, ours: str) -> Weights:
+        return {
+            f"{ours}.scale": self.array(f"{theirs}.weight"),
+            f"{ours}.bias": self.array(f"{theirs}.bias"),
+        }
+
+    def attention(self, theirs: str, ours: str) -> Weights:
+        names = {"q_lin": "query", "k_lin": "key", "v_lin": "value", "out_lin": "out"}
+        found: Weights = {}
+        for name, mine in names.items():
+            found |= self.linear(f"{theirs}.{name}", f"{ours}.{mine}")
+        return found
+
+    def encoder(self, shape: EncoderConfig, theirs: str, ours: str) -> Weights:
+        table = f"{ours}.embeddings"
+        found = {
+            f"{table}.tokens": self.array(f"{theirs}embeddings.weight", (shape.vocab_size, shape.dim)),
+            f"{table}.positions": self.array(
+                f"{theirs}position_embeddings.weight", (shape.n_positions, shape.dim)
+            ),
+        }
+        if shape.n_segments:
+            found[f"{table}.segments"] = self.array(
+                f"{theirs}segment_embeddings.weight", (shape.n_segments, shape.dim)
+            )
+        if shape.embedding_norm:
+            found |= self.norm(f"{theirs}norm_embeddings", f"{table}.norm")
+        if shape.norm == "pre":
+            found |= self.norm(f"{theirs}norm_embeddings", f"{ours}.final_norm")
+        for i in range(shape.n_layers):
+            layer, block = f"{theirs}layers.{i}", f"{ours}.blocks.{i}"
+            projections = [f"{layer}.attention.{name}_lin" for name in "qkv"]
+            found |= {
+                f"{block}.attention.qkv.kernel": np.concatenate(
+                    [self.array(f"{name}.weight").T for name in projections], axis=1
+                ),
+                f"{block}.attention.qkv.bias": np.concatenate(
+                    [self.array(f"{name}.bias") for name in projections]
+                ),
+            }
+            found |= self.linear(f"{layer}.attention.out_lin", f"{block}.attention.out")
+            found |= self.norm(f"{layer}.norm1", f"{block}.attention_norm")
+            found |= self.norm(f"{layer}.norm2", f"{block}.mlp_norm")
+            found |= self.linear(f"{layer}.ffn.lin1", f"{block}.mlp_in")
+            found |= self.linear(f"{layer}.ffn.lin2", f"{block}.mlp_out")
+        if f"{theirs}layers.{shape.n_layers}.norm1.weight" in self._weights:
+            raise InputError(
+                f"{self._path}: the model has more layers than the {shape.n_layers} of its flags"
+            )
+        return found
+
+
+def load_dictionary(model_file: Path) -> DictionaryTokenizer:
+    """The tokenizer of a ParlAI model: its ``.dict`` and, for BPE, ``.dict.codecs``, used as ``.opt`` says.
+
+    Args:
+        model_file: the model, which need not be there; the others lie beside it.
+
+    Raises:
+        InputError: a file is missing, broken, or asks for what is not supported.
+    """
+    opt = beside(model_file, ".opt")
+    settings = dictionary_settings(Flags(read_opt(opt), opt))
+    codes = beside(model_file, ".dict.codecs") if settings.bpe else None
+    return DictionaryTokenizer(beside(model_file, ".dict"), codes, settings)
+
+
+def load_parlai(
+    model_file: Path, *, padding: Padding = "none", weights: Path | None = None, dropout: bool = False
+) -> tuple[Scorer, TextEncoder, ModelConfig]:
+    """A ParlAI model's scorer and text encoder, and its configuration.
+
+    Args:
+        model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` lie beside it.
+        padding: ``parlai`` pads and reduces as ParlAI does, so that a score can depend on the other
+            sequences of a call; ``none`` is free of that.
+        weights: another file of the same model's weights; ``model_file`` itself by default.
+        dropout: keep the rates that the model was trained with, for training it further.
+
+    Raises:
+        InputError: a file is missing, broken or foreign, or the model is of another kind.
+    """
+    flags = Flags(read_opt(beside(model_file, ".opt")), beside(model_file, ".opt"))
+    arch = arch_of(flags)
+    tokenizer = load_dictionary(model_file)
+    source = weights or model_file
+    loaded = _read_weights(source)
+    head = head_config(flags, padding=padding)
+    shape = encoder_config(flags, loaded, ENCODERS[arch][0], dropout=dropout)
+    text = text_config(flags, shape, padding=padding)
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise InputError(
+            f"{beside(model_file, '.dict')} has {tokenizer.vocab_size} tokens, more than the "
+            f"{shape.vocab_size} rows of the model's table; do they belong together?"
+        )
+    found = parameters(shape, head, loaded, source)
+    abstract = nnx.eval_shape(lambda: make_scorer(shape, head, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    expected = flat_parameters(state)
+    wrong = [name for name, leaf in expected.items() if found[name].shape != leaf.shape]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"{source}: {name} has shape {found[name].shape}, the flags ask for {expected[name].shape}"
+        )
+    values = {name: jnp.asarray(found[name]) for name in expected}
+    return (
+        nnx.merge(graph, fill_parameters(state, values)),
+        TextEncoder(tokenizer, text),
+        ModelConfig(encoder=shape, head=head),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertedFrom:
+    """What config.json of a converted model says: where it comes from.
+
+    Attributes:
+        library: whose model it was.
+        arch: its architecture.
+        padding: as ``load_parlai``.
+        optim: the settings that it was trained with.
+    """
+
+    library: Literal["parlai"] = "parlai"
+    arch: Arch
+    padding: Padding
+    optim: OptimConfig
+
+
+def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none") -> None:
+    """Make a run directory of a ParlAI model.
+
+    Args:
+        model_file: as ``load_parlai``.
+        out_dir: must not exist yet.
+        padding: as ``load_parlai``.
+
+    Raises:
+        InputError: a file is missing, broken or foreign, or the directory exists or cannot be written.
+    """
+    if out_dir.exists():
+        raise InputError(f"{out_dir} exists already; choose another directory, or remove it")
+    opt = beside(model_file, ".opt")
+    flags = Flags(read_opt(opt), opt)
+    scorer, text, model = load_parlai(model_file, padding=padding, dropout=True)
+    origin = ConvertedFrom(arch=arch_of(flags), padding=padding, optim=optim_config(flags))
+    card = ModelCard(model=model, text=text.config)
+    write_model(out_dir, scorer, card, text.tokenizer, config=origin)
+
+
+def _read_weights(path: Path) -> Weights:
+    """The state dict, its names without the prefixes that wrappers of the module put before them."""
+    saved = read_torch_file(path)
+    weights = saved.get("model") if isinstance(saved, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, np.ndarray) for w in weights.values()):
+        raise InputError(f"{path} holds no ParlAI model: expected weights under 'model'")
+    return {
+        name.replace("cand_encoder.transformer.", "cand_encoder.").removeprefix("module."): value
+        for name, value in weights.items()
+    }

@@ -1,0 +1,160 @@
+"""Where an encoder's first weights come from: a Hugging Face BERT folder, or a run of ours of any kind."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from flax import nnx
+
+from polyjax.config import from_json
+from polyjax.data.text import TextConfig
+from polyjax.data.tokenizers import WORDPIECE_FILE, Tokenizer, WordPieceTokenizer, load_tokenizer
+from polyjax.errors import InputError
+from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.nn.encoders import Encoder, EncoderConfig
+from polyjax.nn.pretraining import Pretrainer
+from polyjax.nn.scorers import CrossScorer
+from polyjax.runs.checkpoints import MODEL, Checkpoints, load_scorer, read_card, read_json
+
+PRETRAINING = "pretraining.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A task whose rows to validate and test on were left out of a corpus.
+
+    Attributes:
+        task: its name.
+        digest: of those rows, see ``HeldOut.digest``.
+    """
+
+    task: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingCard:
+    """What pretraining.json holds.
+
+    Attributes:
+        encoder: the shape.
+        text: lengths that it was trained with.
+        left_out: what was left out of the corpus.
+    """
+
+    encoder: EncoderConfig
+    text: TextConfig
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
+    """The folder of weights that ``--encoder`` names; None for an encoder from scratch.
+
+    Raises:
+        InputError: it is neither one of ``scratch``, nor minilm, nor a folder.
+    """
+    if name in scratch:
+        return None
+    if name == "minilm":
+        return minilm_folder()
+    if not Path(name).is_dir():
+        raise InputError(
+            f"--encoder {name!r}: expected minilm, {', '.join(scratch)}, or the path of a local Hugging Face "
+            "BERT folder or of a run directory"
+        )
+    return Path(name)
+
+
+def check_vocabulary(tokenizer: Tokenizer, shape: EncoderConfig, *, name: str) -> None:
+    """Raise InputError where the tokenizer has more tokens than the encoder ``name`` has table rows."""
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {shape.vocab_size} rows of the "
+            f"table of --encoder {name}; do its files belong together?"
+        )
+
+
+def is_pretraining_run(folder: Path) -> bool:
+    """Whether a folder is a run directory of experiments/pretrain.py."""
+    return (folder / PRETRAINING).is_file()
+
+
+def is_ranking_run(folder: Path) -> bool:
+    """Whether a folder is a run directory of experiments/run.py or ``polyjax convert``."""
+    return (folder / MODEL).is_file()
+
+
+def read_pretraining_card(folder: Path) -> PretrainingCard:
+    """The card of a pre-training run.
+
+    Raises:
+        InputError: it is missing or broken.
+    """
+    return from_json(PretrainingCard, read_json(folder / PRETRAINING), source=str(folder / PRETRAINING))
+
+
+def encoder_shape(folder: Path) -> EncoderConfig:
+    """The shape of a folder's encoder."""
+    if is_pretraining_run(folder):
+        return read_pretraining_card(folder).encoder
+    return read_card(folder).model.encoder if is_ranking_run(folder) else read_config(folder)
+
+
+def encoder_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that a folder's encoder was trained with."""
+    if is_pretraining_run(folder) or is_ranking_run(folder):
+        return load_tokenizer(folder / "tokenizer")
+    return WordPieceTokenizer(folder / WORDPIECE_FILE)
+
+
+def load_pretrained(encoder: Encoder, folder: Path) -> None:
+    """Fill an encoder's parameters from a folder: those of a run's best validation.
+
+    Of a ranking run it is the encoder of contexts, or of pairs.
+
+    Raises:
+        InputError: a file is missing or broken, or the encoder has another shape.
+    """
+    if is_pretraining_run(folder):
+        shape = read_pretraining_card(folder).encoder
+        _check_shape(folder, shape, encoder.config)
+        nnx.update(encoder, nnx.state(_restored(folder, shape).encoder))
+    elif is_ranking_run(folder):
+        _check_shape(folder, read_card(folder).model.encoder, encoder.config)
+        scorer, _ = load_scorer(folder)
+        trained = scorer.encoder if isinstance(scorer, CrossScorer) else scorer.context_encoder
+        nnx.update(encoder, nnx.state(trained))
+    else:
+        load_encoder_weights(encoder, folder)
+
+
+def load_pretrainer(model: Pretrainer, folder: Path) -> None:
+    """Fill a model's parameters from a folder, its heads' as well where that is a pre-training run.
+
+    Raises:
+        InputError: a file is missing or broken, or the encoder has another shape.
+    """
+    if not is_pretraining_run(folder):
+        load_pretrained(model.encoder, folder)
+        return
+    shape = read_pretraining_card(folder).encoder
+    _check_shape(folder, shape, model.encoder.config)
+    nnx.update(model, nnx.state(_restored(folder, shape)))
+
+
+def _restored(folder: Path, shape: EncoderConfig) -> Pretrainer:
+    abstract = nnx.eval_shape(lambda: Pretrainer(shape, rngs=nnx.Rngs(0)))
+    return Checkpoints(folder, read_only=True).restore_parameters(abstract)
+
+
+def _check_shape(folder: Path, shape: EncoderConfig, wanted: EncoderConfig) -> None:
+    differing = [
+        name
+        for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions", "n_segments")
+        if getattr(shape, name) != getattr(wanted, name)
+    ]
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{folder}: its encoder has {name} {getattr(shape, name)}, this one {getattr(wanted, name)}"
+        )

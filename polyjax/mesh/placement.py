@@ -1,0 +1,292 @@
+"""Where arrays live: a mesh of devices, and the table of which parameter is split along which of its axes.
+
+The mesh has three axes. The rows of a batch are split over ``data`` and ``fsdp`` together; parameters, with
+their gradients and the optimiser's state, over ``fsdp``; the large matrices over ``model`` besides, each
+across the axis along which its products need no exchange (the inner width of a feed-forward part, the heads).
+Modules know nothing of it: XLA derives all exchanges from where the arrays of a step are. So the negatives of
+a batch are those of the whole batch, however many devices and processes share it. What ``fsdp`` splits is
+put together where it is used.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from polyjax.errors import InputError
+from polyjax.types import Batch, DualInputs
+
+T = TypeVar("T")
+P = PartitionSpec
+AXES = ("data", "fsdp", "model")
+ROWS = P(("data", "fsdp"))
+"""Of arrays whose first axis counts the rows of a batch."""
+
+TABLE: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"embeddings\.(tokens|positions|segments)", P(None, "fsdp")),
+    (r"(qkv|mlp_in|query|key|value)\.kernel", P("fsdp", "model")),
+    (r"(qkv|mlp_in|query|key|value)\.bias", P("model")),
+    (r"(out|mlp_out)\.kernel", P("model", "fsdp")),
+)
+"""The first entry that ends a parameter's path says how it is split; what is not here is on all devices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """Devices along each axis of a mesh."""
+
+    data: int
+    fsdp: int = 1
+    model: int = 1
+
+    @classmethod
+    def parse(cls, text: str, n_devices: int) -> "MeshShape":
+        """The shape that ``data=4,model=2`` stands for; ``data`` is what is left over where it is not given.
+
+        >>> MeshShape.parse("", 8)
+        MeshShape(data=8, fsdp=1, model=1)
+        >>> MeshShape.parse("model=2", 8)
+        MeshShape(data=4, fsdp=1, model=2)
+
+        Raises:
+            InputError: it is not of that form, or needs other devices than there are.
+        """
+        sizes: dict[str, int] = {}
+        for part in filter(None, text.replace(" ", "").split(",")):
+            name, equals, size = part.partition("=")
+            if name not in AXES or name in sizes or not equals or not size.isdecimal() or int(size) < 1:
+                raise InputError(
+                    f"--mesh {text!r}: {part!r} is not AXIS=DEVICES with an axis of {', '.join(AXES)}, given "
+                    "once; for example --mesh data=4,fsdp=2"
+                )
+            sizes[name] = int(size)
+        rest = math.prod(size for name, size in sizes.items() if name != "data")
+        if "data" not in sizes and rest < n_devices and n_devices % rest:
+            raise InputError(
+                f"--mesh {text!r}: {n_devices} devices cannot be split into parts of {rest}; give data=N as "
+                "well to use fewer"
+            )
+        shape = cls(**{"data": max(n_devices // rest, 1), **sizes})
+        if shape.size > n_devices:
+            raise InputError(f"--mesh {text!r} needs {shape.size} devices, there are {n_devices}")
+        return shape
+
+    @property
+    def size(self) -> int:
+        """Devices in all."""
+        return self.data * self.fsdp * self.model
+
+    def __str__(self) -> str:
+        """As it is given, without axes of one device."""
+        sizes = {name: getattr(self, name) for name in AXES}
+        return ",".join(f"{name}={n}" for name, n in sizes.items() if n > 1 or name == "data")
+
+
+def make_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a shape in words, see ``MeshShape.parse``; all devices on ``data`` by default.
+
+    Args:
+        text: as ``data=4,fsdp=2``.
+        devices: all of all processes by default.
+
+    Raises:
+        InputError: it does not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = MeshShape.parse(text, len(devices))
+    if shape.size < len(devices) and jax.process_count() > 1:
+        raise InputError(
+            f"--mesh {text!r} takes {shape.size} of the {len(devices)} devices of {jax.process_count()} "
+            "processes; it must take all of them"
+        )
+    sizes = tuple(getattr(shape, name) for name in AXES)
+    # Auto: XLA chooses the sharding of what a step computes on the way.
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices[: shape.size])
+
+
+def mesh_shape(mesh: Mesh) -> MeshShape:
+    """The shape of a mesh that ``make_mesh`` made."""
+    return MeshShape(**mesh.shape)
+
+
+def one_device() -> Mesh:
+    """A mesh of a single device of this process."""
+    return make_mesh("", jax.local_devices()[:1])
+
+
+def row_devices(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def spec_of(path: str) -> PartitionSpec:
+    """How a parameter, or what an optimiser keeps of it, is split.
+
+    Args:
+        path: dotted; for example ``context_encoder.blocks.0.mlp_in.kernel``.
+    """
+    return next((spec for pattern, spec in TABLE if re.search(rf"(^|\.){pattern}$", path)), P())
+
+
+def path_name(path: tuple) -> str:
+    """A path of jax's trees as dotted words."""
+    return ".".join(re.findall(r"\w+", jax.tree_util.keystr(path))).removesuffix(".value")
+
+
+def shardings_of(tree: T, mesh: Mesh) -> T:
+    """The sharding of each array of a state, by its path.
+
+    Raises:
+        InputError: an axis of a parameter cannot be split over so many devices.
+    """
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = spec_of(name)
+        if leaf.ndim < len(spec):  # an optimiser may keep less of a parameter than its shape
+            return NamedSharding(mesh, P())
+        for length, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and length % mesh.shape[axis]:
+                raise InputError(
+                    f"--mesh {axis}={mesh.shape[axis]}: {name} of shape {leaf.shape} cannot be split over "
+                    f"{mesh.shape[axis]} devices; choose a divisor of {length}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def used(shardings: T) -> T:
+    """The shardings of parameters where they are computed with: ``fsdp`` is for keeping them only."""
+
+    def whole(sharding: NamedSharding) -> NamedSharding:
+        axes = (None if axis == "fsdp" else axis for axis in sharding.spec)
+        return NamedSharding(sharding.mesh, P(*axes))
+
+    return jax.tree.map(whole, shardings)
+
+
+def placed(tree: T, shardings: T) -> T:
+    """Arrays put where they belong, in memory of their own.
+
+    Each is one that every process has, or is on the devices of the mesh already.
+    """
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding, may_alias=False)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda part: host[part])
+
+    leaves, structure = jax.tree.flatten(tree)
+    targets = structure.flatten_up_to(shardings)
+    shared = {
+        i: leaf
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    }
+    if shared:
+        # One program for all that processes exchange: of several that run at once, each process may take up
+        # another first, and wait for ever.
+        move = jax.jit(_copies, out_shardings=tuple(targets[i] for i in shared))
+        shared = dict(zip(shared, move(tuple(shared.values())), strict=True))
+    found = [
+        shared[i] if i in shared else put(leaf, target)
+        for i, (leaf, target) in enumerate(zip(leaves, targets, strict=True))
+    ]
+    return jax.tree.unflatten(structure, found)
+
+
+def _copies(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(jnp.copy(array) for array in arrays)
+
+
+def placed_shapes(tree: T, shardings: T) -> T:
+    """The shapes of arrays, and where those would be."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of what all devices have."""
+    return NamedSharding(mesh, P())
+
+
+def placed_rows(mesh: Mesh, tree: T, n: int) -> T:
+    """Arrays of n rows on the devices that share them, of which each process has those of its own."""
+    rows = NamedSharding(mesh, ROWS)
+
+    def one(local: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(rows, local, (n, *local.shape[1:]))
+
+    return jax.tree.map(one, tree)
+
+
+def own_rows(mesh: Mesh, n: int) -> np.ndarray:
+    """Those of n rows that this process's devices have, int [p]."""
+    indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((n,))
+    return np.unique(np.concatenate([np.arange(n)[part] for part in indices.values()]))
+
+
+class BatchPlacer:
+    """Puts batches on a mesh, each process its own rows.
+
+    Args:
+        mesh: the devices.
+        batch_size: contexts of a batch.
+        candidates: ``split`` where they belong to the batch's rows, ``whole`` where all contexts have the
+            same ones, whatever the batch.
+
+    Raises:
+        InputError: the batch cannot be split evenly.
+
+    Attributes:
+        rows: those of a batch that this process must load, int [n].
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int, candidates: Literal["split", "whole"]):
+        parts = row_devices(mesh)
+        if batch_size % parts:
+            raise InputError(
+                f"batch batch_size of {batch_size} cannot be split over the {parts} devices of the mesh's "
+                f"data and fsdp axes; choose a multiple of {parts}, or another --mesh"
+            )
+        self._mesh, self._batch_size, self._candidates = mesh, batch_size, candidates
+        self.rows = own_rows(mesh, batch_size)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The global batch, of which ``batch`` has this process's rows."""
+        rows, whole = NamedSharding(self._mesh, ROWS), everywhere(self._mesh)
+        shared = rows if self._candidates == "split" else whole
+
+        def put(sharding: NamedSharding, tree: Any) -> Any:
+            def one(local: np.ndarray) -> jax.Array:
+                n = self._batch_size if sharding is rows else len(local)
+                return jax.make_array_from_process_local_data(sharding, local, (n, *local.shape[1:]))
+
+            return jax.tree.map(one, tree)
+
+        inputs = batch.inputs
+        # A process may have a single row, whose list is its own.
+        in_common = isinstance(inputs, DualInputs) and inputs.candidates.ids.ndim == 2
+        in_common = in_common or len(batch.where) < len(batch.label)
+        if isinstance(inputs, DualInputs):
+            placed_inputs = DualInputs(put(rows, inputs.context), put(shared, inputs.candidates))
+        else:
+            placed_inputs = put(rows, inputs)
+        return Batch(
+            placed_inputs,
+            put(rows, batch.label),
+            put(whole if in_common else rows, batch.where),
+            put(shared, batch.keys),
+        )

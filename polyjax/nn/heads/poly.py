@@ -1,0 +1,179 @@
+"""Poly-encoder: m context vectors, over which each candidate attends (arXiv 1905.01969 §4.4)."""
+
+import dataclasses
+from typing import Literal, assert_never
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from polyjax.errors import InputError
+from polyjax.nn.attention import MultiHeadAttention, attend, masked_softmax
+from polyjax.nn.heads.common import check_heads, check_scale, reduced
+from polyjax.nn.reduce import Reduction, unit
+
+AttentionKind = Literal["basic", "sqrt", "multihead"]
+
+_MASKED = -1e30
+"""Logit of a vector that is not there: its weight is exactly 0, and a row without any stays finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolyConfig:
+    """Poly-encoder: m context vectors, over which each candidate attends (§4.4).
+
+    Attributes:
+        n_codes: m, the number of context vectors.
+        codes: ``learnt`` codes attend over the context's outputs; ``first`` takes its first m outputs.
+        codes_attention: how learnt codes attend: ``basic`` (dot), ``sqrt`` (dot / sqrt(d)), ``multihead``.
+        codes_heads: heads of the codes' multi-head attention.
+        codes_std: standard deviation of the codes' initial values. Small codes attend almost evenly,
+            so that each starts as the mean of the outputs and the model as a bi-encoder.
+        candidate_attention: how a candidate attends over the context vectors; kinds as above.
+        candidate_heads: heads of the candidates' multi-head attention.
+        candidate_sharpness: multiplies the logits of the candidate's attention (basic, sqrt).
+        reduction: candidate's token outputs -> vector.
+        shared_encoder: encode both sides with one transformer instead of two.
+        normalize: scale context vectors and candidate vector to length 1.
+        score_scale: multiplies the score; 1 for raw products, about 20 for unit vectors.
+        over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
+    """
+
+    n_codes: int = 64
+    codes: Literal["learnt", "first"] = "learnt"
+    codes_attention: AttentionKind = "basic"
+    codes_heads: int = 4
+    codes_std: float = 0.05
+    candidate_attention: AttentionKind = "basic"
+    candidate_heads: int = 4
+    candidate_sharpness: float = 1.0
+    reduction: Reduction = "mean"
+    shared_encoder: bool = False
+    normalize: bool = False
+    score_scale: float = 1.0
+    over_padding: bool = False
+
+    @classmethod
+    def paper(cls, n_codes: Literal[16, 64, 360]) -> "PolyConfig":
+        """The paper's head (§4.4) with one of its numbers of codes: raw products, two encoders."""
+        return cls(n_codes=n_codes, codes_std=1.0, reduction="first")
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.n_codes < 1:
+            raise InputError(
+                f"head n_codes must be at least 1, got {self.n_codes}; the paper uses 16, 64 and 360"
+            )
+        for name in ("codes_heads", "candidate_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"head {name} must be at least 1, got {getattr(self, name)}")
+        check_scale("score_scale", self.score_scale)
+        check_scale("candidate_sharpness", self.candidate_sharpness)
+        if self.codes_std < 0:
+            raise InputError(f"head codes_std must be 0 or more, got {self.codes_std}")
+
+
+class PolyHead(nnx.Module):
+    """m context vectors; each candidate attends over them, score = dot with what it attended (§4.4).
+
+    Args:
+        config: see PolyConfig.
+        dim: width d.
+        rngs: source of the codes' initial values.
+    """
+
+    def __init__(self, config: PolyConfig, dim: int, *, rngs: nnx.Rngs):
+        self.config, self.dim = config, dim
+        if config.codes == "learnt":
+            draw = nnx.initializers.normal(config.codes_std)
+            self.codes = nnx.Param(draw(rngs.params(), (config.n_codes, dim), jnp.float32))
+            if config.codes_attention == "multihead":
+                check_heads("codes_heads", config.codes_heads, dim)
+                self.codes_attention = MultiHeadAttention(dim, config.codes_heads, rngs=rngs)
+        if config.candidate_attention == "multihead":
+            check_heads("candidate_heads", config.candidate_heads, dim)
+            self.candidate_attention = MultiHeadAttention(dim, config.candidate_heads, rngs=rngs)
+
+    def context(
+        self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
+    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+        """Token outputs -> context vectors y_1..y_m [b, m, d] and their mask [b, m].
+
+        y_i = sum_j w_j h_j, w = softmax(c_i . h) with learnt codes c_i; h_i itself with ``first``, where
+        a context shorter than m has masked vectors.
+        """
+        config = self.config
+        b, t, d = hidden.shape
+        if config.codes == "first":
+            short = max(config.n_codes - t, 0)
+            vectors = jnp.pad(hidden[:, : config.n_codes], ((0, 0), (0, short), (0, 0)))
+            real = jnp.pad(mask[:, : config.n_codes], ((0, 0), (0, short)))
+            vectors = jnp.where(real[..., None], vectors, jnp.zeros((), vectors.dtype))
+        else:
+            real = jnp.ones((b, config.n_codes), bool)
+            match config.codes_attention:
+                case "basic":
+                    vectors = attend(self.codes[...][None], hidden, mask)
+                case "sqrt":
+                    vectors = attend(self.codes[...][None], hidden, mask, scale=d**-0.5)
+                case "multihead":
+                    vectors = self.codes_attention(self.codes[...][None], hidden, mask)
+                case other:
+                    assert_never(other)
+        vectors = vectors.astype(jnp.float32)
+        return unit(vectors) if config.normalize else vectors, real
+
+    def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
+        """Token outputs -> candidate vectors [n, d]."""
+        vector = reduced(hidden, mask, self.config)
+        return unit(vector) if self.config.normalize else vector
+
+    @property
+    def sharpness(self) -> float:
+        """t of the candidate's attention, softmax(t * products); basic and sqrt only."""
+        root = self.dim**-0.5 if self.config.candidate_attention == "sqrt" else 1.0
+        return self.config.candidate_sharpness * root
+
+    def score(
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
+    ) -> Float[Array, "b c"]:
+        """Context vectors and candidate vectors (one set for all contexts, or one each) -> scores [b, c].
+
+        With basic or sqrt attention the attended vector is never built: the m inner products
+        s_j = y_j . cand are both logits and values, score = sum_j softmax(sharpness * s)_j s_j.
+        """
+        config = self.config
+        match config.candidate_attention:
+            case "basic" | "sqrt":
+                if candidates.shape[0] == 1:
+                    score = _attend_shared(vectors, mask, candidates[0], self.sharpness)
+                else:
+                    products = jnp.einsum("bmd,bcd->bcm", vectors, candidates)
+                    weights = masked_softmax(products * self.sharpness, mask[:, None, :])
+                    score = (weights * products).sum(-1)
+            case "multihead":
+                query = jnp.broadcast_to(candidates, (vectors.shape[0], *candidates.shape[1:]))
+                attended = self.candidate_attention(query, vectors, mask)
+                score = (attended * query).sum(-1)
+            case other:
+                assert_never(other)
+        return config.score_scale * score
+
+
+def _attend_shared(
+    vectors: Float[Array, "b m d"],
+    mask: Bool[Array, "b m"],
+    candidates: Float[Array, "c d"],
+    sharpness: float,
+) -> Float[Array, "b c"]:
+    """sum_j softmax(sharpness * s)_j s_j of candidates that all contexts share.
+
+    All arrays have two axes, and the softmax runs over the last: with the context vectors first, with three
+    axes, or with the mask chosen by `where`, XLA takes 1.2 to 2.5 times as long on a CPU.
+    """
+    b, m, d = vectors.shape
+    products = candidates @ vectors.reshape(b * m, d).T
+    bias = jnp.where(mask, jnp.float32(0), jnp.float32(_MASKED)).reshape(1, b * m)
+    weights = jax.nn.softmax((products * sharpness + bias).reshape(-1, m), axis=-1)
+    return (weights * products.reshape(-1, m)).sum(-1).reshape(-1, b).T

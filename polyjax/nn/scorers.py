@@ -1,0 +1,181 @@
+"""Scorers: an encoder (or two) and a head. Their common result is scores [b, c].
+
+A DualScorer can encode candidates once and keep the vectors; a CrossScorer cannot. That difference is
+the point of the paper, so the types say it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, assert_never
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from polyjax.errors import InputError
+from polyjax.nn.encoders import Encoder, EncoderConfig
+from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, CrossHead, HeadConfig, PolyConfig, PolyHead
+from polyjax.types import DualInputs, PairInputs, Tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that fixes a scorer's parameters and arithmetic."""
+
+    encoder: EncoderConfig
+    head: HeadConfig
+
+
+class DualScorer(nnx.Module):
+    """Bi- or poly-encoder: contexts and candidates are encoded apart.
+
+    Args:
+        encoder: configuration of the transformer(s).
+        head: BiConfig or PolyConfig.
+        rngs: source of the initial values.
+        context_encoder: an encoder of that configuration to hold instead of a new one.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        head: BiConfig | PolyConfig,
+        *,
+        rngs: nnx.Rngs,
+        context_encoder: Encoder | None = None,
+    ):
+        self.context_encoder = context_encoder or Encoder(encoder, rngs=rngs)
+        # A shared encoder is stored once: under two names plain jax.grad would see two parameters.
+        self.candidate_encoder = None if head.shared_encoder else Encoder(encoder, rngs=rngs)
+        if self.candidate_encoder is not None:
+            # Both start alike (§4.2). Copies, because a step gives the memory of each parameter away.
+            nnx.update(self.candidate_encoder, jax.tree.map(jnp.copy, nnx.state(self.context_encoder)))
+        if self.candidate_encoder is not None and isinstance(head, BiConfig) and head.shared_words:
+            self.candidate_encoder.embeddings.tokens = self.context_encoder.embeddings.tokens
+        match head:
+            case BiConfig():
+                self.head = BiHead(head, encoder.dim, rngs=rngs)
+            case PolyConfig():
+                self.head = PolyHead(head, encoder.dim, rngs=rngs)
+            case _:
+                assert_never(head)
+
+    def encode_context(
+        self, context: Tokens, *, key: Array | None = None
+    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+        """Tokens [b, t] -> context vectors [b, m, d] and which of them are real [b, m]."""
+        return self.head.context(self.context_encoder(context, key=key), jnp.asarray(context.mask))
+
+    def encode_candidates(self, candidates: Tokens, *, key: Array | None = None) -> Float[Array, "n d"]:
+        """Tokens [n, t] -> candidate vectors [n, d]: exactly what an index stores."""
+        encoder = self.context_encoder if self.candidate_encoder is None else self.candidate_encoder
+        return self.head.candidate(encoder(candidates, key=key), jnp.asarray(candidates.mask))
+
+    def score(
+        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
+    ) -> Float[Array, "b c"]:
+        """Context vectors against candidate vectors, [1, c, d] for all contexts or [b, c, d] for each."""
+        return self.head.score(vectors, mask, candidates)
+
+    def __call__(
+        self, inputs: DualInputs, *, key: Array | None = None, chunk: int = 0
+    ) -> Float[Array, "b c"]:
+        """Scores [b, c].
+
+        Args:
+            inputs: contexts and candidates.
+            key: draws the dropout while training.
+            chunk: contexts to encode at once, see ``in_chunks``; all where 0.
+        """
+        context_key, candidate_key = (None, None) if key is None else jax.random.split(key)
+        vectors, mask = in_chunks(self.encode_context, inputs.context, context_key, chunk)
+        shape = inputs.candidates.ids.shape
+        shared = len(shape) == 2
+        flat = jax.tree.map(lambda x: x.reshape(-1, shape[-1]), inputs.candidates)
+        rows = chunk if shared else chunk * shape[1]
+        candidates = in_chunks(self.encode_candidates, flat, candidate_key, rows)
+        return self.score(vectors, mask, candidates.reshape(*((1,) if shared else ()), *shape[:-1], -1))
+
+
+class CrossScorer(nnx.Module):
+    """Cross-encoder: each context-candidate pair goes through the transformer.
+
+    Args:
+        encoder: configuration of the transformer; needs two segments to tell the sides apart.
+        head: CrossConfig.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, encoder: EncoderConfig, head: CrossConfig, *, rngs: nnx.Rngs):
+        if encoder.n_segments < 2:
+            raise InputError(f"a cross-encoder needs encoder n_segments of 2, got {encoder.n_segments}")
+        self.encoder = Encoder(encoder, rngs=rngs)
+        self.head = CrossHead(head, encoder.dim, rngs=rngs)
+
+    def score_pairs(self, pairs: Tokens, *, key: Array | None = None) -> Float[Array, " n"]:
+        """Pairs, Tokens [n, t] -> scores [n]."""
+        return self.head(self.encoder(pairs, key=key), jnp.asarray(pairs.mask))
+
+    def __call__(
+        self, inputs: PairInputs, *, key: Array | None = None, chunk: int = 0
+    ) -> Float[Array, "b c"]:
+        """Scores [b, c].
+
+        Args:
+            inputs: pairs.
+            key: draws the dropout while training.
+            chunk: contexts whose pairs to encode at once, see ``in_chunks``; all where 0.
+        """
+        b, c, t = inputs.pairs.ids.shape
+        flat = jax.tree.map(lambda x: x.reshape(b * c, t), inputs.pairs)
+        return in_chunks(self.score_pairs, flat, key, chunk * c).reshape(b, c)
+
+
+Scorer = DualScorer | CrossScorer
+
+
+def make_scorer(encoder: EncoderConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> Scorer:
+    """The scorer that a head's configuration asks for."""
+    match head:
+        case BiConfig() | PolyConfig():
+            return DualScorer(encoder, head, rngs=rngs)
+        case CrossConfig():
+            return CrossScorer(encoder, head, rngs=rngs)
+        case _:
+            assert_never(head)
+
+
+def in_chunks(encode: Callable[..., Any], rows: Any, key: Array | None, chunk: int) -> Any:
+    """What ``encode(rows, key=key)`` gives, computed a chunk of the rows at a time.
+
+    Of a chunk only the result is kept: the backward pass encodes it again. So the activations of one chunk
+    are in memory, whatever the number of rows, and loss and gradients are those of the whole (cached
+    gradients, arXiv 2101.06983), for the price of a second forward pass. Each chunk draws dropout of its own.
+
+    Args:
+        encode: rows and a key -> arrays whose first axis is n.
+        rows: Tokens [n, t], or other arrays whose first axis is n.
+        key: draws the dropout; None for none.
+        chunk: rows; all of them where 0.
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    if not 0 < chunk < n:
+        return encode(rows, key=key)
+    pieces = math.ceil(n / chunk)
+
+    def split(x: Array) -> Array:
+        # Chunks are not full where there are too few rows: copies of the first, whose results are dropped.
+        x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (pieces * chunk - n, *x.shape[1:]))])
+        # Every pieces-th row makes a chunk: devices among which the rows are split have a part in each.
+        return x.reshape(chunk, pieces, *x.shape[1:]).swapaxes(0, 1)
+
+    keys = None if key is None else jax.random.split(key, pieces)
+
+    @jax.checkpoint
+    def one(part: tuple[Any, Array | None]) -> Any:
+        return encode(part[0], key=part[1])
+
+    chunks = jax.lax.map(one, (jax.tree.map(lambda x: split(jnp.asarray(x)), rows), keys))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:n], chunks)

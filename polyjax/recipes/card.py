@@ -1,0 +1,85 @@
+"""The model card of a run: what report.md says beside its figures, for whoever is handed the model."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.tasks.convai2 import ConvAI2Config
+from polyjax.data.tasks.jsonl import OwnDataConfig
+from polyjax.data.tasks.registry import TaskConfig, name_of
+from polyjax.interop.pretrained import is_pretraining_run
+from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.heads import CrossConfig, PolyConfig
+from polyjax.recipes.settings import SCRATCH, RunConfig
+
+
+def data_licence(task: TaskConfig) -> str:
+    """Under what a task's texts are published."""
+    match task:
+        case ChitchatConfig():
+            return "MIT (BYU Chit-Chat Challenge, package chitchat-dataset)"
+        case ConvAI2Config():
+            return "CC BY 4.0, as ParlAI states it"
+        case OwnDataConfig():
+            return "its owner's"
+        case _:
+            return "see where it was published"
+
+
+def weights_licence(config: RunConfig, source: Path | None) -> str:
+    """What the first weights were, and under what they are published."""
+    if config.init is not None:
+        return f"the model of {config.init}; see its report"
+    if config.encoder.name in SCRATCH:
+        return "random values"
+    if config.encoder.name == "minilm":
+        return "all-MiniLM-L6-v2, Apache 2.0"
+    if source is not None and is_pretraining_run(source):
+        return f"the pre-training run {source}; its report names its corpora"
+    return f"{source}; see where it comes from"
+
+
+def model_card(
+    config: RunConfig, shape: EncoderConfig, source: Path | None, *, rows: Sequence[int]
+) -> dict[str, list[str]]:
+    """Sections of the report, by title: lines of facts.
+
+    Args:
+        config: of the run.
+        shape: of the encoder.
+        source: folder of the first weights.
+        rows: in training, validation and test.
+    """
+    head, text, optim = config.head, config.text, config.optim
+    codes = f" with {head.n_codes} codes" if isinstance(head, PolyConfig) else ""
+    candidates = "read with each context" if isinstance(head, CrossConfig) else "encoded once"
+    command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
+    return {
+        "Model": [
+            f"{config.arch}-encoder{codes}; candidates are {candidates}",
+            f"transformer: {shape.n_layers} layers x {shape.dim}, {shape.dtype}; began with "
+            f"{weights_licence(config, source)}",
+            f"reads the last {text.max_turns} turns, {text.context_tokens} tokens of a context (the oldest "
+            f"are cut) and {text.candidate_tokens} of a candidate",
+        ],
+        "Data": [
+            f"{name_of(config.task)}: {' / '.join(f'{n:,}' for n in rows)} rows in train / valid / test",
+            f"licence of the data: {data_licence(config.task)}",
+        ],
+        "Recipe": [
+            f"command: `{command}`",
+            f"{config.recipe or config.preset} settings: {optim.optimizer}, learning rate "
+            f"{optim.learning_rate:g}, decay {optim.decay}, batches of {config.batch.batch_size} contexts, "
+            f"seed {config.train.seed}; all of them: config.json",
+        ],
+        "Use": [
+            "meant for: ordering given candidates for a context, on texts like those that it learnt from",
+            "not meant for: judging whether a text is true, safe or polite: it takes the best of what it is "
+            "given; scores are no probabilities, and compare candidates of one context only",
+            "known limits: the figures are for as many candidates as the table's head says, in the language "
+            "of the data, and more are a harder question; intervals are of the draw of test rows, not of the "
+            "seed",
+        ],
+    }

@@ -1,0 +1,182 @@
+"""What a run would do, without doing it: ``--dry-run``."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from polyjax.data.candidates import read_candidates
+from polyjax.data.tasks.chitchat import Split
+from polyjax.data.tasks.convai2 import ConvAI2Config
+from polyjax.data.tasks.dstc7 import SAMPLED_CANDIDATES, DSTC7Config
+from polyjax.data.tasks.registry import name_of, read, read_to_rank
+from polyjax.errors import InputError
+from polyjax.evaluation.rankings import check_candidates
+from polyjax.mesh.placement import mesh_shape
+from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.scorers import ModelConfig
+from polyjax.recipes.paper import RECIPES, TRAINING_ROWS
+from polyjax.recipes.settings import SCRATCH, RunConfig
+from polyjax.runtime.progress import console
+from polyjax.train.loop import updates_of
+from polyjax.train.memory import Memory, MemoryEstimate, device_memory, step_memory
+from polyjax.train.ranking import Ranking
+
+GIB = 2**30
+RANKED: tuple[Split, ...] = ("valid", "test")
+
+
+def training_rows(config: RunConfig) -> tuple[int, str]:
+    """The number of training rows, and where it is known from."""
+    try:
+        return len(read(config.task, "train").examples), "read"
+    except InputError as error:
+        if not config.recipe or "is missing" not in str(error):
+            raise
+        missing = str(error).split(";")[0]
+        return TRAINING_ROWS[RECIPES[config.recipe][0]], f"the official file's count; {missing}"
+
+
+def rows_to_rank(config: RunConfig) -> str:
+    """The numbers of rows to validate and to test on; a mistake in them is to come to light before a run."""
+    counts = []
+    for split in RANKED:
+        try:
+            rows = read_to_rank(config.task, split, config.rank)
+        except InputError as error:
+            if not config.recipe or "is missing" not in str(error):
+                raise
+            return str(error).split(";")[0]
+        check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {split}")
+        counts.append(f"{len(rows.examples):,} {split}")
+    return ", ".join(counts)
+
+
+def listed_candidates(config: RunConfig) -> int:
+    """Candidates of a context in a training batch."""
+    source = config.batch.source("pairs" if config.arch == "cross" else "dual")
+    match source:
+        case "batch":
+            return config.batch.batch_size
+        case "sampled":
+            return config.batch.n_negatives + 1
+        case "inline" if isinstance(config.task, DSTC7Config):
+            return SAMPLED_CANDIDATES if config.task.training == "sampled" else 100
+        case "inline" if isinstance(config.task, ConvAI2Config):
+            return 20
+        case "fixed" if config.batch.fixed_file is not None:
+            return len(read_candidates(config.batch.fixed_file))
+        case _:
+            listed = max(len(example.candidates) for example in read(config.task, "train").examples)
+            if listed < 2:
+                raise InputError("--batch.candidates inline: the training rows list none but their label")
+            return listed
+
+
+def starts_from(config: RunConfig) -> str:
+    """The parameters that training starts with."""
+    if config.init is not None:
+        return f"the model of {config.init}"
+    if config.encoder.name in SCRATCH:
+        note = "; the paper's figures need its pre-trained transformer: --init" if config.recipe else ""
+        return f"random values{note}"
+    return config.encoder.name
+
+
+def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
+    """Print what the run would do."""
+    n_rows, known = training_rows(config)
+    steps, validate_every = updates_of(config.train, config.batch.batch_size, n_rows)
+    source = config.batch.source("pairs" if config.arch == "cross" else "dual")
+    memory = memory_estimate(config, shape, mesh)
+    optim, train = config.optim, config.train
+    warmup = f"{optim.warmup_steps} updates" if optim.warmup_steps else f"{optim.warmup:.0%} of the updates"
+    decay = (
+        f"x {optim.plateau_factor} when the validation loss does not fall"
+        if optim.decay == "plateau"
+        else optim.decay
+    )
+    limit = f", at most {train.time_limit:,.0f} s" if train.time_limit else ""
+    lines = [
+        f"{config.recipe or config.preset}: {config.arch}-encoder on {name_of(config.task)}",
+        f"model: {shape.n_layers} layers x {shape.dim}, {memory.n_parameters / 1e6:.1f} M parameters, "
+        f"{shape.dtype}; starts from {starts_from(config)}",
+        f"head: {config.head}",
+        f"texts: {config.text.max_turns} turns, context {config.text.context_tokens} and candidate "
+        f"{config.text.candidate_tokens} tokens",
+        f"training rows: {n_rows:,} ({known}); rows to rank: {rows_to_rank(config)}",
+        f"updates: {steps:,} of {config.batch.batch_size} contexts, candidates: {source}; validation "
+        f"every {validate_every:,} on at most {train.validate_examples:,} rows; best by "
+        f"{train.best_by}{limit}",
+        f"optimiser: {optim.optimizer}, rate {optim.learning_rate:g}, clip {optim.clip:g}, warm-up {warmup}, "
+        f"decay {decay}; dropout {shape.dropout:g}, attention {shape.attention_dropout:g}",
+        f"mesh: {mesh_shape(mesh)}",
+        *memory_lines(memory, config),
+        f"run directory: {config.folder}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def memory_estimate(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> MemoryEstimate:
+    """What a step will take; some seconds of compiling."""
+    with console.status("asking the compiler for the memory of a step"):
+        return MemoryEstimate(
+            ModelConfig(encoder=shape, head=config.head),
+            config.text,
+            config.optim,
+            config.train,
+            source=config.batch.source("pairs" if config.arch == "cross" else "dual"),
+            listed=listed_candidates(config),
+            mesh=mesh,
+        )
+
+
+def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
+    """The memory of a step on each device, whether it fits, and what to do where it does not."""
+    at_once = config.batch.chunk or config.batch.batch_size
+    batch_size = config.batch.batch_size
+    needed = memory.of(at_once, batch_size)
+    limit, _ = device_memory()
+    lines = [memory_line(f"{at_once} contexts at once", needed)]
+    if needed.total > limit:
+        lines.append(f"it does not fit; {_way_out(memory, limit, batch_size)}")
+    return lines
+
+
+def step_lines(objective: Ranking, config: RunConfig, shape: EncoderConfig) -> list[str]:
+    """The memory of the step that is about to be trained, and what to do where it does not fit."""
+    with console.status("compiling a step, for its memory"):
+        needed = step_memory(objective, config.optim, config.train)
+    lines = [memory_line(f"{config.batch.chunk or config.batch.batch_size} contexts at once", needed)]
+    limit, _ = device_memory()
+    if needed.total > limit:
+        memory = memory_estimate(config, shape, objective.mesh)
+        lines.append(f"it does not fit; {_way_out(memory, limit, config.batch.batch_size)}")
+    return lines
+
+
+def memory_line(what: str, needed: Memory) -> str:
+    """What a step takes of a device's memory."""
+    limit, whose = device_memory()
+    parts = ", ".join(f"{name} {size / GIB:.2g}" for name, size in dataclasses.asdict(needed).items())
+    return (
+        f"memory of a step, {what}: {needed.total / GIB:.2g} GiB ({parts}), by {jax.default_backend()}'s "
+        f"compiler for the longest texts; {whose} has {limit / GIB:.1f} GiB"
+    )
+
+
+def _way_out(memory: MemoryEstimate, limit: int, batch_size: int) -> str:
+    if memory.held > limit:
+        return (
+            f"parameters, gradients and optimiser alone take {memory.held / GIB:.1f} GiB: --mesh fsdp=N "
+            "splits them over N devices, --train.trainable K trains the top K layers only"
+        )
+    chunk = memory.chunk_that_fits(limit, batch_size)
+    if chunk is None:
+        return (
+            "not even one context at a time on each device: keep less of it (--encoder.remat), shorten "
+            "text.context-tokens, or use a smaller encoder"
+        )
+    fits = memory.of(chunk, batch_size).total / GIB
+    return f"with --batch.chunk {chunk} it does ({fits:.1f} GiB), with the same negatives and gradients"

@@ -1,0 +1,85 @@
+"""What a pre-training run leaves for a reader: report.md, results.json, one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from polyjax.evaluation.report import hardware
+from polyjax.runs.checkpoints import write_json
+from polyjax.runs.log import MetricsLog
+from polyjax.runtime.files import write_text
+
+_NAMES = {
+    "masked_loss": "hidden tokens, cross-entropy (nats)",
+    "masked_accuracy": "hidden tokens guessed",
+    "next_loss": "next utterance, cross-entropy (nats)",
+    "next_accuracy": "pairs told apart",
+}
+
+
+def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
+    """Write report.md, results.json and figures/learning.png from a run's log.
+
+    Args:
+        run_dir: of the run, with at least one validation.
+        notes: lines about corpus, training and time.
+    """
+    rows = MetricsLog.read(run_dir)
+    valid = [row for row in rows if row["kind"] == "valid"]
+    trained = [row for row in rows if row["kind"] == "train"]
+    best = min(valid, key=lambda row: row["loss"])
+    speed = trained[len(trained) // 2]
+    lines = [
+        f"# Pre-training, {max(row['step'] for row in (*trained, *valid))} updates",
+        "",
+        f"| on held-out pairs, after update {best['step']}, the best | |",
+        "| --- | ---: |",
+        *(f"| {title} | {best[name]:.3f} |" for name, title in _NAMES.items()),
+        "",
+        *(f"* {note}" for note in notes),
+        f"* speed halfway: {speed['tokens_per_second']:,.0f} tokens a second, {speed['padding']:.1%} padding",
+        f"* {hardware()}",
+        "",
+        "![Losses, shares guessed right, speed](figures/learning.png)",
+    ]
+    (run_dir / "figures").mkdir(exist_ok=True)
+    _plot(trained, valid, run_dir / "figures" / "learning.png")
+    write_text(run_dir / "report.md", "\n".join(lines) + "\n")
+    figures = {name: best[name] for name in ("step", "loss", *_NAMES)}
+    figures["tokens_per_second"] = speed["tokens_per_second"]
+    write_json(run_dir / "results.json", figures)
+
+
+def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    for axis, kind, label in ((axes[0], "loss", "cross-entropy (nats)"), (axes[1], "accuracy", "right")):
+        for name, title, colour in (
+            ("masked", "hidden tokens", "#1f5fa8"),
+            ("next", "next utterance", "#d9822b"),
+        ):
+            key = f"{name}_{kind}"
+            axis.plot([r["step"] for r in trained], [r[key] for r in trained], color=colour, alpha=0.35)
+            axis.plot(
+                [r["step"] for r in valid],
+                [r[key] for r in valid],
+                "o-",
+                color=colour,
+                label=f"{title}, held out",
+            )
+        axis.set_xlabel("updates")
+        axis.locator_params(axis="x", integer=True)
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    axes[1].set_ylim(0, 1)
+    axes[2].plot([r["step"] for r in trained], [r["tokens_per_second"] for r in trained], color="#1f5fa8")
+    axes[2].set(xlabel="updates", ylabel="tokens a second", ylim=(0, None))
+    axes[2].locator_params(axis="x", integer=True)
+    axes[2].spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

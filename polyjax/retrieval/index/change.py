@@ -1,0 +1,272 @@
+"""Changes of an index on disk: each is written aside and committed by renaming the manifest.
+
+The format, and what it promises, is ``polyjax.retrieval.index.store``'s. Additions are ``build``'s.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from polyjax.config import to_json
+from polyjax.errors import InputError
+from polyjax.retrieval.index.rows import (
+    ROWS_AT_ONCE,
+    STORED,
+    IndexDtype,
+    as_dtype,
+    norms_of,
+    pack_texts,
+)
+from polyjax.retrieval.index.store import (
+    BUILDING,
+    ENDS,
+    IDS,
+    LOCK,
+    MANIFEST,
+    NORMS,
+    ROUNDED,
+    SCALES,
+    TEXTS,
+    VECTORS,
+    Manifest,
+    SegmentInfo,
+    open_index,
+    read_manifest,
+)
+from polyjax.runtime.files import PARTIAL, exclusive_lock, save_array, write_bytes, write_text
+
+SEGMENT = re.compile(rf"\d{{6}}({PARTIAL})?")
+REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})?")
+"""Names of what a writer may clear away."""
+LITTER = re.compile(r"\.DS_Store|\.nfs.*")
+"""What macOS and NFS leave anywhere."""
+PLAN, DONE, ROW_SCALES = "plan.json", "done.json", "scales.partial"
+"""Files of an unfinished building, which say what it is and how far it is."""
+OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW_SCALES}
+
+
+@contextlib.contextmanager
+def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
+    """Hold an index folder for writing; gives its manifest, None where there is none (or none to keep).
+
+    Args:
+        folder: of the index.
+        new: make the folder where there is none; otherwise the index must be there.
+
+    Raises:
+        InputError: another process writes there, the folder is something else, or it cannot be written.
+    """
+    try:
+        check_replaceable(folder)
+        if not new:
+            read_manifest(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = exclusive_lock(folder / LOCK, f"{folder}: another process writes the index; wait for it")
+        with lock:
+            try:
+                manifest = read_manifest(folder)
+            except InputError:  # what is there is kept until something else is committed
+                manifest = None
+            yield manifest
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}") from None
+
+
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Make a manifest the index's own, and clear away what it does not name."""
+    write_text(folder / MANIFEST, json.dumps(to_json(manifest), indent=2) + "\n")
+    with contextlib.suppress(OSError):  # the change is made; what is left the next writer clears away
+        clear(folder, manifest)
+
+
+def clear(folder: Path, manifest: Manifest | None) -> None:
+    """Remove segments and files that a manifest does not name; an unfinished building stays."""
+    named: set[str] = set()
+    if manifest is not None:
+        named = {MANIFEST, manifest.removed, *(info.name for info in manifest.segments)}
+    for entry in folder.iterdir():
+        if entry.name in named or not REPLACEABLE.fullmatch(entry.name):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
+    """Take candidates out of an index; the number that were in it.
+
+    Raises:
+        InputError: an id was never given, or the index is missing, broken or held by another process.
+    """
+    with writing(folder):
+        index = open_index(folder)
+        manifest = index.manifest
+        assert manifest is not None
+        for number in ids:
+            if not isinstance(number, int | np.integer) or not 0 <= number < manifest.next_id:
+                raise InputError(
+                    f"{folder}: no candidate has the id {number!r}; ids go from 0 to {manifest.next_id - 1}"
+                )
+        wanted = np.unique(np.asarray(ids, np.int64))
+        known = np.concatenate([segment.ids for segment in index.segments])
+        fresh = np.intersect1d(np.setdiff1d(wanted, index.removed), known)
+        if len(fresh):
+            write_removed(folder, manifest, np.union1d(index.removed, fresh))
+        return len(fresh)
+
+
+def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None:
+    """Commit another set of removed ids."""
+    number = 1 + int(manifest.removed.removeprefix("removed-").removesuffix(".npy") or -1)
+    name = f"removed-{number}.npy"
+    save_array(folder / name, removed.astype(np.int64))
+    commit(folder, dataclasses.replace(manifest, removed=name, n_removed=len(removed), source=""))
+
+
+def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
+    """Put an index into one segment without the removed candidates; the number that were dropped.
+
+    Raises:
+        InputError: nothing would be left, or the index is missing, broken or held by another process.
+    """
+    with writing(folder):
+        index = open_index(folder)
+        manifest = index.manifest
+        assert manifest is not None
+        if not len(index):
+            raise InputError(f"{folder}: every candidate was removed; add some before compacting")
+        if len(index.segments) == 1 and not len(index.removed):
+            return 0
+        clear(folder, manifest)
+        name = next_segment(folder)
+        aside = folder / (name + PARTIAL)
+        aside.mkdir()
+        kept = [(segment, np.flatnonzero(index.live(segment))) for segment in index.segments]
+        parts = [
+            (segment, places[i : i + rows_at_once])
+            for segment, places in kept
+            for i in range(0, len(places), rows_at_once)
+        ]
+        vectors = new_vectors(aside, len(index), manifest.dim, manifest.dtype)
+        done = 0
+        for segment, places in parts:
+            stored = segment.vectors.view(np.uint16) if manifest.dtype == "bfloat16" else segment.vectors
+            vectors[done : done + len(places)] = stored[places]
+            done += len(places)
+        vectors.flush()
+        if manifest.dtype == "int8":
+            scales = [s.scales[p] for s, p in kept if s.scales is not None]
+            save_array(aside / SCALES, np.concatenate(scales))
+        finish_segment(
+            aside,
+            [segment.texts[int(i)] for segment, places in kept for i in places],
+            np.concatenate([segment.ids[places] for segment, places in kept]),
+            manifest.dtype,
+        )
+        os.replace(aside, folder / name)
+        info = SegmentInfo(name=name, count=len(index))
+        commit(folder, dataclasses.replace(manifest, segments=(info,), removed="", n_removed=0))
+        return len(index.removed)
+
+
+def next_segment(folder: Path) -> str:
+    """The name of a segment that is not there yet, named by the manifest or not."""
+    names = [int(path.name[:6]) for path in folder.iterdir() if SEGMENT.fullmatch(path.name)]
+    return f"{max(names, default=-1) + 1:06d}"
+
+
+def new_vectors(folder: Path, n: int, dim: int, dtype: IndexDtype) -> np.memmap:
+    """A segment's vector file, to be filled."""
+    return new_array(folder / VECTORS, (n, dim), STORED[dtype])
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """A file of an array, to be filled.
+
+    Raises:
+        OSError: there is no room for it; a memory-mapped file that lacks it ends the process when it is
+            written to.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: IndexDtype) -> None:
+    """Write the rest of a segment whose vectors (and scales) are written."""
+    data, ends = pack_texts(texts)
+    write_bytes(folder / TEXTS, data)
+    save_array(folder / ENDS, ends)
+    save_array(folder / IDS, np.asarray(ids, np.int64))
+    scales = np.load(folder / SCALES, allow_pickle=False) if dtype == "int8" else None
+    vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+    save_array(folder / NORMS, norms_of(as_dtype(vectors, dtype), scales))
+    if dtype == "float32":
+        rounded = new_array(folder / ROUNDED, vectors.shape, np.uint16)
+        for start in range(0, len(vectors), ROWS_AT_ONCE):
+            part = vectors[start : start + ROWS_AT_ONCE]
+            rounded[start : start + ROWS_AT_ONCE] = part.astype(ml_dtypes.bfloat16).view(np.uint16)
+        rounded.flush()
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise InputError unless the folder is missing, empty, or an index.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    if not folder.exists():
+        return
+    what = f"{folder} is not an index; choose another place for it"
+    if not folder.is_dir():
+        raise InputError(what)
+    try:
+        read_manifest(folder)
+        is_index = True
+    except InputError:
+        is_index = False
+    for entry in folder.iterdir():
+        if is_index and entry.name != BUILDING and not REPLACEABLE.fullmatch(entry.name):
+            continue  # whatever lies beside an index's files is left alone
+        try:
+            foreign = _foreign(entry)
+        except FileNotFoundError:  # another process has just renamed or removed it
+            continue
+        if foreign:
+            raise InputError(f"{what} ({foreign} is none of an index's files)")
+
+
+def _foreign(entry: Path) -> str:
+    """What of an entry of a folder no index has; "" if there is nothing of that kind."""
+    name = entry.name
+    if name == LOCK or re.fullmatch(rf"removed-\d+\.npy({PARTIAL})?", name):
+        return ""
+    if name in (MANIFEST, MANIFEST + PARTIAL):
+        return "" if _may_be_manifest(entry) else name
+    if name == BUILDING or SEGMENT.fullmatch(name):
+        if not entry.is_dir():
+            return name if entry.exists() else ""  # renamed meanwhile
+        inside = (path.name for path in entry.iterdir() if not LITTER.fullmatch(path.name))
+        others = (f for f in inside if not {f, f.removesuffix(PARTIAL)} & OF_SEGMENT)
+        return next((f"{name}/{other}" for other in others), "")
+    return name
+
+
+def _may_be_manifest(path: Path) -> bool:
+    """Whether it is an index's manifest, of whatever version, or too broken to be anybody's."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return isinstance(data, dict) and {"segments", "next_id"} <= set(data)

@@ -1,0 +1,338 @@
+"""A candidate index on disk: texts and vectors, encoded once, added to and removed from without a rebuild.
+
+    manifest.json     what the index holds and was made with; its renaming commits every change
+    SEGMENT/          one for each building or addition:
+      texts.bin       the texts, UTF-8, one after the other
+      ends.npy        where each text ends, uint64 [n]
+      ids.npy         their numbers, which never change and are never given again, int64 [n]
+      vectors.npy     float32 [n, d], bfloat16 as uint16 [n, d], or int8 [n, d]
+      rounded.npy     of float32 rows, bfloat16 as uint16 [n, d]: half as much to read where that will do
+      scales.npy      of int8 rows, float32 [n]
+      norms.npy       of the rows, and of what rounding them to bfloat16 takes away, float32 [n, 2]
+    removed-N.npy     sorted ids that are searched no more, int64
+    building/         an unfinished building or addition, which the same call goes on with
+    .lock             held by whoever writes
+
+Files are memory-mapped. A change writes new files, then renames the manifest: a kill at any moment leaves the
+index before the change or after it, and what no manifest names is cleared away by the next writer.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from polyjax.config import from_json
+from polyjax.errors import InputError
+from polyjax.retrieval.index.rows import (
+    STORED,
+    IndexDtype,
+    Texts,
+    as_dtype,
+    filled,
+    norms_of,
+    quantise,
+)
+
+MANIFEST, LOCK, BUILDING = "manifest.json", ".lock", "building"
+TEXTS, ENDS, IDS = "texts.bin", "ends.npy", "ids.npy"
+VECTORS, ROUNDED, SCALES, NORMS = "vectors.npy", "rounded.npy", "scales.npy", "norms.npy"
+VERSION = 5
+_OF_DTYPE: dict[IndexDtype, tuple[str, ...]] = {"float32": (ROUNDED,), "bfloat16": (), "int8": (SCALES,)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentInfo:
+    """A segment's folder and the number of its candidates."""
+
+    name: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """All that a candidate's vector depends on; hashes but for the arithmetic.
+
+    Attributes:
+        weights: of the parameters as they are used, so they differ with the arithmetic too.
+        architecture: of the encoder's and the head's settings.
+        tokenizer: of its files.
+        lengths: of the settings by which texts become tokens.
+        arithmetic: the encoder's dtype.
+    """
+
+    weights: str
+    architecture: str
+    tokenizer: str
+    lengths: str
+    arithmetic: str
+
+    def mismatch(self, other: "Fingerprint") -> str:
+        """How an index with this fingerprint and a model with another one differ, in words; "" if not."""
+        if self.arithmetic != other.arithmetic:
+            return (
+                f"the index was computed in {self.arithmetic}, and the model computes in {other.arithmetic}; "
+                "choose the index's dtype for the arithmetic, or build it again"
+            )
+        parts = [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+        if not parts:
+            return ""
+        return f"the index was made with another model (other {', '.join(parts)}); build it again"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an index holds and was made with.
+
+    Attributes:
+        version: of the format.
+        model: what made the vectors.
+        source: fingerprint of the candidates that it was built from; "" once some were added or removed.
+        dtype: of the stored vectors.
+        dim: their width d.
+        next_id: number of the next candidate.
+        segments: in the order of their candidates' numbers.
+        removed: file of the removed ids, "" where there is none.
+        n_removed: how many there are.
+    """
+
+    version: int = VERSION
+    model: Fingerprint
+    source: str
+    dtype: IndexDtype
+    dim: int
+    next_id: int
+    segments: tuple[SegmentInfo, ...]
+    removed: str = ""
+    n_removed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Some of an index's candidates.
+
+    Attributes:
+        texts: n of them.
+        ids: their numbers, int64 [n], increasing.
+        vectors: float32, bfloat16 or int8 [n, d].
+        norms: of the rows and of their rounding, float32 [n, 2]; see ``norms_of``.
+        scales: of int8 rows, float32 [n].
+        rounded: float32 rows in bfloat16 [n, d].
+    """
+
+    texts: Sequence[str]
+    ids: np.ndarray
+    vectors: np.ndarray
+    norms: np.ndarray
+    scales: np.ndarray | None = None
+    rounded: np.ndarray | None = None
+
+    @property
+    def coarse(self) -> np.ndarray:
+        """The rows with bfloat16's precision or less [n, d]."""
+        return self.vectors if self.rounded is None else self.rounded
+
+
+class CandidateIndex:
+    """Candidates with their vectors, in memory or memory-mapped.
+
+    Args:
+        segments: its parts.
+        dtype: of the vectors.
+        removed: sorted ids that are not searched.
+        manifest: of an index on disk.
+
+    Attributes:
+        rows: candidates with the removed ones; a candidate's row is its place in all segments.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        dtype: IndexDtype,
+        *,
+        removed: np.ndarray | None = None,
+        manifest: Manifest | None = None,
+    ):
+        self.segments, self.dtype, self.manifest = tuple(segments), dtype, manifest
+        self.removed = np.empty(0, np.int64) if removed is None else removed
+        self._starts = np.cumsum([0, *(len(s.ids) for s in segments)])
+        self.rows = int(self._starts[-1])
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of the rows: an index of other rows, or of these in another order, has another.
+
+        Removing candidates changes no row; adding and compacting do.
+        """
+        digest = hashlib.sha256()
+        if self.manifest is not None:
+            digest.update(repr((self.manifest.model, self.manifest.dtype)).encode())
+        for segment in self.segments:
+            parts = [segment.vectors.view(np.uint8)]
+            if self.manifest is not None and isinstance(segment.texts, Texts):
+                # They and the model make the vectors, which are much more to read.
+                parts = [*segment.texts.packed]
+            elif segment.scales is not None:
+                parts.append(segment.scales)
+            for part in parts:
+                digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Candidates that can be found."""
+        return self.rows - len(self.removed)
+
+    def text(self, row: int) -> str:
+        """The text of a row."""
+        segment, place = self._place(row)
+        return segment.texts[place]
+
+    def id(self, row: int) -> int:
+        """The number of a row's candidate."""
+        segment, place = self._place(row)
+        return int(segment.ids[place])
+
+    def _place(self, row: int) -> tuple[Segment, int]:
+        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.segments[which], int(row - self._starts[which])
+
+    def stored(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The stored vectors [n, d] of increasing rows, copied, and the scales [n] of int8 ones."""
+        if not len(rows):
+            first = self.segments[0]
+            return first.vectors[:0], None if first.scales is None else first.scales[:0]
+        bounds = np.searchsorted(rows, self._starts)
+        parts = [
+            (segment, rows[a:b] - start)
+            for segment, start, a, b in zip(self.segments, self._starts, bounds, bounds[1:], strict=False)
+            if a < b
+        ]
+        scales = [s.scales[places] for s, places in parts if s.scales is not None]
+        return np.concatenate([s.vectors[places] for s, places in parts]), (
+            np.concatenate(scales) if scales else None
+        )
+
+    def live(self, segment: Segment) -> np.ndarray:
+        """Which of a segment's candidates are not removed, bool [n]."""
+        return ~np.isin(segment.ids, self.removed, assume_unique=True)
+
+    def live_rows(self) -> np.ndarray:
+        """Which rows are not removed, bool [rows]."""
+        return np.concatenate([self.live(segment) for segment in self.segments])
+
+    def longest(self) -> tuple[float, float]:
+        """The norm of the longest vector, and the most that rounding one to bfloat16 takes away."""
+        norm, lost = np.max([segment.norms.max(0) for segment in self.segments], axis=0)
+        return float(norm), float(lost)
+
+    def items(self) -> Iterator[tuple[int, str]]:
+        """Ids and texts of all that can be found."""
+        for segment in self.segments:
+            for place in np.flatnonzero(self.live(segment)):
+                yield int(segment.ids[place]), segment.texts[int(place)]
+
+
+def in_memory(texts: Sequence[str], vectors: np.ndarray, dtype: IndexDtype = "float32") -> CandidateIndex:
+    """An index of texts and their float32 vectors [n, d] that is not kept."""
+    stored, scales = quantise(np.asarray(vectors, np.float32), dtype)
+    rows = as_dtype(filled(stored, len(stored)), dtype)
+    ids = np.arange(len(texts))
+    rounded = filled(stored.astype(ml_dtypes.bfloat16), len(stored)) if dtype == "float32" else None
+    return CandidateIndex([Segment(texts, ids, rows, norms_of(rows, scales), scales, rounded)], dtype)
+
+
+def open_index(
+    folder: Path, *, model: Fingerprint | None = None, source: str | None = None
+) -> CandidateIndex:
+    """The index of a folder, memory-mapped.
+
+    Args:
+        folder: of the index.
+        model: what it must have been made with; anything where None.
+        source: fingerprint of the candidates that it must hold; any where None.
+
+    Raises:
+        InputError: there is none, it is broken, or it was made with something else; the message says what.
+    """
+    manifest = read_manifest(folder)
+    while True:
+        if model is not None and (mismatch := manifest.model.mismatch(model)):
+            raise InputError(f"{folder}: {mismatch}")
+        if source is not None and manifest.source != source:
+            raise InputError(f"{folder}: the index holds other candidates; build it again")
+        try:
+            segments = [_open_segment(folder / info.name, info, manifest) for info in manifest.segments]
+            removed = np.load(folder / manifest.removed, allow_pickle=False) if manifest.removed else None
+            break
+        except (OSError, ValueError, EOFError) as error:
+            # A change that was committed meanwhile has cleared away what the manifest of before named.
+            before, manifest = manifest, read_manifest(folder)
+            if manifest == before:
+                raise InputError(f"{folder}: the index is broken ({error}); build it again") from None
+    return CandidateIndex(segments, manifest.dtype, removed=removed, manifest=manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What an index holds.
+
+    Raises:
+        InputError: there is none, or it is broken or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        unfinished = " (an unfinished building is there)" if (folder / BUILDING).is_dir() else ""
+        raise InputError(f"{folder}: there is no index yet{unfinished}; build one") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the index is broken ({error}); build it again") from None
+    if isinstance(data, dict) and data.get("version") != VERSION:
+        raise InputError(
+            f"{path}: the index has version {data.get('version')}, expected {VERSION}; build it again"
+        )
+    manifest = from_json(Manifest, data, source=str(path))
+    if not manifest.segments:
+        raise InputError(f"{path}: the index is broken (it has no segments); build it again")
+    return manifest
+
+
+def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segment:
+    arrays = {
+        name: np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        for name in (ENDS, IDS, VECTORS, NORMS, *_OF_DTYPE[manifest.dtype])
+    }
+    n, d = info.count, manifest.dim
+    expected: dict[str, tuple[tuple[int, ...], type]] = {
+        ENDS: ((n,), np.uint64),
+        IDS: ((n,), np.int64),
+        VECTORS: ((n, d), STORED[manifest.dtype]),
+        ROUNDED: ((n, d), np.uint16),
+        NORMS: ((n, 2), np.float32),
+        SCALES: ((n,), np.float32),
+    }
+    for name, array in arrays.items():
+        shape, dtype = expected[name]
+        if (array.shape, array.dtype) != (shape, dtype):
+            raise ValueError(
+                f"{folder / name} is {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of "
+                f"shape {shape}"
+            )
+    stored = arrays[VECTORS]
+    n_bytes = int(arrays[ENDS][-1])
+    if (folder / TEXTS).stat().st_size != n_bytes:
+        raise ValueError(f"{folder / TEXTS} has not its {n_bytes} bytes")
+    data = np.memmap(folder / TEXTS, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
+    texts = Texts(data, arrays[ENDS])
+    rows = as_dtype(stored, manifest.dtype)
+    rounded = None if ROUNDED not in arrays else arrays[ROUNDED].view(ml_dtypes.bfloat16)
+    return Segment(texts, arrays[IDS], rows, arrays[NORMS], arrays.get(SCALES), rounded)

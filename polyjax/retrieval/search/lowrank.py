@@ -1,0 +1,247 @@
+"""A context's vectors in few dimensions: E [m, d] is nearly W [m, r] B [r, d].
+
+The m context vectors are weighted means of the same token outputs, so that most of them is in a space of few
+dimensions. B is chosen by singular vectors, rounded to bfloat16 numbers and then fitted again, so that its
+rounding costs nothing; what is left over is measured, not assumed, and enters the bound of
+``polyjax.retrieval.search.bounds``.
+"""
+
+import dataclasses
+import math
+
+import ml_dtypes
+import numpy as np
+
+from polyjax.retrieval.search.bounds import ROUND_OFF, Limits, largest_error, limits, own_error, weighted_mean
+from polyjax.retrieval.search.moments import Moments, moments, turned, upper_score
+
+RANKS = (16, 32, 48)
+"""Ranks that are tried; each is two compiled programs, and those below or between take as long."""
+
+TOLERANCE = 0.35
+"""Largest bound, in standard deviations of a context's scores, with which a pass is worth its time.
+
+The share of survivors of a bound b among normally distributed scores with k of n wanted grows as
+exp(2 b sqrt(2 log(n / k))): with 10 of 100,000 a bound of 0.35 leaves some 20 k of them.
+"""
+
+_OVERSAMPLING = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """An approximation of context vectors E [m, d], and what it leaves out, R = E - W B.
+
+    Attributes:
+        basis: B, numbers of bfloat16 as float32 [r, d]; without ``weights``, E itself so rounded.
+        weights: W, float32 [m, r]; None where the basis is E, rounded.
+        spectral: upper bound of |R|_2.
+        residual: largest norm of a row of R.
+        offset: norm of the mean of R's rows.
+        overlap: upper bound of |B B^T|_2, near 1; infinite without ``weights``, as R may be anywhere.
+        longest: largest norm of a row of E.
+        n_vectors: m.
+    """
+
+    basis: np.ndarray
+    weights: np.ndarray | None
+    spectral: float
+    residual: float
+    offset: float
+    overlap: float
+    longest: float
+    n_vectors: int
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return len(self.basis)
+
+    def limits(self, t: float, norm: float, lost: float) -> Limits:
+        """What bounds the errors of products with candidates; see ``choose`` for the arguments."""
+        return limits(
+            t,
+            self.n_vectors,
+            spectral=self.spectral,
+            residual=self.residual,
+            rounding=self._rounding(norm, lost),
+            longest=self.longest,
+            norm=norm + lost,  # the pass sees rounded candidates
+        )
+
+    def moments(self, t: float, norm: float, lost: float) -> Moments:
+        """What bounds the scores without a softmax; see ``choose`` for the arguments."""
+        assert self.weights is not None
+        return moments(
+            self.weights,
+            spectral=self.spectral,
+            residual=self.residual,
+            offset=self.offset,
+            rounding=self._rounding(norm, lost),
+            own=own_error(t, self.n_vectors, self.longest * (norm + lost)),
+        )
+
+    def _rounding(self, norm: float, lost: float) -> float:
+        # Of bfloat16 candidates, and of float32 sums: over d in the scan; in the pass over d in each of r
+        # products, over r of those, and over r in R, of rows of W with the columns of B.
+        d, root = self.basis.shape[1], math.sqrt(self.rank)
+        if self.weights is None:
+            sums = d + (d + self.rank)
+        else:
+            sums = d + (d + self.rank) * root + self.rank * root
+        sums += self.n_vectors + 8  # of the softmax and its mean
+        return self.longest * (lost + ROUND_OFF * sums * norm)
+
+
+def rounded(vectors: np.ndarray) -> Factors:
+    """E in bfloat16 and nothing else: half the cost of float32 products, hardly anything left out."""
+    return _factors(vectors, _round(vectors), None)
+
+
+def factorise(vectors: np.ndarray, directions: np.ndarray) -> Factors:
+    """E in the space of some directions, float32 [r, d], along the axes in which its rows differ."""
+    basis = np.linalg.qr(directions.T)[0].T
+    basis = _round(turned(vectors @ basis.T).T @ basis)
+    weights = np.linalg.solve(basis @ basis.T, basis @ vectors.T).T
+    return _factors(vectors, basis, weights)
+
+
+def _factors(vectors: np.ndarray, basis: np.ndarray, weights: np.ndarray | None) -> Factors:
+    left = vectors - (basis if weights is None else weights @ basis)
+    gram = basis @ basis.T - np.eye(len(basis), dtype=basis.dtype)
+    slack = 1 + 1e-4  # float32 arithmetic of the figures below
+    return Factors(
+        basis,
+        weights,
+        spectral=slack * _spectral_norm(left),
+        residual=slack * _longest(left),
+        offset=slack * float(np.linalg.norm(left.mean(0))),
+        overlap=np.inf if weights is None else slack * (1 + float(np.linalg.norm(gram))),
+        longest=slack * _longest(vectors),
+        n_vectors=len(vectors),
+    )
+
+
+def _longest(rows: np.ndarray) -> float:
+    return float(np.linalg.norm(rows, axis=1).max())
+
+
+def ranks_of(m: int, d: int) -> list[int]:
+    """Ranks that may pay for m context vectors of width d; m / 2 saves nothing over rounding alone."""
+    return [r for r in RANKS if 2 * r <= min(m, d)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to bound a context's scores.
+
+    Attributes:
+        factors: of its vectors.
+        bounds: ``Moments`` where no softmax is needed, otherwise ``Limits`` of the products' errors.
+    """
+
+    factors: Factors
+    bounds: Limits | Moments
+
+
+def choose(
+    vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lost: float, rounding_pays: bool = True
+) -> Plan | None:
+    """The cheapest plan whose bounds let few candidates through; None where there is none.
+
+    Args:
+        vectors: context vectors that are there, float32 [m, d].
+        t: sharpness of the softmax over their products.
+        sample: some candidates' vectors, float32 [n, d].
+        norm: of the longest candidate.
+        lost: largest norm of what rounding a candidate to bfloat16 takes away.
+        rounding_pays: whether products in bfloat16 are faster than in float32, so that a plan may only round.
+    """
+    mean = weighted_mean(sample @ vectors.T, t, xp=np)
+    enough = TOLERANCE * float(mean.score.std())
+
+    def good(gap: np.ndarray) -> bool:
+        return bool(np.mean(gap <= 2 * enough) >= 0.9)
+
+    def error(factors: Factors) -> np.ndarray:
+        return 2 * largest_error(mean, t, factors.limits(t, norm, lost), norm, xp=np)
+
+    with np.errstate(over="ignore", invalid="ignore"):  # no bound at all is none that will do
+        if ranks := ranks_of(*vectors.shape):
+            directions, values = _directions(vectors, ranks[-1])
+            weights = vectors @ directions.T
+            inside = sample @ directions.T
+            lengths, m = (vectors**2).sum(1), len(vectors)
+            missing = lengths[:, None] - np.cumsum(weights**2, axis=1)
+            residuals = np.sqrt(np.maximum(missing.max(0), 0))
+            longest = float(np.sqrt(lengths.max()))
+
+            def guess(r: int, axes: np.ndarray) -> Factors:
+                # Cheap to know, and worth the exact figures only where it will do.
+                left = float(values[r]), float(residuals[r - 1])
+                return Factors(axes.T @ directions[:r], weights[:, :r] @ axes, *left, 0.0, 1.0, longest, m)
+
+            for r in ranks:
+                axes = turned(weights[:, :r])
+                given = guess(r, axes).moments(t, norm, lost)
+                upper = upper_score(inside[:, :r] @ axes, t, given, norm, xp=np)
+                if good(upper - mean.score):
+                    factors = factorise(vectors, directions[:r])
+                    return Plan(factors, factors.moments(t, norm, lost))
+            for r in ranks:
+                if good(error(guess(r, np.eye(r, dtype=np.float32)))):
+                    factors = factorise(vectors, directions[:r])
+                    return Plan(factors, factors.limits(t, norm, lost))
+        if not (rounding_pays and good(error(rounded(vectors)))):
+            return None
+        return plan_rounded(vectors, t, norm=norm, lost=lost)
+
+
+def plan_rounded(vectors: np.ndarray, t: float, *, norm: float, lost: float) -> Plan:
+    """The plan that only rounds; see ``choose`` for the arguments."""
+    factors = rounded(vectors)
+    return Plan(factors, factors.limits(t, norm, lost))
+
+
+def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean's direction and r - 1 in which the vectors differ most [r, d], and what is left over [r + 1].
+
+    The latter are about the largest singular values of what the first 0, 1, ... directions leave out.
+    """
+    m, d = vectors.shape
+    more = min(r + _OVERSAMPLING, m, d)
+    middle = vectors.mean(0)
+    middle = middle / max(float(np.linalg.norm(middle)), 1e-30)
+    first = float(np.linalg.norm(vectors @ middle))
+    vectors = vectors - np.outer(vectors @ middle, middle)
+    if m <= 2 * more:
+        values, axes = np.linalg.eigh(vectors @ vectors.T)
+        found = np.sqrt(np.maximum(values[::-1], 0))
+        # Directions of next to no length are there to fill the rank up.
+        lengths = np.maximum(found[: r - 1, None], 1e-6 * first + 1e-30)
+        differing = axes[:, ::-1].T[: r - 1] @ vectors / lengths
+    else:
+        # A random sketch of the rows' space and one power step: a full decomposition of 360 vectors costs
+        # more than the search that it is for.
+        draw = np.random.default_rng(0).standard_normal((m, more), np.float32)
+        space = np.linalg.qr(vectors.T @ draw)[0]
+        space = np.linalg.qr(vectors.T @ (vectors @ space))[0]
+        seen = vectors @ space
+        values, axes = np.linalg.eigh(seen.T @ seen)
+        found = np.sqrt(np.maximum(values[::-1], 0))
+        differing = (space @ axes[:, ::-1]).T[: r - 1]
+    return np.vstack([middle, differing]), np.concatenate([[first], found, [0, 0]])[: r + 1]
+
+
+def _spectral_norm(matrix: np.ndarray) -> float:
+    """An upper bound of the largest singular value, (sum of sigma^8)^(1/8): at most m^(1/8) times it."""
+    scale = float(np.abs(matrix).max())
+    if not scale:
+        return 0.0
+    scaled = matrix / scale
+    square = scaled @ scaled.T
+    return scale * float(np.linalg.norm(square @ square)) ** (1 / 4)
+
+
+def _round(array: np.ndarray) -> np.ndarray:
+    return array.astype(ml_dtypes.bfloat16).astype(np.float32)

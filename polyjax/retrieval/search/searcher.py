@@ -1,0 +1,241 @@
+"""Contexts in, the best candidates of an index out."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal, overload
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float
+
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
+from polyjax.retrieval.index.store import CandidateIndex
+from polyjax.retrieval.search.certified import CertifiedSearch, Outcome
+from polyjax.retrieval.search.scan import BLOCK_ROWS, FEW_ROWS, Scan, power_of_two
+from polyjax.retrieval.search.sharded import ShardedScan
+from polyjax.retrieval.stages.faiss import FirstStage, StagedSearch
+from polyjax.types import AnyArray
+
+Method = Literal["auto", "scan", "certified", "quick"]
+
+VECTORS_AT_ONCE = 512
+"""Context vectors that share a pass: their products with a block are 8 MB."""
+
+FEWEST_WANTED = 32
+"""Rows that are looked for at least: as many cost no more than one."""
+
+WORTH_CERTIFYING = 1.5e9
+"""Products (candidates x context vectors x width) of a scan from which a certified search is faster.
+
+Its fixed cost, choosing the rank and scoring the survivors, is 3 to 5 ms; benchmarks/certified.py.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A candidate of an index with its score and its id there.
+
+    Attributes:
+        text: of the candidate.
+        score: the model's; a re-ranker's where there was one.
+        id: number in the index.
+        first_score: the model's, before a re-ranker's; else None.
+    """
+
+    text: str
+    score: float
+    id: int
+    first_score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results(Sequence[Found]):
+    """A context's best candidates, best first, and how they were found.
+
+    Attributes:
+        found: the candidates.
+        certified: whether they are proven to be those that scoring every candidate gives; never after another
+            model ordered them.
+        rank: directions that a candidate was multiplied with in a certified search's pass; else None.
+        rescored: share of the candidates whose score was computed exactly; 1 of a scan.
+        recall: share of the best that searches of this kind find: 1 of certified ones; otherwise as
+            ``Ranker.measure_recall`` found it for this first stage, None where that was not asked for.
+    """
+
+    found: tuple[Found, ...]
+    certified: bool
+    rank: int | None
+    rescored: float
+    recall: float | None
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return len(self.found)
+
+    @overload
+    def __getitem__(self, index: int) -> Found: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Found]: ...
+    def __getitem__(self, index: int | slice) -> Found | Sequence[Found]:
+        """A candidate, or several."""
+        return self.found[index]
+
+
+class Searcher:
+    """Searches an index for the best candidates of contexts.
+
+    Args:
+        scorer: what the index was made with.
+        index: candidates.
+        mesh: devices that share the candidates; then every search is a scan.
+    """
+
+    def __init__(self, scorer: TextScorer, index: CandidateIndex, *, mesh: Mesh | None = None):
+        self.index, self._scorer, self._mesh = index, scorer, mesh
+        head = scorer.head
+        # Attention with several heads keeps a vector for each row and context: one context at a time, of
+        # smaller blocks.
+        self._several_heads = not CertifiedSearch.suits(head)
+        rows = FEW_ROWS if self._several_heads else BLOCK_ROWS
+        self._scan: Scan | ShardedScan
+        self._certified: CertifiedSearch | None = None
+        self._staged: dict[int, StagedSearch] = {}
+        if mesh is not None:
+            self._scan = ShardedScan(head, index, mesh, rows=rows)
+            return
+        self._scan = Scan(head, index, rows=rows)
+        if not self._several_heads:
+            self._certified = CertifiedSearch(self._scan, head)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far, those of encoding included."""
+        certified = 0 if self._certified is None else self._certified.compilations
+        return self._scorer.compilations + self._scan.compilations + certified
+
+    def compile(self, top_k: int = 10) -> int:
+        """Compile ahead of time what searching with single contexts needs; the number of programs.
+
+        Args:
+            top_k: as it will be asked for.
+        """
+        before = self.compilations
+        vectors, mask = self._scorer.compile_contexts()
+        k = self.rows_wanted(top_k)
+        self._scan(vectors, mask, k)
+        if self._certified is not None and self._worth_certifying(vectors):
+            self._certified.compile(*vectors.shape[1:])
+            self._certified.scan.among(vectors, mask, np.arange(1), k)
+        return self.compilations - before
+
+    def search(
+        self,
+        contexts: Sequence[Sequence[str]],
+        top_k: int,
+        *,
+        method: Method = "auto",
+        first_stage: FirstStage | None = None,
+    ) -> list[Results]:
+        """Each context's best candidates; fewer than ``top_k`` where the index holds fewer.
+
+        Args:
+            contexts: turns of each, oldest first.
+            top_k: at least 1.
+            method: ``scan`` scores every candidate; ``certified`` proves for most that they need not be;
+                ``quick`` scores all from bfloat16 products, and the best of those exactly, which proves
+                nothing; ``auto`` takes the faster of the first two.
+            first_stage: an index of inner products that proposes candidates instead.
+
+        Raises:
+            InputError: the method or the first stage does not suit the model or the index, or the model's
+                vectors of a context are not finite.
+        """
+        staged = None if first_stage is None else self._through(first_stage)
+        if staged is not None and method != "auto":
+            raise InputError(f"method {method!r} does nothing with a first_stage; leave one of them out")
+        if method in ("certified", "quick") and self._certified is None:
+            why = "over a mesh" if self._mesh is not None else "of a model with multi-head attention"
+            raise InputError(f"method {method!r}: a search {why} can only scan; choose auto or scan")
+        results: dict[int, Results] = {}
+        for places, vectors, mask in self._batches(contexts):
+            _check_finite(places, vectors)
+            if staged is not None:
+                n = len(places)
+                outcomes = staged(vectors[:n], mask[:n], self.rows_wanted(top_k))
+            else:
+                outcomes = self._outcomes(vectors, mask, len(places), self.rows_wanted(top_k), method)
+            for place, outcome in zip(places, outcomes, strict=False):
+                results[place] = self._results(outcome, top_k)
+        return [results[i] for i in range(len(contexts))]
+
+    def measure_recall(self, contexts: Sequence[Sequence[str]], top_k: int, first_stage: FirstStage) -> float:
+        """Share of the scan's ``top_k`` best of each context that a first stage leads to."""
+        staged, shares = self._through(first_stage), []
+        for places, vectors, mask in self._batches(contexts):
+            n = len(places)
+            shares += [n * staged.measure_recall(vectors[:n], mask[:n], min(top_k, len(self.index)))]
+        staged.recall = sum(shares) / len(contexts)
+        return staged.recall
+
+    def _through(self, first_stage: FirstStage) -> StagedSearch:
+        """The search through a first stage; it is kept, with the recall that was measured, and its stage."""
+        if not isinstance(self._scan, Scan):
+            raise InputError("first_stage: a search over a mesh has none; open the index without mesh")
+        if id(first_stage) not in self._staged:  # a search holds its stage, so that no other gets its id
+            self._staged[id(first_stage)] = StagedSearch(self._scan, self._scorer.head, first_stage)
+        return self._staged[id(first_stage)]
+
+    def _batches(
+        self, contexts: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[np.ndarray, Float[AnyArray, "b m d"], Bool[AnyArray, "b m"]]]:
+        """Places of contexts with their vectors, as many as share a pass; the last may stand for nobody."""
+        for places, vectors, mask in self._scorer.context_batches(contexts):
+            alone = len(places) == 1 or self._several_heads
+            together = 1 if alone else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
+            for start in range(0, len(places), together):
+                # By numpy: jax would compile a program for each of these small steps.
+                chosen = np.arange(start, start + together).clip(max=len(places) - 1)
+                given = np.asarray(vectors)[chosen], np.asarray(mask)[chosen]
+                yield places[start : start + together], *given
+
+    def _outcomes(
+        self,
+        vectors: Float[AnyArray, "b m d"],
+        mask: Bool[AnyArray, "b m"],
+        n: int,
+        k: int,
+        method: Method,
+    ) -> list[Outcome]:
+        """Of the first n contexts; the others fill up a shape."""
+        certify = method != "scan" and (method != "auto" or self._worth_certifying(vectors))
+        if certify and self._certified is not None:
+            return self._certified(vectors[:n], mask[:n], k, quick=method == "quick")
+        scores, rows = self._scan(vectors, mask, k)
+        return [Outcome(*pair, None, len(self.index)) for pair in zip(scores, rows, strict=True)]
+
+    def _worth_certifying(self, vectors: Float[AnyArray, "b m d"]) -> bool:
+        return self.index.rows * vectors.shape[1] * vectors.shape[2] >= WORTH_CERTIFYING
+
+    def rows_wanted(self, top_k: int) -> int:
+        """Rows to search for: few numbers, so that another ``top_k`` compiles nothing new."""
+        return power_of_two(min(max(top_k, FEWEST_WANTED), self.index.rows))
+
+    def _results(self, outcome: Outcome, top_k: int) -> Results:
+        found = tuple(
+            Found(self.index.text(int(row)), float(score), self.index.id(int(row)))
+            for score, row in zip(outcome.scores[:top_k], outcome.rows[:top_k], strict=True)
+            if row >= 0
+        )
+        share = outcome.rescored / max(len(self.index), 1)
+        return Results(found, outcome.certified, outcome.rank, share, outcome.recall)
+
+
+def _check_finite(places: np.ndarray, vectors: Float[AnyArray, "b m d"]) -> None:
+    """Raise InputError unless a batch's vectors are numbers that can be compared."""
+    finite = np.isfinite(np.asarray(vectors)[: len(places)]).all(axis=(1, 2))
+    if not finite.all():
+        raise InputError(
+            f"context {places[int(np.argmin(finite))]}: the model gives vectors that are not finite; is it "
+            "broken, or float16 too small for it?"
+        )

@@ -1,0 +1,204 @@
+"""Any index of inner products as the first stage of a search.
+
+The m context vectors are searched one by one, and the union of what is found is scored exactly. A score is
+a weighted mean of the m products, so that a candidate that none of m exact lists holds scores at most the
+largest of their cut-offs (the product of each list's last entry): where the k-th best score reaches that, the
+result is certified. Otherwise the lists are made longer, up to a limit.
+
+A vector store over the network is attached in the same way, by a class with ``search``, ``exact`` and
+``made_for``; what it must return are the index's row numbers.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from polyjax.errors import InputError
+from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.retrieval.index.rows import decode
+from polyjax.retrieval.index.store import CandidateIndex
+from polyjax.retrieval.search.bounds import ROUND_OFF
+from polyjax.retrieval.search.certified import CertifiedSearch, Outcome
+from polyjax.retrieval.search.scan import Scan
+from polyjax.types import AnyArray
+
+
+@runtime_checkable
+class FirstStage(Protocol):
+    """Finds vectors with large inner products.
+
+    Attributes:
+        exact: whether its lists are the true best ones; only then can a result be certified, and a store
+            that says so without being so makes certificates false.
+        made_for: the ``identity`` of the candidate index whose rows it holds, as it was when they were put
+            in.
+    """
+
+    exact: bool
+    made_for: str
+
+    def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the largest products of each vector and the products, [m, depth] each, largest first.
+
+        Args:
+            vectors: float32 [m, d].
+            depth: length of the lists, at most the index's rows, those of removed candidates among them;
+                places that cannot be filled come last, with row -1 and any product.
+        """
+        ...
+
+
+class FaissStage:
+    """An index of FAISS (extra ``faiss``).
+
+    Args:
+        index: a ``faiss.Index`` with inner products whose numbers are the rows of the candidate index.
+        exact: whether it compares with every vector (``Flat``).
+        made_for: the identity of the candidate index.
+    """
+
+    def __init__(self, index: Any, *, exact: bool, made_for: str):
+        self.index, self.exact, self.made_for = index, exact, made_for
+
+    @classmethod
+    def build(
+        cls, candidates: CandidateIndex, kind: str = "Flat", *, rows_at_once: int = 65536
+    ) -> "FaissStage":
+        """An index of all rows of a candidate index.
+
+        Args:
+            candidates: what will be searched.
+            kind: as ``faiss.index_factory`` knows it: ``Flat``, ``HNSW32``, ``IVF1024,Flat``, ``SQ8``, ...
+            rows_at_once: rows that are float32 at a time.
+
+        Raises:
+            InputError: FAISS is not installed, does not know the kind, or has too few rows for it.
+        """
+        try:
+            import faiss  # pyright: ignore[reportMissingImports]  # an extra
+        except ImportError:
+            raise InputError("FAISS is not installed; pip install 'polyjax[faiss]'") from None
+        dim, n = candidates.segments[0].vectors.shape[1], candidates.rows
+        try:
+            index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                sample = np.unique(np.linspace(0, n - 1, rows_at_once).astype(int))
+                index.train(decode(*candidates.stored(sample)))
+            for first in range(0, n, rows_at_once):
+                index.add(decode(*candidates.stored(np.arange(first, min(first + rows_at_once, n)))))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(
+                f"kind: FAISS cannot make {kind!r} of {n:,} rows ({reason}); Flat and HNSW32 suit any number"
+            ) from None
+        return cls(index, exact=kind == "Flat", made_for=candidates.identity)
+
+    def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """See ``FirstStage``."""
+        products, rows = self.index.search(np.ascontiguousarray(vectors, np.float32), depth)
+        return rows, products
+
+
+class StagedSearch:
+    """Search through a first stage.
+
+    Args:
+        scan: of the same candidates; scores what the first stage proposes.
+        head: its head.
+        stage: the first stage.
+        depth: length of the first lists.
+        deepest: share of the candidates at which lists are no longer made longer.
+
+    Attributes:
+        recall: of the scan's best, as ``measure_recall`` found it; None before that.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        head: BiHead | PolyHead,
+        stage: FirstStage,
+        *,
+        depth: int = 256,
+        deepest: float = 0.25,
+    ):
+        if not CertifiedSearch.suits(head):
+            raise InputError("first_stage: multi-head attention has no inner products to search for")
+        if stage.made_for != scan.index.identity:
+            raise InputError(
+                "first_stage: it was made for another index, or for this one before candidates were added or "
+                "the index was compacted; make it again"
+            )
+        self.scan, self.stage, self._scale = scan, stage, head.config.score_scale
+        self._depth, self._deepest = depth, deepest
+        self._live = scan.index.live_rows()
+        self.recall: float | None = None
+
+    def __call__(
+        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
+    ) -> list[Outcome]:
+        """Each context's best; certified where the first stage is exact and its lists are long enough."""
+        return [self._one(vectors[i : i + 1], mask[i : i + 1], k) for i in range(vectors.shape[0])]
+
+    def _one(self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], k: int) -> Outcome:
+        real = np.asarray(vectors[0])[np.asarray(mask[0])]
+        n = self.scan.index.rows
+        if not len(real):
+            scores, rows = self.scan(vectors, mask, k)
+            return Outcome(scores[0], rows[0], None, len(self.scan.index))
+        depth = min(max(self._depth, 2 * k), n)
+        # What float32 products of the stage, of the scan and their mean can be off by.
+        longest = float(np.linalg.norm(real, axis=1).max()) * self.scan.index.longest()[0]
+        slack = 4 * ROUND_OFF * (real.shape[1] + len(real) + 16) * longest
+        while True:
+            found, products = self.stage.search(real, depth)
+            rows = np.unique(found[found >= 0])
+            if len(rows) and rows[-1] >= n:
+                raise InputError(
+                    f"first_stage: expected the index's rows from 0 to {n - 1}, got {rows[-1]}; "
+                    "it was made for another index"
+                )
+            if self.stage.exact:
+                self._check(real, found[:, 0], products[:, 0], slack)
+            rows = rows[self._live[rows]]
+            scores, best = self.scan.among(vectors, mask, rows, k)
+            # A list with places left over holds every candidate there is.
+            cut = np.where(found[:, -1] >= 0, products[:, -1], -np.inf).max(initial=-np.inf)
+            complete = depth >= n
+            certified = self.stage.exact and (complete or scores[0, -1] > self._scale * (cut + slack))
+            if certified or not self.stage.exact or depth >= self._deepest * n:
+                return Outcome(
+                    scores[0],
+                    best[0],
+                    None,
+                    len(rows),
+                    certified=bool(certified),
+                    recall=1.0 if certified else self.recall,
+                )
+            depth = min(4 * depth, n)
+
+    def _check(self, vectors: np.ndarray, rows: np.ndarray, products: np.ndarray, slack: float) -> None:
+        """Raise InputError unless the products of each vector with a row are those of the index's rows."""
+        there = rows >= 0
+        vectors, rows, products = vectors[there], rows[there], products[there]
+        if not len(rows):
+            return
+        order, places = np.unique(rows, return_inverse=True)
+        own = decode(*self.scan.index.stored(order))[places]
+        if not np.abs((vectors * own).sum(1) - products).max() <= slack:
+            raise InputError(
+                "first_stage: its products are not those of the index's vectors; "
+                "it was made for another index"
+            )
+
+    def measure_recall(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> float:
+        """Share of the scan's k best of some contexts that are found: what "not certified" means here.
+
+        Later outcomes that are not certified carry it.
+        """
+        expected = self.scan(vectors, mask, k)[1]
+        found = [outcome.rows for outcome in self(vectors, mask, k)]
+        hits = [np.isin(best[best >= 0], some) for best, some in zip(expected, found, strict=True)]
+        self.recall = float(np.mean(np.concatenate(hits)))
+        return self.recall

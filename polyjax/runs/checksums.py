@@ -1,0 +1,79 @@
+"""Whether a checkpoint's files are as they were written."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from polyjax.runtime.files import write_text
+from polyjax.errors import InputError
+
+FOLDER = "checksums"
+_AT_ONCE = 1 << 22
+
+
+class Checksums:
+    """sha256 of the files of each saved step, in a folder beside the checkpoints.
+
+    Args:
+        run_dir: the run directory.
+    """
+
+    def __init__(self, run_dir: Path):
+        self._folder = run_dir / FOLDER
+
+    def write(self, step: Path, *, keep: Iterable[int]) -> None:
+        """Note the files of a step's folder, and forget all steps but those to keep."""
+        self._folder.mkdir(exist_ok=True)
+        kept = {str(number) for number in keep} | {step.name}
+        for old in self._folder.glob("*.txt"):
+            if old.stem not in kept:
+                old.unlink()
+        lines = [f"{_digest(file)} {file.stat().st_size} {file.relative_to(step)}\n" for file in _files(step)]
+        write_text(self._folder / f"{step.name}.txt", "".join(lines))
+
+    def check(self, step: Path, *, item: str = "", required: bool = False) -> None:
+        """Raise InputError if a file of a step's folder is missing or other than it was written.
+
+        Args:
+            step: its folder.
+            item: look at this part of it only.
+            required: a step without checksums is an error: it was killed before its saving was finished.
+                Otherwise it passes.
+        """
+        noted = self._folder / f"{step.name}.txt"
+        if not noted.exists():
+            if required:
+                raise InputError(f"{step} has no checksums: its saving was not finished")
+            return
+        lines = noted.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not lines:
+            raise InputError(f"{noted} is damaged: it is empty")
+        for line in lines:
+            match = re.fullmatch(r"([0-9a-f]{64}) (\d+) (.+)", line)
+            if match is None:
+                raise InputError(f"{noted} is damaged: {line[:60]!r} is no checksum")
+            digest, size, name = match.groups()
+            if not name.startswith(item):
+                continue
+            file = step / name
+            if not file.is_file():
+                raise InputError(f"{file} is missing")
+            if file.stat().st_size != int(size):
+                raise InputError(
+                    f"{file} is damaged: it has {file.stat().st_size} bytes, {size} were written"
+                )
+            if _digest(file) != digest:
+                raise InputError(f"{file} is damaged: its sha256 is not that of what was written")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_AT_ONCE):
+            found.update(part)
+    return found.hexdigest()
