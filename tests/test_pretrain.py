@@ -246,7 +246,6 @@ def test_the_encoder_of_a_ranking_run_is_pretrained_further(arch, pretrained, fo
 def test_a_recipe_is_trained_from_it(pretrained, folder, monkeypatch):
     """The recipe's own vocabulary makes way for that of the run."""
     run_dir, _ = pretrained
-    run = importlib.import_module("polyjax.recipes.fit")
     recipe = ["--recipe", "ubuntu_v2-poly", "--text.context-tokens", "20", "--text.candidate-tokens", "10"]
     config = parse_run([*recipe, "--init-from", str(run_dir)], prog="run")
     assert (config.tokenizer.kind, config.encoder.name) == ("pretrained", str(run_dir))

@@ -161,7 +161,7 @@ def test_a_dry_run_looks_at_the_rows_to_rank(tmp_path):
     assert "there are 18 different labels to draw from" in done.stderr
 
 
-def test_samples_are_whole_tasks(tmp_path):
+def test_samples_are_whole_tasks(tmp_path, monkeypatch):
     data = shared_data("convai2").parent
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     samples = importlib.import_module("samples")

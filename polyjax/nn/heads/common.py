@@ -1,7 +1,7 @@
 """What the heads share."""
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float
 
@@ -9,6 +9,7 @@ from polyjax.errors import InputError
 from polyjax.nn.reduce import Reduction, reduce
 
 
+@runtime_checkable
 class _Reduced(Protocol):
     @property
     def reduction(self) -> Reduction: ...
