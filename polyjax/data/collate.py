@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -10,6 +9,7 @@ import grain
 import jax
 import numpy as np
 
+from polyjax.data.identity import text_hash, text_key
 from polyjax.data.text import TextEncoder
 from polyjax.errors import InputError
 from polyjax.types import Batch, DualInputs, Example, PairInputs, Tokens
@@ -39,15 +39,6 @@ class DrawnAnew(Protocol):
     def at(self, index: int, epoch: int) -> Example:
         """The example of a place in an epoch; that of epoch 0 is what indexing gives."""
         ...
-
-
-def text_key(text: str) -> int:
-    """A hash of the text, case and white space aside; int32.
-
-    >>> text_key("Yes  please") == text_key("yes please")
-    True
-    """
-    return zlib.crc32(" ".join(text.lower().split()).encode()) - 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +86,8 @@ class Collator(grain.transforms.Map):
         self._inputs: Literal["dual", "pairs"] = inputs
         self._source: CandidateSource = source
         self._n_negatives, self._mask_duplicates = n_negatives, mask_duplicates
-        self._fixed, self._place = fixed, {candidate: i for i, candidate in enumerate(fixed)}
+        self._fixed = fixed
+        self._place = {text_key(candidate): i for i, candidate in reversed(list(enumerate(fixed)))}
         text.prepare(fixed)
 
     def check(self) -> None:
@@ -141,7 +133,7 @@ class Collator(grain.transforms.Map):
             context_length = config.bucket(max(map(len, contexts)), config.context_tokens)
             label_length = config.bucket(max(map(len, labels)), config.candidate_tokens)
             examples, contexts, labels = ([rows[i] for i in wanted] for rows in (examples, contexts, labels))
-        keys = np.array([text_key(e.label_text) for e in examples], np.int32)
+        keys = np.array([text_hash(e.label_text) for e in examples], np.int32)
         return Batch(
             DualInputs(text.pad(contexts, length=context_length), text.pad(labels, length=label_length)),
             label=wanted.astype(np.int32),
@@ -164,7 +156,7 @@ class Collator(grain.transforms.Map):
     def _fixed_arrays(self) -> tuple[Tokens, np.ndarray]:
         """The fixed candidates' tokens and keys, the same in every batch."""
         candidates = self._text.pad_candidates([self._text.candidate(text) for text in self._fixed])
-        return candidates, np.array([text_key(text) for text in self._fixed], np.int32)
+        return candidates, np.array([text_hash(text) for text in self._fixed], np.int32)
 
     def _contexts(self, examples: list[Example], wanted: np.ndarray) -> Tokens:
         """The contexts of the rows wanted, as long as the whole batch's longest needs."""
@@ -233,7 +225,7 @@ class Collator(grain.transforms.Map):
                 return Listed(self._fixed, self._place_of_label(example))
 
     def _place_of_label(self, example: Example) -> int:
-        place = self._place.get(example.label_text.strip())
+        place = self._place.get(text_key(example.label_text))
         if place is None:
             raise InputError(
                 f"--batch.candidates fixed: the label of row {example.id}, {example.label_text[:40]!r}, "

@@ -1,5 +1,7 @@
 """Plans of batches, collation, exact resumption."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_text import Letters
@@ -79,6 +81,30 @@ def test_duplicate_labels_share_a_key_unless_switched_off(text):
     keys = next(make(True)).keys
     assert len(set(keys.tolist())) == 3
     assert next(make(False)).keys is None
+
+
+def test_copies_are_told_by_the_rule_of_identity(text):
+    """Composed and decomposed letters are one label; a sign more is another."""
+    labels = ["café", "cafe\u0301", "CAFÉ\u200b", "café+", "cafe", "दिन", "दान"]
+    rows = [Example(str(i), (word(i),), (label,), 0, str(i)) for i, label in enumerate(labels)]
+    loader, _ = make_loader(rows, text, BatchConfig(batch_size=7), inputs="dual", n_batches=1, seed=0)
+    assert len(set(next(loader).keys.tolist())) == 5
+    config = BatchConfig(batch_size=7, candidates="sampled", n_negatives=4)
+    loader, _ = make_loader(rows, text, config, inputs="dual", n_batches=1, seed=0)
+    assert next(loader).where.all(), "four others are drawn, none of them a copy"
+    with pytest.raises(InputError):
+        more = dataclasses.replace(config, n_negatives=6)
+        next(make_loader(rows, text, more, inputs="dual", n_batches=1, seed=0)[0])
+
+
+def test_a_label_is_found_among_fixed_candidates_by_the_rule(text, tmp_path):
+    path = tmp_path / "fixed.txt"
+    path.write_text("tea\ncafé\nCafe\u0301\n")
+    rows = [Example("0", ("a",), ("  CAFÉ",), 0, ""), Example("1", ("b",), ("Tea ",), 0, "")]
+    config = BatchConfig(batch_size=2, candidates="fixed", fixed_file=path)
+    loader, plan = make_loader(rows, text, config, inputs="dual", n_batches=1, seed=0)
+    batch, order = next(loader), plan[0].indices.tolist()
+    assert [batch.label.tolist()[order.index(i)] for i in (0, 1)] == [1, 0]
 
 
 def test_sampled_negatives_are_others_labels(examples, text):

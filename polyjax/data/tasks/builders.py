@@ -98,9 +98,9 @@ class _FromFiles(tfds.core.GeneratorBasedBuilder):
         return {self.SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        config, i = cast(FilesConfig, self.builder_config), -1
+        config, names, i = cast(FilesConfig, self.builder_config), list(self._features()), -1
         for i, row in enumerate(config.rows()):
-            yield i, {field.name: _plain(getattr(row, field.name)) for field in dataclasses.fields(row)}
+            yield i, {name: _plain(getattr(row, name)) for name in names}
         if i < 0:
             raise InputError(f"task {self.name}: the file of {config.name} holds no rows")
 
