@@ -136,8 +136,8 @@ class BatchPlan:
 
 
 def prepare_texts(examples: Sequence[Example], text: TextEncoder) -> None:
-    """Tokenise all contexts and labels at once."""
-    text.prepare(t for e in examples for t in (*e.context, e.label_text))
+    """Tokenise all contexts and labels at once, and keep their ids."""
+    text.prepare((t for e in examples for t in (*e.context, e.label_text)), keep=True)
 
 
 def padded_shapes(examples: Sequence[Example], text: TextEncoder) -> np.ndarray:

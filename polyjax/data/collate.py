@@ -88,7 +88,7 @@ class Collator(grain.transforms.Map):
         self._n_negatives, self._mask_duplicates = n_negatives, mask_duplicates
         self._fixed = fixed
         self._place = {text_key(candidate): i for i, candidate in reversed(list(enumerate(fixed)))}
-        text.prepare(fixed)
+        text.prepare(fixed, keep=True)
 
     def check(self) -> None:
         """Raise InputError for the first row that cannot be learnt from, before anything is."""

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from polyjax.errors import InputError
-from polyjax.runtime.files import copy_file, write_text
+from polyjax.runtime.files import write_bytes
 
 DICTIONARY_FILE, CODES_FILE, SETTINGS_FILE = "parlai.dict", "parlai.dict.codecs", "parlai.json"
 NEWLINE = "__newln__"
@@ -149,12 +149,17 @@ class DictionaryTokenizer:
         """Ids of each text, without special tokens but those that the text spells out."""
         return [self._encode(text) for text in texts]
 
+    def files(self) -> dict[str, bytes]:
+        """What ``save`` writes."""
+        named = zip((DICTIONARY_FILE, CODES_FILE), self._files, strict=True)
+        settings = json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n"
+        copied = {name: source.read_bytes() for name, source in named if source is not None}
+        return copied | {SETTINGS_FILE: settings.encode("utf-8")}
+
     def save(self, folder: Path) -> None:
-        """Copy the dictionary, its codes and its settings into the folder."""
-        for source, name in zip(self._files, (DICTIONARY_FILE, CODES_FILE), strict=True):
-            if source is not None:
-                copy_file(source, folder / name)
-        write_text(folder / SETTINGS_FILE, json.dumps(dataclasses.asdict(self.settings), indent=2) + "\n")
+        """Write the dictionary, its codes and its settings into the folder."""
+        for name, content in self.files().items():
+            write_bytes(folder / name, content)
 
     @classmethod
     def load(cls, folder: Path) -> "DictionaryTokenizer":

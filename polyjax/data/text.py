@@ -1,7 +1,6 @@
 """Texts -> padded token arrays: joining turns, truncation, special tokens, length buckets."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -84,8 +83,7 @@ class TextConfig:
 class TextEncoder:
     """Turns texts into ids with the tokenizer, and ids into sequences with special tokens.
 
-    A turn occurs in many contexts and again as a candidate; its ids are kept after the first time, so
-    that ``prepare`` (one fast batch) pays once for all.
+    A turn occurs in many contexts and again as a candidate. ``prepare`` tokenises it once for all of them.
 
     Args:
         tokenizer: text to ids.
@@ -98,26 +96,39 @@ class TextEncoder:
         self.config = config
         self._store = TokenStore(tokenizer, tokens_dir)
 
-    def prepare(self, texts: Iterable[str]) -> None:
-        """Tokenise all texts at once, and keep their ids."""
-        self._store.add(texts)
+    def prepare(self, texts: Iterable[str], *, keep: bool = False) -> None:
+        """Tokenise all texts at once.
+
+        Args:
+            texts: in any number.
+            keep: their ids for good, as training needs them; otherwise until newer texts need the room.
+        """
+        self._store.add(texts, keep=keep)
 
     def context(self, turns: Sequence[str]) -> Ids:
-        """start, turns with separators between them, end; the oldest tokens are cut."""
-        tokenizer, room = self.tokenizer, self.config.context_tokens - 2
+        """start, turns with separators between them, end, int32 [t]; the oldest tokens are cut."""
+        room = self.config.context_tokens - 2
+        separator = np.array(self.tokenizer.separator_ids, np.int32)
         recent = [self._store.ids(turn) for turn in turns[-self.config.max_turns :]]
-        separator = tokenizer.separator_ids
-        joined = list(itertools.chain.from_iterable([*separator, *ids] for ids in recent))[len(separator) :]
-        if not joined and self.config.layout == "parlai":
-            return []
-        return [tokenizer.start_id, *joined[-room:], tokenizer.end_id]
+        parts = [part for ids in recent for part in (separator, ids)][1:]
+        joined = np.concatenate(parts) if parts else np.empty(0, np.int32)
+        if not len(joined) and self.config.layout == "parlai":
+            return joined
+        return self._between_marks(joined[-room:])
 
     def candidate(self, text: str) -> Ids:
-        """start, text, end; the last tokens are cut."""
-        start, ids, end = self.tokenizer.start_id, self._store.ids(text), self.tokenizer.end_id
+        """start, text, end, int32 [t]; the last tokens are cut."""
+        limit, ids = self.config.candidate_tokens, self._store.ids(text)
         if self.config.layout == "parlai":
-            return [start, *ids, end][: self.config.candidate_tokens]
-        return [start, *ids[: self.config.candidate_tokens - 2], end]
+            return self._between_marks(ids[:limit])[:limit]
+        return self._between_marks(ids[: limit - 2])
+
+    def _between_marks(self, ids: Ids) -> Ids:
+        """The ids between start and end."""
+        row = np.empty(len(ids) + 2, np.int32)
+        row[0], row[-1] = self.tokenizer.start_id, self.tokenizer.end_id
+        row[1:-1] = ids
+        return row
 
     def context_length(self, turns: Sequence[str]) -> int:
         """How many tokens ``context`` gives."""
@@ -136,9 +147,9 @@ class TextEncoder:
         """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
         if self.config.layout == "parlai":
             # ParlAI copies as many ids as are no padding, from the front.
-            context = context[: sum(id_ != self.tokenizer.pad_id for id_ in context)]
-            return context + candidate, len(context)
-        return context + candidate[1:], len(context)
+            context = context[: np.count_nonzero(context != self.tokenizer.pad_id)]
+            return np.concatenate([context, candidate]), len(context)
+        return np.concatenate([context, candidate[1:]]), len(context)
 
     def pair_length(self, context: int, candidate: int) -> int:
         """How many tokens ``pair`` gives at most, for a context and a candidate of so many."""
@@ -149,7 +160,8 @@ class TextEncoder:
         ids = np.full((len(sequences), length), self.tokenizer.pad_id, np.int32)
         lengths = np.fromiter(map(len, sequences), int, len(sequences))
         mask = np.arange(length)[None, :] < lengths[:, None]
-        ids[mask] = np.fromiter(itertools.chain.from_iterable(sequences), np.int32, lengths.sum())
+        if len(sequences):
+            ids[mask] = np.concatenate(sequences)
         if self.config.layout == "parlai":
             mask &= ids != self.tokenizer.pad_id
         return Tokens(ids, mask, np.zeros_like(ids))

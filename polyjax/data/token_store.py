@@ -1,74 +1,170 @@
-"""The ids of texts, each tokenised once: in memory as flat arrays, on disk for the next run."""
+"""Token ids of texts, each text tokenised once: arrays in memory, or files for the next run.
+
+What is trained on is kept for good. What a ranker was asked is kept until newer texts need its room.
+"""
 
 import hashlib
 import itertools
 import os
+import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from polyjax.data.tokenizers import Tokenizer
+from polyjax.data.tokenizers import Tokenizer, tokenizer_files
 from polyjax.errors import first_line
 from polyjax.runtime.files import PARTIAL
 from polyjax.runtime.progress import console
 
-Ids = list[int]
-MAX_LOOSE_TEXTS = 1_000_000
-"""Beyond so many, a long-lived server forgets the ids of what it was asked, and begins again."""
+Ids = np.ndarray
+"""Token ids, int32 [t]. Not to be written to: several sequences may share their memory."""
+CACHE_BYTES = 64 << 20
+"""Room for the ids of texts that are not kept for good, and for these texts."""
 LEAST_FILED = 5_000
-"""New texts that are worth a flat array, and a file."""
+"""New texts that are worth one flat array, and a file."""
 FORMAT = b"1"
+_OVERHEAD = 250
+"""Bytes of a text's entry beside the text and its ids: the objects and their place in a dictionary."""
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """A sha256 of all that a tokenizer depends on."""
+    return _with_tokenizer(hashlib.sha256(), tokenizer).hexdigest()
+
+
+def _with_tokenizer(digest: Any, tokenizer: Tokenizer) -> Any:
+    for name, content in sorted(tokenizer_files(tokenizer).items()):
+        digest.update(name.encode() + content)
+    return digest
 
 
 class TokenStore:
-    """Texts -> ids without special tokens.
+    """Texts -> ids without special tokens. Threads may share one.
 
-    A split's texts come at once, and stay as one flat int32 array; where a folder is given that array is a
-    memory-mapped file there, named by a hash of the tokenizer and the texts, and made once for all runs,
-    processes and workers that share the folder. Few texts, as a server is asked, are kept one by one.
+    Many new texts that come at once become a table, one flat int32 array. Where a folder is given the array
+    is a memory-mapped file there, named by a hash of the tokenizer and the texts, and made once for all runs,
+    processes and workers that share the folder. Few texts are kept one by one.
 
     Args:
         tokenizer: makes the ids.
         folder: of the files; None for memory only.
+        limit: bytes of what is not kept for good; the texts of the latest ``add`` may take more.
     """
 
-    def __init__(self, tokenizer: Tokenizer, folder: Path | None = None):
+    def __init__(self, tokenizer: Tokenizer, folder: Path | None = None, *, limit: int = CACHE_BYTES):
         self.tokenizer = tokenizer
-        self._folder = folder
-        self._loose: dict[str, Ids] = {}
-        self._tables: list[_Table] = []
+        self._folder, self._limit = folder, limit
+        self._tables: tuple[_Table, ...] = ()  # replaced, never changed: readers need no lock
+        self._kept: dict[str, Ids] = {}
+        self._recent: dict[str, Ids] = {}  # the least recently added first
+        self._recent_bytes = 0
+        self._lock = threading.Lock()
 
-    def add(self, texts: Iterable[str]) -> None:
-        """Tokenise those of the texts that are new, all at once."""
-        if len(self._loose) > MAX_LOOSE_TEXTS:
-            self._loose.clear()
-        new = list(dict.fromkeys(text for text in texts if not self._has(text)))
+    def add(self, texts: Iterable[str], *, keep: bool = False) -> None:
+        """Tokenise those of the texts that are new, all at once.
+
+        Args:
+            texts: in any number.
+            keep: for good, not only until newer texts need the room.
+        """
+        asked = dict.fromkeys(texts)
+        with self._lock:
+            new = self._refresh(asked, keep)
+        found: Mapping[str, Ids] = {}
+        table = None
         if len(new) < LEAST_FILED:
-            self._loose.update(zip(new, self.tokenizer.encode(new), strict=True))
+            encoded = self.tokenizer.encode(new) if new else []
+            found = {text: np.array(ids, np.int32) for text, ids in zip(new, encoded, strict=True)}
         else:
-            self._tables.append(_Table(new, self._flat(new)))
+            table = _Table(new, self._flat(new), kept=keep)
+        with self._lock:
+            if table is not None:
+                self._tables = (*self._tables, table)
+            elif keep:
+                self._kept |= found
+            else:
+                for text, ids in found.items():
+                    self._remember(text, ids)
+            self._forget(asked, table)
 
     def ids(self, text: str) -> Ids:
-        """A text's ids; of one that was not added, made now."""
+        """A text's ids, int32 [t]; of one that was not added, or is forgotten, made now."""
         for table in self._tables:
             place = table.places.get(text)
             if place is not None:
-                return table.flat[table.starts[place] : table.starts[place + 1]].tolist()
-        found = self._loose.get(text)
-        return self.tokenizer.encode([text])[0] if found is None else found
+                return table.flat[table.starts[place] : table.starts[place + 1]]
+        found = self._kept.get(text)
+        if found is None:
+            found = self._recent.get(text)
+        return np.array(self.tokenizer.encode([text])[0], np.int32) if found is None else found
 
     def length(self, text: str) -> int:
         """How many ids a text has."""
-        for table in self._tables:
-            place = table.places.get(text)
-            if place is not None:
-                return int(table.starts[place + 1] - table.starts[place])
         return len(self.ids(text))
 
-    def _has(self, text: str) -> bool:
-        return text in self._loose or any(text in table.places for table in self._tables)
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of what is not kept for good."""
+        return self._recent_bytes + sum(table.n_bytes for table in self._tables if not table.kept)
+
+    def __getstate__(self) -> dict:
+        """Locks are not pickled to worker processes."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        """Restore with a lock of its own."""
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
+    def _refresh(self, asked: Iterable[str], keep: bool) -> list[str]:
+        """The texts that are new; the others are now the most recent ones, or kept for good."""
+        new = []
+        used: dict[int, _Table] = {}
+        for text in asked:
+            table = next((table for table in self._tables if text in table.places), None)
+            if table is not None:
+                used[id(table)] = table
+            elif text in self._kept:
+                pass
+            elif (ids := self._forget_one(text)) is None:
+                new.append(text)
+            elif keep:
+                self._kept[text] = ids
+            else:
+                self._remember(text, ids)
+        for table in used.values():
+            table.kept |= keep
+        if used:
+            self._tables = (*(t for t in self._tables if id(t) not in used), *used.values())
+        return new
+
+    def _remember(self, text: str, ids: Ids) -> None:
+        self._forget_one(text)  # another thread may have been faster
+        self._recent[text] = ids
+        self._recent_bytes += _n_bytes(text, ids)
+
+    def _forget_one(self, text: str) -> Ids | None:
+        ids = self._recent.pop(text, None)
+        if ids is not None:
+            self._recent_bytes -= _n_bytes(text, ids)
+        return ids
+
+    def _forget(self, asked: Mapping[str, None], newest: "_Table | None") -> None:
+        """Drop the least recent texts beyond the limit, but none that was just asked for."""
+        for table in self._tables:
+            if self.n_bytes <= self._limit:
+                return
+            if not table.kept and table is not newest and not any(text in table.places for text in asked):
+                self._tables = tuple(t for t in self._tables if t is not table)
+        while self._recent and self.n_bytes > self._limit:
+            text = next(iter(self._recent))
+            if text in asked:
+                return
+            self._forget_one(text)
 
     def _flat(self, texts: Sequence[str]) -> np.ndarray:
         """Lengths of all texts, then their ids, int32; from the folder where they are there."""
@@ -93,24 +189,30 @@ class TokenStore:
         )
 
     def _name(self, texts: Sequence[str]) -> str:
-        digest = hashlib.sha256(FORMAT)
-        with tempfile.TemporaryDirectory() as folder:
-            self.tokenizer.save(Path(folder))
-            for path in sorted(Path(folder).iterdir()):
-                digest.update(path.name.encode() + path.read_bytes())
+        digest = _with_tokenizer(hashlib.sha256(FORMAT), self.tokenizer)
         for text in texts:
             digest.update(b"\0" + text.encode("utf-8"))
         return digest.hexdigest()[:32]
 
 
 class _Table:
-    """Texts and their ids in one array."""
+    """Texts and their ids in one array.
 
-    def __init__(self, texts: Sequence[str], flat: np.ndarray):
+    Attributes:
+        kept: for good.
+    """
+
+    def __init__(self, texts: Sequence[str], flat: np.ndarray, *, kept: bool):
+        self.kept = kept
         self.places = {text: place for place, text in enumerate(texts)}
-        self.flat = flat
+        self.flat = np.asarray(flat)  # slices of a memmap take several times as long
         n = len(texts)
         self.starts = np.concatenate([[n], n + np.cumsum(flat[:n], dtype=np.int64)])
+        self.n_bytes = self.flat.nbytes + sum(sys.getsizeof(text) + _OVERHEAD for text in texts)
+
+
+def _n_bytes(text: str, ids: Ids) -> int:
+    return sys.getsizeof(text) + ids.nbytes + _OVERHEAD
 
 
 def _mapped(path: Path, n: int) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """Text -> token ids: WordPiece through Hugging Face ``tokenizers``, and SentencePiece trained here."""
 
 import io
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -10,7 +11,7 @@ import tokenizers
 
 from polyjax.data.dictionary import DICTIONARY_FILE, DictionaryTokenizer
 from polyjax.errors import InputError
-from polyjax.runtime.files import copy_file, write_bytes, write_text
+from polyjax.runtime.files import copy_file, write_bytes
 
 WORDPIECE_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"
@@ -61,6 +62,24 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class InFiles(Protocol):
+    """A tokenizer that gives its files without writing them."""
+
+    def files(self) -> dict[str, bytes]:
+        """What ``save`` writes: contents by file name."""
+        ...
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """What a tokenizer's ``save`` writes: contents by file name."""
+    if isinstance(tokenizer, InFiles):
+        return tokenizer.files()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 class WordPieceTokenizer:
     """A BERT tokenizer from its tokenizer.json (normaliser, word split and vocabulary included).
 
@@ -104,9 +123,13 @@ class WordPieceTokenizer:
         """Ids of each text, without special tokens."""
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def files(self) -> dict[str, bytes]:
+        """What ``save`` writes."""
+        return {WORDPIECE_FILE: self._tokenizer.to_str(pretty=True).encode("utf-8")}
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into the folder."""
-        write_text(folder / WORDPIECE_FILE, self._tokenizer.to_str(pretty=True))
+        write_bytes(folder / WORDPIECE_FILE, self.files()[WORDPIECE_FILE])
 
 
 class SentencePieceTokenizer:
@@ -144,6 +167,10 @@ class SentencePieceTokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
         return self._processor.encode(list(texts))
+
+    def files(self) -> dict[str, bytes]:
+        """What ``save`` writes."""
+        return {SENTENCEPIECE_FILE: self._path.read_bytes()}
 
     def save(self, folder: Path) -> None:
         """Write sentencepiece.model into the folder."""

@@ -191,7 +191,7 @@ class TextScorer:
         """Compile the encoding of single contexts of all lengths; an empty one's vectors and their mask."""
         limit = self.text.config.context_tokens
         lengths = sorted({self.text.config.bucket(n, limit) for n in range(1, limit + 1)})
-        rows = [[]] * self._row_bucket(1, 1)
+        rows = [np.empty(0, np.int32)] * self._row_bucket(1, 1)
         empty = [self._split(self.text.pad(rows, length=length)) for length in lengths]
         vectors, mask = [self._encode_contexts(self._state, tokens) for tokens in empty][0]
         return vectors[:1], mask[:1]

@@ -63,9 +63,9 @@ def test_in_batch_candidates_are_the_labels(examples, text):
     assert isinstance(batch.inputs, DualInputs)
     assert batch.label.tolist() == list(range(8))
     for row, i in zip(batch.inputs.candidates.ids, plan[0].indices, strict=True):
-        assert [t for t in row if t] == text.candidate(examples[i].label_text)
+        assert [t for t in row if t] == text.candidate(examples[i].label_text).tolist()
     for row, i in zip(batch.inputs.context.ids, plan[0].indices, strict=True):
-        assert [t for t in row if t] == text.context(examples[i].context)
+        assert [t for t in row if t] == text.context(examples[i].context).tolist()
     assert len(list(loader)) == 2
 
 
@@ -110,7 +110,7 @@ def test_a_label_is_found_among_fixed_candidates_by_the_rule(text, tmp_path):
 def test_sampled_negatives_are_others_labels(examples, text):
     config = BatchConfig(batch_size=4, n_negatives=5)
     loader, plan = make_loader(examples, text, config, inputs="pairs", n_batches=30, seed=0)
-    texts = {tuple(text.candidate(e.label_text)[1:]): e.label_text for e in examples}
+    texts = {tuple(text.candidate(e.label_text)[1:].tolist()): e.label_text for e in examples}
     for number, batch in enumerate(loader):
         assert isinstance(batch.inputs, PairInputs)
         pairs = batch.inputs.pairs

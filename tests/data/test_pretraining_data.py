@@ -45,8 +45,8 @@ def test_pairs_are_those_of_the_conversations():
     ]
     assert len(pairs) == len(expected) > 100
     for i, (context, label) in enumerate(expected):
-        assert pairs.context(i).tolist() == text.context(context)
-        assert pairs.label_tokens(i).tolist() == text.candidate(label)[1:]
+        assert pairs.context(i).tolist() == text.context(context).tolist()
+        assert pairs.label_tokens(i).tolist() == text.candidate(label)[1:].tolist()
         assert pairs.context_lengths[i] == len(pairs.context(i))
         assert pairs.label_lengths[i] == len(pairs.label_tokens(i))
 

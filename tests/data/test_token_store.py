@@ -1,5 +1,10 @@
 """Ids of texts: the tokenizer's own, made once, kept in memory or in a file."""
 
+import hashlib
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +13,9 @@ from hypothesis import strategies as st
 from polyjax.data import token_store
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.token_store import TokenStore
+from polyjax.data.tokenizers import WordPieceTokenizer, train_sentencepiece
+from polyjax.interop.huggingface import minilm_folder
+from polyjax.interop.parlai.model import load_parlai
 
 TEXTS = ["a", "bc", "", "ddd", "bc", "e f"]
 
@@ -36,7 +44,8 @@ def _few_are_filed(monkeypatch):
 def assert_ids(store):
     tokenizer = Counting(store.tokenizer.shift)
     for text in [*TEXTS, "never added"]:
-        assert store.ids(text) == tokenizer.encode([text])[0]
+        assert store.ids(text).tolist() == tokenizer.encode([text])[0]
+        assert store.ids(text).dtype == np.int32
         assert store.length(text) == len(text)
 
 
@@ -56,7 +65,7 @@ def test_the_next_store_reads_what_the_first_wrote(tmp_path):
     store = TokenStore(Counting(), tmp_path)
     store.add(TEXTS)
     assert store.tokenizer.seen == 0
-    assert isinstance(store._tables[0].flat, np.memmap)
+    assert isinstance(store._tables[0].flat.base, np.memmap)
     assert_ids(store)
 
 
@@ -95,17 +104,97 @@ def test_a_folder_that_cannot_be_written_costs_the_file_only(tmp_path, capsys):
     assert "could not be written" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_server_forgets_what_it_was_asked_but_not_a_split(monkeypatch):
-    monkeypatch.setattr(token_store, "MAX_LOOSE_TEXTS", 2)
-    store = TokenStore(Counting())
-    store.add(TEXTS)
-    for text in "qrst":
+def test_a_server_forgets_what_it_was_asked_long_ago_but_not_what_is_kept():
+    entry = 4 * 3 + sys.getsizeof("abc") + token_store._OVERHEAD
+    store = TokenStore(Counting(), limit=3 * entry)
+    store.add(["aaa", "bbb"], keep=True)
+    for text in ("ccc", "ddd", "eee", "ccc", "fff"):
         store.add([text])
+    assert store.n_bytes == 3 * entry
     seen = store.tokenizer.seen
-    assert store.ids("bc") and store.ids("t")
+    for text in ("aaa", "bbb", "eee", "ccc", "fff"):
+        store.ids(text)
     assert store.tokenizer.seen == seen
-    assert store.ids("q") and store.tokenizer.seen == seen + 1
-    assert len(store._loose) <= 3
+    store.ids("ddd")
+    assert store.tokenizer.seen == seen + 1, "the one that was not asked for since"
+
+
+def test_tables_are_forgotten_as_well_but_never_what_is_asked_for_now():
+    store = TokenStore(Counting(), limit=2000)
+    store.add([f"kept {i}" for i in range(9)], keep=True)
+    store.add([f"one {i}" for i in range(9)])
+    store.add([f"two {i}" for i in range(9)])
+    assert [len(table.places) for table in store._tables] == [9, 9] and store.n_bytes > 2000
+    seen = store.tokenizer.seen
+    store.add(["two 3"])
+    assert store.tokenizer.seen == seen and store.ids("two 8") is not None
+    store.add(["alone"])
+    assert [len(table.places) for table in store._tables] == [9] and store.n_bytes < 2000
+    store.add(["kept 1", "two 3"])
+    assert store.tokenizer.seen == seen + 2
+    store.add([f"one {i}" for i in range(9)], keep=True)
+    store.add(["again"])
+    assert store.ids("one 5") is not None and store.tokenizer.seen == seen + 12
+
+
+def test_what_was_recent_can_be_kept():
+    store = TokenStore(Counting(), limit=0)
+    store.add(["a"])
+    store.add(["a"], keep=True)
+    store.add(["b"])
+    store.add(["c"])
+    seen = store.tokenizer.seen
+    assert store.ids("a").tolist() == [97] and store.tokenizer.seen == seen == 3
+    assert store.n_bytes == token_store._n_bytes("c", store.ids("c")), "of the latest alone"
+
+
+def test_threads_share_a_store():
+    store = TokenStore(Counting(), limit=4000)
+    expected = {str(i): [ord(letter) % 100 for letter in str(i)] for i in range(60)}
+
+    def ask(seed):
+        draw = np.random.default_rng(seed)
+        for _ in range(200):
+            some = [str(i) for i in draw.integers(0, 60, draw.integers(1, 6))]
+            store.add(some)
+            assert [store.ids(text).tolist() for text in some] == [expected[text] for text in some]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert store._recent_bytes == sum(token_store._n_bytes(*item) for item in store._recent.items())
+
+
+def test_a_store_goes_to_worker_processes():
+    store = TokenStore(Counting())
+    store.add(["a", "b"], keep=True)
+    copy = pickle.loads(pickle.dumps(store))
+    copy.add(["a", "c"])
+    assert copy.tokenizer.seen == 3 and copy.ids("a").tolist() == [97]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "dictionary", "another"])
+def test_the_digest_of_a_tokenizer_is_that_of_its_files(tmp_path, kind, parlai_models, monkeypatch):
+    """Also where no temporary folder can be made, for the library's own."""
+    match kind:
+        case "wordpiece":
+            tokenizer = WordPieceTokenizer(minilm_folder() / "tokenizer.json")
+        case "sentencepiece":
+            words = [" ".join(f"w{(i * k) % 97}" for k in range(1, 9)) for i in range(300)]
+            tokenizer = train_sentencepiece(words, tmp_path / "s.model", vocab_size=320)
+        case "dictionary":
+            _, text, _ = load_parlai(parlai_models / "bi_shared_max_trained" / "model")
+            tokenizer = text.tokenizer
+        case _:
+            tokenizer = Counting(7)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    tokenizer.save(folder)
+    expected = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        expected.update(path.name.encode() + path.read_bytes())
+    if kind != "another":
+        monkeypatch.setattr("tempfile.mkdtemp", None)
+    assert token_store.tokenizer_digest(tokenizer) == expected.hexdigest()
 
 
 turns = st.lists(st.text("abc ", max_size=12), max_size=4)

@@ -65,8 +65,8 @@ def test_texts_become_the_same_ids(fixture):
     assert text.tokenizer.vocab_size == golden["special"]["vocab_size"]
     for i, step in enumerate(golden["steps"]):
         for row, context, candidates in zip(step["rows"], *dialogues(golden, i), strict=True):
-            assert text.context(context) == row["text_vec"]
-            assert [text.candidate(c) for c in candidates] == row["label_candidates_vecs"]
+            assert text.context(context).tolist() == row["text_vec"]
+            assert [text.candidate(c).tolist() for c in candidates] == row["label_candidates_vecs"]
 
 
 def test_scores_ranks_and_replies_are_parlais(fixture):

@@ -5,13 +5,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from polyjax.data.token_store import tokenizer_digest
 from polyjax.errors import InputError
 from polyjax.inference.scorer import Progress, TextScorer, ignore
 from polyjax.retrieval.index.change import (
@@ -44,18 +44,14 @@ SAVE_EVERY_S = 5.0
 
 def fingerprint(scorer: TextScorer) -> Fingerprint:
     """All that a candidate's vector depends on: parameters, shapes, tokenizer, lengths, arithmetic."""
-    settings, weights, tokenizer = scorer.settings, hashlib.sha256(), hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        scorer.text.tokenizer.save(Path(folder))
-        for path in sorted(Path(folder).iterdir()):
-            tokenizer.update(path.name.encode() + path.read_bytes())
+    settings, weights = scorer.settings, hashlib.sha256()
     for name, value in sorted(scorer.parameters().items()):
         weights.update(name.encode() + str(value.dtype).encode())
         weights.update(np.ascontiguousarray(value).tobytes())
     return Fingerprint(
         weights=weights.hexdigest(),
         architecture=_hash(dataclasses.replace(settings.encoder, dtype="float32"), settings.head),
-        tokenizer=tokenizer.hexdigest(),
+        tokenizer=tokenizer_digest(scorer.text.tokenizer),
         lengths=_hash(scorer.text.config),
         arithmetic=settings.encoder.dtype,
     )
