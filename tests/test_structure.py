@@ -27,7 +27,6 @@ FLOORS = (
 """From the ground up: a package imports its own floor and those below."""
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 LEFT = {
-    "evaluation/report.py": ("polyjax.runs.",),
     "inference/arguments.py": ("polyjax.retrieval.",),
     "runs/checkpoints.py": ("polyjax.train.",),
 }

@@ -1,0 +1,47 @@
+"""How good a ranking is: metrics with intervals, baselines on the same rows, reports.
+
+``evaluate`` ranks rows with a model, ``rank_listed`` and ``rank_shared`` take scores from anywhere.
+"""
+
+from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
+from polyjax.evaluation.metrics import (
+    Chance,
+    RankingResult,
+    bootstrap_interval,
+    mean_reciprocal_rank,
+    rank_of_label,
+    recall_at,
+)
+from polyjax.evaluation.rankings import (
+    Evaluation,
+    check_candidates,
+    evaluate,
+    rank_listed,
+    rank_shared,
+    some,
+    write_examples,
+)
+from polyjax.evaluation.report import best_of, console_table, markdown_table, verdict, write_report
+
+__all__ = [
+    "Chance",
+    "Evaluation",
+    "RankingResult",
+    "best_of",
+    "bootstrap_interval",
+    "check_candidates",
+    "console_table",
+    "evaluate",
+    "markdown_table",
+    "mean_reciprocal_rank",
+    "rank_listed",
+    "rank_of_label",
+    "rank_shared",
+    "recall_at",
+    "some",
+    "tfidf_ranking",
+    "verdict",
+    "write_examples",
+    "write_report",
+    "zero_shot_rankings",
+]

@@ -304,6 +304,7 @@ def report(
             title=f"{name_of(config.task)}, {config.arch}-encoder",
             notes=notes,
             card=model_card(config, shape, source, rows=(*n_rows, len(test))),
+            log=MetricsLog.read(config.folder),
             ks=ks,
         )
     console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))

@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
+from polyjax.evaluation.figures import drawing, new_figure, save_figure
 from polyjax.evaluation.report import hardware
 from polyjax.runs.checkpoints import write_json
 from polyjax.runs.log import MetricsLog
@@ -46,16 +42,19 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
         "",
         "![Losses, shares guessed right, speed](figures/learning.png)",
     ]
-    (run_dir / "figures").mkdir(exist_ok=True)
-    _plot(trained, valid, run_dir / "figures" / "learning.png")
     write_text(run_dir / "report.md", "\n".join(lines) + "\n")
     figures = {name: best[name] for name in ("step", "loss", *_NAMES)}
     figures["tokens_per_second"] = speed["tokens_per_second"]
     write_json(run_dir / "results.json", figures)
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    with drawing(folder):
+        _plot(trained, valid, folder / "learning.png")
 
 
 def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    figure = new_figure(12.0, 3.4)
+    axes = figure.subplots(1, 3)
     for axis, kind, label in ((axes[0], "loss", "cross-entropy (nats)"), (axes[1], "accuracy", "right")):
         for name, title, colour in (
             ("masked", "hidden tokens", "#1f5fa8"),
@@ -70,7 +69,7 @@ def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
                 color=colour,
                 label=f"{title}, held out",
             )
-        axis.set_xlabel("updates")
+        axis.set_xlabel("steps")
         axis.locator_params(axis="x", integer=True)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
@@ -78,8 +77,7 @@ def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
     axes[0].legend(frameon=False)
     axes[1].set_ylim(0, 1)
     axes[2].plot([r["step"] for r in trained], [r["tokens_per_second"] for r in trained], color="#1f5fa8")
-    axes[2].set(xlabel="updates", ylabel="tokens a second", ylim=(0, None))
+    axes[2].set(xlabel="steps", ylabel="tokens a second", ylim=(0, None))
     axes[2].locator_params(axis="x", integer=True)
     axes[2].spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_figure(figure, path)
