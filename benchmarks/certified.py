@@ -26,7 +26,7 @@ from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.search.certified import CertifiedSearch
 from polyjax.retrieval.search.scan import Scan
 from polyjax.retrieval.search.searcher import Searcher
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 
 
 @dataclasses.dataclass(frozen=True)

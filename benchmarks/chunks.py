@@ -20,7 +20,7 @@ from training import random_batch
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
 from polyjax.evaluation.report import hardware
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 from polyjax.train.losses import ranking_loss
 from polyjax.types import Batch
 

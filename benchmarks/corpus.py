@@ -24,7 +24,7 @@ import tyro
 from common import print_table
 
 from polyjax.evaluation.report import hardware
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 
 TURNS = 5
 AT_ONCE = 10_000

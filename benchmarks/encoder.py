@@ -32,7 +32,7 @@ from polyjax.evaluation.report import hardware
 from polyjax.inference.scorer import for_inference
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.nn.encoders import Dtype
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

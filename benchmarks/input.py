@@ -27,7 +27,7 @@ from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.evaluation.report import hardware
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.nn.encoders import Dtype
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.memory import restart_with_huge_pages
 from polyjax.train.optim import OptimConfig

@@ -22,7 +22,7 @@ from polyjax.evaluation.report import hardware
 from polyjax.retrieval.index.change import commit, finish_segment, new_vectors, writing
 from polyjax.retrieval.index.rows import IndexDtype, quantise
 from polyjax.retrieval.index.store import Fingerprint, Manifest, SegmentInfo
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 from polyjax.runtime.progress import meter
 
 CLUSTERS, AT_ONCE = 1000, 8192

@@ -25,12 +25,13 @@ from rich.table import Table
 
 from polyjax import Batch, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
 from polyjax.evaluation.report import hardware
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.memory import TUNABLE
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state, make_train_step
+from polyjax.train.state import init_state
+from polyjax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

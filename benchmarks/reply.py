@@ -31,7 +31,7 @@ from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.store import in_memory
 from polyjax.retrieval.search.certified import CertifiedSearch
 from polyjax.retrieval.search.scan import Scan
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 
 VOCAB, TOP_K = 30522, 10
 

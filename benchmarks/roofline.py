@@ -22,7 +22,7 @@ from training import one_device_update, random_batch
 
 from polyjax import BiConfig, EncoderConfig, PolyConfig, make_scorer
 from polyjax.evaluation.report import hardware
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 from polyjax.train.optim import OptimConfig
 from polyjax.train.speed import PEAKS, model_flops, peaks_of
 

@@ -28,7 +28,7 @@ from polyjax.nn.heads import PolyConfig, PolyHead
 from polyjax.retrieval.index.store import in_memory
 from polyjax.retrieval.search.certified import CertifiedSearch
 from polyjax.retrieval.search.scan import BLOCK_ROWS, Scan
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 
 TOP_K = 100
 

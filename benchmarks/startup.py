@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polyjax.evaluation.report import hardware
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 
 PROGRAM = """
 import json, sys, time

@@ -35,7 +35,7 @@ from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, rea
 from polyjax.nn.encoders import Dtype
 from polyjax.nn.heads import PolyHead
 from polyjax.nn.scorers import DualScorer
-from polyjax.runs.checkpoints import write_json
+from polyjax.runs import write_json
 from polyjax.runtime.memory import restart_with_huge_pages
 from polyjax.train.optim import OptimConfig
 from polyjax.types import Batch

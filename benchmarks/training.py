@@ -10,7 +10,8 @@ from polyjax.mesh.placement import BatchPlacer, everywhere, one_device, placed, 
 from polyjax.nn.scorers import Scorer
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.step import TrainState, init_state, make_train_step
+from polyjax.train.state import TrainState, init_state
+from polyjax.train.step import make_train_step
 from polyjax.types import Batch
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]

@@ -28,7 +28,7 @@ from polyjax.cli.chat import ChatSession, load_index
 from polyjax.evaluation.report import hardware
 from polyjax.inference.scorer import TextScorer
 from polyjax.nn.encoders import Dtype
-from polyjax.runs.checkpoints import load_scorer, write_json
+from polyjax.runs import load_scorer, write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 
 DIM, LAYERS, WORDS, CODES, POSITIONS = 768, 12, 55_000, 64, 1024

@@ -69,7 +69,7 @@ from flax import nnx
 import polyjax
 from polyjax.train.memory import held_bytes
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state
+from polyjax.train.state import init_state
 
 encoder, optim = getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522), OptimConfig()
 
@@ -204,7 +204,7 @@ for run_dir in (stopped, whole):
 # %%
 import numpy as np
 
-from polyjax.runs.checkpoints import flat_parameters, load_scorer
+from polyjax.runs import flat_parameters, load_scorer
 
 one, other = (flat_parameters(nnx.state(load_scorer(run_dir)[0])) for run_dir in (stopped, whole))
 largest = max(float(np.abs(np.asarray(one[name]) - np.asarray(other[name])).max()) for name in one)

@@ -33,7 +33,7 @@ from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import CandidateIndex, in_memory, open_index
 from polyjax.retrieval.search.searcher import Method, Results, Searcher
 from polyjax.retrieval.stages.faiss import FirstStage
-from polyjax.runs.checkpoints import load_scorer
+from polyjax.runs import load_scorer
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors, meter
 

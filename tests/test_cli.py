@@ -23,7 +23,7 @@ from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.retrieval.index.store import CandidateIndex, in_memory, open_index
-from polyjax.runs.checkpoints import load_scorer
+from polyjax.runs import load_scorer
 from polyjax.version import __version__
 
 GOLDEN = Path(__file__).parent / "golden" / "parlai"

@@ -11,7 +11,7 @@ from conftest import ENCODERS, HEADS, tiny
 from polyjax import InputError, ModelConfig
 from polyjax.config import from_json, to_json
 from polyjax.data.text import TextConfig
-from polyjax.runs.checkpoints import ModelCard
+from polyjax.runs import ModelCard
 
 
 @pytest.mark.parametrize("head", HEADS)

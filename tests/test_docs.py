@@ -21,7 +21,7 @@ from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.nn.encoders import EncoderConfig
-from polyjax.runs.checkpoints import ModelCard, write_model
+from polyjax.runs import ModelCard, write_model
 from test_experiments import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "experiments" / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -37,8 +37,7 @@ from polyjax.interop.pretrained import (
 from polyjax.nn.encoders import Encoder
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.nn.scorers import ModelConfig
-from polyjax.runs.checkpoints import Checkpoints, ModelCard, flat_parameters, write_model
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import Checkpoints, MetricsLog, ModelCard, flat_parameters, write_model
 from test_experiments import ROOT, SHORT, command
 
 WORDS = [

@@ -28,7 +28,6 @@ FLOORS = (
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 LEFT = {
     "inference/arguments.py": ("polyjax.retrieval.",),
-    "runs/checkpoints.py": ("polyjax.train.",),
 }
 """Arrows that still run upwards, to be turned."""
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

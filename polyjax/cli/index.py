@@ -16,7 +16,7 @@ from polyjax.retrieval.index.build import add_to_index, build_index, check_dual,
 from polyjax.retrieval.index.change import compact, remove
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import MANIFEST, open_index, read_manifest
-from polyjax.runs.checkpoints import load_scorer
+from polyjax.runs import load_scorer
 from polyjax.runtime.progress import errors, meter
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]

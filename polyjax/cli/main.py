@@ -23,7 +23,7 @@ from polyjax.interop.parlai.model import convert_parlai
 from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.build import check_dual, fingerprint
 from polyjax.retrieval.index.store import open_index
-from polyjax.runs.checkpoints import load_scorer
+from polyjax.runs import load_scorer
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors
 from polyjax.version import __version__

@@ -27,7 +27,7 @@ from polyjax.recipes.settings import (
     for_task,
     from_run,
 )
-from polyjax.runs.checkpoints import CONFIG, read_card, read_json
+from polyjax.runs import CONFIG, read_card, read_json
 
 TASK_HELP = (
     f"--task NAME chooses the data set, and with it the flags --task.*: {TASK_NAMES}. Give it with --help to "

@@ -9,7 +9,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from polyjax.errors import InputError
-from polyjax.runs.checkpoints import MODEL, flat_parameters, load_scorer
+from polyjax.runs import MODEL, flat_parameters, load_scorer
 from polyjax.runtime.files import write_text
 
 KINDS = {

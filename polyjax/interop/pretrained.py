@@ -14,7 +14,7 @@ from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, rea
 from polyjax.nn.encoders import Encoder, EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.nn.scorers import CrossScorer
-from polyjax.runs.checkpoints import MODEL, Checkpoints, load_scorer, read_card, read_json
+from polyjax.runs import MODEL, Checkpoints, load_scorer, read_card, read_json
 
 PRETRAINING = "pretraining.json"
 

@@ -22,7 +22,7 @@ from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.nn.heads import head_label
 from polyjax.recipes.settings import RunConfig
-from polyjax.runs.checkpoints import CONFIG, DATA, load_scorer, read_json, write_json
+from polyjax.runs import CONFIG, DATA, load_scorer, read_json, write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import console
 from polyjax.types import Example

@@ -52,9 +52,17 @@ from polyjax.nn.scorers import CrossScorer, ModelConfig, Scorer, make_scorer
 from polyjax.recipes.card import model_card
 from polyjax.recipes.plan import show_plan, step_lines
 from polyjax.recipes.settings import SCRATCH, RunConfig, scratch_shape
-from polyjax.runs.checkpoints import MODEL, Checkpoints, ModelCard, load_scorer, read_card, write_json
-from polyjax.runs.lock import open_data, owned_run
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import (
+    MODEL,
+    Checkpoints,
+    MetricsLog,
+    ModelCard,
+    load_scorer,
+    open_data,
+    owned_run,
+    read_card,
+    write_json,
+)
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult, train

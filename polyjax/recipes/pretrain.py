@@ -46,8 +46,7 @@ from polyjax.recipes.fit import tensorboard_log
 from polyjax.recipes.plan import memory_line
 from polyjax.recipes.pretraining_report import write_pretraining_report
 from polyjax.recipes.settings import SCRATCH, EncoderChoice, scratch_shape
-from polyjax.runs.checkpoints import Checkpoints, read_json, write_json
-from polyjax.runs.lock import owned_run
+from polyjax.runs import Checkpoints, owned_run, read_json, write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainConfig, TrainResult, train

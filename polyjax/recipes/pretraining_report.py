@@ -5,8 +5,7 @@ from pathlib import Path
 
 from polyjax.evaluation.figures import drawing, new_figure, save_figure
 from polyjax.evaluation.report import hardware
-from polyjax.runs.checkpoints import write_json
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import MetricsLog, write_json
 from polyjax.runtime.files import write_text
 
 _NAMES = {

@@ -24,7 +24,7 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
-from polyjax.runs.checkpoints import ModelCard
+from polyjax.runs import ModelCard
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig
 

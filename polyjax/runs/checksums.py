@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from polyjax.runtime.files import write_text
 from polyjax.errors import InputError
+from polyjax.runs.layout import CHECKSUMS
+from polyjax.runtime.files import write_text
 
-FOLDER = "checksums"
 _AT_ONCE = 1 << 22
 
 
@@ -20,7 +20,7 @@ class Checksums:
     """
 
     def __init__(self, run_dir: Path):
-        self._folder = run_dir / FOLDER
+        self._folder = run_dir / CHECKSUMS
 
     def write(self, step: Path, *, keep: Iterable[int]) -> None:
         """Note the files of a step's folder, and forget all steps but those to keep."""

@@ -10,7 +10,7 @@ from typing import Any
 from polyjax.config import from_json, to_json
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.runtime.files import PARTIAL, exclusive_lock
-from polyjax.runs.checkpoints import CONFIG, DATA, LOCK, read_json, write_json
+from polyjax.runs.layout import CONFIG, DATA, LOCK, read_json, saved_steps, write_json
 from polyjax.errors import InputError
 
 
@@ -92,7 +92,7 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
     if path.exists():
         differing = _differences(_completed(read_json(path), type(config)), wanted)
         differing = {name: pair for name, pair in differing.items() if name not in incidental}
-        if differing and not _any_checkpoint(run_dir):
+        if differing and not saved_steps(run_dir):
             shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
             write_json(path, wanted)
         elif differing:
@@ -136,7 +136,7 @@ def open_data(run_dir: Path, digests: dict[str, str]) -> None:
         ]
         if not changed:
             return
-        if _any_checkpoint(run_dir):
+        if saved_steps(run_dir):
             raise InputError(
                 f"{run_dir} belongs to a run with other rows to {', '.join(changed)}: its data have changed; "
                 "choose another --run-dir, or remove that directory"
@@ -151,11 +151,6 @@ def _completed(old: Any, kind: type) -> Any:
         return json.loads(json.dumps(to_json(from_json(kind, old, source=CONFIG))))
     except InputError:
         return old
-
-
-def _any_checkpoint(run_dir: Path) -> bool:
-    folder = run_dir / "checkpoints"
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
 def _differences(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any]]:

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from polyjax.runtime.files import write_text
 from polyjax.errors import InputError
-
-METRICS = "metrics.jsonl"
+from polyjax.runs.layout import METRICS
+from polyjax.runtime.files import write_text
 
 
 class MetricsLog:

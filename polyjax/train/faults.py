@@ -11,9 +11,9 @@ import numpy as np
 
 from polyjax.errors import OUT_OF_MEMORY, InputError
 from polyjax.mesh.processes import losses_named
-from polyjax.runs.checkpoints import Checkpoints
+from polyjax.runs import Checkpoints
 from polyjax.train.optim import OptimConfig
-from polyjax.train.step import TrainState
+from polyjax.train.state import TrainState
 
 LEAST_LOSS_SCALE = 1.0
 """At which an overflow is no fault of the loss's scale."""

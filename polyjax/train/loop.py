@@ -17,8 +17,7 @@ from flax import nnx
 from polyjax.errors import InputError, Preempted
 from polyjax.mesh.placement import everywhere, placed, shardings_of
 from polyjax.mesh.processes import agreed, is_primary
-from polyjax.runs.checkpoints import Checkpoints
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import Checkpoints, MetricsLog
 from polyjax.runtime.progress import console, meter
 from polyjax.train.faults import (
     check_finite,
@@ -40,7 +39,8 @@ from polyjax.train.optim import (
     updates_made,
 )
 from polyjax.train.speed import Profile, Speed
-from polyjax.train.step import TrainState, init_state, make_train_step
+from polyjax.train.state import TrainState, init_state, restore_state, trees_of
+from polyjax.train.step import make_train_step
 
 LOG_EVERY_STEPS = 10
 
@@ -194,7 +194,7 @@ def train(
     progress = _Progress()
     checkpoints = Checkpoints(run_dir)
     if checkpoints.latest_step is not None:
-        state, saved = checkpoints.restore(state)
+        state, saved = restore_state(checkpoints, state)
         # What an earlier version saved besides is not needed any more.
         progress = _Progress(**{f.name: saved[f.name] for f in dataclasses.fields(_Progress)})
     first = int(state.step)
@@ -294,7 +294,7 @@ def train(
                 )
                 if last or (due and out_of_patience):
                     progress.finished = _ending(config, progress, step, n_steps, timed_out=timed_out)
-                checkpoints.save(state, dataclasses.asdict(progress), best_by=best_by)
+                checkpoints.save(step, trees_of(state), dataclasses.asdict(progress), best_by=best_by)
                 if told_to_stop:
                     raise Preempted(step)
                 speed.restart()

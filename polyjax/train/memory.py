@@ -28,7 +28,8 @@ from polyjax.train.losses import cross_entropy, ranking_loss
 from polyjax.train.objective import Objective
 from polyjax.train.optim import OptimConfig, make_loss_scale, make_optimizer, plateau, trainable_filter
 from polyjax.train.ranking import longest_batch
-from polyjax.train.step import TrainState, init_state, make_train_step
+from polyjax.train.state import TrainState, init_state
+from polyjax.train.step import make_train_step
 
 _FEW = 8  # contexts of the smallest step; axes of length 1 are compiled otherwise
 _FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before

@@ -1,7 +1,6 @@
 """One update: loss -> gradients -> parameters. Pure, and knowing of a model only what its loss is."""
 
 import dataclasses
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -9,70 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from polyjax.mesh.placement import used
+from polyjax.train.state import TrainState
 
 Loss = Callable[[Any, Any, Array | None], tuple[Array, dict[str, Array]]]
 """(model, batch, key that draws the dropout or None) -> the loss (nats) and its figures, it among them."""
-
-
-@typing.no_type_check
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """What an update changes, and all that it needs besides the batch.
-
-    Attributes:
-        trained: parameters that learn (nnx.State).
-        frozen: parameters that do not.
-        optimizer: state of the optimiser.
-        plateau: state of the plateau rule, whose ``scale`` multiplies the learning rate.
-        step: updates made so far, int32 [].
-        key: from which the dropout of each step is drawn.
-        loss_scale: what the loss is multiplied with, and what changes it; None outside float16.
-    """
-
-    trained: nnx.State
-    frozen: nnx.State
-    optimizer: optax.OptState
-    plateau: optax.contrib.ReduceLROnPlateauState
-    step: Array
-    key: Array
-    loss_scale: DynamicScale | None = None
-
-
-def init_state(
-    model: nnx.Module,
-    optimizer: optax.GradientTransformation,
-    plateau: optax.GradientTransformationExtraArgs,
-    trainable: nnx.filterlib.Filter,
-    *,
-    seed: int,
-    loss_scale: DynamicScale | None = None,
-) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's graph, and the state before the first update.
-
-    Args:
-        model: with its initial parameters.
-        optimizer: from ``make_optimizer``.
-        plateau: from ``plateau``.
-        trainable: which parameters learn, from ``trainable_filter``.
-        seed: of the dropout.
-        loss_scale: from ``make_loss_scale``.
-    """
-    graph, trained, frozen = nnx.split(model, trainable, ...)
-    return graph, TrainState(
-        trained=trained,
-        frozen=frozen,
-        optimizer=optimizer.init(trained),
-        plateau=typing.cast(optax.contrib.ReduceLROnPlateauState, plateau.init(jnp.zeros((), jnp.float32))),
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.key_data(jax.random.key(seed)),
-        loss_scale=loss_scale,
-    )
 
 
 def make_train_step(

@@ -19,7 +19,8 @@ from polyjax.interop.parlai.flags import Flags, beside, optim_config, read_opt
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import make_optimizer, plateau, schedule, trainable_filter
-from polyjax.train.step import TrainState, init_state, make_train_step
+from polyjax.train.state import TrainState, init_state
+from polyjax.train.step import make_train_step
 
 HERE = Path(__file__).parents[1] / "golden" / "parlai"
 SHARED = Path(__file__).parents[3] / "shared" / "golden"

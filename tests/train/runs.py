@@ -13,7 +13,7 @@ from flax import nnx
 import toy
 from conftest import FAST_COMPILATION
 from polyjax import make_scorer
-from polyjax.runs.checkpoints import Checkpoints, flat_parameters
+from polyjax.runs import Checkpoints, flat_parameters
 
 SCRIPT = Path(toy.__file__)
 

@@ -20,10 +20,10 @@ from polyjax import InputError, make_scorer
 from polyjax.cli.flags import user_errors
 from polyjax.errors import Preempted
 from polyjax.mesh.placement import make_mesh, placed, shardings_of
-from polyjax.runs.checkpoints import FIGURES, Checkpoints
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import Checkpoints, MetricsLog
+from polyjax.runs.checkpoints import BEST_BY_FILE
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state
+from polyjax.train.state import init_state, restore_state
 from runs import SCRIPT, assert_same, finish, parameters, saved_steps, start, wait_for_steps
 
 
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
 
 
 def _emptied(step: Path, run_dir: Path) -> None:
-    (step / FIGURES).write_text("")
+    (step / BEST_BY_FILE).write_text("")
 
 
 def _unfinished(step: Path, run_dir: Path) -> None:
@@ -277,7 +277,7 @@ def restored_on(mesh: str, run_dir: Path) -> dict[str, np.ndarray]:
     )
     devices = make_mesh(mesh, jax.devices()[: 8 if mesh == "data=4,fsdp=2" else int(mesh[-1])])
     shardings = shardings_of(state, devices)
-    state, _ = Checkpoints(run_dir, read_only=True).restore(placed(state, shardings))
+    state, _ = restore_state(Checkpoints(run_dir, read_only=True), placed(state, shardings))
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

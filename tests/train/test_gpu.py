@@ -19,7 +19,8 @@ from polyjax.retrieval.index.store import in_memory
 from polyjax.retrieval.search.scan import Scan
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_loss_scale, make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state, make_train_step
+from polyjax.train.state import init_state
+from polyjax.train.step import make_train_step
 from test_step import batch_of
 
 HALF = ["bfloat16", "float16"]

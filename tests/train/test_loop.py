@@ -12,13 +12,12 @@ from flax import nnx
 
 import toy
 from polyjax import InputError, make_scorer
-from polyjax.runs.checkpoints import Checkpoints
-from polyjax.runs.lock import open_data, open_run, owned_run, run_lock
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import Checkpoints, MetricsLog, open_data, open_run, owned_run, run_lock
 from polyjax.train.loop import TrainConfig, updates_of
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state, make_train_step
+from polyjax.train.state import init_state, restore_state
+from polyjax.train.step import make_train_step
 from runs import assert_same, finish, parameters, saved_steps, start
 
 
@@ -161,7 +160,7 @@ def test_a_plateau_cut_survives_a_restart(tmp_path):
     scorer = make_scorer(toy.SHAPE, toy.HEADS["bi"], rngs=nnx.Rngs(0))
     rule, optimizer = plateau(still), make_optimizer(still, 4)
     _, fresh = init_state(scorer, optimizer, rule, trainable_filter("all", 2), seed=0)
-    state, _ = Checkpoints(tmp_path, read_only=True).restore(fresh)
+    state, _ = restore_state(Checkpoints(tmp_path, read_only=True), fresh)
     assert float(fresh.plateau.scale) == 1.0
     assert float(state.plateau.scale) == pytest.approx(still.plateau_factor)
 

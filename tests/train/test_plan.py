@@ -16,7 +16,8 @@ from polyjax.train.loop import TrainConfig
 from polyjax.train.losses import ranking_loss
 from polyjax.train.memory import MemoryEstimate, device_memory
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state, make_train_step
+from polyjax.train.state import init_state
+from polyjax.train.step import make_train_step
 from polyjax.types import Batch, DualInputs, PairInputs, Tokens
 
 SHAPE = EncoderConfig(

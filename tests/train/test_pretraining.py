@@ -14,8 +14,7 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.mesh.placement import make_mesh, placed, shardings_of
 from polyjax.nn.pretraining import Pretrainer
-from polyjax.runs.checkpoints import Checkpoints
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import Checkpoints, MetricsLog
 from polyjax.train.loop import TrainConfig, train
 from polyjax.train.optim import OptimConfig
 from polyjax.train.pretraining import LossWeights, Pretraining, pretraining_loss

@@ -12,10 +12,9 @@ from flax import nnx
 
 import toy
 from polyjax import InputError, make_scorer
-from polyjax.runs.checkpoints import Checkpoints, flat_parameters
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import Checkpoints, MetricsLog, flat_parameters
 from polyjax.train.optim import make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state
+from polyjax.train.state import init_state, restore_state
 from runs import SHORTER, assert_same, finish, joined, pair, parameters, python, start, wait_for_steps
 
 
@@ -52,7 +51,7 @@ def first_gradients(run_dir):
     scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(0))
     trained = trainable_filter("all", toy.SHAPE.n_layers)
     _, state = init_state(scorer, make_optimizer(optim, 1), plateau(optim), trained, seed=0)
-    state, _ = Checkpoints(run_dir, read_only=True).restore(state)
+    state, _ = restore_state(Checkpoints(run_dir, read_only=True), state)
     found = [leaf for leaf in jax.tree.leaves(state.optimizer, is_leaf=_is_adam) if _is_adam(leaf)]
     return jax.tree.leaves(jax.device_get([adam.mu for adam in found]))
 

@@ -25,7 +25,8 @@ from polyjax.mesh.placement import (
 )
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.step import init_state, make_train_step
+from polyjax.train.state import init_state
+from polyjax.train.step import make_train_step
 from test_step import batch_of
 
 MESHES = ["data=8", "data=4,fsdp=2", "data=2,model=4"]

@@ -12,7 +12,7 @@ import toy
 from conftest import HEADS, random_tokens, tiny
 from polyjax import InputError
 from polyjax.nn.encoders import Encoder
-from polyjax.runs.log import MetricsLog
+from polyjax.runs import MetricsLog
 from polyjax.train.loop import TrainConfig
 from polyjax.train.ranking import work_of
 from polyjax.train.speed import Speed, model_flops, peaks_of

@@ -18,7 +18,7 @@ from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import connect, leaving_at_once
 from polyjax.nn.encoders import Dtype
-from polyjax.runs.lock import run_lock
+from polyjax.runs import run_lock
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.train.loop import TrainConfig, TrainResult, train
 from polyjax.train.optim import OptimConfig

@@ -35,7 +35,7 @@ from polyjax.interop.torch_file import read_torch_file
 from polyjax.nn.encoders import EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, head_label
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
-from polyjax.runs.checkpoints import ModelCard, fill_parameters, flat_parameters, write_model
+from polyjax.runs import ModelCard, fill_parameters, flat_parameters, write_model
 from polyjax.train.optim import OptimConfig
 
 ENCODERS: dict[Arch, tuple[str, str]] = {
