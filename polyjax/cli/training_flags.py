@@ -14,7 +14,6 @@ from polyjax.data.tasks.registry import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
 from polyjax.interop.parlai.model import ConvertedFrom
 from polyjax.interop.pretrained import is_pretraining_run
-from polyjax.nn.heads import head_label
 from polyjax.recipes.paper import recipe
 from polyjax.recipes.settings import (
     DEFAULT_PRESET,
@@ -137,7 +136,7 @@ def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
             f"--init {run_dir} is a run of experiments/pretrain.py, which has no head: use --init-from"
         )
     card = read_card(run_dir)
-    arch = head_label(card.model.head)
+    arch = card.model.head.arch
     if choice.arch not in (None, arch):
         raise InputError(f"--arch {choice.arch}: --init {run_dir} is a {arch}-encoder; leave --arch out")
     origin = read_json(run_dir / CONFIG)

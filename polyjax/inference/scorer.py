@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float
 from polyjax.data.text import Ids, TextEncoder
 from polyjax.mesh.placement import ROWS, everywhere, placed, row_devices, shardings_of, used
 from polyjax.nn.encoders import Dtype
-from polyjax.nn.heads import BiHead, PolyHead
-from polyjax.nn.scorers import CrossScorer, DualScorer, ModelConfig, Scorer
+from polyjax.nn.heads import DualHead
+from polyjax.nn.scorers import CrossScorer, DualScorer, Scorer
 from polyjax.types import Tokens
 
 TOKENS_PER_BATCH, CPU_TOKENS_PER_BATCH = 4096, 1024
@@ -65,7 +65,7 @@ def _real(candidates: Sequence[Sequence[str]]) -> np.ndarray:
 def for_inference(scorer: Scorer) -> Scorer:
     """The scorer with its encoders' matrices in the compute dtype, so that no call casts them again."""
     graph, state = nnx.split(scorer)
-    encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
+    encoder = scorer.settings.encoder
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(state)
     values = [leaf for _, leaf in leaves]
@@ -113,9 +113,8 @@ class TextScorer:
         if mesh is not None:
             self._shardings = used(shardings_of(self._state, mesh))
             self._state = placed(self._state, self._shardings)
-        self._is_dual = isinstance(scorer, DualScorer)
-        encoder = scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder
-        self.settings = ModelConfig(encoder=encoder.config, head=scorer.head.config)
+        self._is_dual = scorer.inputs == "dual"
+        self.settings = scorer.settings
         # Every process needs all results.
         out = None if mesh is None else everywhere(mesh)
         self._encode_candidates = jax.jit(self._traced_encode_candidates, out_shardings=out)
@@ -197,8 +196,8 @@ class TextScorer:
         return vectors[:1], mask[:1]
 
     @property
-    def head(self) -> BiHead | PolyHead:
-        """The scoring head of a bi- or poly-encoder, with its parameters."""
+    def head(self) -> DualHead:
+        """The scoring head, with its parameters, of a scorer that encodes candidates apart."""
         scorer = nnx.merge(self._graph, self._state)
         assert isinstance(scorer, DualScorer)
         return scorer.head

@@ -13,7 +13,6 @@ from polyjax.errors import InputError
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.nn.encoders import Encoder, EncoderConfig
 from polyjax.nn.pretraining import Pretrainer
-from polyjax.nn.scorers import CrossScorer
 from polyjax.runs import MODEL, Checkpoints, load_scorer, read_card, read_json
 
 PRETRAINING = "pretraining.json"
@@ -122,8 +121,7 @@ def load_pretrained(encoder: Encoder, folder: Path) -> None:
     elif is_ranking_run(folder):
         _check_shape(folder, read_card(folder).model.encoder, encoder.config)
         scorer, _ = load_scorer(folder)
-        trained = scorer.encoder if isinstance(scorer, CrossScorer) else scorer.context_encoder
-        nnx.update(encoder, nnx.state(trained))
+        nnx.update(encoder, nnx.state(scorer.encoders[0]))
     else:
         load_encoder_weights(encoder, folder)
 

@@ -7,7 +7,7 @@ the point of the paper, so the types say it.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, assert_never
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Encoder, EncoderConfig
-from polyjax.nn.heads import BiConfig, BiHead, CrossConfig, CrossHead, HeadConfig, PolyConfig, PolyHead
+from polyjax.nn.heads import DualHead, DualSettings, HeadConfig, HeadSettings, Inputs, PairHead, TiesEncoders
 from polyjax.types import DualInputs, PairInputs, Tokens
 
 
@@ -25,23 +25,29 @@ class ModelConfig:
     """Everything that fixes a scorer's parameters and arithmetic."""
 
     encoder: EncoderConfig
-    head: HeadConfig
+    head: HeadConfig | HeadSettings
 
 
 class DualScorer(nnx.Module):
-    """Bi- or poly-encoder: contexts and candidates are encoded apart.
+    """Contexts and candidates are encoded apart, as in a bi- or poly-encoder.
 
     Args:
         encoder: configuration of the transformer(s).
-        head: BiConfig or PolyConfig.
+        head: settings with ``inputs`` of ``dual``.
         rngs: source of the initial values.
         context_encoder: an encoder of that configuration to hold instead of a new one.
+
+    Attributes:
+        head: the module that the settings built.
     """
+
+    inputs: ClassVar[Inputs] = "dual"
+    head: DualHead
 
     def __init__(
         self,
         encoder: EncoderConfig,
-        head: BiConfig | PolyConfig,
+        head: DualSettings,
         *,
         rngs: nnx.Rngs,
         context_encoder: Encoder | None = None,
@@ -52,15 +58,20 @@ class DualScorer(nnx.Module):
         if self.candidate_encoder is not None:
             # Both start alike (§4.2). Copies, because a step gives the memory of each parameter away.
             nnx.update(self.candidate_encoder, jax.tree.map(jnp.copy, nnx.state(self.context_encoder)))
-        if self.candidate_encoder is not None and isinstance(head, BiConfig) and head.shared_words:
-            self.candidate_encoder.embeddings.tokens = self.context_encoder.embeddings.tokens
-        match head:
-            case BiConfig():
-                self.head = BiHead(head, encoder.dim, rngs=rngs)
-            case PolyConfig():
-                self.head = PolyHead(head, encoder.dim, rngs=rngs)
-            case _:
-                assert_never(head)
+            if isinstance(head, TiesEncoders):
+                head.tie(self.context_encoder, self.candidate_encoder)
+        self.head = head.build(encoder.dim, rngs=rngs)
+
+    @property
+    def settings(self) -> ModelConfig:
+        """The configuration of encoder and head."""
+        return ModelConfig(encoder=self.context_encoder.config, head=self.head.config)
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The transformers, the contexts' first; one where both sides share it."""
+        both = self.context_encoder, self.candidate_encoder
+        return tuple(encoder for encoder in both if encoder is not None)
 
     def encode_context(
         self, context: Tokens, *, key: Array | None = None
@@ -100,19 +111,35 @@ class DualScorer(nnx.Module):
 
 
 class CrossScorer(nnx.Module):
-    """Cross-encoder: each context-candidate pair goes through the transformer.
+    """Each context-candidate pair goes through the transformer, as in a cross-encoder.
 
     Args:
         encoder: configuration of the transformer; needs two segments to tell the sides apart.
-        head: CrossConfig.
+        head: settings with ``inputs`` of ``pairs``.
         rngs: source of the initial values.
+
+    Attributes:
+        head: the module that the settings built.
     """
 
-    def __init__(self, encoder: EncoderConfig, head: CrossConfig, *, rngs: nnx.Rngs):
+    inputs: ClassVar[Inputs] = "pairs"
+    head: PairHead
+
+    def __init__(self, encoder: EncoderConfig, head: HeadSettings, *, rngs: nnx.Rngs):
         if encoder.n_segments < 2:
             raise InputError(f"a cross-encoder needs encoder n_segments of 2, got {encoder.n_segments}")
         self.encoder = Encoder(encoder, rngs=rngs)
-        self.head = CrossHead(head, encoder.dim, rngs=rngs)
+        self.head = head.build(encoder.dim, rngs=rngs)
+
+    @property
+    def settings(self) -> ModelConfig:
+        """The configuration of encoder and head."""
+        return ModelConfig(encoder=self.encoder.config, head=self.head.config)
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The transformer."""
+        return (self.encoder,)
 
     def score_pairs(self, pairs: Tokens, *, key: Array | None = None) -> Float[Array, " n"]:
         """Pairs, Tokens [n, t] -> scores [n]."""
@@ -136,15 +163,22 @@ class CrossScorer(nnx.Module):
 Scorer = DualScorer | CrossScorer
 
 
-def make_scorer(encoder: EncoderConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> Scorer:
-    """The scorer that a head's configuration asks for."""
-    match head:
-        case BiConfig() | PolyConfig():
-            return DualScorer(encoder, head, rngs=rngs)
-        case CrossConfig():
-            return CrossScorer(encoder, head, rngs=rngs)
-        case _:
-            assert_never(head)
+def make_scorer(encoder: EncoderConfig, head: HeadSettings, *, rngs: nnx.Rngs) -> Scorer:
+    """The scorer that a head's settings ask for.
+
+    Raises:
+        InputError: the settings do not keep the contract of ``polyjax.nn.heads``.
+    """
+    inputs = None if isinstance(head, type) else getattr(head, "inputs", None)
+    if inputs == "dual" and isinstance(head, DualSettings):
+        return DualScorer(encoder, head, rngs=rngs)
+    if inputs == "pairs" and isinstance(head, HeadSettings):
+        return CrossScorer(encoder, head, rngs=rngs)
+    raise InputError(
+        "head",
+        expected="settings with arch, inputs (dual or pairs), build and, for dual inputs, shared_encoder",
+        got=head,
+    )
 
 
 def in_chunks(encode: Callable[..., Any], rows: Any, key: Array | None, chunk: int) -> Any:

@@ -11,7 +11,6 @@ from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.tasks.registry import TaskConfig, name_of
 from polyjax.interop.pretrained import is_pretraining_run
 from polyjax.nn.encoders import EncoderConfig
-from polyjax.nn.heads import CrossConfig, PolyConfig
 from polyjax.recipes.settings import SCRATCH, RunConfig
 
 
@@ -53,12 +52,11 @@ def model_card(
         rows: in training, validation and test.
     """
     head, text, optim = config.head, config.text, config.optim
-    codes = f" with {head.n_codes} codes" if isinstance(head, PolyConfig) else ""
-    candidates = "read with each context" if isinstance(head, CrossConfig) else "encoded once"
+    candidates = "read with each context" if head.inputs == "pairs" else "encoded once"
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     return {
         "Model": [
-            f"{config.arch}-encoder{codes}; candidates are {candidates}",
+            f"{config.arch}-encoder; candidates are {candidates}; {head}",
             f"transformer: {shape.n_layers} layers x {shape.dim}, {shape.dtype}; began with "
             f"{weights_licence(config, source)}",
             f"reads the last {text.max_turns} turns, {text.context_tokens} tokens of a context (the oldest "

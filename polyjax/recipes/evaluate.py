@@ -20,7 +20,6 @@ from polyjax.inference.scorer import TextScorer
 from polyjax.interop.parlai.model import ConvertedFrom
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
-from polyjax.nn.heads import head_label
 from polyjax.recipes.settings import RunConfig
 from polyjax.runs import CONFIG, DATA, load_scorer, read_json, write_json
 from polyjax.runtime.compilation import enable_compilation_cache
@@ -120,7 +119,7 @@ def run(config: EvaluateConfig) -> RankingResult:
     examples = some(rows.examples, config.examples)
     if known := _trained_on(own[0], examples) if not of_the_run else 0:
         console.print(f"warning: the run was trained on {known:,} of these {len(examples):,} rows")
-    arch = head_label(scorer.settings.head)
+    arch = scorer.settings.head.arch
     evaluation = evaluate(
         f"{arch}-encoder", scorer, examples, shared=rows.shared, title=f"scoring {config.split}"
     )

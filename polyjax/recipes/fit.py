@@ -47,8 +47,7 @@ from polyjax.interop.pretrained import (
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.nn.encoders import Encoder, EncoderConfig
-from polyjax.nn.heads import CrossConfig
-from polyjax.nn.scorers import CrossScorer, ModelConfig, Scorer, make_scorer
+from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.recipes.card import model_card
 from polyjax.recipes.plan import show_plan, step_lines
 from polyjax.recipes.settings import SCRATCH, RunConfig, scratch_shape
@@ -129,11 +128,7 @@ def initial_scorer(config: RunConfig, shape: EncoderConfig, source: Path | None)
     if config.init is not None:
         return Checkpoints(config.init, read_only=True).restore_parameters(scorer)
     if source is not None:
-        if isinstance(scorer, CrossScorer):
-            encoders = [scorer.encoder]
-        else:
-            encoders = [scorer.context_encoder, *filter(None, [scorer.candidate_encoder])]
-        for encoder in encoders:
+        for encoder in scorer.encoders:
             load_pretrained(encoder, source)
     return scorer
 
@@ -323,6 +318,6 @@ def report(
     for note in notes[1:]:
         console.print(note)
     console.print(f"report: {config.folder / 'report.md'}")
-    if not isinstance(config.head, CrossConfig):
+    if config.head.inputs == "dual":
         console.print(f"next: polyjax chat {config.folder} --candidates FILE, a candidate a line")
     return results

@@ -21,7 +21,7 @@ from polyjax.mesh.placement import (
     row_devices,
     shardings_of,
 )
-from polyjax.nn.heads import BiConfig, BiHead, PolyConfig, PolyHead
+from polyjax.nn.heads import HeadSettings
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.train.loop import TrainConfig
 from polyjax.train.losses import cross_entropy, ranking_loss
@@ -110,7 +110,7 @@ class MemoryEstimate:
         deep, both = points[a, 2], points[2 * a, 2]
         temporary = first + x * (more - first) + y * (deep - first) + x * y * (both - more - deep + first)
         activations = max(int(temporary), 0)
-        if self._source == "batch" and isinstance(self._model.head, BiConfig | PolyConfig):
+        if self._source == "batch" and self._model.head.inputs == "dual":
             # Every context meets every candidate: this grows with the square, and is in the fit as a line.
             head = self._model.head, self._model.encoder.dim
             few, more = (_score_bytes(*head, b, b * self._rows) for b in (a, 2 * a))
@@ -171,13 +171,11 @@ class MemoryEstimate:
 
 
 @lru_cache
-def _score_bytes(config: BiConfig | PolyConfig, dim: int, b: int, n: int) -> int:
+def _score_bytes(config: HeadSettings, dim: int, b: int, n: int) -> int:
     """Temporary bytes of the loss of b contexts' vectors against n candidates', and of its gradients."""
-    match config:
-        case BiConfig():
-            head, m = BiHead(config, dim, rngs=nnx.Rngs(0)), 1
-        case PolyConfig():
-            head, m = PolyHead(config, dim, rngs=nnx.Rngs(0)), config.n_codes
+    head = config.build(dim, rngs=nnx.Rngs(0))
+    hidden = jax.ShapeDtypeStruct((1, 8, dim), jnp.float32), jax.ShapeDtypeStruct((1, 8), bool)
+    m = jax.eval_shape(head.context, *hidden)[0].shape[1]
 
     def loss(vectors: jax.Array, candidates: jax.Array) -> jax.Array:
         scores = head.score(vectors, jnp.ones((b, m), bool), candidates[None])

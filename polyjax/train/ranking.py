@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from polyjax.errors import InputError
 from polyjax.evaluation.rankings import check_candidates, evaluate, some
 from polyjax.inference.scorer import TextScorer
 from polyjax.mesh.placement import ROWS, BatchPlacer, everywhere, one_device, row_devices
-from polyjax.nn.heads import CrossConfig
-from polyjax.nn.scorers import DualScorer, ModelConfig, Scorer
+from polyjax.nn.heads import Inputs
+from polyjax.nn.scorers import ModelConfig, Scorer
 from polyjax.train.losses import ranking_loss
 from polyjax.train.objective import Validation, Work
 from polyjax.train.step import Loss
@@ -54,13 +54,12 @@ class Ranking:
         validate_examples: int,
         mesh: Mesh | None = None,
     ):
-        is_dual = isinstance(scorer, DualScorer)
         self.model: nnx.Module = scorer
-        self.encoder = (scorer.context_encoder if isinstance(scorer, DualScorer) else scorer.encoder).config
+        self.encoder = scorer.settings.encoder
         self.mesh = mesh or one_device()
         self.n_examples, self.batch_size = len(train_examples), batch.batch_size
         self.loss: Loss = functools.partial(ranking_loss, chunk=batch.chunk)
-        self._inputs: Literal["dual", "pairs"] = "dual" if is_dual else "pairs"
+        self._inputs: Inputs = scorer.inputs
         self._text, self._examples, self._batch = text, train_examples, batch
         source = batch.source(self._inputs)
         if source == "batch" and batch.batch_size < 2:
@@ -109,7 +108,7 @@ class Ranking:
         scorer = self.model
         assert isinstance(scorer, Scorer)
         return longest_batch(
-            ModelConfig(encoder=self.encoder, head=scorer.head.config),
+            scorer.settings,
             self._text.config,
             self.mesh,
             batch_size=self.batch_size,
@@ -170,7 +169,7 @@ def longest_batch(
         ids = array(jnp.int32, sharding, *shape)
         return Tokens(ids, array(bool, sharding, *shape), ids)
 
-    b, shared, cross = batch_size, source in ("batch", "fixed"), isinstance(model.head, CrossConfig)
+    b, shared, cross = batch_size, source in ("batch", "fixed"), model.head.inputs == "pairs"
     c = b if source == "batch" else listed
     of_candidates = everyone if source == "fixed" else rows
     if cross:

@@ -1,6 +1,7 @@
 """What holds for every scorer: a candidate's score depends on its context and itself alone."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from conftest import CROSS_HEADS, DUAL_HEADS, HEADS, random_tokens, tiny
 from polyjax import DualInputs, InputError, PairInputs, PolyConfig, make_scorer
 from polyjax.nn.attention import attend
-from polyjax.nn.heads import PolyHead
+from polyjax.nn.heads import BiConfig, PolyHead, ProductForm
 
 
 @pytest.fixture(params=DUAL_HEADS)
@@ -99,6 +100,51 @@ def test_one_product_form_equals_the_textbook_form(rng, rngs, attention, sharpne
     np.testing.assert_allclose(head.score(vectors, mask, candidates), textbook, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", DUAL_HEADS)
+def test_a_product_form_is_the_score(name, rng, rngs):
+    """What certified search and first stages compute with, from the m products alone."""
+    head = DUAL_HEADS[name].build(16, rngs=rngs)
+    hidden, tokens = jnp.asarray(rng.normal(size=(3, 9, 16)), jnp.float32), np.array([9, 3, 6])
+    vectors, real = head.context(hidden, jnp.asarray(np.arange(9) < tokens[:, None]))
+    candidates = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
+    form = head.product_form
+    if form is None:
+        assert head.config.candidate_attention == "multihead"
+        return
+    assert form.masked or real.all()
+    products = np.einsum("bmd,cd->bcm", np.asarray(vectors, np.float64), np.asarray(candidates, np.float64))
+    weights = np.where(np.asarray(real)[:, None], np.exp(form.sharpness * products), 0)
+    expected = form.scale * (weights * products).sum(-1) / weights.sum(-1)
+    np.testing.assert_allclose(head.score(vectors, real, candidates[None]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"scale": 0.0}, "scale"), ({"scale": np.nan}, "scale"), ({"sharpness": -1.0}, "sharpness")],
+)
+def test_a_product_form_without_bounds_is_refused(changes, field):
+    with pytest.raises(InputError) as error:
+        ProductForm(**changes)
+    assert (error.value.argument, error.value.got) == (
+        f"product_form.{field}",
+        pytest.approx(changes[field], nan_ok=True),
+    )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        BiConfig,  # the class, not settings
+        SimpleNamespace(arch="x", inputs="dual", build=print),  # dual, without shared_encoder
+        SimpleNamespace(arch="x", inputs="both", build=print),
+    ],
+)
+def test_what_is_no_head_is_refused(head, rngs):
+    with pytest.raises(InputError) as error:
+        make_scorer(tiny(), head, rngs=rngs)
+    assert error.value.argument == "head"
+
+
 def test_one_code_is_a_bi_encoder_with_attention_pooling(rng, rngs):
     scorer = make_scorer(tiny(), PolyConfig(n_codes=1, codes_std=1.0), rngs=rngs)
     context, candidates = random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6)
@@ -111,8 +157,6 @@ def test_one_code_is_a_bi_encoder_with_attention_pooling(rng, rngs):
 
 def test_codes_of_zero_start_as_the_mean_pooled_bi_encoder(rng):
     """So a poly-encoder put on pretrained weights starts no worse than the bi-encoder."""
-    from polyjax import BiConfig
-
     shared = {"shared_encoder": True, "normalize": True, "score_scale": 20.0}
     poly = make_scorer(
         tiny(), PolyConfig(codes_std=0.0, candidate_sharpness=10.0, **shared), rngs=nnx.Rngs(0)

@@ -33,7 +33,7 @@ from polyjax.interop.parlai.flags import (
 )
 from polyjax.interop.torch_file import read_torch_file
 from polyjax.nn.encoders import EncoderConfig
-from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, head_label
+from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.runs import ModelCard, fill_parameters, flat_parameters, write_model
 from polyjax.train.optim import OptimConfig
@@ -52,7 +52,7 @@ def parameters(shape: EncoderConfig, head: HeadConfig, weights: Weights, path: P
     Raises:
         InputError: a weight is missing, or has another shape than the flags say.
     """
-    arch = head_label(head)
+    arch = head.arch
     context, candidate = ENCODERS[arch]
     taken = _Taken(weights, path)
     if isinstance(head, CrossConfig):

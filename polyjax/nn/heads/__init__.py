@@ -1,12 +1,20 @@
-"""The scoring heads, one file an architecture (arXiv 1905.01969 §4.2-4.4)."""
-
-from typing import Literal, assert_never
+"""The scoring heads, one file an architecture (arXiv 1905.01969 §4.2-4.4), and their contract."""
 
 from polyjax.nn.heads.bi import BiConfig, BiHead
+from polyjax.nn.heads.contract import (
+    DualHead,
+    DualSettings,
+    HeadSettings,
+    Inputs,
+    PairHead,
+    ProductForm,
+    TiesEncoders,
+)
 from polyjax.nn.heads.cross import CrossConfig, CrossHead
 from polyjax.nn.heads.poly import AttentionKind, PolyConfig, PolyHead
 
 HeadConfig = BiConfig | PolyConfig | CrossConfig
+"""Settings of the library's own heads, which the command line and model.json know by name."""
 
 __all__ = [
     "AttentionKind",
@@ -14,21 +22,14 @@ __all__ = [
     "BiHead",
     "CrossConfig",
     "CrossHead",
+    "DualHead",
+    "DualSettings",
     "HeadConfig",
+    "HeadSettings",
+    "Inputs",
+    "PairHead",
     "PolyConfig",
     "PolyHead",
-    "head_label",
+    "ProductForm",
+    "TiesEncoders",
 ]
-
-
-def head_label(config: HeadConfig) -> Literal["bi", "poly", "cross"]:
-    """The architecture's short name."""
-    match config:
-        case BiConfig():
-            return "bi"
-        case PolyConfig():
-            return "poly"
-        case CrossConfig():
-            return "cross"
-        case _:
-            assert_never(config)

@@ -1,6 +1,7 @@
 """Bi-encoder: one vector a side (arXiv 1905.01969 §4.2)."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from polyjax.nn.heads.common import check_scale, reduced
+from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.linear import Linear
 from polyjax.nn.reduce import Reduction, unit
 
@@ -27,6 +29,9 @@ class BiConfig:
         over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
     """
 
+    arch: ClassVar[str] = "bi"
+    inputs: ClassVar[Inputs] = "dual"
+
     reduction: Reduction = "mean"
     shared_encoder: bool = False
     normalize: bool = False
@@ -39,6 +44,15 @@ class BiConfig:
         """Raise InputError for a value that cannot work."""
         check_scale("score_scale", self.score_scale)
 
+    def build(self, dim: int, *, rngs: nnx.Rngs) -> "BiHead":
+        """The head for an encoder of width ``dim``."""
+        return BiHead(self, dim, rngs=rngs)
+
+    def tie(self, context_encoder: Any, candidate_encoder: Any) -> None:
+        """Give both encoders one table of token embeddings, with ``shared_words``."""
+        if self.shared_words:
+            candidate_encoder.embeddings.tokens = context_encoder.embeddings.tokens
+
 
 class BiHead(nnx.Module):
     """One context vector and one candidate vector; score = score_scale * dot product (§4.2)."""
@@ -47,6 +61,11 @@ class BiHead(nnx.Module):
         self.config = config
         if config.candidate_mlp:
             self.candidate_mlp = nnx.List([Linear(dim, dim, init_std=dim**-0.5, rngs=rngs) for _ in range(2)])
+
+    @property
+    def product_form(self) -> ProductForm:
+        """The scaled product itself."""
+        return ProductForm(scale=self.config.score_scale)
 
     def context(
         self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]

@@ -1,11 +1,13 @@
 """Cross-encoder: a linear layer over the pair (arXiv 1905.01969 §4.3)."""
 
 import dataclasses
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from polyjax.nn.heads.common import reduced
+from polyjax.nn.heads.contract import Inputs
 from polyjax.nn.linear import Linear
 from polyjax.nn.reduce import Reduction
 
@@ -19,8 +21,15 @@ class CrossConfig:
         over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
     """
 
+    arch: ClassVar[str] = "cross"
+    inputs: ClassVar[Inputs] = "pairs"
+
     reduction: Reduction = "first"
     over_padding: bool = False
+
+    def build(self, dim: int, *, rngs: nnx.Rngs) -> "CrossHead":
+        """The head for an encoder of width ``dim``."""
+        return CrossHead(self, dim, rngs=rngs)
 
 
 class CrossHead(nnx.Module):

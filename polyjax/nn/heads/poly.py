@@ -1,7 +1,7 @@
 """Poly-encoder: m context vectors, over which each candidate attends (arXiv 1905.01969 §4.4)."""
 
 import dataclasses
-from typing import Literal, assert_never
+from typing import ClassVar, Literal, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from polyjax.errors import InputError
 from polyjax.nn.attention import MultiHeadAttention, attend, masked_softmax
 from polyjax.nn.heads.common import check_heads, check_scale, reduced
+from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.reduce import Reduction, unit
 
 AttentionKind = Literal["basic", "sqrt", "multihead"]
@@ -39,6 +40,9 @@ class PolyConfig:
         score_scale: multiplies the score; 1 for raw products, about 20 for unit vectors.
         over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
     """
+
+    arch: ClassVar[str] = "poly"
+    inputs: ClassVar[Inputs] = "dual"
 
     n_codes: int = 64
     codes: Literal["learnt", "first"] = "learnt"
@@ -72,6 +76,10 @@ class PolyConfig:
         check_scale("candidate_sharpness", self.candidate_sharpness)
         if self.codes_std < 0:
             raise InputError(f"head codes_std must be 0 or more, got {self.codes_std}")
+
+    def build(self, dim: int, *, rngs: nnx.Rngs) -> "PolyHead":
+        """The head for an encoder of width ``dim``."""
+        return PolyHead(self, dim, rngs=rngs)
 
 
 class PolyHead(nnx.Module):
@@ -134,6 +142,14 @@ class PolyHead(nnx.Module):
         """t of the candidate's attention, softmax(t * products); basic and sqrt only."""
         root = self.dim**-0.5 if self.config.candidate_attention == "sqrt" else 1.0
         return self.config.candidate_sharpness * root
+
+    @property
+    def product_form(self) -> ProductForm | None:
+        """The mean of products that basic and sqrt attention compute; None with ``multihead``."""
+        config = self.config
+        if config.candidate_attention == "multihead":
+            return None
+        return ProductForm(scale=config.score_scale, sharpness=self.sharpness, masked=config.codes == "first")
 
     def score(
         self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]

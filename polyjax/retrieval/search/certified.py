@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 from threadpoolctl import ThreadpoolController
 
-from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.nn.heads import DualHead
 from polyjax.retrieval.index.rows import decode
 from polyjax.retrieval.index.store import CandidateIndex
 from polyjax.retrieval.search.bounds import Limits, largest_error, weighted_mean
@@ -144,7 +144,7 @@ class Blocks:
 
 
 class CertifiedSearch:
-    """Exact search of an index with the head of a bi- or poly-encoder (basic or sqrt attention).
+    """Exact search of an index with a head whose scores have a product form.
 
     Args:
         scan: does what is left over.
@@ -156,11 +156,11 @@ class CertifiedSearch:
         compilations: programs compiled so far, without the scan's.
     """
 
-    def __init__(self, scan: Scan, head: BiHead | PolyHead):
+    def __init__(self, scan: Scan, head: DualHead):
         self.scan, self.compilations = scan, 0
-        self.sharpness = 0.0 if isinstance(head, BiHead) else head.sharpness
-        self._scale = head.config.score_scale
-        self._may_lack_vectors = isinstance(head, PolyHead) and head.config.codes == "first"
+        form = head.product_form
+        assert form is not None, "only a scan is exact with this head"
+        self.sharpness, self._scale, self._may_lack_vectors = form.sharpness, form.scale, form.masked
         self._sample = _sample_of(scan.index)
         self._norm, self._lost = scan.index.longest()
         rows = min(PASS_ROWS, power_of_two(scan.index.rows))
@@ -175,11 +175,6 @@ class CertifiedSearch:
             self.large_blocks = Blocks(scan.index, large)
         self._step = jax.jit(self._traced_step)
         self._rough = jax.jit(self._traced_rough)
-
-    @staticmethod
-    def suits(head: BiHead | PolyHead) -> bool:
-        """Whether the head's scores are a softmax-weighted mean of products."""
-        return isinstance(head, BiHead) or head.config.candidate_attention != "multihead"
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int, *, quick: bool = False

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.nn.heads import DualHead
 from polyjax.retrieval.index.rows import filled
 from polyjax.retrieval.index.store import CandidateIndex, Segment
 from polyjax.runtime.memory import keep_freed_blocks
@@ -128,7 +128,7 @@ class Scan:
     """Exact search of an index with a scoring head.
 
     Args:
-        head: of a bi- or poly-encoder.
+        head: of the scorer that the index was made with.
         index: its candidates.
         rows: of a block.
 
@@ -137,7 +137,7 @@ class Scan:
         compilations: programs compiled so far.
     """
 
-    def __init__(self, head: BiHead | PolyHead, index: CandidateIndex, *, rows: int = BLOCK_ROWS):
+    def __init__(self, head: DualHead, index: CandidateIndex, *, rows: int = BLOCK_ROWS):
         keep_freed_blocks()
         self.index, self.compilations = index, 0
         self._head_graph, self._head = nnx.split(head)

@@ -94,10 +94,10 @@ class Searcher:
     def __init__(self, scorer: TextScorer, index: CandidateIndex, *, mesh: Mesh | None = None):
         self.index, self._scorer, self._mesh = index, scorer, mesh
         head = scorer.head
-        # Attention with several heads keeps a vector for each row and context: one context at a time, of
-        # smaller blocks.
-        self._several_heads = not CertifiedSearch.suits(head)
-        rows = FEW_ROWS if self._several_heads else BLOCK_ROWS
+        # A head without product form may keep a vector for each row and context (multi-head attention does):
+        # one context at a time, of smaller blocks.
+        self._scan_only = head.product_form is None
+        rows = FEW_ROWS if self._scan_only else BLOCK_ROWS
         self._scan: Scan | ShardedScan
         self._certified: CertifiedSearch | None = None
         self._staged: dict[int, StagedSearch] = {}
@@ -105,7 +105,7 @@ class Searcher:
             self._scan = ShardedScan(head, index, mesh, rows=rows)
             return
         self._scan = Scan(head, index, rows=rows)
-        if not self._several_heads:
+        if not self._scan_only:
             self._certified = CertifiedSearch(self._scan, head)
 
     @property
@@ -155,7 +155,7 @@ class Searcher:
         if staged is not None and method != "auto":
             raise InputError(f"method {method!r} does nothing with a first_stage; leave one of them out")
         if method in ("certified", "quick") and self._certified is None:
-            why = "over a mesh" if self._mesh is not None else "of a model with multi-head attention"
+            why = "over a mesh" if self._mesh is not None else "of a model whose head has no product form"
             raise InputError(f"method {method!r}: a search {why} can only scan; choose auto or scan")
         results: dict[int, Results] = {}
         for places, vectors, mask in self._batches(contexts):
@@ -191,7 +191,7 @@ class Searcher:
     ) -> Iterator[tuple[np.ndarray, Float[AnyArray, "b m d"], Bool[AnyArray, "b m"]]]:
         """Places of contexts with their vectors, as many as share a pass; the last may stand for nobody."""
         for places, vectors, mask in self._scorer.context_batches(contexts):
-            alone = len(places) == 1 or self._several_heads
+            alone = len(places) == 1 or self._scan_only
             together = 1 if alone else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
             for start in range(0, len(places), together):
                 # By numpy: jax would compile a program for each of these small steps.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.nn.heads import DualHead
 from polyjax.retrieval.index.store import CandidateIndex
 from polyjax.retrieval.search.scan import BLOCK_ROWS, Block, merge_block, nothing_found, power_of_two
 from polyjax.types import AnyArray
@@ -25,7 +25,7 @@ class ShardedScan:
     """Exact search of an index over all devices of a mesh; the results are those of ``Scan``.
 
     Args:
-        head: of a bi- or poly-encoder.
+        head: of the scorer that the index was made with.
         index: its candidates.
         mesh: its devices share the rows, whatever its axes.
         rows: of a block.
@@ -34,7 +34,7 @@ class ShardedScan:
         compilations: programs compiled so far.
     """
 
-    def __init__(self, head: BiHead | PolyHead, index: CandidateIndex, mesh: Mesh, *, rows: int = BLOCK_ROWS):
+    def __init__(self, head: DualHead, index: CandidateIndex, mesh: Mesh, *, rows: int = BLOCK_ROWS):
         self.index, self.compilations = index, 0
         graph, self._head = nnx.split(head)
         each = -(-index.rows // mesh.size)

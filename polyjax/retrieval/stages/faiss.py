@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from polyjax.errors import InputError
-from polyjax.nn.heads import BiHead, PolyHead
+from polyjax.nn.heads import DualHead
 from polyjax.retrieval.index.rows import decode
 from polyjax.retrieval.index.store import CandidateIndex
 from polyjax.retrieval.search.bounds import ROUND_OFF
-from polyjax.retrieval.search.certified import CertifiedSearch, Outcome
+from polyjax.retrieval.search.certified import Outcome
 from polyjax.retrieval.search.scan import Scan
 from polyjax.types import AnyArray
 
@@ -117,20 +117,25 @@ class StagedSearch:
     def __init__(
         self,
         scan: Scan,
-        head: BiHead | PolyHead,
+        head: DualHead,
         stage: FirstStage,
         *,
         depth: int = 256,
         deepest: float = 0.25,
     ):
-        if not CertifiedSearch.suits(head):
-            raise InputError("first_stage: multi-head attention has no inner products to search for")
+        form = head.product_form
+        if form is None:
+            raise InputError(
+                "first_stage",
+                problem="the scores of the model's head are no mean of inner products",
+                fix="search without a first stage",
+            )
         if stage.made_for != scan.index.identity:
             raise InputError(
                 "first_stage: it was made for another index, or for this one before candidates were added or "
                 "the index was compacted; make it again"
             )
-        self.scan, self.stage, self._scale = scan, stage, head.config.score_scale
+        self.scan, self.stage, self._scale = scan, stage, form.scale
         self._depth, self._deepest = depth, deepest
         self._live = scan.index.live_rows()
         self.recall: float | None = None
