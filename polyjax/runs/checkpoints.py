@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory: which steps are kept, which is the best, and what is done with damaged ones."""
+"""The checkpoints of a run directory: which are kept, which is the best, what happens to damaged ones."""
 
 import json
 import logging

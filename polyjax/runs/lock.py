@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from polyjax.config import from_json, to_json
-from polyjax.mesh.processes import is_primary, primary_first
-from polyjax.runtime.files import PARTIAL, exclusive_lock
-from polyjax.runs.layout import CONFIG, DATA, LOCK, read_json, saved_steps, write_json
 from polyjax.errors import InputError
+from polyjax.mesh.processes import is_primary, primary_first
+from polyjax.runs.layout import CONFIG, DATA, LOCK, read_json, saved_steps, write_json
+from polyjax.runtime.files import PARTIAL, exclusive_lock
 
 
 @contextlib.contextmanager
