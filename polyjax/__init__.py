@@ -3,6 +3,9 @@
 Poly-encoders: Humeau et al., ICLR 2020, arXiv 1905.01969.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Encoder, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
@@ -12,6 +15,25 @@ from polyjax.retrieval.index.store import CandidateIndex
 from polyjax.retrieval.search.searcher import Found
 from polyjax.types import Batch, DualInputs, Example, PairInputs, Tokens
 from polyjax.version import __version__
+
+if TYPE_CHECKING:
+    from polyjax.recipes.evaluate import evaluate
+    from polyjax.recipes.fit import fit
+    from polyjax.recipes.run import Run
+
+_LATER = {
+    "evaluate": "polyjax.recipes.evaluate",
+    "fit": "polyjax.recipes.fit",
+    "Run": "polyjax.recipes.run",
+}
+"""What trains is imported when it is asked for: ranking needs no data sets, checkpoints or optimisers."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'polyjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
 
 __all__ = [
     "Batch",
@@ -32,7 +54,10 @@ __all__ = [
     "PolyConfig",
     "Ranked",
     "Ranker",
+    "Run",
     "Tokens",
     "__version__",
+    "evaluate",
+    "fit",
     "make_scorer",
 ]

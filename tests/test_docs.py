@@ -92,7 +92,7 @@ def test_the_commands_of_a_page_have_flags_that_exist(page, monkeypatch, workpla
         if words[0] == "make":
             assert words[1] in targets, line
         elif words[0] == "polyjax":
-            PARSERS[words[1]](words[2:]) if words[1] in PARSERS else parse_polyjax(words[1:])
+            parse_polyjax(words[1:])
         else:
             name = Path(words[1]).stem
             if name == "samples":  # it has two flags, and no function that reads them

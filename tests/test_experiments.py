@@ -16,6 +16,7 @@ import pytest
 from conftest import FAST_COMPILATION
 from polyjax import InputError, Ranker
 from polyjax.cli.training_flags import parse_run
+from polyjax.recipes.tensorboard import tensorboard_log
 
 ROOT = Path(__file__).parents[1]
 FROM_SCRATCH = ["--encoder", "tiny", "--tokenizer", "sentencepiece", "--tokenizer.vocab-size", "600"]
@@ -266,9 +267,8 @@ def test_a_mistake_is_one_line(folder):
 
 
 def test_tensorboard_gets_the_figures(tmp_path, monkeypatch):
-    run = importlib.import_module("polyjax.recipes.fit")
     config = parse_run(["--run-dir", str(tmp_path), "--tensorboard"], prog="run")
-    with run.tensorboard_log(config.folder, wanted=config.tensorboard) as log:
+    with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         log(3, "train", {"loss": 1.5, "note": "left out"})
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()

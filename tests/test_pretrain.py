@@ -37,6 +37,7 @@ from polyjax.interop.pretrained import (
 from polyjax.nn.encoders import Encoder
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.nn.scorers import ModelConfig
+from polyjax.recipes import start
 from polyjax.runs import Checkpoints, MetricsLog, ModelCard, flat_parameters, write_model
 from test_experiments import ROOT, SHORT, command
 
@@ -159,14 +160,13 @@ def test_the_encoder_is_that_of_the_best_validation(pretrained):
 
 def test_fine_tuning_goes_on_from_it(pretrained, folder, monkeypatch):
     run_dir, _ = pretrained
-    run = importlib.import_module("polyjax.recipes.fit")
     config = parse_run(
         ["--arch", "poly", "--init-from", str(run_dir), "--run-dir", str(folder / "x")], prog="run"
     )
-    source = run.pretrained_folder(config)
+    source = start.pretrained_folder(config)
     assert source == run_dir
-    shape = run.encoder_config(config, source, 0)
-    scorer = run.initial_scorer(config, shape, source)
+    shape = start.encoder_config(config, source, 0)
+    scorer = start.initial_scorer(config, shape, source)
     restored = Checkpoints(run_dir, read_only=True).restore_parameters(fresh(run_dir)).encoder
     np.testing.assert_array_equal(
         scorer.context_encoder.embeddings.tokens[...], restored.embeddings.tokens[...]

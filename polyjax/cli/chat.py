@@ -1,17 +1,27 @@
 """Talking with a model: each reply is the best of many candidates, all encoded beforehand."""
 
+import contextlib
 import dataclasses
 import json
+import sys
 import time
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
+import tyro
+
+from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.data.candidates import read_candidates
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
+from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.build import build_index, check_dual, fingerprint, text_fingerprint
 from polyjax.retrieval.index.store import MANIFEST, CandidateIndex, open_index
 from polyjax.retrieval.search.searcher import FEWEST_WANTED, Searcher
+from polyjax.runs import load_scorer
+from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors, meter
 
 HELP = "/top N shows the N best, /persona TEXT adds a line about the model, /reset forgets all, /quit ends"
@@ -170,3 +180,105 @@ def _text_lines(reply: Reply) -> str:
         return reply.texts[0]
     rows = [f"{score:9.3f}  {text}" for text, score in zip(reply.texts, reply.scores, strict=True)]
     return "\n".join([*rows, f"{reply.ms:9.1f}  ms"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Talk with a bi- or poly-encoder over many candidates, on a terminal or in a pipe.
+
+    Attributes:
+        run_dir: a run directory.
+        candidates: a file of replies to choose from, one a line.
+        index: an index made by ``polyjax index build``. With ``--candidates`` it is the folder where theirs
+            is kept, by default in RUN_DIR/index under the file's name; built when there is none. One that
+            holds something else is built again in the default place, and an error in a place of yours.
+        top: candidates to show, with their scores.
+        repeat: allow replies that were said before.
+        json: write one JSON object a line.
+        step: a saved step; the best one by default.
+        dtype: of the arithmetic; as the model was made by default. bfloat16 is faster, unless a CPU has no
+            units for it, and less exact.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    candidates: Path | None = None
+    index: Path | None = None
+    top: int = 1
+    repeat: bool = False
+    json: bool = False
+    step: int | None = None
+    dtype: Dtype | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.top < 1:
+            raise InputError(f"top must be at least 1, got {self.top}")
+        if self.candidates is None and self.index is None:
+            raise InputError("name the replies to choose from: --candidates FILE or --index FOLDER")
+
+
+def default_index(run_dir: Path, candidates: Path) -> Path:
+    """Where the index of a candidate file is kept; files of one name in different folders do not collide."""
+    place = zlib.crc32(str(candidates.resolve()).encode())
+    return run_dir / "index" / f"{candidates.name}-{place:08x}"
+
+
+def run_chat(config: Chat) -> None:
+    """Load, index where it is needed, and talk."""
+    scorer = TextScorer(*load_scorer(config.run_dir, step=config.step, dtype=config.dtype))
+    # What is said goes to standard output; all else would spoil a pipe.
+    if config.candidates is None:
+        check_dual(scorer)
+        assert config.index is not None
+        index = open_index(config.index, model=fingerprint(scorer))
+        if not len(index):
+            raise InputError(f"{config.index}: every candidate was removed; add some")
+    else:
+        folder = config.index or default_index(config.run_dir, config.candidates)
+        index = load_index(scorer, config.candidates, folder, errors.print, replace=config.index is None)
+    session = ChatSession(scorer, index, repeat=config.repeat)
+    began = time.perf_counter()
+    programs = session.compile()
+    errors.print(
+        f"{programs} programs compiled, or taken from the cache, in {time.perf_counter() - began:.1f} s"
+    )
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with contextlib.suppress(ModuleNotFoundError):  # not on Windows
+            import readline  # noqa: F401  # lines can be edited and called back
+        errors.print(HELP)
+    chat(session, _lines(interactive), _write, top=config.top, as_json=config.json)
+
+
+def _lines(interactive: bool) -> Iterable[str]:
+    while True:
+        try:
+            # With readline, input() edits lines; it drops their ends, and raises at the last.
+            line = input("> ") if interactive else sys.stdin.readline()
+        except EOFError:
+            return
+        if not interactive and not line:
+            return
+        # Bytes that are not UTF-8 reach a text as lone surrogates, which no tokenizer takes.
+        yield line.encode("utf-8", "replace").decode("utf-8")
+
+
+def _write(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read has gone, as `head` does
+        sys.stdout = None
+        sys.exit(0)
+
+
+def parse(arguments: Sequence[str], *, prog: str = "polyjax chat") -> Chat:
+    """The settings that the command line asks for."""
+    return parse_flags(Chat, arguments, prog=prog)
+
+
+def main(arguments: Sequence[str], *, prog: str = "polyjax chat") -> None:
+    """Parse and chat; invalid input is one line and exit status 2."""
+    with user_errors():
+        command = parse(arguments, prog=prog)
+        enable_compilation_cache()
+        run_chat(command)

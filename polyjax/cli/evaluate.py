@@ -9,6 +9,7 @@ from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.cli.training_flags import TASK_HELP, chosen_task
 from polyjax.mesh.processes import connect, leaving_at_once, losses_named
 from polyjax.recipes.evaluate import EvaluateConfig, run
+from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.memory import restart_with_huge_pages
 
 
@@ -29,5 +30,6 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "polyjax evaluat
     restart_with_huge_pages()
     with leaving_at_once(), user_errors(), losses_named():
         config = parse(sys.argv[1:] if arguments is None else arguments, prog=prog)
+        enable_compilation_cache()
         connect()
         run(config)

@@ -8,13 +8,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 import tyro
 
-from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, first_line
+from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, as_flag, first_line
 from polyjax.runtime.progress import errors
 
 
@@ -87,13 +87,30 @@ def one_line(box: str, prog: str, given: Sequence[str] = ()) -> str:
     return f"{mistake}{advice}; see {prog} --help"
 
 
+def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -> tuple[str, Sequence[str]]:
+    """The command that a command line begins with, and the rest of it.
+
+    Raises:
+        InputError: it is none of the commands.
+    """
+    name, *rest = arguments or [""]
+    if name not in commands:
+        got = f"got {name!r}" if name else "got none"
+        near = difflib.get_close_matches(name, commands, n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"{prog} expects a command: {', '.join(commands)}; {got}{advice}; see polyjax --help"
+        )
+    return name, rest
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """A mistake of the user's becomes one line and exit status 2; interruptions end quietly."""
     try:
         yield
     except InputError as error:
-        errors.print(f"error: {error}", style="red", markup=False)
+        errors.print(f"error: {error.worded(as_flag)}", style="red", markup=False)
         sys.exit(2)
     except Preempted as stopped:
         errors.print(str(stopped), markup=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from polyjax.cli.flags import command_of, parse_flags, user_errors
 from polyjax.data.candidates import read_candidates
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
@@ -17,6 +18,7 @@ from polyjax.retrieval.index.change import compact, remove
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import MANIFEST, open_index, read_manifest
 from polyjax.runs import load_scorer
+from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors, meter
 
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
@@ -211,3 +213,21 @@ def _ids(command: Remove) -> list[int]:
             f"the first of them {missing[0][:60]!r}"
         )
     return sorted(found.values())
+
+
+def parse(arguments: Sequence[str], *, prog: str = "polyjax index") -> IndexCommand:
+    """The command that the command line asks for.
+
+    Raises:
+        InputError: it is unknown, or its flags are wrong.
+    """
+    name, rest = command_of(arguments, INDEX_COMMANDS, prog)
+    return parse_flags(INDEX_COMMANDS[name], rest, prog=f"{prog} {name}")
+
+
+def main(arguments: Sequence[str], *, prog: str = "polyjax index") -> None:
+    """Parse and do; invalid input is one line and exit status 2."""
+    with user_errors():
+        command = parse(arguments, prog=prog)
+        enable_compilation_cache()
+        run_index(command, print)

@@ -8,7 +8,9 @@ from typing import Literal
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.cli.training_flags import chosen, encoder_flag
 from polyjax.mesh.processes import connect, leaving_at_once, losses_named
-from polyjax.recipes.pretrain import PRESETS, PretrainConfig, run
+from polyjax.recipes.pretrain import run
+from polyjax.recipes.pretraining_settings import PRESETS, PretrainConfig
+from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.memory import restart_with_huge_pages
 
 
@@ -31,5 +33,6 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "polyjax pretrai
     restart_with_huge_pages()
     with leaving_at_once(), user_errors(), losses_named():
         config = parse(sys.argv[1:] if arguments is None else arguments, prog=prog)
+        enable_compilation_cache()
         connect()
         run(config)

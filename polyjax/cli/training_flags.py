@@ -3,30 +3,18 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import tyro
 
 from polyjax.cli.flags import parse_flags
-from polyjax.config import from_json
 from polyjax.data.tasks.registry import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
-from polyjax.interop.parlai.model import ConvertedFrom
-from polyjax.interop.pretrained import is_pretraining_run
 from polyjax.recipes.paper import recipe
-from polyjax.recipes.settings import (
-    DEFAULT_PRESET,
-    PRESETS,
-    SCRATCH,
-    Arch,
-    PresetName,
-    RunConfig,
-    TokenizerChoice,
-    for_task,
-    from_run,
-)
-from polyjax.runs import CONFIG, read_card, read_json
+from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
+from polyjax.recipes.settings import DEFAULT_PRESET, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice
 
 TASK_HELP = (
     f"--task NAME chooses the data set, and with it the flags --task.*: {TASK_NAMES}. Give it with --help to "
@@ -62,7 +50,15 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     # What is no architecture is the second look's to refuse: it knows the flag as it is documented.
     default = preset_of(choice, next((arch for arch in get_args(Arch) if arch == choice.arch), "poly"))
     if choice.init is not None:
-        default = default_of_run(choice, choice.init)
+        default = default_of_run(partial(preset_of, choice), choice.init)
+        if choice.arch not in (None, default.arch):
+            raise InputError(
+                "arch",
+                problem=f"the model of `init` ({choice.init}) is a {default.arch}-encoder",
+                fix="leave `arch` out",
+            )
+    elif choice.encoder in SCRATCH and not choice.recipe:
+        default = from_scratch(default, choice.encoder)
     elif choice.encoder not in (None, *SCRATCH) and default.tokenizer.kind != "pretrained":
         # A recipe learns a vocabulary of its own; weights bring theirs.
         default = dataclasses.replace(
@@ -127,25 +123,3 @@ def without(arguments: Sequence[str], flag: str) -> list[str]:
         elif not word.startswith(f"{flag}="):
             kept.append(word)
     return kept
-
-
-def default_of_run(choice: Choice, run_dir: Path) -> RunConfig:
-    """The settings' defaults for going on from a run directory's model."""
-    if is_pretraining_run(run_dir):
-        raise InputError(
-            f"--init {run_dir} is a run of experiments/pretrain.py, which has no head: use --init-from"
-        )
-    card = read_card(run_dir)
-    arch = card.model.head.arch
-    if choice.arch not in (None, arch):
-        raise InputError(f"--arch {choice.arch}: --init {run_dir} is a {arch}-encoder; leave --arch out")
-    origin = read_json(run_dir / CONFIG)
-    optim = None
-    if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
-        optim = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG)).optim
-    preset = preset_of(choice, arch)
-    if preset.arch != arch:
-        raise InputError(
-            f"--init {run_dir} is a {arch}-encoder, --recipe {choice.recipe} a {preset.arch}-encoder's"
-        )
-    return from_run(preset, run_dir, card, None if choice.recipe else optim)

@@ -1,6 +1,7 @@
 """Text -> token ids: WordPiece through Hugging Face ``tokenizers``, and SentencePiece trained here."""
 
 import io
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -185,6 +186,7 @@ def train_sentencepiece(
     kind: Literal["unigram", "bpe"] = "unigram",
     seed: int = 0,
     flag: str = "--tokenizer.vocab-size",
+    shrink: bool = False,
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece vocabulary with byte fallback: no text maps to an unknown token.
 
@@ -195,6 +197,8 @@ def train_sentencepiece(
         kind: ``unigram`` or ``bpe``.
         seed: of the trainer's sampling.
         flag: that sets ``vocab_size``, for the message where it is too large.
+        shrink: make a vocabulary that is too large for the corpus as large as the corpus allows; ``texts``
+            must be a list then.
 
     Raises:
         InputError: the corpus is too small for the vocabulary.
@@ -222,6 +226,9 @@ def train_sentencepiece(
     except RuntimeError as error:
         if "sentences_.empty()" in str(error):
             raise InputError("there is no text to learn a vocabulary from") from None
+        most = re.search(r"<= (\d+)", str(error))
+        if shrink and most is not None and int(most[1]) < vocab_size:
+            return train_sentencepiece(texts, path, vocab_size=int(most[1]), kind=kind, seed=seed, flag=flag)
         raise InputError(
             f"{flag} {vocab_size} does not fit the corpus: {' '.join(str(error).split())}"
         ) from None

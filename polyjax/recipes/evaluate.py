@@ -22,7 +22,6 @@ from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.recipes.settings import RunConfig
 from polyjax.runs import CONFIG, DATA, load_scorer, read_json, write_json
-from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import console
 from polyjax.types import Example
 
@@ -92,7 +91,6 @@ def chosen_rank(before: RankConfig, asked: RankConfig) -> RankConfig:
 
 def run(config: EvaluateConfig) -> RankingResult:
     """Restore, rank the split's rows, print the table."""
-    enable_compilation_cache()
     task, rank = own = rows_of_run(config.run_dir)
     if config.task is not None:
         task, rank = config.task, RankConfig()

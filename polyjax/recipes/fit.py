@@ -1,323 +1,246 @@
-"""Train a ranker and evaluate it: python experiments/run.py --arch poly"""
+"""``polyjax.fit``: train a ranker from Python."""
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
-import jax
-from flax import nnx
-from jax.sharding import Mesh
-
-from polyjax.data.batches import prepare_texts
-from polyjax.data.corpora.leakage import held_out_of
-from polyjax.data.rows import Rows, rows_digest
-from polyjax.data.tasks.registry import (
-    describe,
-    ks_of,
-    name_of,
-    read,
-    read_to_rank,
-    training_texts,
-)
-from polyjax.data.text import TextEncoder
-from polyjax.data.tokenizers import (
-    SENTENCEPIECE_FILE,
-    Tokenizer,
-    load_tokenizer,
-    train_sentencepiece,
-)
+from polyjax.data.batches import BatchConfig
+from polyjax.data.rows import RankConfig
+from polyjax.data.tasks.jsonl import OwnDataConfig
+from polyjax.data.tasks.registry import NAMED, OWN, TaskConfig, task_named
+from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
-from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
-from polyjax.evaluation.metrics import Chance, RankingResult
-from polyjax.evaluation.rankings import check_candidates, evaluate, some
-from polyjax.evaluation.report import best_of, console_table, verdict, write_report
-from polyjax.inference.scorer import TextScorer
-from polyjax.interop.huggingface import minilm_folder
-from polyjax.interop.pretrained import (
-    check_vocabulary,
-    encoder_shape,
-    encoder_tokenizer,
-    is_pretraining_run,
-    load_pretrained,
-    read_pretraining_card,
-    weights_folder,
+from polyjax.nn.heads import HeadConfig
+from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
+from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
+from polyjax.recipes.run import Run
+from polyjax.recipes.session import Callback, Parts, run
+from polyjax.recipes.settings import (
+    DEFAULT_PRESET,
+    SCRATCH,
+    Arch,
+    EncoderChoice,
+    PresetName,
+    RunConfig,
+    TokenizerChoice,
 )
-from polyjax.mesh.placement import make_mesh, mesh_shape
-from polyjax.mesh.processes import is_primary, primary_first
-from polyjax.nn.encoders import Encoder, EncoderConfig
-from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
-from polyjax.recipes.card import model_card
-from polyjax.recipes.plan import show_plan, step_lines
-from polyjax.recipes.settings import SCRATCH, RunConfig, scratch_shape
-from polyjax.runs import (
-    MODEL,
-    Checkpoints,
-    MetricsLog,
-    ModelCard,
-    load_scorer,
-    open_data,
-    owned_run,
-    read_card,
-    write_json,
-)
-from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import console
-from polyjax.train.loop import TrainResult, train
-from polyjax.train.optim import trainable_filter
-from polyjax.train.ranking import Ranking
-from polyjax.types import Example
+from polyjax.train.loop import TrainConfig
+from polyjax.train.optim import OptimConfig
 
-BEFORE = "before training"
-INCIDENTAL = (
-    "run_dir",
-    "tokens_dir",
-    "test_examples",
-    "tensorboard",
-    "mesh",
-    "task.data_dir",
-    "batch.workers",
-    "batch.chunk",
-    "train.profile_steps",
-)
-"""Settings that change no result beyond rounding and the draws of dropout: a run may go on with others."""
+T = TypeVar("T")
+Rows = str | os.PathLike[str] | Sequence[Any]
 
 
-def pretrained_folder(config: RunConfig) -> Path | None:
-    """The folder of pretrained weights, or None for an encoder from scratch."""
-    return None if config.init is not None else weights_folder(config.encoder.name, scratch=SCRATCH)
+def fit(
+    data: Any,
+    *,
+    arch: Arch = "poly",
+    encoder: str | os.PathLike[str] | EncoderChoice = "minilm",
+    preset: PresetName = DEFAULT_PRESET,
+    steps: int | None = None,
+    epochs: float | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    init: str | os.PathLike[str] | None = None,
+    valid: Rows | None = None,
+    test: Rows | None = None,
+    head: HeadConfig | Mapping[str, Any] | None = None,
+    text: TextConfig | Mapping[str, Any] | None = None,
+    tokenizer: TokenizerChoice | Mapping[str, Any] | None = None,
+    batch: BatchConfig | Mapping[str, Any] | None = None,
+    optim: OptimConfig | Mapping[str, Any] | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
+    rank: RankConfig | Mapping[str, Any] | None = None,
+    early_stopping: int | None = None,
+    time_limit: float | None = None,
+    test_examples: int = 0,
+    mesh: str = "",
+    tokens_dir: str | os.PathLike[str] | None = None,
+    tensorboard: bool = False,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+) -> Run:
+    """Train a ranker, test it beside baselines, and keep everything in a run directory.
+
+    Called again with the same arguments it resumes where it was stopped, to bit-identical parameters, and
+    returns at once when it had finished. ``polyjax train`` is the same on the command line.
+
+    Args:
+        data: the path of a .jsonl, .csv or .tsv file; rows in memory (dicts with ``context``, ``label`` and
+            optional ``candidates`` and ``id``, or Examples, or a pandas.DataFrame); the name of a data set
+            (``chitchat``, ``convai2``, ...); or a task's settings.
+        arch: ``bi``, ``poly`` or ``cross``; with ``init`` it is that of the model.
+        encoder: ``minilm``; ``tiny``, ``small`` or ``paper`` from scratch, with a vocabulary learnt from the
+            training rows; or the folder of a pretrained encoder. An EncoderChoice also says how it computes.
+        preset: where all other settings come from: ``demo`` or ``long``.
+        steps: training steps; they beat the preset's limit of epochs.
+        epochs: passes over the training rows, instead of steps.
+        run_dir: where everything is kept; by default ``runs/TASK-ARCH-ENCODER``, for rows in memory
+            ``runs/PRESET-DIGEST-ARCH-ENCODER``.
+        seed: of initial values, shuffling, dropout and sampled negatives.
+        init: start from the model of this run directory, instead of ``encoder``.
+        valid: rows to validate on, a file or rows; by default a tenth of ``data``.
+        test: rows to test on, likewise.
+        head: settings of the scoring head.
+        text: turns and lengths.
+        tokenizer: which vocabulary.
+        batch: how training batches are drawn.
+        optim: optimiser and schedule.
+        train: length, validation, checkpoints.
+        rank: what the labels of validation and test rows are ranked among.
+        early_stopping: end after so many validations without a better metric.
+        time_limit: seconds of training after which it ends, validates and saves.
+        test_examples: test on at most so many rows, always the same ones; 0 for all.
+        mesh: devices, as ``data=4,fsdp=2``; all of them share each batch by default.
+        tokens_dir: where token ids of the training texts are kept for the next run; nowhere by default.
+        tensorboard: also write TensorBoard event files.
+        callbacks: each is called as ``callback(step, kind, metrics)`` at every line of the log; ``kind`` is
+            ``train``, ``valid`` or ``test``.
+        quiet: print nothing.
+
+    Nested settings are configuration objects, which replace the preset's, or dicts, which change some of
+    the preset's: ``optim={"learning_rate": 2e-5}``.
+
+    Raises:
+        InputError: an argument cannot work, a file is missing or bad, or ``run_dir`` holds another run.
+    """
+    files = _row_files(data, valid, test)
+    defaults = _defaults(arch, preset, encoder, init, tokenizer)
+    task = _task(data, valid, test, files)
+    config = for_task(defaults, task)
+    train_settings = _changed(config.train, train, "train")
+    given = {"steps": steps, "epochs": epochs, "early_stopping": early_stopping, "time_limit": time_limit}
+    train_settings = _with_length(train_settings, {k: v for k, v in given.items() if v is not None}, seed)
+    config = dataclasses.replace(
+        config,
+        head=_changed(config.head, head, "head"),
+        text=_changed(config.text, text, "text"),
+        tokenizer=_changed(config.tokenizer, tokenizer, "tokenizer"),
+        batch=_changed(config.batch, batch, "batch"),
+        optim=_changed(config.optim, optim, "optim"),
+        rank=_changed(config.rank, rank, "rank"),
+        train=train_settings,
+        run_dir=None if run_dir is None else Path(run_dir),
+        test_examples=test_examples,
+        mesh=mesh,
+        tokens_dir=None if tokens_dir is None else Path(tokens_dir),
+        tensorboard=tensorboard,
+    )
+    if files is not None:
+        config = _in_its_folder(config, files)
+    with _quiet(quiet):
+        run(config, Parts(callbacks=tuple(callbacks), files=files))
+    return Run(config.folder)
 
 
-def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The run directory's tokenizer, put there first where it is absent."""
-    folder = config.folder / "tokenizer"
-    folder.mkdir(exist_ok=True)
-    if config.tokenizer.kind == "sentencepiece":
-        path = folder / SENTENCEPIECE_FILE
-        if not path.exists():
-            console.print(f"training a SentencePiece vocabulary of {config.tokenizer.vocab_size} pieces")
-            train_sentencepiece(
-                turns(),
-                path,
-                vocab_size=config.tokenizer.vocab_size,
-                kind=config.tokenizer.model,
-                seed=config.train.seed,
+def _defaults(
+    arch: Arch,
+    preset: PresetName,
+    encoder: str | os.PathLike[str] | EncoderChoice,
+    init: str | os.PathLike[str] | None,
+    tokenizer: object,
+) -> RunConfig:
+    """The preset's settings, with the encoder or the model to start from."""
+    for name, value, known in (("arch", arch, get_args(Arch)), ("preset", preset, tuple(PRESETS))):
+        if value not in known:
+            raise InputError(name, expected=f"one of {', '.join(known)}", got=value)
+    found = PRESETS[preset](arch)
+    if init is not None:
+        if encoder != "minilm":
+            raise InputError("encoder", problem="`init` brings its own encoder", fix="leave `encoder` out")
+        return default_of_run(PRESETS[preset], Path(init))
+    choice = encoder
+    if not isinstance(encoder, EncoderChoice):
+        choice = dataclasses.replace(found.encoder, name=os.fspath(encoder))
+    found = dataclasses.replace(found, encoder=choice)
+    if found.encoder.name in SCRATCH and tokenizer is None:
+        return from_scratch(found, found.encoder.name)
+    return found
+
+
+def _row_files(data: Any, valid: Rows | None, test: Rows | None) -> RowFiles | None:
+    """The rows that are in memory, as files; None where all of them are files already."""
+    content = {}
+    for split, rows in (("train", data), ("valid", valid), ("test", test)):
+        if rows is None or isinstance(rows, str | os.PathLike) or _is_task(rows):
+            continue
+        name = "data" if split == "train" else split
+        content[ROWS[split]] = as_jsonl(name, rows)
+    return RowFiles(content) if content else None
+
+
+def _is_task(data: object) -> bool:
+    return isinstance(data, TaskConfig)
+
+
+def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | None) -> TaskConfig:
+    """The task that the data are; rows in memory get their place when the run directory is known."""
+    if _is_task(data) or (isinstance(data, str) and data in NAMED):
+        if valid is not None or test is not None:
+            raise InputError(
+                "valid" if valid is not None else "test",
+                problem="the data set has rows of its own",
+                fix="leave it out, or give the training rows as a file",
             )
-    elif config.init is not None:
-        load_tokenizer(config.init / "tokenizer").save(folder)
-    elif not any(folder.iterdir()):
-        encoder_tokenizer(source or minilm_folder()).save(folder)
-    return load_tokenizer(folder)
+        return task_named(data) if isinstance(data, str) else data
+
+    def path(split: str, rows: Any) -> Path | None:
+        if rows is None:
+            return None
+        if isinstance(rows, str | os.PathLike):
+            return Path(os.fspath(rows).removeprefix(OWN))
+        return Path(ROWS[split])
+
+    train = path("train", data)
+    assert train is not None
+    return OwnDataConfig(train=train, valid=path("valid", valid), test=path("test", test))
 
 
-def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> EncoderConfig:
-    """The transformer's shape, with the run's arithmetic and dropout."""
-    if config.init is not None:
-        base = read_card(config.init).model.encoder
-    elif source is not None:
-        base = encoder_shape(source)
-    else:
-        base = scratch_shape(config.encoder.name, vocab_size)
-    return config.encoder.applied_to(base)
+def _in_its_folder(config: RunConfig, files: RowFiles) -> RunConfig:
+    """The settings of a run whose rows are kept in its run directory."""
+    task = config.task
+    assert isinstance(task, OwnDataConfig)
+    if config.run_dir is None and ROWS["train"] in files.content:
+        source = Path(config.encoder.name).name if config.init is None else config.init.name
+        name = f"{config.preset}-{files.digest}-{config.arch}-{source}"
+        config = dataclasses.replace(config, run_dir=Path("runs") / name)
+    kept = {split: config.folder / name for split, name in ROWS.items() if name in files.content}
+    return dataclasses.replace(config, task=dataclasses.replace(task, **kept))
 
 
-def initial_scorer(config: RunConfig, shape: EncoderConfig, source: Path | None) -> Scorer:
-    """The scorer before training, its encoders with their pretrained weights."""
-    scorer = make_scorer(shape, config.head, rngs=nnx.Rngs(config.train.seed))
-    if config.init is not None:
-        return Checkpoints(config.init, read_only=True).restore_parameters(scorer)
-    if source is not None:
-        for encoder in scorer.encoders:
-            load_pretrained(encoder, source)
-    return scorer
+def _with_length(config: TrainConfig, given: Mapping[str, Any], seed: int) -> TrainConfig:
+    """Settings of the training with what was given by itself; explicit steps beat a limit of epochs."""
+    changes: dict[str, Any] = {"seed": seed, **given}
+    if "steps" in given or "epochs" in given:
+        changes["most_epochs"] = 0.0
+        changes.setdefault("steps", 0)
+        changes.setdefault("epochs", 0.0)
+    return dataclasses.replace(config, **changes)
 
 
-def run_baselines(
-    config: RunConfig,
-    shape: EncoderConfig,
-    source: Path | None,
-    tokenizer: Tokenizer,
-    examples: list[Example],
-    fit_on: Sequence[str],
-    shared: Sequence[str],
-) -> list[RankingResult]:
-    """Chance, TF-IDF and the untrained encoder (or the model of --init) on the test rows."""
-    n = check_candidates(examples, shared, source=name_of(config.task))
-    results = [
-        Chance(tuple(example.group for example in examples), n),
-        tfidf_ranking(examples, fit_on, shared=shared),
-    ]
-    if config.init is not None:
-        before = TextScorer(initial_scorer(config, shape, None), TextEncoder(tokenizer, config.text))
-        results.append(evaluate(BEFORE, before, examples, shared=shared, title=BEFORE).ranking)
-    if source is not None:
-        encoder = Encoder(shape, rngs=nnx.Rngs(0))
-        load_pretrained(encoder, source)
-        results += zero_shot_rankings(
-            encoder, tokenizer, config.text, examples, shared=shared, title="zero-shot baselines"
-        )
-    return results
+def _changed(default: T, given: T | Mapping[str, Any] | None, name: str) -> T:
+    """A configuration, or the default one with the changes that a dict holds."""
+    if given is None:
+        return default
+    if not isinstance(given, Mapping):
+        return given
+    fields = {field.name for field in dataclasses.fields(default)}  # pyright: ignore[reportArgumentType]
+    for key in given:
+        if key not in fields:
+            raise InputError(
+                f"{name}[{key!r}]", expected=f"one of {', '.join(sorted(fields))}", is_argument=False
+            )
+    return dataclasses.replace(default, **given)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @contextlib.contextmanager
-def tensorboard_log(folder: Path, *, wanted: bool) -> Iterator[Callable[[int, str, dict[str, Any]], None]]:
-    """A log callback that writes a run directory's event files, where they are asked for."""
-    if not (wanted and is_primary()):
-        yield lambda step, kind, figures: None
-        return
+def _quiet(quiet: bool) -> Iterator[None]:
+    before, console.quiet = console.quiet, console.quiet or quiet
     try:
-        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # an optional extra
-    except ModuleNotFoundError:
-        raise InputError("--tensorboard needs tensorboardX; run: pip install -e '.[tensorboard]'") from None
-    with contextlib.ExitStack() as closing:
-        writers: list[Any] = []
-
-        def log(step: int, kind: str, figures: dict[str, Any]) -> None:
-            if not writers:
-                # What was written after the checkpoint from which the run goes on is written again.
-                writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-                writers.append(closing.enter_context(writer))
-            for name, value in figures.items():
-                if isinstance(value, int | float):
-                    writers[0].add_scalar(f"{kind}/{name}", value, step)
-
-        yield log
-
-
-def run(config: RunConfig) -> list[RankingResult]:
-    """Train (or go on), evaluate beside the baselines, and write the report."""
-    enable_compilation_cache()
-    source = pretrained_folder(config)
-    mesh = make_mesh(config.mesh)
-    if config.dry_run:
-        show_plan(config, encoder_config(config, source, config.tokenizer.vocab_size), mesh)
-        return []
-    with owned_run(config.folder, config, incidental=INCIDENTAL):
-        return train_and_report(config, source, mesh)
-
-
-def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh) -> list[RankingResult]:
-    """The run itself, in a run directory that is this run's own."""
-    began = time.monotonic()
-    with primary_first("data"):
-        training = read(config.task, "train")
-        valid, test = (read_to_rank(config.task, split, config.rank) for split in ("valid", "test"))
-    for name, rows in (("valid", valid), ("test", test)):
-        check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {name}")
-    splits = {"train": training, "valid": valid, "test": test}
-    digests = {name: rows_digest(rows) for name, rows in splits.items()}
-    with primary_first("rows"):
-        open_data(config.folder, digests)
-    counts = " / ".join(f"{len(rows.examples):,}" for rows in splits.values())
-    console.print(f"{name_of(config.task)}: {counts} examples in train / valid / test")
-    notes = list(dict.fromkeys(rows.note for rows in splits.values() if rows.note))
-    if source is not None and is_pretraining_run(source):
-        left_out = {found.digest for found in read_pretraining_card(source).left_out}
-        if not left_out or held_out_of(config.task).digest not in left_out:
-            notes.append(f"{source}: this task's test rows were not left out of its corpus (--leave-out)")
-    known = {row.label_text for row in training.examples}
-    if repeated := sum(row.label_text in known for row in test.examples):
-        notes.append(
-            f"{repeated:,} of {len(test.examples):,} test labels are training labels too, word for word"
-        )
-    for note in notes:
-        console.print(note)
-
-    def turns() -> Iterator[str]:
-        return training_texts(config.task, training.examples)
-
-    with primary_first("tokenizer"):
-        tokenizer = make_tokenizer(config, source, turns)
-    shape = encoder_config(config, source, tokenizer.vocab_size)
-    check_vocabulary(tokenizer, shape, name=config.encoder.name)
-    config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
-    trainable_filter(config.train.trainable, shape.n_layers)  # raises before any text is tokenised
-    if is_primary():
-        write_json(
-            config.folder / MODEL,
-            ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
-        )
-    text = TextEncoder(tokenizer, config.text, tokens_dir=config.tokens_dir)
-    scorer = initial_scorer(config, shape, source)
-    n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
-    console.print(
-        f"{config.arch}-encoder, {n_parameters / 1e6:.1f} M parameters, {shape.dtype}; "
-        f"mesh {mesh_shape(mesh)}; run directory {config.folder}"
-    )
-    with primary_first("tokens"):
-        prepare_texts(training.examples, text)
-    with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
-        objective = Ranking(
-            scorer,
-            text,
-            training.examples,
-            valid,
-            batch=config.batch,
-            validate_examples=config.train.validate_examples,
-            mesh=mesh,
-        )
-        if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
-            for line in step_lines(objective, config, shape):
-                console.print(line)
-        outcome = train(objective, config.folder, optim=config.optim, config=config.train, on_log=log)
-    n_rows = len(training.examples), len(valid.examples)
-    return report(config, shape, source, tokenizer, test, n_rows, outcome, turns, began, notes, mesh)
-
-
-def report(
-    config: RunConfig,
-    shape: EncoderConfig,
-    source: Path | None,
-    tokenizer: Tokenizer,
-    rows: Rows,
-    n_rows: tuple[int, int],
-    outcome: TrainResult,
-    turns: Callable[[], Iterator[str]],
-    began: float,
-    data_notes: Sequence[str],
-    mesh: Mesh,
-) -> list[RankingResult]:
-    """Evaluate the best checkpoint on the test rows and write everything down.
-
-    Several processes all do it, as the model is evaluated on the mesh; one of them writes.
-    """
-    test = some(rows.examples, config.test_examples)
-    ks = ks_of(config.task)
-    scorer = TextScorer(*load_scorer(config.folder), mesh=mesh)
-    model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
-    baselines = run_baselines(config, shape, source, tokenizer, test, list(turns()), rows.shared)
-    results = [*baselines, model.ranking]
-    MetricsLog(config.folder, resume_step=outcome.steps, write=is_primary()).write(
-        outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
-    )
-    notes = [
-        f"task: {describe(config.task, 'test', len(test))}",
-        *data_notes,
-        f"training: {outcome.steps} updates of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
-        f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
-        f"programs compiled: {outcome.compilations} for training and validation, "
-        f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
-        f"whole command: {time.monotonic() - began:.0f} s",
-    ]
-    if is_primary():
-        write_report(
-            config.folder,
-            results,
-            title=f"{name_of(config.task)}, {config.arch}-encoder",
-            notes=notes,
-            card=model_card(config, shape, source, rows=(*n_rows, len(test))),
-            log=MetricsLog.read(config.folder),
-            ks=ks,
-        )
-    console.print(console_table(results, f"{name_of(config.task)} test, {len(test)} rows", ks=ks))
-    # What --init asks is whether training helped; otherwise, what the best baseline is.
-    before = [result for result in baselines if result.name == BEFORE]
-    if compared := best_of(before or baselines):
-        console.print(verdict(model.ranking, compared))
-    for note in notes[1:]:
-        console.print(note)
-    console.print(f"report: {config.folder / 'report.md'}")
-    if config.head.inputs == "dual":
-        console.print(f"next: polyjax chat {config.folder} --candidates FILE, a candidate a line")
-    return results
+        yield
+    finally:
+        console.quiet = before

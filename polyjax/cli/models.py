@@ -1,0 +1,48 @@
+"""What ranking commands share: the model, the context, and how results are printed."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyjax.errors import InputError
+from polyjax.nn.encoders import Dtype
+from polyjax.ranker import Ranker
+
+
+def load_ranker(model: Path, *, step: int | None = None, dtype: Dtype | None = None) -> Ranker:
+    """The model of a run directory, or ``minilm``: an encoder that was not trained to rank."""
+    if str(model) == "minilm" and not model.is_dir():
+        return Ranker.from_encoder("minilm", dtype=dtype)
+    return Ranker.load(model, step=step, dtype=dtype)
+
+
+def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
+    """The context of the command line, or one from each line of standard input, its turns between tabs.
+
+    Raises:
+        InputError: nothing was given, and standard input is a terminal.
+    """
+    if given:
+        yield list(given)
+        return
+    if sys.stdin.isatty():
+        raise InputError("context", expected="at least one turn, or lines on standard input", got=())
+    for line in sys.stdin:
+        # Bytes that are not UTF-8 reach a text as lone surrogates, which no tokenizer takes.
+        turns = line.rstrip("\r\n").encode("utf-8", "replace").decode("utf-8").split("\t")
+        if any(turn.strip() for turn in turns):
+            yield [turn for turn in turns if turn.strip()]
+
+
+def show(context: Sequence[str], results: Sequence[Any], *, as_json: bool, **more: Any) -> None:
+    """Print ranked candidates: a line each of score and text, or one JSON object for the context."""
+    if as_json:
+        found = [{"text": r.text, "score": round(r.score, 6), "index": r.index} for r in results]
+        print(
+            json.dumps({"context": list(context), "results": found, **more}, ensure_ascii=False), flush=True
+        )
+        return
+    for result in results:
+        print(f"{result.score:.4f}\t{result.text}", flush=True)

@@ -1,0 +1,61 @@
+"""``polyjax rank``: candidates in their order for a context."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from polyjax.cli.flags import parse_flags, user_errors
+from polyjax.cli.models import contexts_of, load_ranker, show
+from polyjax.data.candidates import read_candidates
+from polyjax.errors import InputError
+from polyjax.nn.encoders import Dtype
+from polyjax.runtime.compilation import enable_compilation_cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """Order candidates for a context, best first: a line each of score and text.
+
+    Attributes:
+        model: a run directory, or ``minilm``, which is used without training.
+        candidates: a file of candidates, one per line.
+        context: the turns, oldest first; without them each line of standard input is a context, whose turns
+            are separated by tabs.
+        top: print only so many; 0 for all.
+        json: print one JSON object per context.
+        step: a saved step; the best one by default.
+        dtype: of the arithmetic; as the model was made by default.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    candidates: Path
+    context: tuple[str, ...] = ()
+    top: int = 10
+    json: bool = False
+    step: int | None = None
+    dtype: Dtype | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.top < 0:
+            raise InputError("top", expected="0 (all) or more", got=self.top)
+
+
+def parse(arguments: Sequence[str], *, prog: str = "polyjax rank") -> Rank:
+    """The settings that the command line asks for."""
+    return parse_flags(Rank, arguments, prog=prog)
+
+
+def main(arguments: Sequence[str], *, prog: str = "polyjax rank") -> None:
+    """Parse and rank; invalid input is one line and exit status 2."""
+    with user_errors():
+        command = parse(arguments, prog=prog)
+        enable_compilation_cache()
+        candidates = read_candidates(command.candidates)
+        ranker = load_ranker(command.model, step=command.step, dtype=command.dtype)
+        for context in contexts_of(command.context):
+            ranked = ranker.rank(context, candidates, command.top or None)
+            show(context, ranked, as_json=command.json)

@@ -1,0 +1,73 @@
+"""``polyjax search``: the best candidates of an index."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from polyjax.cli.flags import parse_flags, user_errors
+from polyjax.cli.models import contexts_of, load_ranker, show
+from polyjax.errors import InputError
+from polyjax.nn.encoders import Dtype
+from polyjax.retrieval.search.searcher import Method
+from polyjax.runtime.compilation import enable_compilation_cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Find the best candidates of an index, best first: a line each of score and text.
+
+    Attributes:
+        model: the run directory that the index was built with.
+        index: folder of the index (``polyjax index build``).
+        context: the turns, oldest first; without them each line of standard input is a context, whose turns
+            are separated by tabs.
+        top: print so many.
+        method: ``scan`` and ``certified`` find exactly the best; ``quick`` scores in bfloat16 first; ``auto``
+            takes the faster of the exact ones.
+        rerank: a run directory whose model orders the best ones once more, such as a cross-encoder.
+        rerank_top: how many are re-ranked.
+        json: print one JSON object per context.
+        step: a saved step; the best one by default.
+        dtype: of the arithmetic; as the model was made by default.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    index: Annotated[Path, tyro.conf.Positional]
+    context: tuple[str, ...] = ()
+    top: int = 10
+    method: Method = "auto"
+    rerank: Path | None = None
+    rerank_top: int = 50
+    json: bool = False
+    step: int | None = None
+    dtype: Dtype | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.top < 1:
+            raise InputError("top", expected="at least 1", got=self.top)
+        if self.rerank is not None and self.rerank_top < self.top:
+            raise InputError("rerank_top", expected=f"at least `top` ({self.top})", got=self.rerank_top)
+
+
+def parse(arguments: Sequence[str], *, prog: str = "polyjax search") -> Search:
+    """The settings that the command line asks for."""
+    return parse_flags(Search, arguments, prog=prog)
+
+
+def main(arguments: Sequence[str], *, prog: str = "polyjax search") -> None:
+    """Parse and search; invalid input is one line and exit status 2."""
+    with user_errors():
+        command = parse(arguments, prog=prog)
+        enable_compilation_cache()
+        ranker = load_ranker(command.model, step=command.step, dtype=command.dtype)
+        rerank = None if command.rerank is None else load_ranker(command.rerank)
+        ranker.open_index(command.index)
+        for context in contexts_of(command.context):
+            found = ranker.search(
+                context, command.top, method=command.method, rerank=rerank, rerank_top=command.rerank_top
+            )
+            show(context, found, as_json=command.json, certified=found.certified)

@@ -1,0 +1,131 @@
+"""What a run leaves when it is trained: the test beside the baselines, the report, a line on what is next."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from polyjax.data.tasks.registry import describe, ks_of, name_of
+from polyjax.data.text import TextEncoder
+from polyjax.data.tokenizers import Tokenizer
+from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
+from polyjax.evaluation.metrics import Chance, RankingResult
+from polyjax.evaluation.rankings import check_candidates, evaluate, some
+from polyjax.evaluation.report import best_of, console_table, verdict, write_report
+from polyjax.inference.scorer import TextScorer
+from polyjax.interop.pretrained import load_pretrained
+from polyjax.mesh.processes import is_primary
+from polyjax.nn.encoders import Encoder, EncoderConfig
+from polyjax.recipes.card import model_card
+from polyjax.recipes.settings import RunConfig
+from polyjax.recipes.splits import Splits
+from polyjax.recipes.start import initial_scorer
+from polyjax.runs import MetricsLog, load_scorer
+from polyjax.runtime.progress import console
+from polyjax.train.loop import TrainResult
+from polyjax.types import Example
+
+BEFORE = "before training"
+"""The name of the model of ``init`` in tables."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run whose training has ended.
+
+    Attributes:
+        config: its settings.
+        shape: of the encoder.
+        source: folder of the first weights.
+        tokenizer: text to ids.
+        mesh: devices that share the work.
+        outcome: of the training.
+        began: when the command began, on the monotonic clock, in seconds.
+    """
+
+    config: RunConfig
+    shape: EncoderConfig
+    source: Path | None
+    tokenizer: Tokenizer
+    mesh: Mesh
+    outcome: TrainResult
+    began: float
+
+
+def report(run: Trained, splits: Splits, turns: Callable[[], Iterator[str]]) -> None:
+    """Evaluate the best checkpoint on the test rows and write everything down.
+
+    Several processes all do it, as the model is evaluated on the mesh; one of them writes.
+
+    Args:
+        run: what was trained.
+        splits: its rows.
+        turns: texts of the training rows, for TF-IDF.
+    """
+    config, rows, name = run.config, splits.test, name_of(run.config.task)
+    test = some(rows.examples, config.test_examples)
+    ks = ks_of(config.task)
+    scorer = TextScorer(*load_scorer(config.folder), mesh=run.mesh)
+    model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
+    MetricsLog(config.folder, resume_step=run.outcome.steps, write=is_primary()).write(
+        run.outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
+    )
+    baselines = run_baselines(run, test, list(turns()), rows.shared)
+    results = [*baselines, model.ranking]
+    notes = [
+        f"task: {describe(config.task, 'test', len(test))}",
+        *splits.notes,
+        f"training: {run.outcome.steps} steps of {config.batch.batch_size} contexts in "
+        f"{run.outcome.seconds:.0f} s (validations included), ended by: {run.outcome.stopped_by}; seed "
+        f"{config.train.seed}",
+        f"programs compiled: {run.outcome.compilations} for training and validation, "
+        f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
+        f"whole command: {time.monotonic() - run.began:.0f} s",
+    ]
+    if is_primary():
+        counts = len(splits.train.examples), len(splits.valid.examples), len(test)
+        write_report(
+            config.folder,
+            results,
+            title=f"{name}, {config.arch}-encoder",
+            notes=notes,
+            card=model_card(config, run.shape, run.source, rows=counts),
+            log=MetricsLog.read(config.folder),
+            ks=ks,
+        )
+    console.print(console_table(results, f"{name} test, {len(test)} rows", ks=ks))
+    # With --init the question is whether training helped; otherwise, what the best baseline is.
+    before = [result for result in baselines if result.name == BEFORE]
+    if compared := best_of(before or baselines):
+        console.print(verdict(model.ranking, compared))
+    for note in notes[1:]:
+        console.print(note)
+    console.print(f"report: {config.folder / 'report.md'}")
+    if config.head.inputs == "dual":
+        console.print(f"next: polyjax chat {config.folder} --candidates FILE, one candidate per line")
+
+
+def run_baselines(
+    run: Trained, examples: list[Example], fit_on: Sequence[str], shared: Sequence[str]
+) -> list[RankingResult]:
+    """Chance, TF-IDF and the untrained encoder (or the model of ``init``) on the test rows."""
+    config = run.config
+    n = check_candidates(examples, shared, source=name_of(config.task))
+    results = [
+        Chance(tuple(example.group for example in examples), n),
+        tfidf_ranking(examples, fit_on, shared=shared),
+    ]
+    if config.init is not None:
+        scorer = initial_scorer(config, run.shape, None)
+        before = TextScorer(scorer, TextEncoder(run.tokenizer, config.text))
+        results.append(evaluate(BEFORE, before, examples, shared=shared, title=BEFORE).ranking)
+    if run.source is not None:
+        encoder = Encoder(run.shape, rngs=nnx.Rngs(0))
+        load_pretrained(encoder, run.source)
+        results += zero_shot_rankings(
+            encoder, run.tokenizer, config.text, examples, shared=shared, title="zero-shot baselines"
+        )
+    return results

@@ -1,0 +1,159 @@
+"""Settings of a pre-training run, and their presets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from polyjax.data.corpora.packing import PretrainBatchConfig
+from polyjax.data.corpora.prepare import CorpusConfig
+from polyjax.data.tasks.registry import task_named
+from polyjax.data.text import TextConfig
+from polyjax.errors import InputError
+from polyjax.recipes.settings import SCRATCH, EncoderChoice
+from polyjax.train.loop import TrainConfig
+from polyjax.train.optim import OptimConfig
+from polyjax.train.pretraining import LossWeights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VocabularyChoice:
+    """Which vocabulary.
+
+    Attributes:
+        source: a folder with a tokenizer to use (tokenizer.json, sentencepiece.model, or that of a converted
+            model), or a dictionary of ParlAI's (a ``.dict`` file, with ``.opt`` and ``.dict.codecs`` beside
+            it); a SentencePiece vocabulary is trained from the corpus where none is given. An encoder that
+            has weights brings its own.
+        size: pieces of the trained vocabulary.
+        model: SentencePiece's model, ``unigram`` or ``bpe``.
+        sample: turns of the corpus to train it from.
+    """
+
+    source: Path | None = None
+    size: int = 8000
+    model: Literal["unigram", "bpe"] = "unigram"
+    sample: int = 500_000
+
+
+PAPER_VOCABULARY = VocabularyChoice(size=54_000, model="bpe", sample=5_000_000)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that fixes a pre-training run.
+
+    Attributes:
+        preset: where the other settings' defaults come from: ``paper``, those of arXiv 1905.01969 §4.1 (Adam,
+            inverse square root, a batch of 32,768 tokens for each of 32 GPUs), or ``small``, for a CPU.
+        corpus: what to learn from.
+        leave_out: tasks (or ``jsonl:PATH``) whose rows to validate and test on are left out of the corpus, by
+            hash; ``--corpus.task-dir`` and ``--corpus.unverified`` are about their files.
+        encoder: the transformer; ``--init-from`` goes on from one with weights.
+        vocabulary: text to ids.
+        text: turns and lengths.
+        batch: how pairs are drawn and hidden.
+        loss: weights of the two losses.
+        optim: optimiser and schedule.
+        train: length, validation, checkpoints.
+        validate_batches: so many batches of held-out pairs are looked at.
+        run_dir: where everything lands; the same command resumes it.
+        tensorboard: also write TensorBoard event files (extra ``tensorboard``).
+        mesh: devices, as in run.py.
+    """
+
+    preset: Literal["small", "paper"] = "small"
+    corpus: CorpusConfig = CorpusConfig()
+    leave_out: tuple[str, ...] = ()
+    encoder: EncoderChoice = EncoderChoice(name="small")
+    vocabulary: VocabularyChoice = VocabularyChoice()
+    text: TextConfig = TextConfig()
+    batch: PretrainBatchConfig = PretrainBatchConfig()
+    loss: LossWeights = LossWeights()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig(best_by="loss")
+    validate_batches: int = 20
+    run_dir: Path | None = None
+    tensorboard: bool = False
+    mesh: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError for settings that contradict each other."""
+        if self.train.best_by != "loss":
+            raise InputError(
+                f"--train.best-by {self.train.best_by}: pre-training has no ranking; choose loss"
+            )
+        if self.validate_batches < 1:
+            raise InputError(f"--validate-batches must be at least 1, got {self.validate_batches}")
+        for name in self.leave_out:
+            task_named(name)  # raises where there is none
+        self._check_used()
+        if self.vocabulary.source is not None and self.encoder.name not in SCRATCH:
+            raise InputError(
+                f"--vocabulary.source {self.vocabulary.source}: --encoder {self.encoder.name} brings its own "
+                "vocabulary; leave one of them out"
+            )
+
+    def _check_used(self) -> None:
+        """Raise InputError for a setting that is given and would do nothing."""
+        text, optim, given = TextConfig(), OptimConfig(), self.vocabulary
+        trained = VocabularyChoice() if self.preset == "small" else PAPER_VOCABULARY
+        own = given.source is not None or self.encoder.name not in SCRATCH
+        plateau = self.optim.decay == "plateau"
+        unused = {
+            "text.buckets": self.batch.packing and self.text.buckets != text.buckets,
+            "text.padding": self.text.padding != text.padding,
+            "text.layout": self.text.layout != text.layout,
+            "train.validate-examples": self.train.validate_examples != TrainConfig().validate_examples,
+            "optim.plateau-factor": not plateau and self.optim.plateau_factor != optim.plateau_factor,
+            "optim.plateau-patience": not plateau and self.optim.plateau_patience != optim.plateau_patience,
+            "vocabulary.size": own and given.size != trained.size,
+            "vocabulary.model": own and given.model != trained.model,
+            "vocabulary.sample": own and given.sample != trained.sample,
+        }
+        for name in (name for name, idle in unused.items() if idle):
+            raise InputError(
+                f"--{name} does nothing with --batch.packing {self.batch.packing}, --optim.decay "
+                f"{self.optim.decay}, --encoder {self.encoder.name} and --vocabulary.source {given.source}; "
+                "leave it out (pre-training validates on --validate-batches)"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run_dir or Path("runs") / f"pretraining-{self.preset}-{Path(self.encoder.name).name}"
+
+
+def small() -> PretrainConfig:
+    """An encoder of 4 layers x 256 in about 20 minutes on two cores."""
+    return PretrainConfig(
+        encoder=EncoderChoice(name="small", dropout=0.1),
+        text=TextConfig(max_turns=4, context_tokens=96, candidate_tokens=33),
+        batch=PretrainBatchConfig(tokens=8192),
+        optim=OptimConfig(
+            learning_rate=1e-3, weight_decay=0.01, head_rate=1.0, warmup=0.1, decay="linear", b2=0.98
+        ),
+        train=TrainConfig(steps=2000, validate_every_steps=500, best_by="loss"),
+    )
+
+
+def paper() -> PretrainConfig:
+    """The paper's pre-training: 12 layers x 768, Adam at 2e-4, 32,768 tokens for each of 32 GPUs."""
+    return PretrainConfig(
+        preset="paper",
+        encoder=EncoderChoice(name="paper", dropout=0.1, attention_dropout=0.1),
+        vocabulary=PAPER_VOCABULARY,
+        text=TextConfig(max_turns=20, context_tokens=384, candidate_tokens=129),
+        batch=PretrainBatchConfig(tokens=32 * 32_768),
+        optim=OptimConfig(
+            learning_rate=2e-4,
+            weight_decay=0.0,
+            head_rate=1.0,
+            warmup_steps=10_000,
+            decay="inverse-sqrt",
+            b2=0.98,
+        ),
+        train=TrainConfig(steps=500_000, validate_every_steps=5_000, save_every_steps=1000, best_by="loss"),
+    )
+
+
+PRESETS = {"small": small, "paper": paper}

@@ -1,0 +1,108 @@
+"""Rows that a Python caller has in memory, as the files that a run keeps of them in its directory."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from polyjax.errors import InputError
+from polyjax.types import Example
+
+ROWS = {"train": "rows.jsonl", "valid": "valid.jsonl", "test": "test.jsonl"}
+"""Names of the files in a run directory, by split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFiles:
+    """Rows as the bytes of JSONL files.
+
+    Attributes:
+        content: by name of the file.
+    """
+
+    content: Mapping[str, bytes]
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that tell these rows from others."""
+        found = hashlib.sha256()
+        for name, data in sorted(self.content.items()):
+            found.update(name.encode() + b"\0" + data)
+        return found.hexdigest()[:8]
+
+    def write(self, folder: Path, *, begun: bool) -> None:
+        """Put the files into a run directory, unless they are there.
+
+        Args:
+            folder: the run directory.
+            begun: whether a checkpoint was saved there.
+
+        Raises:
+            InputError: the run there was trained on other rows.
+        """
+        for name, data in self.content.items():
+            path = folder / name
+            if path.is_file() and path.read_bytes() == data:
+                continue
+            if begun:
+                raise InputError(
+                    "data",
+                    problem=f"{folder} belongs to a run with other rows",
+                    fix=f"choose another `run_dir`, or remove {folder} to begin anew",
+                )
+            path.write_bytes(data)
+
+
+def as_jsonl(name: str, data: object) -> bytes:
+    """Rows as JSON lines.
+
+    Args:
+        name: the argument, for errors.
+        data: Examples, or dicts with the keys of a JSONL file's rows (docs/howto/own-data.md), or a
+            pandas.DataFrame with such columns.
+
+    Raises:
+        InputError: it is something else, or a row has values that JSON does not have.
+
+    >>> as_jsonl("data", [{"context": "hi", "label": "hello"}])
+    b'{"context": "hi", "label": "hello"}\\n'
+    """
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, without importing it
+        data = data.to_dict("records")  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise InputError(
+            name,
+            expected="the path of a file, a task, or a list of rows (dicts or Examples)",
+            got=type(data).__name__,
+            is_argument=True,
+        )
+    lines = [_line(f"{name}[{i}]", row) for i, row in enumerate(data)]
+    if not lines:
+        raise InputError(name, expected="at least one row", got=0)
+    return "".join(lines).encode("utf-8", "surrogatepass")
+
+
+def _line(name: str, row: object) -> str:
+    if isinstance(row, Example):
+        row = _as_dict(row)
+    if not isinstance(row, Mapping):
+        raise InputError(name, expected="a dict or an Example", got=type(row).__name__)
+    try:
+        return json.dumps(dict(row), ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            name, problem=f"cannot be written as JSON ({error})", fix="use texts and lists of texts"
+        ) from None
+
+
+def _as_dict(example: Example) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": example.id,
+        "context": list(example.context),
+        "label": example.label_text,
+    }
+    if len(example.candidates) > 1:
+        row["candidates"] = list(example.candidates)
+    return row

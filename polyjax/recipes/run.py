@@ -1,0 +1,105 @@
+"""A run as a Python object: its folder, its metrics, its model."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from polyjax.errors import InputError
+from polyjax.ranker import Ranker
+from polyjax.recipes.results import Results
+from polyjax.runs import CONFIG, MetricsLog, read_json
+
+RESULTS, REPORT = "results.json", "report.md"
+
+
+class Run:
+    """A finished run. ``polyjax.fit`` returns one; ``Run.load(folder)`` opens one that was made before.
+
+    Attributes:
+        folder: the run directory, which holds all that the run left.
+    """
+
+    def __init__(self, folder: Path, **parts: Any):
+        self.folder = folder
+        self._parts = {name: part for name, part in parts.items() if part is not None}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], **parts: Any) -> "Run":
+        """The run of a directory that ``polyjax.fit`` or ``polyjax train`` made.
+
+        Args:
+            folder: the run directory.
+            parts: custom parts that its model was made with, as ``Ranker.load`` takes them (``head=``).
+
+        Raises:
+            InputError: it is not a run directory, or its run has not finished.
+        """
+        path = Path(folder)
+        read_json(path / CONFIG)  # raises with what is missing
+        if not (path / RESULTS).is_file():
+            raise InputError(
+                str(path),
+                problem="this run has not finished",
+                fix="call `fit` again with the same arguments to resume it",
+                is_argument=False,
+            )
+        return cls(path, **parts)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, as config.json holds them."""
+        return read_json(self.folder / CONFIG)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: ``step``, ``kind`` (train, valid or test) and metrics."""
+        return MetricsLog.read(self.folder)
+
+    @property
+    def test(self) -> Results:
+        """Metrics on the test rows: chance, TF-IDF and the untrained encoder first, the model last."""
+        rows = read_json(self.folder / RESULTS)
+        return Results(rows, title=f"{self.folder.name}, test")
+
+    @property
+    def valid(self) -> Results:
+        """Metrics of the chosen checkpoint on the validation rows."""
+        lines = [line for line in self.history if line["kind"] == "valid"]
+        best_by = self.config.get("train", {}).get("best_by", "loss")
+
+        def goodness(line: dict[str, Any]) -> float:
+            if best_by == "loss":
+                return -line["loss"]
+            return next(value for name, value in line.items() if name.split("/")[0] == best_by)
+
+        chosen = max(lines, key=goodness)
+        metrics = {name: value for name, value in chosen.items() if name not in ("kind", "seconds")}
+        return Results({f"step {chosen['step']}": metrics}, title=f"{self.folder.name}, validation")
+
+    def ranker(self, **options: Any) -> Ranker:
+        """The trained model, as ``Ranker.load(run.folder)`` gives it.
+
+        Args:
+            options: of ``Ranker.load``: step, dtype, mesh.
+        """
+        return Ranker.load(self.folder, **self._parts, **options)
+
+    def report(self) -> "Report":
+        """The report: results, verdict, learning curve, data, recipe and limits, as Markdown."""
+        return Report((self.folder / REPORT).read_text(encoding="utf-8"))
+
+    def __repr__(self) -> str:
+        return f"{self.test}\n\nrun directory: {self.folder}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.test._repr_html_()}<p>run directory: <code>{self.folder}</code></p>"
+
+
+class Report(str):
+    """Markdown that notebooks show formatted; ``print`` shows its text."""
+
+    __slots__ = ()
+
+    def _repr_markdown_(self) -> str:
+        # Pictures are linked relative to the run directory, which a notebook's page does not know.
+        return "\n".join(line for line in self.splitlines() if not line.startswith("!["))

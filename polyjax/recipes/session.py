@@ -1,0 +1,151 @@
+"""A run from its settings to its report, in a run directory of its own."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from polyjax.data.batches import prepare_texts
+from polyjax.data.tasks.registry import training_texts
+from polyjax.data.text import TextEncoder
+from polyjax.data.tokenizers import Tokenizer
+from polyjax.interop.pretrained import check_vocabulary
+from polyjax.mesh.placement import make_mesh, mesh_shape
+from polyjax.mesh.processes import is_primary, primary_first
+from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.scorers import ModelConfig
+from polyjax.recipes.outcome import Trained, report
+from polyjax.recipes.plan import show_plan, step_lines
+from polyjax.recipes.rows_in_memory import RowFiles
+from polyjax.recipes.settings import RunConfig
+from polyjax.recipes.splits import Splits, read_splits
+from polyjax.recipes.start import encoder_config, initial_scorer, make_tokenizer, pretrained_folder
+from polyjax.recipes.tensorboard import tensorboard_log
+from polyjax.runs import MODEL, Checkpoints, ModelCard, owned_run, write_json
+from polyjax.runtime.progress import console
+from polyjax.train.loop import TrainResult, train
+from polyjax.train.optim import trainable_filter
+from polyjax.train.ranking import Ranking
+
+Callback = Callable[[int, str, dict[str, Any]], Any]
+"""Called with (step, kind, metrics) at every line of the log; kind is ``train``, ``valid`` or ``test``."""
+
+INCIDENTAL = (
+    "run_dir",
+    "tokens_dir",
+    "test_examples",
+    "tensorboard",
+    "mesh",
+    "task.data_dir",
+    "batch.workers",
+    "batch.chunk",
+    "train.profile_steps",
+)
+"""Settings that change no result beyond rounding and the draws of dropout: a run may resume with others."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What of a run is no setting: objects that a Python caller passes.
+
+    Attributes:
+        callbacks: see ``Callback``.
+        files: rows that were in memory, to be kept in the run directory.
+    """
+
+    callbacks: Sequence[Callback] = ()
+    files: RowFiles | None = None
+
+
+def run(config: RunConfig, parts: Parts | None = None) -> None:
+    """Train or resume, evaluate beside the baselines, and write the report; with ``dry_run`` say the plan."""
+    source = pretrained_folder(config)
+    mesh = make_mesh(config.mesh)
+    if config.dry_run:
+        show_plan(config, encoder_config(config, source, config.tokenizer.vocab_size), mesh)
+        return
+    with owned_run(config.folder, config, incidental=INCIDENTAL):
+        train_and_report(config, source, mesh, parts or Parts())
+
+
+def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: Parts) -> None:
+    """The run itself, in a run directory that is this run's own."""
+    began = time.monotonic()
+    if parts.files is not None:
+        with primary_first("rows in memory"):
+            if is_primary():
+                begun = any((config.folder / "checkpoints").glob("[0-9]*"))
+                parts.files.write(config.folder, begun=begun)
+    splits = read_splits(config, source)
+
+    def turns() -> Iterator[str]:
+        return training_texts(config.task, splits.train.examples)
+
+    with primary_first("tokenizer"):
+        tokenizer = make_tokenizer(config, source, turns)
+    shape = checked_shape(config, source, tokenizer)
+    if is_primary():
+        write_json(
+            config.folder / MODEL,
+            ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
+        )
+    outcome = trained(config, parts, source, splits, tokenizer, shape, mesh)
+    report(Trained(config, shape, source, tokenizer, mesh, outcome, began), splits, turns)
+
+
+def checked_shape(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderConfig:
+    """The transformer's shape.
+
+    Raises:
+        InputError: it does not go with the tokenizer, the lengths, or the layers to train.
+    """
+    shape = encoder_config(config, source, tokenizer.vocab_size)
+    check_vocabulary(tokenizer, shape, name=config.encoder.name)
+    config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
+    trainable_filter(config.train.trainable, shape.n_layers)  # raises before any text is tokenised
+    return shape
+
+
+def trained(
+    config: RunConfig,
+    parts: Parts,
+    source: Path | None,
+    splits: Splits,
+    tokenizer: Tokenizer,
+    shape: EncoderConfig,
+    mesh: Mesh,
+) -> TrainResult:
+    """Train the model, from the last checkpoint where there is one."""
+    text = TextEncoder(tokenizer, config.text, tokens_dir=config.tokens_dir)
+    scorer = initial_scorer(config, shape, source)
+    n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
+    console.print(
+        f"{config.arch}-encoder, {n_parameters / 1e6:.1f} M parameters, {shape.dtype}; "
+        f"mesh {mesh_shape(mesh)}; run directory {config.folder}"
+    )
+    with primary_first("tokens"):
+        prepare_texts(splits.train.examples, text)
+    with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
+        objective = Ranking(
+            scorer,
+            text,
+            splits.train.examples,
+            splits.valid,
+            batch=config.batch,
+            validate_examples=config.train.validate_examples,
+            mesh=mesh,
+        )
+        if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits
+            for line in step_lines(objective, config, shape):
+                console.print(line)
+
+        def on_log(step: int, kind: str, metrics: dict[str, Any]) -> None:
+            for callback in (log, *parts.callbacks):
+                callback(step, kind, metrics)
+
+        return train(objective, config.folder, optim=config.optim, config=config.train, on_log=on_log)
