@@ -1,0 +1,86 @@
+"""A run directory's model: its card, and what the card and the checkpoints stand for."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from polyjax.config import from_json
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.data.tokenizers import Tokenizer, load_tokenizer
+from polyjax.errors import InputError
+from polyjax.nn.encoders import Dtype
+from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
+from polyjax.runs.checkpoints import Checkpoints
+from polyjax.runs.layout import CONFIG, MODEL, TOKENIZER, read_json, write_json
+from polyjax.runtime.files import PARTIAL
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What model.json holds: the model's shape and how texts become its tokens."""
+
+    model: ModelConfig
+    text: TextConfig
+
+
+def read_card(run_dir: Path) -> ModelCard:
+    """The shape and text settings of a run directory's model.
+
+    Raises:
+        InputError: model.json is missing or broken.
+    """
+    return from_json(ModelCard, read_json(run_dir / MODEL), source=str(run_dir / MODEL))
+
+
+def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Tokenizer, *, config: Any) -> None:
+    """Make a run directory of a model that comes from elsewhere; whole or not at all.
+
+    Args:
+        run_dir: must not exist yet.
+        scorer: its parameters become step 0.
+        card: the model's shape and text settings.
+        tokenizer: saved with it.
+        config: what config.json says about where the model comes from.
+
+    Raises:
+        InputError: the directory exists, or cannot be written.
+    """
+    if run_dir.exists():
+        fix = "choose another directory, or remove it"
+        raise InputError.in_file(run_dir, problem="exists already", fix=fix)
+    aside = run_dir.with_name(run_dir.name + PARTIAL)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / TOKENIZER).mkdir(parents=True)
+        write_json(aside / CONFIG, config)
+        write_json(aside / MODEL, card)
+        tokenizer.save(aside / TOKENIZER)
+        Checkpoints(aside).save_parameters(scorer)
+        os.replace(aside, run_dir)
+    except OSError as error:
+        raise InputError.in_file(run_dir, problem=f"cannot be written: {error}") from None
+
+
+def load_scorer(
+    run_dir: Path, *, step: int | None = None, dtype: Dtype | None = None
+) -> tuple[Scorer, TextEncoder]:
+    """The scorer of a run directory with its best (or a given) step's parameters, and its text encoder.
+
+    Args:
+        run_dir: the run directory.
+        step: a saved step; the best one by default.
+        dtype: of the encoders' arithmetic; as the model was made by default.
+
+    Raises:
+        InputError: a file of the run directory is missing or broken.
+    """
+    card = read_card(run_dir)
+    tokenizer = load_tokenizer(run_dir / TOKENIZER)
+    shape = card.model.encoder if dtype is None else dataclasses.replace(card.model.encoder, dtype=dtype)
+    abstract = nnx.eval_shape(lambda: make_scorer(shape, card.model.head, rngs=nnx.Rngs(0)))
+    scorer = Checkpoints(run_dir, read_only=True).restore_parameters(abstract, step)
+    return scorer, TextEncoder(tokenizer, card.text)
