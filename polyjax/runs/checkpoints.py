@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 from flax import nnx
-from polyjax.runs.layout import CHECKPOINTS, DAMAGED, saved_steps
-from polyjax.runs.parameters import fill_parameters, flat_parameters
 
 from polyjax.errors import InputError, first_line
 from polyjax.mesh.processes import agreed, is_primary, wait
 from polyjax.runs.checksums import Checksums
+from polyjax.runs.layout import CHECKPOINTS, DAMAGED, saved_steps
+from polyjax.runs.parameters import fill_parameters, flat_parameters
 from polyjax.runtime.progress import console
 
 TREES = ("model", "training")

@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from polyjax.runs.layout import CHECKSUMS
-
 from polyjax.errors import InputError
+from polyjax.runs.layout import CHECKSUMS
 from polyjax.runtime.files import write_text
 
 _AT_ONCE = 1 << 22

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyjax.runs.layout import CONFIG, DATA, LOCK, read_json, saved_steps, write_json
-
 from polyjax.config import from_json, to_json
 from polyjax.errors import InputError
 from polyjax.mesh.processes import is_primary, primary_first
+from polyjax.runs.layout import CONFIG, DATA, LOCK, read_json, saved_steps, write_json
 from polyjax.runtime.files import PARTIAL, exclusive_lock
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from polyjax.runs.layout import METRICS
 
 from polyjax.errors import InputError
+from polyjax.runs.layout import METRICS
 from polyjax.runtime.files import write_text
 
 
