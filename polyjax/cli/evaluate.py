@@ -1,5 +1,6 @@
 """``polyjax evaluate``: a run's best checkpoint on a split. ``experiments/evaluate.py`` is the same."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -16,11 +17,17 @@ from polyjax.runtime.memory import restart_with_huge_pages
 def parse(arguments: Sequence[str], *, prog: str = "polyjax evaluate") -> EvaluateConfig:
     """The settings that the command line asks for."""
     task, others = chosen_task(arguments, prog=prog)
+    kind = EvaluateConfig
+    if task is not None:  # the flags of this task alone
+        field = ("task", type(task), dataclasses.field(default=task))
+        namespace = {"__doc__": EvaluateConfig.__doc__}
+        kind = dataclasses.make_dataclass(
+            "EvaluateConfig", [field], bases=(EvaluateConfig,), frozen=True, kw_only=True, namespace=namespace
+        )
     return parse_flags(
-        tyro.conf.AvoidSubcommands[EvaluateConfig],
+        tyro.conf.AvoidSubcommands[kind],
         others,
         prog=prog,
-        default=EvaluateConfig(run_dir=tyro.MISSING, task=task),
         description=f"Evaluate a run directory's model. {TASK_HELP}",
     )
 
