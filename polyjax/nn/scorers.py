@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from polyjax.errors import InputError
-from polyjax.nn.encoders import Encoder, EncoderConfig
+from polyjax.nn.encoders import ChecksPairs, EncoderSettings, KnownEncoder, TokenEncoder
 from polyjax.nn.heads import DualHead, DualSettings, HeadConfig, HeadSettings, Inputs, PairHead, TiesEncoders
 from polyjax.types import DualInputs, PairInputs, Tokens
 
@@ -24,7 +24,7 @@ from polyjax.types import DualInputs, PairInputs, Tokens
 class ModelConfig:
     """Everything that fixes a scorer's parameters and arithmetic."""
 
-    encoder: EncoderConfig
+    encoder: KnownEncoder | EncoderSettings
     head: HeadConfig | HeadSettings
 
 
@@ -46,15 +46,15 @@ class DualScorer(nnx.Module):
 
     def __init__(
         self,
-        encoder: EncoderConfig,
+        encoder: EncoderSettings,
         head: DualSettings,
         *,
         rngs: nnx.Rngs,
-        context_encoder: Encoder | None = None,
+        context_encoder: TokenEncoder | None = None,
     ):
-        self.context_encoder = context_encoder or Encoder(encoder, rngs=rngs)
+        self.context_encoder = context_encoder or encoder.build(rngs=rngs)
         # A shared encoder is stored once: under two names plain jax.grad would see two parameters.
-        self.candidate_encoder = None if head.shared_encoder else Encoder(encoder, rngs=rngs)
+        self.candidate_encoder = None if head.shared_encoder else encoder.build(rngs=rngs)
         if self.candidate_encoder is not None:
             # Both start alike (§4.2). Copies, because a step gives the memory of each parameter away.
             nnx.update(self.candidate_encoder, jax.tree.map(jnp.copy, nnx.state(self.context_encoder)))
@@ -68,7 +68,7 @@ class DualScorer(nnx.Module):
         return ModelConfig(encoder=self.context_encoder.config, head=self.head.config)
 
     @property
-    def encoders(self) -> tuple[Encoder, ...]:
+    def encoders(self) -> tuple[TokenEncoder, ...]:
         """The transformers, the contexts' first; one where both sides share it."""
         both = self.context_encoder, self.candidate_encoder
         return tuple(encoder for encoder in both if encoder is not None)
@@ -114,7 +114,7 @@ class CrossScorer(nnx.Module):
     """Each context-candidate pair goes through the transformer, as in a cross-encoder.
 
     Args:
-        encoder: configuration of the transformer; needs two segments to tell the sides apart.
+        encoder: configuration of the transformer.
         head: settings with ``inputs`` of ``pairs``.
         rngs: source of the initial values.
 
@@ -125,10 +125,10 @@ class CrossScorer(nnx.Module):
     inputs: ClassVar[Inputs] = "pairs"
     head: PairHead
 
-    def __init__(self, encoder: EncoderConfig, head: HeadSettings, *, rngs: nnx.Rngs):
-        if encoder.n_segments < 2:
-            raise InputError(f"a cross-encoder needs encoder n_segments of 2, got {encoder.n_segments}")
-        self.encoder = Encoder(encoder, rngs=rngs)
+    def __init__(self, encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs):
+        if isinstance(encoder, ChecksPairs):
+            encoder.check_pairs()
+        self.encoder = encoder.build(rngs=rngs)
         self.head = head.build(encoder.dim, rngs=rngs)
 
     @property
@@ -137,7 +137,7 @@ class CrossScorer(nnx.Module):
         return ModelConfig(encoder=self.encoder.config, head=self.head.config)
 
     @property
-    def encoders(self) -> tuple[Encoder, ...]:
+    def encoders(self) -> tuple[TokenEncoder, ...]:
         """The transformer."""
         return (self.encoder,)
 
@@ -163,7 +163,7 @@ class CrossScorer(nnx.Module):
 Scorer = DualScorer | CrossScorer
 
 
-def make_scorer(encoder: EncoderConfig, head: HeadSettings, *, rngs: nnx.Rngs) -> Scorer:
+def make_scorer(encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs) -> Scorer:
     """The scorer that a head's settings ask for.
 
     Raises:

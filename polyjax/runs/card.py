@@ -27,13 +27,19 @@ class ModelCard:
     text: TextConfig
 
 
-def read_card(run_dir: Path) -> ModelCard:
+def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelCard:
     """The shape and text settings of a run directory's model.
 
+    Args:
+        run_dir: the run directory.
+        head: the part of one's own that the card records; see ``polyjax.config.from_json``.
+        encoder: likewise.
+
     Raises:
-        InputError: model.json is missing or broken.
+        InputError: model.json is missing or broken, or records a part that is not given.
     """
-    return from_json(ModelCard, read_json(run_dir / MODEL), source=str(run_dir / MODEL))
+    path, parts = run_dir / MODEL, {"head": head, "encoder": encoder}
+    return from_json(ModelCard, read_json(path), source=str(path), parts=parts)
 
 
 def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Tokenizer, *, config: Any) -> None:
@@ -66,7 +72,12 @@ def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Token
 
 
 def load_scorer(
-    run_dir: Path, *, step: int | None = None, dtype: Dtype | None = None
+    run_dir: Path,
+    *,
+    step: int | None = None,
+    dtype: Dtype | None = None,
+    head: Any = None,
+    encoder: Any = None,
 ) -> tuple[Scorer, TextEncoder]:
     """The scorer of a run directory with its best (or a given) step's parameters, and its text encoder.
 
@@ -74,11 +85,14 @@ def load_scorer(
         run_dir: the run directory.
         step: a saved step; the best one by default.
         dtype: of the encoders' arithmetic; as the model was made by default.
+        head: the part of one's own that the card records, its class or its settings.
+        encoder: likewise.
 
     Raises:
-        InputError: a file of the run directory is missing or broken.
+        InputError: a file of the run directory is missing or broken, or model.json records a part that is not
+            given.
     """
-    card = read_card(run_dir)
+    card = read_card(run_dir, head=head, encoder=encoder)
     tokenizer = load_tokenizer(run_dir / TOKENIZER)
     shape = card.model.encoder if dtype is None else dataclasses.replace(card.model.encoder, dtype=dtype)
     abstract = nnx.eval_shape(lambda: make_scorer(shape, card.model.head, rngs=nnx.Rngs(0)))

@@ -207,7 +207,7 @@ def test_separate_encoders_are_two_and_a_shared_one_is_one(rngs):
         ),
         (
             lambda: make_scorer(tiny(n_segments=1), CROSS_HEADS["cross-first"], rngs=nnx.Rngs(0)),
-            "n_segments of 2, got 1",
+            "encoder.n_segments: expected 2, for a cross-encoder, got 1",
         ),
     ],
 )

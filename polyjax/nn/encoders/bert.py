@@ -16,10 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from polyjax.errors import InputError
 from polyjax.nn.attention import SelfAttention
+from polyjax.nn.encoders.contract import Dtype
 from polyjax.nn.linear import LayerNorm, Linear, apply_dropout
 from polyjax.types import Tokens
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +93,15 @@ class EncoderConfig:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"encoder {name} must be in [0, 1), got {getattr(self, name)}")
+
+    def check_pairs(self) -> None:
+        """Raise InputError where the two texts of a pair could not be distinguished."""
+        if self.n_segments < 2:
+            raise InputError("encoder.n_segments", expected="2, for a cross-encoder", got=self.n_segments)
+
+    def build(self, *, rngs: nnx.Rngs) -> "Encoder":
+        """The transformer, with its initial parameters."""
+        return Encoder(self, rngs=rngs)
 
     @classmethod
     def small(cls, vocab_size: int) -> "EncoderConfig":
