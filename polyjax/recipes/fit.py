@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
@@ -14,6 +14,7 @@ from polyjax.data.tasks.registry import NAMED, OWN, TaskConfig, task_named
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.nn.heads import HeadConfig
+from polyjax.recipes.notebook import shown_in_notebook
 from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
 from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
 from polyjax.recipes.run import Run
@@ -38,9 +39,9 @@ Rows = str | os.PathLike[str] | Sequence[Any]
 def fit(
     data: Any,
     *,
-    arch: Arch = "poly",
+    arch: Arch | str = "poly",
     encoder: str | os.PathLike[str] | EncoderChoice = "minilm",
-    preset: PresetName = DEFAULT_PRESET,
+    preset: PresetName | str = DEFAULT_PRESET,
     steps: int | None = None,
     epochs: float | None = None,
     run_dir: str | os.PathLike[str] | None = None,
@@ -132,14 +133,15 @@ def fit(
     )
     if files is not None:
         config = _in_its_folder(config, files)
-    with _quiet(quiet):
-        run(config, Parts(callbacks=tuple(callbacks), files=files))
+    with _quiet(quiet), shown_in_notebook(wanted=not quiet) as display:
+        logs = (*callbacks, *([] if display is None else [display.log]))
+        run(config, Parts(callbacks=logs, files=files, show_table=display is None))
     return Run(config.folder)
 
 
 def _defaults(
-    arch: Arch,
-    preset: PresetName,
+    arch: str,
+    preset: str,
     encoder: str | os.PathLike[str] | EncoderChoice,
     init: str | os.PathLike[str] | None,
     tokenizer: object,
@@ -148,11 +150,12 @@ def _defaults(
     for name, value, known in (("arch", arch, get_args(Arch)), ("preset", preset, tuple(PRESETS))):
         if value not in known:
             raise InputError(name, expected=f"one of {', '.join(known)}", got=value)
-    found = PRESETS[preset](arch)
+    make = PRESETS[cast(PresetName, preset)]
+    found = make(cast(Arch, arch))
     if init is not None:
         if encoder != "minilm":
             raise InputError("encoder", problem="`init` brings its own encoder", fix="leave `encoder` out")
-        return default_of_run(PRESETS[preset], Path(init))
+        return default_of_run(make, Path(init))
     choice = encoder
     if not isinstance(encoder, EncoderChoice):
         choice = dataclasses.replace(found.encoder, name=os.fspath(encoder))

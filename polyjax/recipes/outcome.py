@@ -55,7 +55,9 @@ class Trained:
     began: float
 
 
-def report(run: Trained, splits: Splits, turns: Callable[[], Iterator[str]]) -> None:
+def report(
+    run: Trained, splits: Splits, turns: Callable[[], Iterator[str]], *, show_table: bool = True
+) -> None:
     """Evaluate the best checkpoint on the test rows and write everything down.
 
     Several processes all do it, as the model is evaluated on the mesh; one of them writes.
@@ -64,6 +66,7 @@ def report(run: Trained, splits: Splits, turns: Callable[[], Iterator[str]]) -> 
         run: what was trained.
         splits: its rows.
         turns: texts of the training rows, for TF-IDF.
+        show_table: print the results.
     """
     config, rows, name = run.config, splits.test, name_of(run.config.task)
     test = some(rows.examples, config.test_examples)
@@ -96,7 +99,8 @@ def report(run: Trained, splits: Splits, turns: Callable[[], Iterator[str]]) -> 
             log=MetricsLog.read(config.folder),
             ks=ks,
         )
-    console.print(console_table(results, f"{name} test, {len(test)} rows", ks=ks))
+    if show_table:
+        console.print(console_table(results, f"{name} test, {len(test)} rows", ks=ks))
     # With --init the question is whether training helped; otherwise, what the best baseline is.
     before = [result for result in baselines if result.name == BEFORE]
     if compared := best_of(before or baselines):

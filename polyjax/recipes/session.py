@@ -56,10 +56,12 @@ class Parts:
     Attributes:
         callbacks: see ``Callback``.
         files: rows that were in memory, to be kept in the run directory.
+        show_table: print the results at the end; a notebook shows the run instead.
     """
 
     callbacks: Sequence[Callback] = ()
     files: RowFiles | None = None
+    show_table: bool = True
 
 
 def run(config: RunConfig, parts: Parts | None = None) -> None:
@@ -95,7 +97,12 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
             ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
         )
     outcome = trained(config, parts, source, splits, tokenizer, shape, mesh)
-    report(Trained(config, shape, source, tokenizer, mesh, outcome, began), splits, turns)
+    report(
+        Trained(config, shape, source, tokenizer, mesh, outcome, began),
+        splits,
+        turns,
+        show_table=parts.show_table,
+    )
 
 
 def checked_shape(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderConfig:

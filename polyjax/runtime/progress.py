@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +14,21 @@ WIDE = 130
 """Columns of a terminal that has room for a bar."""
 RATE_OVER_S = 60.0
 """A rate is that of the last minute: what was compiled before says nothing of the time left."""
+
+
+Watcher = Callable[[str, int, int, str], None]
+"""Called with a piece of work's title, units done, units in all, and what is shown beside the count."""
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Show the progress of what is done within by a function, instead of as a bar or lines."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 class Screen(Console):
@@ -77,6 +93,9 @@ class Meter:
         while len(self._marks) > 2 and now - self._marks[1][0] > RATE_OVER_S:
             self._marks.popleft()
         note = f"{self.rate:.3g} {self._unit}/s  {note}"
+        if (watcher := _watcher.get()) is not None:
+            watcher(self._title, self._done, self._total, note.strip())
+            return
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, note=note)
         if self._bar is None and (now - self._shown > LINE_EVERY_S or self._done == self._total):
@@ -100,7 +119,7 @@ def meter(
         start: units done before (a resumed run).
         out: where it is shown.
     """
-    if not out.is_terminal:
+    if not out.is_terminal or _watcher.get() is not None:
         yield Meter(title, total, unit, None, start=start, out=out)
         return
     count = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,0 +1,204 @@
+"""polyjax.fit from Python: rows in, a run out, resumed where it was stopped."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import polyjax
+from polyjax import Example, InputError, Ranker, Run
+from polyjax.recipes.notebook import Display
+from polyjax.recipes.results import Results
+from polyjax.runtime.progress import watched_by
+
+WORDS = "printer lamp phone screen router keyboard mouse fan heater camera".split()
+FAULTS = "hums blinks smokes freezes beeps stalls leaks rattles".split()
+ROWS = [{"context": f"my {a} {b}", "label": f"fix the {b} {a}"} for a in WORDS for b in FAULTS]
+SMALL = {
+    "arch": "bi",
+    "encoder": "tiny",
+    "steps": 4,
+    "text": {"context_tokens": 16, "candidate_tokens": 16, "buckets": (16,)},
+    "batch": {"batch_size": 8},
+    "train": {"validate_every_steps": 2, "save_every_steps": 1},
+    "rank": {"candidates": "sampled", "n": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fit")
+
+
+@pytest.fixture(autouse=True)
+def there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(folder, lines):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return polyjax.fit(ROWS, **SMALL, callbacks=[lambda *line: lines.append(line)])
+
+
+def parameters(run: Run) -> list[np.ndarray]:
+    return jax.tree.leaves(run.ranker().scorer.parameters())
+
+
+def test_rows_in_memory_make_a_run(run, lines):
+    assert run.folder.parts[0] == "runs" and run.folder.name.startswith("demo-")
+    assert run.folder.name.endswith("-bi-tiny")
+    assert [name for name in run.test][0] == "chance" and list(run.test)[-1] == "bi-encoder"
+    assert 0 <= run.test.recall_at_1 <= 1 and run.test.model["n"] == run.test["chance"]["n"] > 3
+    low, high = run.test.interval
+    assert low <= run.test.recall_at_1 <= high
+    assert run.valid.model["step"] in (2, 4)
+    assert {kind for _, kind, _ in lines} >= {"train", "valid"} and lines[-1][0] == 4
+    kept = [json.loads(line) for line in (run.folder / "rows.jsonl").read_text().splitlines()]
+    assert kept == ROWS
+
+
+def test_a_run_shows_itself(run):
+    assert "recall@1/4" in str(run) and "chance" in str(run) and str(run.folder) in str(run)
+    page = run._repr_html_()
+    assert page.count("<tr>") == len(run.test) + 1 and "<b" not in page
+    assert run.report().startswith("# rows, bi-encoder")
+    assert "![" in run.report() and "![" not in run.report()._repr_markdown_()
+
+
+def test_its_ranker_is_that_of_its_folder(run):
+    texts = ["fix the hums lamp", "fix the leaks fan"]
+    one, other = (ranker.score("my lamp hums", texts) for ranker in (run.ranker(), Ranker.load(run.folder)))
+    np.testing.assert_array_equal(one, other)
+    assert Run.load(run.folder).test == run.test
+
+
+def test_it_resumes_where_it_was_stopped(run, folder):
+    class Stopped(Exception):
+        pass
+
+    def stop(step, kind, metrics):
+        if (step, kind) == (2, "valid"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        polyjax.fit(ROWS, **SMALL, run_dir="stopped", callbacks=[stop])
+    with pytest.raises(InputError) as refused:
+        Run.load("stopped")
+    assert "has not finished" in refused.value.problem
+    steps = []
+    resumed = polyjax.fit(
+        ROWS, **SMALL, run_dir="stopped", callbacks=[lambda step, kind, _: steps.append(step)]
+    )
+    assert min(steps) > 1, "what was saved is not trained again"
+    for one, other in zip(parameters(run), parameters(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_other_rows_or_settings_are_refused(run):
+    more = [*ROWS, {"context": "my car stops", "label": "fix the car"}]
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(more, **SMALL, run_dir=run.folder)
+    assert refused.value.argument == "data" and "begin anew" in refused.value.fix
+    assert json.loads((run.folder / "rows.jsonl").read_text().splitlines()[-1]) == ROWS[-1]
+    with pytest.raises(InputError, match="learning.rate"):
+        polyjax.fit(ROWS, **SMALL, run_dir=run.folder, optim={"learning_rate": 1.0})
+
+
+def test_examples_are_rows_too(folder):
+    examples = [Example(str(i), (row["context"],), (row["label"],), 0, str(i)) for i, row in enumerate(ROWS)]
+    run = polyjax.fit(examples, **SMALL | {"steps": 1, "train": {"validate_every_steps": 1}}, quiet=True)
+    assert run.folder.name != "demo" and len((run.folder / "rows.jsonl").read_text().splitlines()) == len(
+        ROWS
+    )
+
+
+def test_quiet_prints_nothing(capsys, folder):
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    polyjax.fit(
+        "mine.jsonl", **SMALL | {"steps": 1, "train": {"validate_every_steps": 1}}, run_dir="q", quiet=True
+    )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"data": 5}, "data"),
+        ({"data": []}, "data"),
+        ({"data": [3]}, "data[0]"),
+        ({"data": {"context": "a"}}, "data"),
+        ({"arch": "poli"}, "arch"),
+        ({"preset": "demmo"}, "preset"),
+        ({"optim": {"learning_rat": 1e-4}}, "optim['learning_rat']"),
+        ({"data": "chitchat", "valid": ROWS}, "valid"),
+    ],
+)
+def test_wrong_arguments_are_named(changes, argument, folder):
+    settings = {"data": ROWS, **SMALL, **changes}
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(settings.pop("data"), **settings, run_dir="wrong")
+    assert refused.value.argument == argument
+    assert not (folder / "wrong").exists()
+
+
+def test_explicit_steps_beat_the_presets_limit_of_epochs(run):
+    """At 8 contexts a step, 64 training rows make 8 steps an epoch; the demo ends few rows after 5."""
+    assert run.config["train"]["steps"] == 4 and run.config["train"]["most_epochs"] == 0
+
+
+def test_a_notebook_sees_bars_and_a_curve():
+    pages = []
+    display = Display(pages.append)
+    with watched_by(display.progress):
+        display.log(1, "train", {"loss": 2.0})
+        display.progress("training", 1, 2, "loss <2>")
+        display.log(
+            2, "valid", {"loss": 1.5, "recall@1/4": 0.5, "recall@1/4 95% interval": [0.4, 0.6], "mrr": 0.6}
+        )
+        display.progress("training", 2, 2, "")
+    assert "<progress value=2 max=2>" in pages[-1] and "data:image/png;base64," in pages[-1]
+    assert any("loss &lt;2&gt;" in page for page in pages)
+
+
+def test_results_are_a_mapping_that_prints():
+    row = {
+        "recall@1/20": 0.5,
+        "recall@2/20": 0.75,
+        "recall@1/20 95% interval": [0.4, 0.6],
+        "mrr": 0.7,
+        "n": 1234,
+    }
+    results = Results({"a <b>": row}, title="t")
+    assert dict(results) == {"a <b>": row} and results.table()[0][2:] == [
+        "recall@1/20",
+        "95% interval",
+        "@2",
+        "MRR",
+    ]
+    assert "1,234" in str(results) and "a &lt;b&gt;" in results._repr_html_()
+
+
+def test_importing_polyjax_brings_nothing_that_ranking_does_not_need():
+    heavy = "orbax", "matplotlib", "tensorflow_datasets", "grain", "sklearn", "tyro"
+    script = f"import sys, polyjax; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_public_list_is_there():
+    assert {"fit", "evaluate", "Run", "Ranker", "InputError"} <= set(polyjax.__all__)
+    assert all(getattr(polyjax, name) is not None for name in polyjax.__all__)
+    assert not isinstance(polyjax.Ranker, nnx.Module)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        polyjax.nothing  # noqa: B018
