@@ -1,15 +1,12 @@
 """The checkpoints of a run directory: which are kept, which is the best, what happens to damaged ones."""
 
 import json
-import logging
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 from flax import nnx
 
 from polyjax.errors import InputError, first_line
@@ -17,6 +14,7 @@ from polyjax.mesh.processes import agreed, is_primary, wait
 from polyjax.runs.checksums import Checksums
 from polyjax.runs.layout import CHECKPOINTS, DAMAGED, saved_steps
 from polyjax.runs.parameters import fill_parameters, flat_parameters
+from polyjax.runs.quiet import ArrayError
 from polyjax.runtime.progress import console
 
 TREES = ("model", "training")
@@ -51,13 +49,11 @@ class Checkpoints:
     def __init__(self, run_dir: Path, *, read_only: bool = False):
         from polyjax.runs.arrays import ArrayStore  # orbax is imported where checkpoints are opened
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failure is raised, and said by us
         self._run_dir, self._folder = run_dir, (run_dir / CHECKPOINTS).absolute()
         self._checksums = Checksums(run_dir)
         if read_only and not self._folder.is_dir():
-            raise InputError(
-                f"{run_dir} has no checkpoints; expected a run directory whose training has begun"
-            )
+            fix = "name the directory of a run that has begun to train"
+            raise InputError.in_file(run_dir, problem="has no checkpoints", fix=fix)
         self._check_best_by(read_only)
         self._store = ArrayStore(self._folder, trees=TREES, read_only=read_only)
 
@@ -70,14 +66,13 @@ class Checkpoints:
         steps = [self._folder / str(step) for step in saved_steps(self._run_dir)]
         damaged = [step for step in steps if not _readable(step / BEST_BY_FILE)]
         if read_only and damaged:
-            raise InputError(
-                f"{damaged[0] / BEST_BY_FILE} is damaged; remove {damaged[0]} to use another step"
-            )
+            fix = f"remove {damaged[0]} to use another step"
+            raise InputError.in_file(damaged[0] / BEST_BY_FILE, problem="damaged", fix=fix)
         if not read_only and agreed(bool(damaged)):
             for step in damaged if is_primary() else ():
-                console.print(f"{step / BEST_BY_FILE} is damaged; step {step.name} is put aside", style="red")
+                console.print(f"{step / BEST_BY_FILE}: damaged; step {step.name} is put aside", style="red")
                 self._move_aside(int(step.name))
-            wait("damaged figures are put aside")
+            wait("steps with damaged metrics are put aside")
 
     @property
     def steps(self) -> list[int]:
@@ -109,21 +104,14 @@ class Checkpoints:
             InputError: it cannot be written; what was saved before is as it was.
         """
         before = self.latest_step
-        hook, sys.unraisablehook = sys.unraisablehook, _hush_closed_loop
         try:
             self._store.save(step, trees, progress=progress, best_by=best_by)
             if is_primary():
                 self._checksums.write(self._folder / str(step), keep=self.steps)
-            sys.unraisablehook = hook
-        except jax.errors.JaxRuntimeError:  # another process is gone
-            raise
-        except Exception as error:  # orbax and tensorstore raise bare ones
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # for the other writes, which fail too
+        except (ArrayError, OSError) as error:
             kept = "nothing was saved before" if before is None else f"step {before} is kept"
-            raise InputError(
-                f"step {step} cannot be saved in {self._folder} ({first_line(error)}; {kept}); make room and "
-                "give the same command again"
-            ) from None
+            problem = f"step {step} cannot be saved ({first_line(error)}; {kept})"
+            raise InputError.in_file(self._folder, problem=problem, fix="make room, then resume") from None
 
     def save_parameters(self, model: nnx.Module) -> None:
         """Save a model that was not trained here as step 0."""
@@ -142,19 +130,19 @@ class Checkpoints:
         while True:
             step = self.latest_step
             assert step is not None
-            problem = ""
+            problem: InputError | None = None
             if is_primary():
                 try:
                     several = len(self.steps) > 1
                     self._checksums.check(self._folder / str(step), required=several)
                 except InputError as error:
-                    problem = str(error)
-            if not agreed(bool(problem)):
+                    problem = error
+            if not agreed(problem is not None):
                 found = self._restore(step, like, progress=True)
                 return Saved({name: found[name] for name in like}, found["progress"])
-            problem = problem or f"{self._folder / str(step)} is damaged"
+            problem = problem or InputError.in_file(self._folder / str(step), problem="damaged")
             if len(self.steps) == 1:
-                raise InputError(f"{problem}; no other step is saved: remove {self._folder} to begin anew")
+                raise _fixed(problem, f"no other step is saved: remove {self._folder} to start again") from None
             console.print(f"{problem}; it is put aside, and the step before is used", style="red")
             self._put_aside(step)
 
@@ -176,14 +164,11 @@ class Checkpoints:
         Raises:
             InputError: a file of the step is missing or damaged, or holds another model.
         """
-        hook, sys.unraisablehook = sys.unraisablehook, _hush_closed_loop
         try:
-            restored = self._store.restore(step, like, progress=progress)
-            sys.unraisablehook = hook
-            return restored
-        except Exception as error:  # orbax and tensorstore raise bare ones for damaged files
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # for the other reads, which fail too
-            raise InputError(f"{self._folder / str(step)} cannot be restored ({first_line(error)})") from None
+            return self._store.restore(step, like, progress=progress)
+        except ArrayError as error:
+            problem = f"cannot be restored ({error})"
+            raise InputError.in_file(self._folder / str(step), problem=problem) from None
 
     def restore_parameters(self, model: ModelT, step: int | None = None) -> ModelT:
         """A model with the parameters of a saved step; of the best one by default.
@@ -197,17 +182,24 @@ class Checkpoints:
         """
         step = self.best_step if step is None else step
         saved = self.steps
-        if step is None or step not in saved:
-            raise InputError(f"{self._folder}: no checkpoint of step {step}; saved are {saved}")
+        if step is None:
+            raise InputError.in_file(self._folder, problem="nothing was saved yet", fix="train the run first")
+        if step not in saved:
+            raise InputError("step", expected=f"one of the saved steps {saved}", got=step)
         graph, state = nnx.split(model)
         try:
             self._checksums.check(self._folder / str(step), item="model")
             restored = self._restore(step, {"model": flat_parameters(state)})
         except InputError as error:
             others = [other for other in saved if other != step]
-            way_out = f"remove that folder to use step {others[-1]}" if others else "no other step is saved"
-            raise InputError(f"{error}; {way_out}") from None
+            other = f"remove {self._folder / str(step)} to use step {others[-1]}"
+            raise _fixed(error, other if others else "no other step is saved") from None
         return nnx.merge(graph, fill_parameters(state, restored["model"]))
+
+
+def _fixed(error: InputError, fix: str) -> InputError:
+    """An error in a file, with what to do."""
+    return InputError.in_file(error.argument, problem=error.problem, fix=fix)
 
 
 def _readable(path: Path) -> bool:
@@ -219,9 +211,3 @@ def _readable(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _hush_closed_loop(late: Any) -> None:
-    """Leave out what the reads and writes of a checkpoint that failed say after its event loop is closed."""
-    if "Event loop is closed" not in str(late.exc_value):
-        sys.__unraisablehook__(late)

@@ -33,38 +33,39 @@ class Checksums:
         write_text(self._folder / f"{step.name}.txt", "".join(lines))
 
     def check(self, step: Path, *, item: str = "", required: bool = False) -> None:
-        """Raise InputError if a file of a step's folder is missing or other than it was written.
+        """Raise InputError if a file of a step's folder is missing or differs from what was written.
 
         Args:
             step: its folder.
             item: look at this part of it only.
-            required: a step without checksums is an error: it was killed before its saving was finished.
-                Otherwise it passes.
+            required: a step without checksums is an error, as saving it was not finished. Otherwise it passes.
         """
         noted = self._folder / f"{step.name}.txt"
         if not noted.exists():
             if required:
-                raise InputError(f"{step} has no checksums: its saving was not finished")
+                raise _damaged(step, "it has no checksums, so saving it was not finished")
             return
         lines = noted.read_text(encoding="utf-8", errors="replace").splitlines()
         if not lines:
-            raise InputError(f"{noted} is damaged: it is empty")
+            raise _damaged(noted, "it is empty")
         for line in lines:
             match = re.fullmatch(r"([0-9a-f]{64}) (\d+) (.+)", line)
             if match is None:
-                raise InputError(f"{noted} is damaged: {line[:60]!r} is no checksum")
+                raise _damaged(noted, f"{line[:60]!r} is not a checksum")
             digest, size, name = match.groups()
             if not name.startswith(item):
                 continue
             file = step / name
             if not file.is_file():
-                raise InputError(f"{file} is missing")
+                raise InputError.in_file(file, problem="missing")
             if file.stat().st_size != int(size):
-                raise InputError(
-                    f"{file} is damaged: it has {file.stat().st_size} bytes, {size} were written"
-                )
+                raise _damaged(file, f"it has {file.stat().st_size} bytes, {size} were written")
             if _digest(file) != digest:
-                raise InputError(f"{file} is damaged: its sha256 is not that of what was written")
+                raise _damaged(file, "its sha256 is not that of what was written")
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError.in_file(path, problem=f"damaged ({why})")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,17 +1,21 @@
-"""Whose a run directory is: one process's at a time, and one run's settings for good."""
+"""Run-directory locking: one process at a time; settings and data are fixed once training has begun."""
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from polyjax.config import from_json, to_json
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.mesh.processes import is_primary, primary_first
-from polyjax.runs.layout import CONFIG, DATA, LOCK, read_json, saved_steps, write_json
+from polyjax.runs.layout import CONFIG, DATA, LOCK, TOKENIZER, read_json, saved_steps, write_json
 from polyjax.runtime.files import PARTIAL, exclusive_lock
+
+ELSEWHERE = "choose another `run_dir`"
+ANEW = f"{ELSEWHERE}, or remove that directory to start again"
+_SHOWN = 3
 
 
 @contextlib.contextmanager
@@ -26,14 +30,14 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     if not is_primary():
         yield
         return
-    message = f"{run_dir}: another process trains there; wait for it, or choose another --run-dir"
-    with exclusive_lock(run_dir / LOCK, message):
+    problem, fix = "another process trains there", f"wait for it, or {ELSEWHERE}"
+    with exclusive_lock(run_dir / LOCK, problem, fix=fix):
         yield
 
 
 @contextlib.contextmanager
 def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> Iterator[None]:
-    """``run_lock``, and under it ``open_run``, so that nothing is taken over from a run that goes on.
+    """``run_lock``, and under it ``open_run``, so that a run in progress is left alone.
 
     Args:
         run_dir: as ``open_run``; the others as well.
@@ -52,7 +56,7 @@ def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> 
         try:
             yield
         except InputError:
-            # A mistake that came to light before anything was made leaves no folder that looks like a run.
+            # An error before anything was made leaves no folder that looks like a run.
             if is_primary() and _nothing_made(run_dir):
                 shutil.rmtree(run_dir)
             raise
@@ -63,9 +67,14 @@ def _make_folder(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / CONFIG).exists() and not _nothing_made(run_dir):
-            raise InputError(f"{run_dir} is not empty and holds no {CONFIG}; choose another --run-dir")
+            problem = f"is not empty and has no {CONFIG}"
+            raise InputError.in_file(run_dir, problem=problem, fix=ELSEWHERE)
     except OSError as error:
-        raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
+        raise _not_written(run_dir, error) from None
+
+
+def _not_written(run_dir: Path, error: OSError) -> InputError:
+    return InputError.in_file(run_dir, problem=f"cannot be written ({error})", fix=ELSEWHERE)
 
 
 def _nothing_made(run_dir: Path) -> bool:
@@ -77,7 +86,7 @@ def _nothing_made(run_dir: Path) -> bool:
 def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> None:
     """Create a run directory for these settings, or check that the one there belongs to the same.
 
-    As long as nothing was trained there, other settings take a directory over: there is nothing to lose.
+    As long as nothing was trained there, other settings replace those of before: there is nothing to lose.
 
     Args:
         run_dir: the run directory.
@@ -93,31 +102,29 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
         differing = _differences(_completed(read_json(path), type(config)), wanted)
         differing = {name: pair for name, pair in differing.items() if name not in incidental}
         if differing and not saved_steps(run_dir):
-            shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
+            shutil.rmtree(run_dir / TOKENIZER, ignore_errors=True)
             write_json(path, wanted)
         elif differing:
-            shown = [
-                f"{name.replace('_', '-')} = {old!r}, this one has {new!r}"
-                for name, (old, new) in differing.items()
-            ]
-            more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
-            raise InputError(
-                f"{run_dir} belongs to a run with {'; '.join(shown[:3])}{more}; "
-                "choose another --run-dir, or remove that directory"
+            raise InputError.in_file(
+                run_dir,
+                problem="belongs to a run with other settings",
+                expected=_listed(f"`{name}` = {old!r}" for name, (old, _) in differing.items()),
+                got=shown(_listed(repr(new) for _, new in differing.values())),
+                fix=ANEW,
             )
         return
     _make_folder(run_dir)
     try:
         write_json(path, wanted)
     except OSError as error:
-        raise InputError(f"--run-dir {str(run_dir)!r} cannot be written: {error}") from None
+        raise _not_written(run_dir, error) from None
 
 
 def open_data(run_dir: Path, digests: dict[str, str]) -> None:
     """Note which rows a run has, or check that they are those that it had.
 
-    Settings name files, and files change. Other rows would be split anew, so that some that a run has learnt
-    from would be among those that it is tested on. As long as nothing was trained, they are taken over.
+    Settings name files, and files change. Other rows would be split again, so that a run would be tested on
+    some that it was trained on. As long as nothing was trained, they replace those of before.
 
     Args:
         run_dir: of ``open_run``.
@@ -129,20 +136,26 @@ def open_data(run_dir: Path, digests: dict[str, str]) -> None:
     path = run_dir / DATA
     if path.exists():
         before = read_json(path)
-        changed = [
-            f"{name} ({before.get(name)}; now {now})"
-            for name, now in digests.items()
-            if before.get(name) != now
-        ]
+        changed = {name: now for name, now in digests.items() if before.get(name) != now}
         if not changed:
             return
         if saved_steps(run_dir):
-            raise InputError(
-                f"{run_dir} belongs to a run with other rows to {', '.join(changed)}: its data have changed; "
-                "choose another --run-dir, or remove that directory"
+            raise InputError.in_file(
+                run_dir,
+                problem="belongs to a run with other data",
+                expected=_listed(f"{name} rows of digest {before.get(name)}" for name in changed),
+                got=shown(_listed(changed.values())),
+                fix=ANEW,
             )
-        shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
+        shutil.rmtree(run_dir / TOKENIZER, ignore_errors=True)
     write_json(path, digests)
+
+
+def _listed(items: Iterable[str]) -> str:
+    """The first few."""
+    items = list(items)
+    more = f" (and {len(items) - _SHOWN} more)" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
 
 
 def _completed(old: Any, kind: type) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.runs.layout import METRICS
 from polyjax.runtime.files import write_text
 
@@ -27,18 +27,21 @@ class MetricsLog:
         kept = [row for row in self.read(run_dir) if row["step"] <= resume_step and row["kind"] != "test"]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def write(self, step: int, kind: str, figures: dict[str, Any]) -> None:
-        """Append a line: {"step", "kind", figures...}."""
+    def write(self, step: int, kind: str, metrics: dict[str, Any]) -> None:
+        """Append a line: {"step", "kind", metrics...}.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         if not self._write:
             return
-        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in figures.items()}
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in metrics.items()}
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
         except OSError as error:
-            raise InputError(
-                f"{self._path} cannot be written ({error}); make room and give the same command again"
-            ) from None
+            problem = f"cannot be written ({error})"
+            raise InputError.in_file(self._path, problem=problem, fix="make room, then resume") from None
 
     @staticmethod
     def read(run_dir: Path) -> list[dict[str, Any]]:
@@ -56,5 +59,7 @@ class MetricsLog:
                 try:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError as error:
-                    raise InputError(f"{path}:{i} is not JSON ({error}); remove the line") from None
+                    raise InputError.in_file(
+                        path, i, expected="JSON", got=shown(f"{line[:40]!r} ({error})"), fix="remove the line"
+                    ) from None
         return rows

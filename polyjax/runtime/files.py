@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from polyjax.errors import InputError
 
@@ -51,29 +52,29 @@ def copy_file(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(
-    path: Path, message: str, *, waiting: Callable[[str], None] | None = None
+    path: Path, problem: str, *, fix: str = "wait for it", waiting: Callable[[str], None] | None = None
 ) -> Iterator[None]:
     """Hold a lock file; the system frees it when this process ends, killed or not.
 
     Args:
-        path: of the lock file, whose folder exists.
-        message: of the error.
-        waiting: told the message instead, while another process holds the lock, and then it is waited for.
+        path: of the lock file, whose folder exists and is what the errors name.
+        problem: what is wrong while another process holds the lock.
+        fix: what to do then.
+        waiting: is given the message instead of it being raised; then the lock is waited for.
 
     Raises:
         InputError: another process holds it, and it is not waited for.
     """
+    lock = FileLock(path)
     try:
-        import fcntl
-    except ModuleNotFoundError:  # not on Windows
+        lock.acquire(timeout=0)
+    except Timeout:
+        held = InputError.in_file(path.parent, problem=problem, fix=fix)
+        if waiting is None:
+            raise held from None
+        waiting(str(held))
+        lock.acquire()
+    try:
         yield
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if waiting is None:
-                raise InputError(message) from None
-            waiting(message)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    finally:
+        lock.release()

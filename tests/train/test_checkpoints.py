@@ -1,15 +1,26 @@
-"""Checkpoints as files: readable without this package, and of any trees of arrays."""
+"""Checkpoints: readable without this package, of any trees of arrays, in a process that is left alone."""
 
+import contextlib
+import gc
 import json
+import logging
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import warnings
 
+import jax
 import numpy as np
 import pytest
 
 import toy
+from polyjax import InputError
 from polyjax.runs import Checkpoints, MetricsLog
+from polyjax.runs.quiet import quiet
 from runs import parameters
 
 ORBAX_ALONE = """
@@ -86,3 +97,111 @@ def test_importing_them_brings_no_orbax(module):
         check=True,
     )
     assert done.stdout.strip() == "False"
+
+
+def process_state() -> dict[str, object]:
+    """What a library must leave as it found it."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "jax", "orbax")]
+    return {
+        "unraisablehook": sys.unraisablehook,
+        "levels": [logger.level for logger in loggers],
+        "filters": [list(logger.filters) for logger in loggers],
+        "disabled": logging.root.manager.disable,
+        "signals": {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)},
+        "jax": dict(jax.config.values),
+        "warnings": list(warnings.filters),
+    }
+
+
+TREES = {
+    tree: {f"a{i}": np.random.default_rng(i).random((64, 64), np.float32) for i in range(12)}
+    for tree in ("model", "training")
+}
+
+
+@contextlib.contextmanager
+def small_files():
+    """Writing more than some bytes into a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_failed_save_leaves_the_process_as_it_was(tmp_path, capfd):
+    before, mine = process_state(), []
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, TREES, {}, best_by=None)
+    assert process_state() == before
+    handler = logging.Handler()
+    handler.emit = mine.append
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addHandler(handler)
+    try:
+        with small_files(), pytest.raises(InputError) as error:
+            checkpoints.save(2, TREES, {}, best_by=None)
+    finally:
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).removeHandler(handler)
+    gc.collect()
+    assert process_state() == before
+    assert error.value.argument.endswith("checkpoints") and "step 1 is kept" in error.value.problem
+    assert error.value.fix == "make room, then resume"
+    assert not mine and not capfd.readouterr().err, "orbax itself says nothing, late or early"
+    Checkpoints(tmp_path).save(2, TREES, {}, best_by=None)
+    assert Checkpoints(tmp_path, read_only=True).steps == [1, 2]
+
+
+def test_a_damaged_checkpoint_leaves_the_process_as_it_was(tmp_path, capfd):
+    before = process_state()
+    Checkpoints(tmp_path).save(1, TREES, {}, best_by=None)
+    for file in (tmp_path / "checkpoints" / "1" / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:20])
+    shutil.rmtree(tmp_path / "checksums")  # so that orbax is what finds it
+    with pytest.raises(InputError) as error:
+        Checkpoints(tmp_path, read_only=True).restore(TREES)
+    gc.collect()
+    assert process_state() == before
+    assert "cannot be restored" in error.value.problem and "\n" not in str(error.value)
+    assert not capfd.readouterr().err
+
+
+def test_threads_that_are_quiet_at_once_leave_the_process_as_it_was():
+    before = process_state()
+    entered, leave = threading.Event(), threading.Event()
+
+    def first():
+        with quiet():
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait(30)
+    with quiet():
+        leave.set()
+        thread.join()
+        assert sys.unraisablehook is not before["unraisablehook"], "the second still needs it"
+    assert process_state() == before
+
+
+def test_a_hook_that_is_set_meanwhile_is_kept(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back after the test
+    mine = lambda late: None  # noqa: E731
+    with quiet():
+        sys.unraisablehook = mine
+    assert sys.unraisablehook is mine
+
+
+def test_training_and_loading_leave_the_process_as_it_was(tmp_path):
+    before = process_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "enable_compilation_cache", lambda: None)  # the toy run is a command
+        toy.run(tmp_path, "bi", steps=7, validate_every_steps=7)
+    assert parameters(tmp_path, "bi", 7)
+    assert process_state() == before

@@ -141,8 +141,10 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, save_ever
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path):
-    with run_lock(tmp_path), pytest.raises(InputError, match="another process trains there"):
+    with run_lock(tmp_path), pytest.raises(InputError) as error:
         toy.run(tmp_path, "bi")
+    assert (error.value.argument, error.value.problem) == (str(tmp_path), "another process trains there")
+    assert "`run_dir`" in error.value.fix
 
 
 def test_bi_and_poly_need_other_labels(tmp_path):
@@ -188,15 +190,18 @@ def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):
 
 def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
     arch, run_dir, _ = finished
-    with pytest.raises(InputError, match="no checkpoint of step 3; saved are"):
+    with pytest.raises(InputError) as error:
         parameters(run_dir, arch, 3)
-    with pytest.raises(InputError, match="has no checkpoints"):
+    assert (error.value.argument, error.value.got) == ("step", 3) and "60]" in error.value.expected
+    with pytest.raises(InputError) as error:
         parameters(tmp_path, arch, 3)
+    assert (error.value.argument, error.value.problem) == (str(tmp_path), "has no checkpoints")
     copy = tmp_path / "other"
     shutil.copytree(run_dir, copy)
     shutil.rmtree(copy / "checkpoints" / "60" / "model")
-    with pytest.raises(InputError, match="is missing; remove that folder"):
+    with pytest.raises(InputError) as error:
         parameters(copy, arch, 60)
+    assert error.value.problem == "missing" and error.value.fix.startswith(f"remove {copy}")
 
 
 def test_steps_end_early_over_few_rows():
@@ -211,8 +216,10 @@ def test_steps_end_early_over_few_rows():
 
 def test_a_log_line_that_is_not_json_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"step"\n')
-    with pytest.raises(InputError, match="metrics.jsonl:2 is not JSON"):
+    with pytest.raises(InputError) as error:
         MetricsLog.read(tmp_path)
+    assert (error.value.argument, error.value.expected) == (f"{tmp_path / 'metrics.jsonl'}:2", "JSON")
+    assert error.value.fix == "remove the line"
 
 
 def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_path):
@@ -222,8 +229,11 @@ def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_pa
     open_run(tmp_path / "run", second)
     assert not (tmp_path / "run" / "tokenizer").exists(), "it belonged to the other settings"
     (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
-    with pytest.raises(InputError, match="belongs to a run with learning-rate = 0.001"):
+    with pytest.raises(InputError) as error:
         open_run(tmp_path / "run", first)
+    assert error.value.argument == str(tmp_path / "run") and "other settings" in error.value.problem
+    assert (error.value.expected, error.value.got) == ("`learning_rate` = 0.001", "0.0001")
+    assert "remove that directory to start again" in error.value.fix
     open_run(tmp_path / "run", first, incidental=("learning_rate",))
 
 
@@ -243,8 +253,10 @@ def test_data_take_a_directory_over_until_something_was_trained_there(tmp_path):
     assert not (tmp_path / "tokenizer").exists(), "it was learnt from other rows"
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     open_data(tmp_path, {"train": "c", "test": "b"})
-    with pytest.raises(InputError, match=r"with other rows to test \(b; now d\): its data have changed"):
+    with pytest.raises(InputError) as error:
         open_data(tmp_path, {"train": "c", "test": "d"})
+    assert error.value.problem == "belongs to a run with other data"
+    assert (error.value.expected, error.value.got) == ("test rows of digest b", "d")
 
 
 def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):
@@ -256,8 +268,9 @@ def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):
     path.write_text(json.dumps(old))
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     open_run(tmp_path, OptimConfig())
-    with pytest.raises(InputError, match="belongs to a run with warmup-steps = 0, this one has 5"):
+    with pytest.raises(InputError) as error:
         open_run(tmp_path, OptimConfig(warmup_steps=5))
+    assert (error.value.expected, error.value.got) == ("`warmup_steps` = 0", "5")
 
 
 def test_float16_learns_as_float32_from_a_scale_that_overflows(tmp_path):

@@ -266,8 +266,8 @@ def writing(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        message = f"waiting for another process, which prepares a corpus in {folder}"
-        with exclusive_lock(folder / ".pretraining.lock", message, waiting=console.print):
+        lock, problem = folder / ".pretraining.lock", "another process prepares a corpus"
+        with exclusive_lock(lock, problem, fix="waiting for it", waiting=console.print):
             yield
     except OSError as error:
         raise InputError(f"--corpus.dir {str(folder)!r} cannot be written: {error}") from None

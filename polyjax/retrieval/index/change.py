@@ -69,7 +69,7 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
         if not new:
             read_manifest(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = exclusive_lock(folder / LOCK, f"{folder}: another process writes the index; wait for it")
+        lock = exclusive_lock(folder / LOCK, "another process writes the index")
         with lock:
             try:
                 manifest = read_manifest(folder)
