@@ -20,6 +20,7 @@ from polyjax.runtime.progress import console
 TREES = ("model", "training")
 BEST_BY_FILE = Path("metrics", "metrics")
 """Of a step's folder, where orbax keeps what ``best_by`` was."""
+NO_OTHER = "no other step is saved"
 ModelT = TypeVar("ModelT", bound=nnx.Module)
 
 
@@ -142,7 +143,7 @@ class Checkpoints:
                 return Saved({name: found[name] for name in like}, found["progress"])
             problem = problem or InputError.in_file(self._folder / str(step), problem="damaged")
             if len(self.steps) == 1:
-                raise _fixed(problem, f"no other step is saved: remove {self._folder} to start again") from None
+                raise _fixed(problem, f"{NO_OTHER}: remove {self._folder} to start again") from None
             console.print(f"{problem}; it is put aside, and the step before is used", style="red")
             self._put_aside(step)
 
@@ -192,8 +193,8 @@ class Checkpoints:
             restored = self._restore(step, {"model": flat_parameters(state)})
         except InputError as error:
             others = [other for other in saved if other != step]
-            other = f"remove {self._folder / str(step)} to use step {others[-1]}"
-            raise _fixed(error, other if others else "no other step is saved") from None
+            use = f"remove {self._folder / str(step)} to use step {others[-1]}" if others else NO_OTHER
+            raise _fixed(error, use) from None
         return nnx.merge(graph, fill_parameters(state, restored["model"]))
 
 

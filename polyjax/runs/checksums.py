@@ -38,7 +38,7 @@ class Checksums:
         Args:
             step: its folder.
             item: look at this part of it only.
-            required: a step without checksums is an error, as saving it was not finished. Otherwise it passes.
+            required: a step without checksums is an error, as its saving was not finished; otherwise not.
         """
         noted = self._folder / f"{step.name}.txt"
         if not noted.exists():
