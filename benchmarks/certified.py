@@ -20,7 +20,7 @@ import tyro
 from common import print_table
 
 from polyjax import Ranker
-from polyjax.data.tasks.chitchat import ChitchatConfig, read, read_conversations
+from polyjax.data.tasks.chitchat import ChitchatConfig, read_conversations
 from polyjax.evaluation.report import hardware
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.search.certified import CertifiedSearch
@@ -57,7 +57,7 @@ def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
     task = ChitchatConfig(data_dir=config.data_dir)
     turns = (t for c in read_conversations("train", config.data_dir) for t in c.turns)
     texts = list(dict.fromkeys(turns))[: config.candidates]
-    examples = read(task, "test")
+    examples = task.read("test").examples
     chosen = np.random.default_rng(0).permutation(len(examples))[: config.contexts]
     ranker = Ranker.load(run_dir)
     began = time.perf_counter()

@@ -21,7 +21,7 @@ from training import one_device_update
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
 from polyjax.data.batches import BatchConfig, make_loader
-from polyjax.data.tasks.chitchat import ChitchatConfig, read
+from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.evaluation.report import hardware
@@ -61,7 +61,7 @@ class BenchmarkConfig:
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     enable_compilation_cache()
-    examples = read(ChitchatConfig(data_dir=config.data_dir), "train")
+    examples = ChitchatConfig(data_dir=config.data_dir).read("train").examples
     text = TextEncoder(WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE), config.text)
     settings = BatchConfig(batch_size=config.batch_size, workers=config.workers)
     shape = EncoderConfig(

@@ -19,8 +19,8 @@ from common import print_table
 
 from polyjax import Ranker
 from polyjax.data.rows import RankConfig
+from polyjax.data.tasks import read_to_rank
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.registry import read_to_rank
 from polyjax.evaluation.report import hardware
 from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache

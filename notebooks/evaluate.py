@@ -104,10 +104,9 @@ rankers = {arch: polyjax.Ranker.load(run_dir) for arch, run_dir in RUNS.items()}
 
 # %%
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.registry import read
 from polyjax.evaluation.rankings import evaluate, some
 
-rows = some(read(ChitchatConfig(), "test").examples, ROWS)
+rows = some(ChitchatConfig().read("test").examples, ROWS)
 outcomes = {arch: evaluate(arch, ranker.scorer, rows) for arch, ranker in rankers.items()}
 results = {arch: outcome.ranking for arch, outcome in outcomes.items()}
 for arch, result in results.items():

@@ -61,12 +61,11 @@ def polyjax_command(script: str, *arguments: str) -> int:
 import json
 
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.registry import read
 
 MINE = None  # "path/to/your.jsonl"
 mine = Path(MINE or "small_talk.jsonl")
 if MINE is None:
-    examples = read(ChitchatConfig(), "train").examples[:ROWS]
+    examples = ChitchatConfig().read("train").examples[:ROWS]
     rows = [{"context": list(example.context), "label": example.label_text} for example in examples]
     mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
 print(mine.read_text().splitlines()[3])

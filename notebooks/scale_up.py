@@ -113,14 +113,13 @@ import math
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.registry import read
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.train.ranking import Ranking
 
 text = TextEncoder(WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE), TextConfig())
-train, valid = read(ChitchatConfig(), "train").examples[:ROWS], read(ChitchatConfig(), "valid").examples[:8]
+train, valid = ChitchatConfig().read("train").examples[:ROWS], ChitchatConfig().read("valid").examples[:8]
 
 
 def loss_on(mesh: jax.sharding.Mesh, dtype: str) -> tuple[float, jax.sharding.Sharding]:

@@ -10,7 +10,7 @@ from typing import get_args
 import tyro
 
 from polyjax.cli.flags import parse_flags
-from polyjax.data.tasks.registry import TASK_NAMES, TaskConfig, task_named
+from polyjax.data.tasks import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
 from polyjax.recipes.paper import recipe
 from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch

@@ -5,26 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.convai2 import ConvAI2Config
-from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.data.tasks.registry import TaskConfig, name_of
 from polyjax.interop.pretrained import is_pretraining_run
 from polyjax.nn.encoders import EncoderConfig
 from polyjax.recipes.settings import SCRATCH, RunConfig
-
-
-def data_licence(task: TaskConfig) -> str:
-    """Under what a task's texts are published."""
-    match task:
-        case ChitchatConfig():
-            return "MIT (BYU Chit-Chat Challenge, package chitchat-dataset)"
-        case ConvAI2Config():
-            return "CC BY 4.0, as ParlAI states it"
-        case OwnDataConfig():
-            return "its owner's"
-        case _:
-            return "see where it was published"
 
 
 def weights_licence(config: RunConfig, source: Path | None) -> str:
@@ -63,8 +46,8 @@ def model_card(
             f"are cut) and {text.candidate_tokens} of a candidate",
         ],
         "Data": [
-            f"{name_of(config.task)}: {' / '.join(f'{n:,}' for n in rows)} rows in train / valid / test",
-            f"licence of the data: {data_licence(config.task)}",
+            f"{config.task.name}: {' / '.join(f'{n:,}' for n in rows)} rows in train / valid / test",
+            f"licence of the data: {config.task.licence}",
         ],
         "Recipe": [
             f"command: `{command}`",

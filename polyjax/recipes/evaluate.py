@@ -9,9 +9,8 @@ import tyro
 
 from polyjax.config import from_json
 from polyjax.data.rows import RankConfig, rows_digest
+from polyjax.data.tasks import TaskConfig, beside, prepared_in, read_to_rank
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.data.tasks.registry import TaskConfig, ks_of, name_of, read, read_to_rank
 from polyjax.errors import InputError
 from polyjax.evaluation.metrics import RankingResult
 from polyjax.evaluation.rankings import evaluate, some, write_examples
@@ -96,13 +95,9 @@ def run(config: EvaluateConfig) -> RankingResult:
         task, rank = config.task, RankConfig()
     rank = chosen_rank(rank, config.rank)
     of_the_run = (task, rank) == own
-    if isinstance(task, OwnDataConfig) and not _is_file_of(own[0], task):
-        # Nothing of another file was trained on: all its rows are there to be tested.
-        task = dataclasses.replace(task, valid=task.valid or task.train, test=task.test or task.train)
+    task = beside(task, own[0])
     if config.prepared is not None:
-        if isinstance(task, OwnDataConfig):
-            raise InputError("--run-prepared-dir: a file of one's own is not kept prepared; leave it out")
-        task = dataclasses.replace(task, data_dir=config.prepared)
+        task = prepared_in(task, config.prepared)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step), mesh=make_mesh(config.mesh))
     with primary_first("data"):
         rows = read_to_rank(task, config.split, rank)
@@ -124,8 +119,8 @@ def run(config: EvaluateConfig) -> RankingResult:
     too_many = [k for k in config.k if k >= evaluation.ranking.n_candidates]
     if too_many:
         raise InputError(f"--k {too_many[0]}: a row has {evaluation.ranking.n_candidates} candidates")
-    result, ks = evaluation.ranking, sorted({1, *(config.k or ks_of(task))})
-    console.print(console_table([result], f"{name_of(task)} {config.split}, {len(examples)} rows", ks=ks))
+    result, ks = evaluation.ranking, sorted({1, *(config.k or task.ks)})
+    console.print(console_table([result], f"{task.name} {config.split}, {len(examples)} rows", ks=ks))
     if config.out is not None and is_primary():
         write_examples(config.out, examples, evaluation, shared=rows.shared)
         write_json(config.out / "results.json", {"loss": evaluation.loss, **result.summary(ks)})
@@ -134,14 +129,10 @@ def run(config: EvaluateConfig) -> RankingResult:
     return result
 
 
-def _is_file_of(own: TaskConfig, task: OwnDataConfig) -> bool:
-    """Whether a run's own file is the one that is asked for; then its training rows must stay out."""
-    return isinstance(own, OwnDataConfig) and own.train.resolve() == task.train.resolve()
-
-
 def _trained_on(own: TaskConfig, examples: Sequence[Example]) -> int:
-    """How many examples are training rows of a run with data of one's own; 0 where these are gone."""
-    if not isinstance(own, OwnDataConfig) or not own.train.is_file():
+    """How many examples are training rows of a run; 0 where these are gone."""
+    try:
+        known = {(row.context, row.label_text) for row in own.read("train").examples}
+    except InputError:
         return 0
-    known = {(row.context, row.label_text) for row in read(own, "train").examples}
     return sum((row.context, row.label_text) in known for row in examples)

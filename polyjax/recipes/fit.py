@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast, get_args
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
+from polyjax.data.tasks import NAMED, OWN, TaskConfig, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.data.tasks.registry import NAMED, OWN, TaskConfig, task_named
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.nn.heads import HeadConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 from flax import nnx
 from jax.sharding import Mesh
 
-from polyjax.data.tasks.registry import describe, ks_of, name_of
+from polyjax.data.tasks import describe
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
@@ -68,9 +68,9 @@ def report(
         turns: texts of the training rows, for TF-IDF.
         show_table: print the results.
     """
-    config, rows, name = run.config, splits.test, name_of(run.config.task)
+    config, rows, name = run.config, splits.test, run.config.task.name
     test = some(rows.examples, config.test_examples)
-    ks = ks_of(config.task)
+    ks = config.task.ks
     scorer = TextScorer(*load_scorer(config.folder), mesh=run.mesh)
     model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
     MetricsLog(config.folder, resume_step=run.outcome.steps, write=is_primary()).write(
@@ -117,7 +117,7 @@ def run_baselines(
 ) -> list[RankingResult]:
     """Chance, TF-IDF and the untrained encoder (or the model of ``init``) on the test rows."""
     config = run.config
-    n = check_candidates(examples, shared, source=name_of(config.task))
+    n = check_candidates(examples, shared, source=config.task.name)
     results = [
         Chance(tuple(example.group for example in examples), n),
         tfidf_ranking(examples, fit_on, shared=shared),

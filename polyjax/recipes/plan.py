@@ -6,10 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from polyjax.data.candidates import read_candidates
-from polyjax.data.tasks.chitchat import Split
-from polyjax.data.tasks.convai2 import ConvAI2Config
-from polyjax.data.tasks.dstc7 import SAMPLED_CANDIDATES, DSTC7Config
-from polyjax.data.tasks.registry import name_of, read, read_to_rank
+from polyjax.data.tasks import Split, listed_in_training, read_to_rank
 from polyjax.errors import InputError
 from polyjax.evaluation.rankings import check_candidates
 from polyjax.mesh.placement import mesh_shape
@@ -29,7 +26,7 @@ RANKED: tuple[Split, ...] = ("valid", "test")
 def training_rows(config: RunConfig) -> tuple[int, str]:
     """The number of training rows, and where it is known from."""
     try:
-        return len(read(config.task, "train").examples), "read"
+        return len(config.task.read("train").examples), "read"
     except InputError as error:
         if not config.recipe or "is missing" not in str(error):
             raise
@@ -47,7 +44,7 @@ def rows_to_rank(config: RunConfig) -> str:
             if not config.recipe or "is missing" not in str(error):
                 raise
             return str(error).split(";")[0]
-        check_candidates(rows.examples, rows.shared, source=f"{name_of(config.task)} {split}")
+        check_candidates(rows.examples, rows.shared, source=f"{config.task.name} {split}")
         counts.append(f"{len(rows.examples):,} {split}")
     return ", ".join(counts)
 
@@ -60,14 +57,12 @@ def listed_candidates(config: RunConfig) -> int:
             return config.batch.batch_size
         case "sampled":
             return config.batch.n_negatives + 1
-        case "inline" if isinstance(config.task, DSTC7Config):
-            return SAMPLED_CANDIDATES if config.task.training == "sampled" else 100
-        case "inline" if isinstance(config.task, ConvAI2Config):
-            return 20
+        case "inline" if (known := listed_in_training(config.task)) is not None:
+            return known
         case "fixed" if config.batch.fixed_file is not None:
             return len(read_candidates(config.batch.fixed_file))
         case _:
-            listed = max(len(example.candidates) for example in read(config.task, "train").examples)
+            listed = max(len(example.candidates) for example in config.task.read("train").examples)
             if listed < 2:
                 raise InputError("--batch.candidates inline: the training rows list none but their label")
             return listed
@@ -98,7 +93,7 @@ def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
     )
     limit = f", at most {train.time_limit:,.0f} s" if train.time_limit else ""
     lines = [
-        f"{config.recipe or config.preset}: {config.arch}-encoder on {name_of(config.task)}",
+        f"{config.recipe or config.preset}: {config.arch}-encoder on {config.task.name}",
         f"model: {shape.n_layers} layers x {shape.dim}, {memory.n_parameters / 1e6:.1f} M parameters, "
         f"{shape.dtype}; starts from {starts_from(config)}",
         f"head: {config.head}",

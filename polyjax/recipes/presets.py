@@ -9,12 +9,7 @@ from pathlib import Path
 
 from polyjax.config import from_json
 from polyjax.data.batches import BatchConfig
-from polyjax.data.tasks.convai2 import ConvAI2Config
-from polyjax.data.tasks.dstc7 import DSTC7Config
-from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.data.tasks.registry import TaskConfig
-from polyjax.data.tasks.ubuntu_v2 import UbuntuV2Config
-from polyjax.data.tasks.wikipedia_search import WikipediaSearchConfig
+from polyjax.data.tasks import TaskConfig
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.interop.parlai.model import ConvertedFrom
@@ -95,26 +90,9 @@ def long(arch: Arch) -> RunConfig:
     )
 
 
-def _text(turns: int, context: int, candidate: int, *buckets: int) -> TextConfig:
-    return TextConfig(
-        max_turns=turns, context_tokens=context, candidate_tokens=candidate, buckets=(*buckets, context)
-    )
-
-
-LENGTHS: dict[type[TaskConfig], TextConfig] = {
-    # Nine of ten contexts fit; the persona is the first turn, and would be cut first.
-    ConvAI2Config: _text(20, 256, 32, 32, 128, 192),
-    DSTC7Config: _text(20, 160, 48, 48, 96),
-    UbuntuV2Config: _text(20, 160, 48, 48, 96),
-    WikipediaSearchConfig: _text(1, 64, 128, 32),
-    OwnDataConfig: _text(20, 128, 64, 32, 64, 96),
-}
-"""Turns and tokens that the short presets read of other tasks' texts than chitchat's."""
-
-
 def for_task(preset: RunConfig, task: TaskConfig) -> RunConfig:
     """A preset with another task, and with lengths that suit its texts."""
-    text = LENGTHS.get(type(task), preset.text)
+    text = task.lengths or preset.text
     if preset.init is not None:  # the lengths are the model's
         text = preset.text
     elif preset.arch == "cross":

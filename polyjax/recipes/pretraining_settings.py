@@ -6,7 +6,7 @@ from typing import Literal
 
 from polyjax.data.corpora.packing import PretrainBatchConfig
 from polyjax.data.corpora.prepare import CorpusConfig
-from polyjax.data.tasks.registry import task_named
+from polyjax.data.tasks import task_named
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.recipes.settings import SCRATCH, EncoderChoice

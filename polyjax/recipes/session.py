@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from polyjax.data.batches import prepare_texts
-from polyjax.data.tasks.registry import training_texts
+from polyjax.data.tasks import training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.interop.pretrained import check_vocabulary

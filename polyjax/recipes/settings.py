@@ -8,8 +8,8 @@ import tyro
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
+from polyjax.data.tasks import TaskConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.registry import TaskConfig, name_of
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype, EncoderConfig
@@ -173,7 +173,7 @@ class RunConfig:
         """The run directory."""
         source = Path(self.encoder.name).name if self.init is None else self.init.name
         preset = "" if self.preset == DEFAULT_PRESET else f"-{self.preset}"
-        kind = self.recipe or f"{name_of(self.task)}{preset}-{self.arch}"
+        kind = self.recipe or f"{self.task.name}{preset}-{self.arch}"
         return self.run_dir or Path("runs") / f"{kind}-{source}"
 
 

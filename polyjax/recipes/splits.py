@@ -5,7 +5,7 @@ from pathlib import Path
 
 from polyjax.data.corpora.leakage import held_out_of
 from polyjax.data.rows import Rows, rows_digest
-from polyjax.data.tasks.registry import name_of, read, read_to_rank
+from polyjax.data.tasks import read_to_rank
 from polyjax.evaluation.rankings import check_candidates
 from polyjax.interop.pretrained import is_pretraining_run, read_pretraining_card
 from polyjax.mesh.processes import primary_first
@@ -42,9 +42,9 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
         InputError: a file is missing or bad, rows cannot be ranked, or the run was trained on other rows.
     """
     with primary_first("data"):
-        training = read(config.task, "train")
+        training = config.task.read("train")
         valid, test = (read_to_rank(config.task, split, config.rank) for split in ("valid", "test"))
-    name = name_of(config.task)
+    name = config.task.name
     for split, rows in (("valid", valid), ("test", test)):
         check_candidates(rows.examples, rows.shared, source=f"{name} {split}")
     every = {"train": training, "valid": valid, "test": test}

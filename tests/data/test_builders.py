@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polyjax.data.tasks import builders, registry, ubuntu_v2
+from polyjax.data.tasks import builders, ubuntu_v2
 from polyjax.data.tasks.convai2 import ConvAI2Config
 from polyjax.data.tasks.dstc7 import DSTC7Config
 from polyjax.data.tasks.ubuntu_v2 import UbuntuV2Config
@@ -36,10 +36,10 @@ def config(tmp_path):
 
 def test_prepared_rows_are_those_of_the_file(config):
     for split in ("train", "valid"):
-        found = registry.read(config, split)
+        found = config.read(split)
         assert list(found.examples) == list(ubuntu_v2.parse(config.source / f"{split}.csv"))
         assert found.note.startswith(f"{split}.csv: not known to be the official file")
-    rows = registry.read(config, "train").examples
+    rows = config.read("train").examples
     assert rows[-1] == rows[11] and rows[2:4] == [rows[2], rows[3]] and rows[5:5] == []
     with pytest.raises(IndexError):
         rows[12]
@@ -47,20 +47,20 @@ def test_prepared_rows_are_those_of_the_file(config):
 
 
 def test_a_file_is_parsed_once_and_again_when_it_changes(config, monkeypatch):
-    first = list(registry.read(config, "train").examples)
+    first = list(config.read("train").examples)
     monkeypatch.setattr(builders, "_prepare", lambda *args: pytest.fail("prepared again"))
-    assert list(registry.read(config, "train").examples) == first
+    assert list(config.read("train").examples) == first
     monkeypatch.undo()
     write_ubuntu(config.source, says="no")
-    assert registry.read(config, "train").examples[0].label_text == "no 0"
+    assert config.read("train").examples[0].label_text == "no 0"
     os.utime(config.source / "train.csv", (0, 0))
-    assert len(registry.read(config, "train").examples) == 12
+    assert len(config.read("train").examples) == 12
 
 
 def test_what_was_prepared_unverified_is_not_taken_for_official(config):
-    registry.read(config, "train")
+    config.read("train")
     with pytest.raises(InputError, match="size and md5 are not known.*--unverified"):
-        registry.read(dataclasses.replace(config, unverified=False), "train")
+        dataclasses.replace(config, unverified=False).read("train")
 
 
 def test_a_bad_line_is_named_and_nothing_half_is_kept(config):
@@ -68,27 +68,27 @@ def test_a_bad_line_is_named_and_nothing_half_is_kept(config):
         file.write("only,two\n")
     for _ in range(2):
         with pytest.raises(InputError, match=r"train.csv:14: expected 3 columns, got 2"):
-            registry.read(config, "train")
+            config.read("train")
     write_ubuntu(config.source)
-    assert len(registry.read(config, "train").examples) == 12
+    assert len(config.read("train").examples) == 12
 
 
 def test_a_missing_file_is_named_with_its_source(config):
     with pytest.raises(InputError, match="test.csv is missing; .* part of the Ubuntu Dialogue Corpus V2"):
-        registry.read(config, "test")
+        config.read("test")
 
 
 def test_prepared_rows_need_their_files(config):
     """A folder that is gone is an error, not old data."""
-    registry.read(config, "train")
+    config.read("train")
     shutil.rmtree(config.source)
     with pytest.raises(InputError, match="train.csv is missing"):
-        registry.read(config, "train")
+        config.read("train")
 
 
 def test_an_unwritable_folder_is_named(config):
     with pytest.raises(InputError, match="--prepared-dir '/proc/nowhere' cannot be written"):
-        registry.read(dataclasses.replace(config, data_dir=Path("/proc/nowhere")), "train")
+        dataclasses.replace(config, data_dir=Path("/proc/nowhere")).read("train")
 
 
 def test_forms_of_a_task_are_kept_apart(tmp_path):
@@ -97,8 +97,8 @@ def test_forms_of_a_task_are_kept_apart(tmp_path):
     (folder / "train_self_original_no_cands.txt").write_text("1 your persona: i knit .\n2 hi\thello\n")
     (folder / "train_none_original.txt").write_text("1 hi\thello\t\tyes|hello\n")
     config = ConvAI2Config(source=folder, unverified=True, data_dir=tmp_path / "data")
-    told = registry.read(dataclasses.replace(config, candidates=False), "train").examples
-    alone = registry.read(dataclasses.replace(config, persona="none"), "train").examples
+    told = dataclasses.replace(config, candidates=False).read("train").examples
+    alone = dataclasses.replace(config, persona="none").read("train").examples
     assert told[0].context == ("your persona: i knit .\nhi",) and told[0].candidates == ("hello",)
     assert alone[0].context == ("hi",) and alone[0].candidates == ("yes", "hello")
 
@@ -113,13 +113,13 @@ def test_dstc7_reads_its_answers_from_the_table(tmp_path):
     )
     (folder / "ubuntu_responses_subtask_1.tsv").write_text("7\tB\tyes\n")
     config = DSTC7Config(source=folder, unverified=True, data_dir=tmp_path / "data")
-    (example,) = registry.read(config, "test").examples
+    (example,) = config.read("test").examples
     assert example.label_text == "yes" and example.label == 1
     (folder / "ubuntu_responses_subtask_1.tsv").write_text("7\tA\tno\n")
-    assert registry.read(config, "test").examples[0].label == 0, "a changed table is read again"
+    assert config.read("test").examples[0].label == 0, "a changed table is read again"
 
 
 def test_a_file_without_rows_is_named(config):
     (config.source / "valid.csv").write_text(",".join([*ubuntu_v2.TEST_COLUMNS, "Distractor_0"]) + "\n")
     with pytest.raises(InputError, match="task ubuntu_v2: the file of valid-unverified-.* holds no rows"):
-        registry.read(config, "valid")
+        config.read("valid")

@@ -35,7 +35,7 @@ def test_no_conversation_is_in_two_splits(data_dir):
 
 @pytest.fixture(scope="module")
 def rows(data_dir):
-    return chitchat.read(ChitchatConfig(data_dir=data_dir), "test")
+    return ChitchatConfig(data_dir=data_dir).read("test").examples
 
 
 def test_candidates_are_twenty_different_ones_with_the_label_once(rows):
@@ -108,8 +108,9 @@ def test_too_few_labels_for_the_candidates(rows):
 
 
 def test_a_label_length_that_empties_the_split(data_dir):
-    with pytest.raises(InputError, match="no example of split 'test' has a label of 1000 words"):
-        chitchat.read(ChitchatConfig(data_dir=data_dir, min_label_words=1000), "test")
+    with pytest.raises(InputError, match="no example of split 'test' has a label of so many words") as caught:
+        ChitchatConfig(data_dir=data_dir, min_label_words=1000).read("test")
+    assert (caught.value.argument, caught.value.got) == ("task.min_label_words", 1000)
 
 
 def test_a_changed_corpus_is_refused(monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyjax.data.rows import RankConfig
-from polyjax.data.tasks import jsonl, registry
+from polyjax.data.tasks import NAMED, jsonl, read_to_rank, task_named, training_texts
 from polyjax.data.tasks.jsonl import OwnDataConfig, parse, split_of
 from polyjax.errors import InputError
 from polyjax.types import Example
@@ -146,11 +146,11 @@ def test_a_file_is_read_once_for_all_splits_and_again_when_it_changes(tmp_path, 
     calls = []
     monkeypatch.setattr(jsonl, "parse", lambda path: calls.append(path) or parse(path))
     config = OwnDataConfig(train=path)
-    sizes = [len(jsonl.read(config, split)) for split in ("train", "valid", "test")]
+    sizes = [len(config.read(split).examples) for split in ("train", "valid", "test")]
     assert sum(sizes) == 200 and len(calls) == 1
     write(tmp_path, *map(row, range(100)))
     os.utime(path, ns=(1, 1))
-    assert sum(len(jsonl.read(config, split)) for split in ("train", "valid", "test")) == 100
+    assert sum(len(config.read(split).examples) for split in ("train", "valid", "test")) == 100
     assert len(calls) == 2
 
 
@@ -174,7 +174,7 @@ def test_a_bad_file_is_named(tmp_path, name, text, message):
 def test_splits_by_fraction_are_stable_and_keep_equal_contexts_together(tmp_path):
     rows = [row(i // 2, id=i) for i in range(2000)]
     config = OwnDataConfig(train=write(tmp_path, *rows), valid_fraction=0.2, n_candidates=5)
-    splits = {name: jsonl.read(config, name) for name in ("train", "valid", "test")}
+    splits = {name: config.read(name).examples for name in ("train", "valid", "test")}
     sizes = {name: len(examples) for name, examples in splits.items()}
     assert sum(sizes.values()) == 2000 and 300 < sizes["valid"] < 500 and 130 < sizes["test"] < 270
     contexts = [{e.context for e in examples} for examples in splits.values()]
@@ -182,7 +182,7 @@ def test_splits_by_fraction_are_stable_and_keep_equal_contexts_together(tmp_path
     fewer = OwnDataConfig(
         train=write(tmp_path, *rows[:500], name="g.jsonl"), valid_fraction=0.2, n_candidates=5
     )
-    assert {e.id for e in jsonl.read(fewer, "valid")} <= {e.id for e in splits["valid"]}
+    assert {e.id for e in fewer.read("valid").examples} <= {e.id for e in splits["valid"]}
     assert {len(e.candidates) for e in splits["valid"]} == {5}
     assert {len(e.candidates) for e in splits["train"]} == {1}
 
@@ -193,18 +193,18 @@ def test_splits_by_file(tmp_path):
         [row(i, candidates=["x", f"answer number {i}"]) for i in range(9)],
     )
     config = OwnDataConfig(train=train, valid=write(tmp_path, *valid, name="v.jsonl"))
-    assert [len(e.candidates) for e in jsonl.read(config, "valid")] == [2] * 9
-    n_train, n_test = (len(jsonl.read(config, split)) for split in ("train", "test"))
+    assert [len(e.candidates) for e in config.read("valid").examples] == [2] * 9
+    n_train, n_test = (len(config.read(split).examples) for split in ("train", "test"))
     assert n_train + n_test == 100 and n_test > 0
     uneven = write(tmp_path, row(1, candidates=["answer number 1", "b"]), row(2), name="v.jsonl")
     with pytest.raises(InputError, match="most list 2 candidates, example 'line-2' none; make them equal"):
-        jsonl.read(OwnDataConfig(train=train, valid=uneven), "valid")
+        OwnDataConfig(train=train, valid=uneven).read("valid")
     many = [row(i, candidates=["x", f"answer number {i}"]) for i in range(60)]
     many[3]["candidates"] += ["y"]
     uneven = OwnDataConfig(train=write(tmp_path, *many, name="w.jsonl"))
     for split in ("valid", "test"):  # whichever of them the row is in, or none
         with pytest.raises(InputError, match="most list 2 candidates, example 'line-4' 3 candidates; make"):
-            jsonl.read(uneven, split)
+            uneven.read(split)
 
 
 def test_too_few_rows(tmp_path):
@@ -217,31 +217,30 @@ def test_too_few_rows(tmp_path):
     with pytest.raises(
         InputError, match=f"no example falls into the split '{empty}'; give .*--task.(valid|test)"
     ):
-        jsonl.read(config, empty)
+        config.read(empty)
     with pytest.raises(
         InputError,
         match="there are 5 different labels .*; use --task.n-candidates 5",
     ):
-        jsonl.read(
-            OwnDataConfig(train=write(tmp_path, *map(row, range(5))), valid=config.train, test_fraction=0.5),
-            "test",
-        )
+        few = write(tmp_path, *map(row, range(5)))
+        OwnDataConfig(train=few, valid=few, test_fraction=0.5).read("test")
 
 
 def test_tasks_by_name(tmp_path):
-    own = registry.task_named("jsonl:some/talk.jsonl")
-    assert registry.name_of(own) == "talk" and own == OwnDataConfig(train=Path("some/talk.jsonl"))
-    for name in registry.NAMED:
-        assert registry.name_of(registry.task_named(name)) == name
-    with pytest.raises(
-        InputError, match="--task 'squad': expected chitchat, convai2, .*, wikipedia_search or jsonl:PATH"
-    ):
-        registry.task_named("squad")
-    with pytest.raises(InputError, match="--task jsonl: needs the path of a file"):
-        registry.task_named("jsonl:")
+    own = task_named("jsonl:some/talk.jsonl")
+    assert own.name == "talk" and own == OwnDataConfig(train=Path("some/talk.jsonl"))
+    for name in NAMED:
+        assert task_named(name).name == name
+    with pytest.raises(InputError) as caught:
+        task_named("squad")
+    expected = "chitchat, convai2, dstc7, ubuntu_v2, wikipedia_search or jsonl:PATH"
+    assert (caught.value.argument, caught.value.expected, caught.value.got) == ("task", expected, "squad")
+    with pytest.raises(InputError) as caught:
+        task_named("jsonl:")
+    assert caught.value.argument == "task" and "path of a file" in str(caught.value.expected)
     task = OwnDataConfig(train=write(tmp_path, *map(row, range(50))))
-    examples = registry.read(task, "train").examples
-    texts = list(registry.training_texts(task, examples))
+    examples = task.read("train").examples
+    texts = list(training_texts(task, examples))
     assert len(texts) == 2 * len(examples) and texts[:2] == [examples[0].context[-1], examples[0].label_text]
 
 
@@ -269,8 +268,8 @@ def test_other_candidates_may_be_asked_for_than_a_file_can_give(tmp_path):
     fixed.write_text("\n".join(classes))
     config = OwnDataConfig(train=path)
     with pytest.raises(InputError, match="there are 10 different labels .*; use --task.n-candidates 10"):
-        registry.read_to_rank(config, "test", RankConfig())
-    few = registry.read_to_rank(dataclasses.replace(config, n_candidates=10), "test", RankConfig())
+        read_to_rank(config, "test", RankConfig())
+    few = read_to_rank(dataclasses.replace(config, n_candidates=10), "test", RankConfig())
     assert all(sorted(row.candidates) == classes for row in few.examples)
-    rows = registry.read_to_rank(config, "test", RankConfig(candidates="fixed", file=fixed))
+    rows = read_to_rank(config, "test", RankConfig(candidates="fixed", file=fixed))
     assert list(rows.shared) == classes and rows.examples

@@ -23,6 +23,7 @@ from polyjax.data.corpora.prepare import CorpusConfig, TaskPiece, corpus_identit
 from polyjax.data.corpora.sources import find_pieces, is_held_out
 from polyjax.data.corpora.store import tokens_of
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.convai2 import ConvAI2Config
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.types import Example
@@ -326,7 +327,7 @@ def test_rows_of_a_dialogue_are_held_out_together(tmp_path, read):
 def test_a_task_s_rows_of_a_dialogue_are_held_out_together(tmp_path):
     examples = [Example(f"{i}", ("a",), ("x", "y"), 0, group=f"d{i // 3}") for i in range(9)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "read", lambda *rest: Rows(examples))
+        patch.setattr(ConvAI2Config, "read", lambda *rest: Rows(examples))
         ids = [c.id for c in TaskPiece("convai2", CorpusConfig(dir=tmp_path))]
     assert len(ids) == 9 and len(set(ids)) == 3
 

@@ -6,14 +6,13 @@ import json
 import pytest
 
 from conftest import shared_data
-from polyjax.data.tasks import registry
+from polyjax.data.tasks import training_texts
 from polyjax.data.tasks.wikipedia_search import (
     Article,
     Searches,
     WikipediaSearchConfig,
     parse_articles,
     parse_starspace,
-    read,
 )
 from polyjax.errors import InputError
 from polyjax.evaluation.baselines import tfidf_ranking
@@ -34,7 +33,7 @@ def articles_file(tmp_path, n: int = 300):
 
 def test_articles_are_split_and_ranked_among_others(tmp_path):
     config = WikipediaSearchConfig(articles=articles_file(tmp_path), n_documents=200)
-    train, valid, test = (read(config, split) for split in ("train", "valid", "test"))
+    train, valid, test = (config.read(split) for split in ("train", "valid", "test"))
     assert len(train.examples) + len(valid.examples) + len(test.examples) == 200, "of at least two sentences"
     for rows in (valid, test):
         assert len(rows.shared) == len(set(rows.shared)) == 200
@@ -43,13 +42,13 @@ def test_articles_are_split_and_ranked_among_others(tmp_path):
             assert query not in example.label_text and example.label_text not in rows.shared
             assert example.id.removeprefix("article ") in query, "a sentence of the same article"
             assert not any(query in document for document in rows.shared), "its own article is no other"
-    assert read(config, "test") == test, "the same at each call"
+    assert config.read("test") == test, "the same at each call"
     assert not {e.id for e in valid.examples} & {e.id for e in test.examples}
-    other = read(dataclasses.replace(config, seed=1), "test")
+    other = dataclasses.replace(config, seed=1).read("test")
     assert [e.id for e in other.examples] == [e.id for e in test.examples]
     assert [e.context for e in other.examples] != [e.context for e in test.examples]
     with pytest.raises(InputError, match="n_documents of 10,000: beside the test split .* lower"):
-        read(dataclasses.replace(config, n_documents=10_000), "test")
+        dataclasses.replace(config, n_documents=10_000).read("test")
 
 
 def test_a_training_article_is_asked_for_by_another_sentence_in_each_epoch():
@@ -80,15 +79,15 @@ def starspace(folder, *, documents: int = 5):
 
 def test_starspace_files(tmp_path):
     config = starspace(tmp_path / "wiki")
-    train, test = read(config, "train"), read(config, "test")
+    train, test = config.read("train"), config.read("test")
     assert len(train.examples) == 2 and "official" in train.note
     assert test.examples[0].context == ("test query",) and test.examples[0].label_text == "rest one rest two"
     assert list(test.shared) == [f"doc test {i} more" for i in range(5)]
-    assert read(config, "valid").examples[0].context == ("dev query",)
+    assert config.read("valid").examples[0].context == ("dev query",)
     with pytest.raises(InputError, match="size and md5 are not known.*--unverified"):
-        read(dataclasses.replace(config, unverified=False), "test")
+        dataclasses.replace(config, unverified=False).read("test")
     with pytest.raises(InputError, match=r"wikipedia_shuf_train5M.txt is missing; .* StarSpace's"):
-        read(dataclasses.replace(config, training="5M"), "train")
+        dataclasses.replace(config, training="5M").read("train")
 
 
 @pytest.mark.parametrize(
@@ -144,8 +143,10 @@ def test_texts_and_paragraphs_become_sentences_and_titles_stay_apart(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"n_documents": 0}, {"test_fraction": 0.0}, {"valid_fraction": 0.95}])
 def test_settings_that_cannot_work_are_refused(changes):
-    with pytest.raises(InputError, match="task "):
+    with pytest.raises(InputError) as caught:
         WikipediaSearchConfig(**changes)
+    ((name, value),) = changes.items()
+    assert (caught.value.argument, caught.value.got) == (f"task.{name}", value)
 
 
 def test_counts_and_tfidf_of_real_articles():
@@ -158,8 +159,8 @@ def test_counts_and_tfidf_of_real_articles():
     assert len(parse_articles(folder / "wikipedia_articles.jsonl")) == 271
 
     config = WikipediaSearchConfig(articles=folder / "foldoc.jsonl")
-    test = read(config, "test")
-    fit_on = list(registry.training_texts(config, read(config, "train").examples))
+    test = config.read("test")
+    fit_on = list(training_texts(config, config.read("train").examples))
     result = tfidf_ranking(test.examples, fit_on, shared=test.shared)
     low, high = result.recall_interval(1)
     assert result.n_candidates == 10_001 and low < 0.108 < high

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from polyjax.data.rows import RankConfig
-from polyjax.data.tasks.registry import TaskConfig, read_to_rank
+from polyjax.data.tasks import Task, read_to_rank
 
 WORDS = 13
 """Of a run that tells a text, as in arXiv 2005.14165, appendix C; greetings back and forth have ten."""
@@ -93,7 +93,7 @@ class HeldOut:
         return hashlib.sha256(self.keys.tobytes()).hexdigest()[:24]
 
 
-def held_out_of(task: TaskConfig) -> HeldOut:
+def held_out_of(task: Task) -> HeldOut:
     """All that a task is validated and tested on: contexts and right answers.
 
     Raises:

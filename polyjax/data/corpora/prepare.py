@@ -27,8 +27,7 @@ from polyjax.data.corpora.leakage import HeldOut
 from polyjax.data.corpora.lines import is_removed, remove_folder, remove_parts
 from polyjax.data.corpora.reddit import RedditConfig
 from polyjax.data.corpora.sources import Piece, files_of, find_pieces
-from polyjax.data.tasks import chitchat
-from polyjax.data.tasks.registry import TaskConfig, read, task_named
+from polyjax.data.tasks import Task, TaskConfig, conversations, task_named
 from polyjax.errors import InputError, first_line
 from polyjax.runtime.files import exclusive_lock
 from polyjax.runtime.progress import console, meter
@@ -171,16 +170,10 @@ class TaskPiece:
         return iter(self._conversations)
 
 
-def _of_task(name: str, task: TaskConfig) -> Iterator[Conversation]:
-    """A task's training conversations; where it keeps rows only, each row's context and label."""
-    if isinstance(task, chitchat.ChitchatConfig):
-        for found in chitchat.read_conversations("train", task.data_dir):
-            yield Conversation(f"chitchat/{found.id}", found.turns)
-        return
-    for example in read(task, "train").examples:
-        turns = (*example.context, example.label_text)
-        # Rows of one dialogue are held out together.
-        yield Conversation(f"{name}/{example.group}", turns, len(example.context))
+def _of_task(name: str, task: Task) -> Iterator[Conversation]:
+    """A task's training conversations."""
+    for id_, turns, first_label in conversations(task):
+        yield Conversation(f"{name}/{id_}", turns, first_label)
 
 
 def _builder(piece: Piece, folder: Path, parts: int) -> PretrainingPiece:

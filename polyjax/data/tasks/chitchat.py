@@ -13,14 +13,15 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
 from polyjax.data.candidates import add_candidates, words
+from polyjax.data.rows import Rows
+from polyjax.data.tasks.protocol import KS, Split
 from polyjax.data.tasks.source import PreparedFolder
 from polyjax.errors import InputError
 from polyjax.types import Example
 
-Split = Literal["train", "valid", "test"]
 DATASET_SHA256 = "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"
 MAX_CONTEXT_TURNS = 20
 _INSTALL = "pip install chitchat-dataset"
@@ -50,10 +51,53 @@ class ChitchatConfig:
     n_candidates: int = 20
     candidate_seed: int = 0
 
+    name: ClassVar = "chitchat"
+    licence: ClassVar = "MIT (BYU Chit-Chat Challenge, package chitchat-dataset)"
+    lengths: ClassVar = None
+    ks: ClassVar = KS
+
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.n_candidates < 2:
-            raise InputError(f"task n_candidates must be at least 2, got {self.n_candidates}")
+            raise InputError("task.n_candidates", expected="at least 2", got=self.n_candidates)
+
+    def read(self, split: Split) -> Rows:
+        """The examples of a split: for training with the label alone, else with candidates."""
+        rows = self.read_listed(split)
+        if split == "train":
+            return rows
+        drawn = add_candidates(rows.examples, n_candidates=self.n_candidates, seed=self.candidate_seed)
+        return Rows(drawn)
+
+    def read_listed(self, split: Split) -> Rows:
+        """The examples of a split with the label alone."""
+        conversations = read_conversations(split, self.data_dir)
+        examples = make_examples(conversations, min_label_words=self.min_label_words)
+        if not examples:
+            raise InputError(
+                "task.min_label_words",
+                problem=f"no example of split {split!r} has a label of so many words",
+                got=self.min_label_words,
+                fix="lower it",
+            )
+        return Rows(examples)
+
+    def training_texts(self, examples: Sequence[Example]) -> Iterator[str]:
+        """Every turn of the conversations, those without words included."""
+        for conversation in read_conversations("train", self.data_dir):
+            yield from conversation.turns
+
+    def conversations(self) -> Iterator[tuple[str, tuple[str, ...], int]]:
+        """The conversations; every turn but the first is a label."""
+        for conversation in read_conversations("train", self.data_dir):
+            yield conversation.id, conversation.turns, 1
+
+    def describe(self, split: Split, n: int) -> str:
+        """A line about n rows of a split."""
+        return (
+            f"{n:,} chitchat {split} rows; label of at least {self.min_label_words} words, "
+            f"{self.n_candidates} candidates, seed {self.candidate_seed}"
+        )
 
 
 def split_of(conversation_id: str) -> Split:
@@ -114,17 +158,3 @@ def make_examples(conversations: Sequence[Conversation], *, min_label_words: int
             context = conversation.turns[max(0, i - MAX_CONTEXT_TURNS) : i]
             examples.append(Example(f"{conversation.id}/{i}", context, (label,), 0, conversation.id))
     return examples
-
-
-def read(config: ChitchatConfig, split: Split, *, as_listed: bool = False) -> list[Example]:
-    """The examples of a split: for training, or ``as_listed``, with the label alone; else with candidates."""
-    conversations = read_conversations(split, config.data_dir)
-    examples = make_examples(conversations, min_label_words=config.min_label_words)
-    if not examples:
-        raise InputError(
-            f"task chitchat: no example of split {split!r} has a label of {config.min_label_words} words; "
-            "lower task.min_label_words"
-        )
-    if split == "train" or as_listed:
-        return examples
-    return add_candidates(examples, n_candidates=config.n_candidates, seed=config.candidate_seed)

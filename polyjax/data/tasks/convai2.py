@@ -9,9 +9,10 @@ persona and the first utterance are one turn, and the labels that were given are
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
     PreparedFolder,
@@ -21,6 +22,7 @@ from polyjax.data.tasks.source import (
     prepared_rows,
     text_lines,
 )
+from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.types import Example
 
@@ -64,21 +66,35 @@ class ConvAI2Config:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
+    name: ClassVar = "convai2"
+    licence: ClassVar = "CC BY 4.0, as ParlAI states it"
+    # Nine of ten contexts fit; the persona is the first turn, and would be cut first.
+    lengths: ClassVar = TextConfig(
+        max_turns=20, context_tokens=256, candidate_tokens=32, buckets=(32, 128, 192, 256)
+    )
+    ks: ClassVar = (1, 5)
+
     def __post_init__(self) -> None:
         """Raise InputError for a file that does not exist."""
         if self.revised and self.persona == "none":
-            raise InputError("task convai2: there is no revised form without personas; leave revised out")
+            raise InputError(
+                "task.revised", problem="there is no revised form without personas", fix="leave it out"
+            )
 
+    @property
+    def listed(self) -> int | None:
+        """Candidates of a training row."""
+        return 20 if self.candidates else None
 
-def read(config: ConvAI2Config, split: Literal["train", "valid", "test"]) -> Rows:
-    """The rows of a split; test is valid, as in ParlAI."""
-    form = "revised" if config.revised else "original"
-    part = "train" if split == "train" else "valid"
-    name = f"{part}_{config.persona}_{form}{'' if config.candidates else '_no_cands'}"
-    file = OFFICIAL.get(f"{name}.txt", OfficialFile(f"{name}.txt"))
-    return prepared_rows(
-        SOURCE, name, config.source, [file], parse, data_dir=config.data_dir, unverified=config.unverified
-    )
+    def read(self, split: Split) -> Rows:
+        """The rows of a split; test is valid, as in ParlAI."""
+        form = "revised" if self.revised else "original"
+        part = "train" if split == "train" else "valid"
+        name = f"{part}_{self.persona}_{form}{'' if self.candidates else '_no_cands'}"
+        file = OFFICIAL.get(f"{name}.txt", OfficialFile(f"{name}.txt"))
+        return prepared_rows(
+            SOURCE, name, self.source, [file], parse, data_dir=self.data_dir, unverified=self.unverified
+        )
 
 
 def parse(path: Path) -> Iterator[Example]:

@@ -9,9 +9,10 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
     PreparedFolder,
@@ -20,6 +21,7 @@ from polyjax.data.tasks.source import (
     Unverified,
     prepared_rows,
 )
+from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.types import Example
 
@@ -47,28 +49,39 @@ class DSTC7Config:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
+    name: ClassVar = "dstc7"
+    licence: ClassVar = "see where it was published"
+    lengths: ClassVar = TextConfig(
+        max_turns=20, context_tokens=160, candidate_tokens=48, buckets=(48, 96, 160)
+    )
+    ks: ClassVar = (1, 10, 50)
+
+    @property
+    def listed(self) -> int:
+        """Candidates of a training row."""
+        return SAMPLED_CANDIDATES if self.training == "sampled" else 100
+
+    def read(self, split: Split) -> Rows:
+        """The rows of a split."""
+        suffix = "" if self.training == "plain" else f"_{self.training}"
+        name = {
+            "train": f"ubuntu_train_subtask_1{suffix}",
+            "valid": "ubuntu_dev_subtask_1",
+            "test": "ubuntu_test_subtask_1",
+        }[split]
+        files = [OfficialFile(f"{name}.json"), *([OfficialFile(ANSWERS)] if split == "test" else [])]
+
+        def rows(path: Path, answers: Path | None = None) -> Iterator[Example]:
+            """The rows of a file, with the table of a test file's answers."""
+            sampled = SAMPLED_CANDIDATES if name.endswith("_sampled") else None
+            return parse(path, answers=None if answers is None else read_answers(answers), sampled=sampled)
+
+        return prepared_rows(
+            SOURCE, name, self.source, files, rows, data_dir=self.data_dir, unverified=self.unverified
+        )
+
 
 SAMPLED_CANDIDATES = 16
-
-
-def read(config: DSTC7Config, split: Literal["train", "valid", "test"]) -> Rows:
-    """The rows of a split."""
-    suffix = "" if config.training == "plain" else f"_{config.training}"
-    name = {
-        "train": f"ubuntu_train_subtask_1{suffix}",
-        "valid": "ubuntu_dev_subtask_1",
-        "test": "ubuntu_test_subtask_1",
-    }[split]
-    files = [OfficialFile(f"{name}.json"), *([OfficialFile(ANSWERS)] if split == "test" else [])]
-
-    def rows(path: Path, answers: Path | None = None) -> Iterator[Example]:
-        """The rows of a file, with the table of a test file's answers."""
-        sampled = SAMPLED_CANDIDATES if name.endswith("_sampled") else None
-        return parse(path, answers=None if answers is None else read_answers(answers), sampled=sampled)
-
-    return prepared_rows(
-        SOURCE, name, config.source, files, rows, data_dir=config.data_dir, unverified=config.unverified
-    )
 
 
 def read_answers(path: Path) -> dict[str, tuple[str, str]]:

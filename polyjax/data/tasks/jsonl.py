@@ -15,13 +15,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from polyjax.data.candidates import add_candidates
+from polyjax.data.rows import Rows
+from polyjax.data.tasks.protocol import KS, Split, Task
+from polyjax.data.tasks.source import check_fractions
+from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.types import Example
 
-Split = Literal["train", "valid", "test"]
 SHOWN = 20
 """Bad lines that an error shows; it counts the others."""
 
@@ -55,31 +58,55 @@ class OwnDataConfig:
     n_candidates: int = 20
     candidate_seed: int = 0
 
+    licence: ClassVar = "its owner's"
+    lengths: ClassVar = TextConfig(
+        max_turns=20, context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128)
+    )
+    ks: ClassVar = KS
+
     def __post_init__(self) -> None:
         """Raise InputError for fractions that leave nothing to train on."""
         if self.n_candidates < 2:
-            raise InputError(f"task n_candidates must be at least 2, got {self.n_candidates}")
-        for name in ("valid_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"task {name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise InputError("task valid_fraction and test_fraction must leave something to train on")
+            raise InputError("task.n_candidates", expected="at least 2", got=self.n_candidates)
+        check_fractions(self.valid_fraction, self.test_fraction)
+
+    @property
+    def name(self) -> str:
+        """The training file's, without its ending."""
+        return self.train.stem
+
+    def read(self, split: Split) -> Rows:
+        """The examples of a split: of its file, or those of the training file that fall into it.
+
+        Rows to validate or test on that list no candidates are given some: labels of all the file's rows.
+
+        Raises:
+            InputError: a file is missing or has bad lines (all are found), the split is empty, or its rows
+                list different numbers of candidates.
+        """
+        return Rows(_read(self, split, as_listed=False))
+
+    def read_listed(self, split: Split) -> Rows:
+        """The examples of a split as the file has them.
+
+        Raises:
+            InputError: a file is missing or has bad lines, or the split is empty.
+        """
+        return Rows(_read(self, split, as_listed=True))
+
+    def describe(self, split: Split, n: int) -> str:
+        """A line about n rows of a split."""
+        file = {"train": self.train, "valid": self.valid, "test": self.test}[split] or self.train
+        return f"{n:,} {split} rows of {file.name}"
+
+    def beside(self, trained: Task) -> "OwnDataConfig":
+        """All rows of another file than the one that a model was trained on are there to be tested."""
+        if isinstance(trained, OwnDataConfig) and trained.train.resolve() == self.train.resolve():
+            return self
+        return dataclasses.replace(self, valid=self.valid or self.train, test=self.test or self.train)
 
 
-def read(config: OwnDataConfig, split: Split, *, as_listed: bool = False) -> list[Example]:
-    """The examples of a split: of its file, or those of the training file that fall into it.
-
-    Rows to validate or test on that list no candidates are given some: labels of all the file's rows.
-
-    Args:
-        config: the settings.
-        split: which.
-        as_listed: leave rows as the file has them; they get other candidates.
-
-    Raises:
-        InputError: a file is missing or has bad lines (all are found), the split is empty, or its rows list
-            different numbers of candidates.
-    """
+def _read(config: OwnDataConfig, split: Split, *, as_listed: bool) -> list[Example]:
     own = {"train": config.train, "valid": config.valid, "test": config.test}[split]
     path = own or config.train
     rows = _parsed(path, path.stat().st_mtime_ns if path.is_file() else 0)

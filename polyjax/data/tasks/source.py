@@ -101,6 +101,19 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def check_fractions(valid: float, test: float) -> None:
+    """Raise InputError for fractions of a training file that cannot be set aside."""
+    for name, share in (("valid_fraction", valid), ("test_fraction", test)):
+        if not 0 < share < 1:
+            raise InputError(f"task.{name}", expected="more than 0 and less than 1", got=share)
+    if valid + test >= 1:
+        raise InputError(
+            "task.valid_fraction",
+            problem=f"with a `task.test_fraction` of {test} it leaves nothing to train on",
+            got=valid,
+        )
+
+
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends; a byte order mark is no text.
 

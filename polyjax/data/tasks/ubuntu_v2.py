@@ -9,9 +9,10 @@ import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
     PreparedFolder,
@@ -21,6 +22,7 @@ from polyjax.data.tasks.source import (
     prepared_rows,
     text_lines,
 )
+from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.runtime.progress import console
 from polyjax.types import Example
@@ -46,13 +48,19 @@ class UbuntuV2Config:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
-
-def read(config: UbuntuV2Config, split: Literal["train", "valid", "test"]) -> Rows:
-    """The rows of a split."""
-    file = OfficialFile(f"{split}.csv")
-    return prepared_rows(
-        SOURCE, split, config.source, [file], parse, data_dir=config.data_dir, unverified=config.unverified
+    name: ClassVar = "ubuntu_v2"
+    licence: ClassVar = "see where it was published"
+    lengths: ClassVar = TextConfig(
+        max_turns=20, context_tokens=160, candidate_tokens=48, buckets=(48, 96, 160)
     )
+    ks: ClassVar = (1, 2, 5)
+
+    def read(self, split: Split) -> Rows:
+        """The rows of a split."""
+        file = OfficialFile(f"{split}.csv")
+        return prepared_rows(
+            SOURCE, split, self.source, [file], parse, data_dir=self.data_dir, unverified=self.unverified
+        )
 
 
 def plain(field: str) -> str:

@@ -16,22 +16,23 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
     PreparedFolder,
     Source,
     SourceFolder,
     Unverified,
+    check_fractions,
     note_of,
     text_lines,
 )
+from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.types import Example
-
-Split = Literal["train", "valid", "test"]
 
 SOURCE = Source(
     "wikipedia_search", "StarSpace's Wikipedia article search", "facebookresearch/StarSpace, examples"
@@ -83,15 +84,24 @@ class WikipediaSearchConfig:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
+    name: ClassVar = "wikipedia_search"
+    licence: ClassVar = "see where it was published"
+    lengths: ClassVar = TextConfig(max_turns=1, context_tokens=64, candidate_tokens=128, buckets=(32, 64))
+    ks: ClassVar = (1, 10, 100)
+
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.n_documents < 1:
-            raise InputError(f"task n_documents must be at least 1, got {self.n_documents}")
-        for name in ("valid_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"task {name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise InputError("task valid_fraction and test_fraction must leave something to train on")
+            raise InputError("task.n_documents", expected="at least 1", got=self.n_documents)
+        check_fractions(self.valid_fraction, self.test_fraction)
+
+    def read(self, split: Split) -> Rows:
+        """The rows of a split; those to rank share the other articles as candidates.
+
+        Raises:
+            InputError: a file is missing, broken, not known to be the official one, or has too few articles.
+        """
+        return _read(self, split)
 
 
 class Searches(Sequence[Example]):
@@ -133,12 +143,7 @@ def search(article: Article, query: int, name: str) -> Example:
     return Example(name, (article.sentences[query],), (article.without(query),), 0, name)
 
 
-def read(config: WikipediaSearchConfig, split: Split) -> Rows:
-    """The rows of a split; those to rank share the other articles as candidates.
-
-    Raises:
-        InputError: a file is missing, broken, not known to be the official one, or has too few articles.
-    """
+def _read(config: WikipediaSearchConfig, split: Split) -> Rows:
     if config.articles is not None:
         return _read_articles(config, config.articles, split)
     if split == "train":
