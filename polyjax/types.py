@@ -35,6 +35,8 @@ class Example:
         candidates: texts to rank; a single text (the label) where negatives come from the batch.
         label: index of the right candidate.
         group: what rows of one source share (a conversation id); intervals are drawn over groups.
+        answers: further right answers, where a context has several: none is a negative, and where some are
+            ranked the best placed one counts as the label. ``data.identity`` groups rows by context.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Example:
     candidates: tuple[str, ...]
     label: int
     group: str
+    answers: tuple[str, ...] = ()
 
     @property
     def label_text(self) -> str:

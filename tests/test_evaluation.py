@@ -6,14 +6,24 @@ import ir_measures
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from ir_measures import RR, Success
 
 from conftest import HEADS, tiny
 from polyjax import make_scorer
+from polyjax.data.identity import text_key
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.errors import InputError
 from polyjax.evaluation.baselines import tfidf_ranking
-from polyjax.evaluation.rankings import check_candidates, evaluate, rank_listed, rank_shared, write_examples
+from polyjax.evaluation.rankings import (
+    check_candidates,
+    evaluate,
+    rank_listed,
+    rank_shared,
+    trec_names,
+    write_examples,
+)
 from polyjax.inference.scorer import TextScorer
 from polyjax.types import Example
 from train.toy import Letters
@@ -209,8 +219,9 @@ def test_baselines_of_shared_candidates():
 
 def test_rows_with_nothing_but_a_label_are_no_ranking():
     examples = [Example(str(i), ("hi",), ("yes",), 0, "") for i in range(3)]
-    with pytest.raises(InputError, match="valid: the rows list no candidates but their label; choose --rank"):
+    with pytest.raises(InputError, match="the rows list no candidates but their label") as caught:
         check_candidates(examples, (), source="valid")
+    assert caught.value.argument == "valid" and "`rank.candidates`" in caught.value.fix
     with pytest.raises(InputError, match="the split is empty"):
         check_candidates([], ("a",), source="valid")
 
@@ -220,3 +231,79 @@ def test_white_space_at_a_labels_ends_makes_it_no_other_candidate():
     scores, own = np.array([[3, 4, 1]], np.float32), np.array([4], np.float32)
     found = rank_shared("model", examples, ["a", "b", "c"], [(np.arange(1), scores, own)])
     assert found.ranking.ranks.tolist() == [1] and found.ranking.n_candidates == 3
+
+
+def listed(*candidates: str, label: int = 0, answers: tuple[str, ...] = ()) -> Example:
+    return Example("0", ("hi",), candidates, label, "", answers)
+
+
+@pytest.mark.parametrize(
+    ("example", "scores", "rank"),
+    [
+        (listed("a", "x", "y", "a"), [1, 0, 0, 1], 1),
+        (listed("x", "caf\u00e9", "Cafe\u0301 ", label=1), [0, 1, 1], 1),
+        (listed("x", "yes", "YES\u200b", label=1), [0.5, 0, 1], 1),  # the best placed copy counts
+        (listed("x", "yes", "YES", label=1), [2, 0, 1], 2),
+        (listed("x", "C++", "C", label=1), [0, 1, 1], 2),  # another text: a tie counts against the label
+        (listed("x", "a", "b", label=1, answers=("B",)), [0.5, 0, 1], 1),
+        (listed("x", "a", "b", "c", label=1, answers=("b", "c")), [0.5, 0, 0.2, 0.3], 2),
+        (listed("x", "a", "b", label=1, answers=("not listed",)), [0, 1, 1], 2),
+    ],
+)
+def test_one_text_is_one_answer_and_the_best_placed_right_one_counts(example, scores, rank):
+    scores = np.array([scores], np.float32)
+    assert rank_listed("model", [example], scores).ranking.ranks.tolist() == [rank]
+    # As shared candidates, each text once: the same, with the best score of its copies.
+    best: dict[str, float] = {}
+    for text, score in zip(example.candidates, scores[0].tolist(), strict=True):
+        best[text_key(text)] = max(score, best.get(text_key(text), -1.0))
+    shared, values = list(best), np.array([list(best.values())], np.float32)
+    found = rank_shared("model", [example], shared, [(np.arange(1), values, np.zeros(1, np.float32))])
+    assert found.ranking.ranks.tolist() == [rank]
+
+
+def test_the_loss_leaves_other_right_answers_out_as_training_does():
+    example = listed("x", "a", "b", "A", label=1, answers=("b",))
+    scores = np.array([[0.0, 1.0, 3.0, 1.0]], np.float32)
+    expected = np.log(np.exp(0.0) + np.exp(1.0)) - 1.0
+    assert rank_listed("model", [example], scores).loss == pytest.approx(expected, rel=1e-6)
+    parts = [(np.arange(1), scores[:, :3], np.zeros(1, np.float32))]
+    assert rank_shared("model", [example], ["x", "a", "b"], parts).loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_shared_candidates_that_are_one_text_are_refused():
+    with pytest.raises(InputError, match="places 0 and 2 are one text") as caught:
+        check_candidates([listed("b")], ["caf\u00e9", "b", "CAFE\u0301"], source="test")
+    assert caught.value.argument == "shared"
+
+
+def test_a_score_that_is_nan_is_none_of_the_best():
+    examples = [listed("x", "a", "b", label=1, answers=("b",))] * 2
+    scores = np.array([[0.0, np.nan, 1.0], [0.0, np.nan, np.nan]])
+    assert rank_listed("model", examples, scores).ranking.ranks.tolist() == [1, 2]
+
+
+def test_trec_files_have_a_name_for_each_row_and_all_that_is_right(tmp_path):
+    ids = ["a b", "a_b", "a  b", "c", "c", "\u2003"]
+    examples = [Example(id_, ("q",), ("x", "y", "X", "z"), 0, "", ("z",)) for id_ in ids]
+    scores = np.array([[2, 1, 0, 3], [1, 3, 2, 0]] * 3, np.float32)
+    evaluation = rank_listed("m", examples, scores)
+    write_examples(tmp_path, examples, evaluation)
+    run = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
+    assert all(len(line) == 6 for line in run)
+    pairs = [(line[0], line[2]) for line in run]
+    assert len(set(pairs)) == len(pairs) == 24 and len({line[0] for line in run}) == 6
+    assert {"a_b", "c"} < {line[0] for line in run}, "ids without white space are kept"
+    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "qrels.trec")))
+    assert len(qrels) == 18
+    metrics = ir_measures.calc_aggregate(
+        [RR], qrels, list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
+    )
+    assert metrics[RR] == pytest.approx(evaluation.ranking.mrr) == 0.75
+
+
+@given(st.lists(st.text(alphabet="ab_~2 \t\u2003", max_size=4), max_size=12))
+def test_trec_names_differ_where_places_do(ids):
+    names = trec_names(ids)
+    assert len(set(names)) == len(ids) and all(name.split() == [name] for name in names)
+    assert all(id_ in names for id_ in ids if id_.split() == [id_])

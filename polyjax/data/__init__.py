@@ -1,0 +1,24 @@
+"""Data: rows of data sets, their identity, texts as token ids, batches.
+
+This face lists what other rooms and users need of rows; tokenizers, texts and batches are modules of their
+own, which are slower to import.
+"""
+
+from polyjax.data.candidates import add_candidates, fixed_candidates, read_candidates
+from polyjax.data.identity import different, other_answers, text_hash, text_key, with_answers
+from polyjax.data.rows import RankConfig, Rows, ranked_among, rows_digest
+
+__all__ = [
+    "RankConfig",
+    "Rows",
+    "add_candidates",
+    "different",
+    "fixed_candidates",
+    "other_answers",
+    "ranked_among",
+    "read_candidates",
+    "rows_digest",
+    "text_hash",
+    "text_key",
+    "with_answers",
+]

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from polyjax.data.candidates import read_candidates
+from polyjax.data.candidates import fixed_candidates
 from polyjax.data.collate import CandidateSource, Collator, PlannedBatch
 from polyjax.data.text import TextEncoder
 from polyjax.errors import InputError
@@ -180,7 +180,7 @@ def make_loader(
         source=config.source(inputs),
         seed=seed,
         n_negatives=config.n_negatives,
-        fixed=() if config.fixed_file is None else read_candidates(config.fixed_file),
+        fixed=() if config.fixed_file is None else fixed_candidates(config.fixed_file),
         mask_duplicates=config.mask_duplicates,
         part=part,
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from polyjax.data.identity import Keys, different, text_key, with_answers
 from polyjax.errors import InputError
 from polyjax.types import Example
 
@@ -19,71 +20,73 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9']+", text.lower())
 
 
-def normalise(text: str) -> str:
-    """A text's words joined by spaces; texts that agree in it count as the same.
-
-    Words of other alphabets than a-z count as well.
-
-    >>> normalise("Как дела?"), normalise(":)")
-    ('как дела', '')
-    """
-    if text.isascii() or not any(letter.isalpha() and not letter.isascii() for letter in text):
-        return " ".join(words(text))
-    return " ".join(re.findall(r"[\w']+", text.casefold()))
-
-
 def add_candidates(
     examples: Sequence[Example],
     *,
     n_candidates: int,
     seed: int,
-    pool: Sequence[str] | None = None,
-    flag: str = "--task.n-candidates",
+    pool: Sequence[Example] | None = None,
+    argument: str = "task.n_candidates",
 ) -> list[Example]:
     """Each example with ``n_candidates``: its label and others, at random places.
 
-    The others differ from the label, from each context turn and from one another after ``normalise``.
+    The others are labels of other rows. They differ, by the rule of ``data.identity``, from one another, from
+    the label, from each context turn, and from the labels of all rows that have the same context.
     The draw depends on the seed, the example's id and the pool only.
 
     Args:
         examples: with their label alone.
         n_candidates: at least 2.
         seed: of the draw.
-        pool: texts to draw from; the examples' labels by default.
-        flag: what ``n_candidates`` came from, for an error.
+        pool: rows whose labels are drawn; the examples by default.
+        argument: where ``n_candidates`` came from, for an error.
 
     Raises:
         InputError: there are too few different texts.
     """
-    texts = [example.label_text for example in examples] if pool is None else pool
-    keys = [normalise(text) for text in texts]
+    rows = examples if pool is None else pool
+    texts = [row.label_text for row in rows]
+    keys = [text_key(text) for text in texts]
     known = set(keys)
-    most = min(1 + len(known - _taken(example)) for example in examples)
+    turn_keys = Keys()
+    right = with_answers(examples, () if pool is None else pool)
+    taken = [_taken(example, turn_keys) for example in right]
+    most = min((1 + len(known) - len(known & some) for some in taken), default=n_candidates)
     if most < n_candidates:
-        way_out = f"use {flag} {most}" if most > 1 else "list candidates in the rows"
         raise InputError(
-            f"{flag} {n_candidates}: there are {len(known)} different labels to draw from, which give a row "
-            f"{most} candidates at most (no turn of its context is one); {way_out}"
+            argument,
+            problem=f"there are {len(known)} different labels to draw from, which give a row at most {most} "
+            "candidates (no turn of its context is one, nor another right answer)",
+            got=n_candidates,
+            fix=f"use `{argument}` {most}" if most > 1 else "list candidates in the rows",
         )
-    rows = []
-    for example in examples:
+    found = []
+    for example, used in zip(examples, taken, strict=True):
         draw = random.Random(f"{seed}/{example.id}")
-        taken = _taken(example)
         candidates: list[str] = []
         while len(candidates) < n_candidates - 1:
             i = draw.randrange(len(texts))
-            if keys[i] not in taken:
-                taken.add(keys[i])
+            if keys[i] not in used:
+                used.add(keys[i])
                 candidates.append(texts[i])
         label = draw.randrange(n_candidates)
         candidates.insert(label, example.label_text)
-        rows.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))
-    return rows
+        found.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))
+    return found
 
 
-def _taken(example: Example) -> set[str]:
-    """What no drawn candidate may be: the label, and the context's turns."""
-    return {normalise(example.label_text), *map(normalise, example.context)}
+def _taken(example: Example, keys: Keys) -> set[str]:
+    """Keys of what no drawn candidate may be: a right answer, or a turn of the context."""
+    return {keys[text] for text in (example.label_text, *example.answers, *example.context)}
+
+
+def fixed_candidates(path: Path) -> list[str]:
+    """The candidates of a text file, each once: of lines that are one text by the rule, the first.
+
+    Raises:
+        InputError: as ``read_candidates``.
+    """
+    return different(read_candidates(path))
 
 
 def read_candidates(path: Path) -> list[str]:

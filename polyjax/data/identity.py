@@ -9,9 +9,17 @@ Two texts are one when they are equal after
 Nothing else is dropped: accents, vowel signs, symbols, emoji and punctuation tell texts apart.
 """
 
+import dataclasses
+import functools
+import hashlib
 import re
 import unicodedata
 import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from polyjax.types import Example
 
 IGNORABLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
@@ -46,3 +54,118 @@ def text_hash(text: str) -> int:
     True
     """
     return zlib.crc32(text_key(text).encode("utf-8", "surrogatepass")) - 2**31
+
+
+class Keys(dict[str, str]):
+    """``text_key`` of texts that come again and again, as the turns of a dialogue do: each is made once."""
+
+    def __missing__(self, text: str) -> str:
+        """A new text's key."""
+        key = self[text] = text_key(text)
+        return key
+
+
+def different(texts: Iterable[str]) -> list[str]:
+    """The texts in their order, without those that are one with an earlier one.
+
+    >>> different(["Yes", "no", "yes ", "no!"])
+    ['Yes', 'no', 'no!']
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        found.setdefault(text_key(text), text)
+    return list(found.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Digests:
+    """64-bit digests of n rows: two rows that are one by the rule, turn by turn, have the same.
+
+    Attributes:
+        contexts: of each row's turns, uint64 [n].
+        labels: of its right answer, uint64 [n].
+        rows: of both, uint64 [n].
+        answered: places of the rows that name further right answers.
+    """
+
+    contexts: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    answered: tuple[int, ...]
+
+    @functools.cached_property
+    def several(self) -> np.ndarray:
+        """Digests of the contexts that have several right answers."""
+        pairs = np.unique(np.stack([self.contexts, self.labels], axis=1), axis=0)
+        contexts, counts = np.unique(pairs[:, 0], return_counts=True)
+        return np.union1d(contexts[counts > 1], self.contexts[list(self.answered)])
+
+
+def digests(examples: Iterable[Example]) -> Digests:
+    """The digests of rows, in one pass."""
+    keys = Keys()
+    found: list[tuple[int, int, int]] = []
+    answered = []
+    for i, example in enumerate(examples):
+        context, label = "\n".join([keys[turn] for turn in example.context]), keys[example.label_text]
+        found.append((_digest(context), _digest(label), _digest(f"{context}\n\n{label}")))
+        if example.answers:
+            answered.append(i)
+    return Digests(*np.array(found, np.uint64).reshape(-1, 3).T, tuple(answered))
+
+
+def other_answers(examples: Sequence[Example]) -> dict[int, frozenset[str]]:
+    """What else is right, to be kept from the negatives of a row: keys by the row's place.
+
+    Rows with one context (turn by turn, by the rule) are one group, whatever their labels: what one of them
+    says is right is no negative of another, wherever it comes from: the batch, a draw, a list, a fixed file.
+    Further right answers that a row names itself (``Example.answers``) count as well.
+
+    Args:
+        examples: all rows of a split.
+
+    Returns:
+        For the place of each row whose context has several right answers, ``text_key`` of the others.
+
+    >>> rows = [Example(str(i), (c,), (a,), 0, "") for i, (c, a) in enumerate([("hi", "a"), ("Hi", "b")])]
+    >>> other_answers(rows)
+    {0: frozenset({'b'}), 1: frozenset({'a'})}
+    """
+    found = digests(examples)
+    places = np.flatnonzero(np.isin(found.contexts, found.several)).tolist()
+    right: dict[int, set[str]] = {}
+    for i in places:
+        example = examples[i]
+        keys = map(text_key, (example.label_text, *example.answers))
+        right.setdefault(int(found.contexts[i]), set()).update(keys)
+    own = {i: text_key(examples[i].label_text) for i in places}
+    others = {i: frozenset(right[int(found.contexts[i])] - {own[i]}) for i in places}
+    return {i: keys for i, keys in others.items() if keys}
+
+
+def with_answers(examples: Sequence[Example], pool: Sequence[Example] = ()) -> list[Example]:
+    """The examples, each with the other right answers that rows of its context name (``Example.answers``).
+
+    Args:
+        examples: to be completed.
+        pool: further rows that are looked at.
+    """
+    right: dict[int, dict[str, str]] = {}
+    everything = [*examples, *pool]
+    found = digests(everything)
+    for i in np.flatnonzero(np.isin(found.contexts, found.several)).tolist():
+        texts = right.setdefault(int(found.contexts[i]), {})
+        for text in (everything[i].label_text, *everything[i].answers):
+            texts.setdefault(text_key(text), text)
+    completed = list(examples)
+    for i, example in enumerate(examples):
+        if texts := right.get(int(found.contexts[i])):
+            own = text_key(example.label_text)
+            answers = tuple(text for key, text in texts.items() if key != own)
+            completed[i] = dataclasses.replace(example, answers=answers)
+    return completed
+
+
+def _digest(text: str) -> int:
+    content = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(content.digest(), "big")

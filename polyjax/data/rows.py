@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from polyjax.data.candidates import add_candidates, read_candidates
+from polyjax.data.candidates import add_candidates, fixed_candidates
+from polyjax.data.identity import text_key, with_answers
 from polyjax.errors import InputError
 from polyjax.types import Example
 
@@ -20,7 +21,8 @@ class Rows:
     Attributes:
         examples: with the label alone, or with listed candidates.
         note: what a report says about the data, "" where there is nothing to say.
-        shared: candidates of all rows, to which a row's label is added where it is not among them.
+        shared: candidates of all rows, no two of which are one text (``data.identity``); a row's label is
+            added where it is not among them.
     """
 
     examples: Sequence[Example]
@@ -33,7 +35,7 @@ def rows_digest(rows: Rows) -> str:
     digest = hashlib.sha256("\0".join(rows.shared).encode("utf-8", "surrogatepass"))
     for example in rows.examples:
         counts = f"{len(example.context)} {len(example.candidates)} {example.label}"
-        texts = "\0".join((counts, *example.context, *example.candidates, ""))
+        texts = "\0".join((counts, *example.context, *example.candidates, *example.answers, ""))
         digest.update(texts.encode("utf-8", "surrogatepass"))
     return f"{len(rows.examples)} rows, {digest.hexdigest()[:16]}"
 
@@ -45,7 +47,8 @@ class RankConfig:
     Attributes:
         candidates: ``task``, as the task has it; ``inline``, the candidates that a row lists; ``sampled``,
             the label and ``n - 1`` labels of other rows; ``batch``, the labels of ``n`` rows that
-            are thrown together; ``fixed``, the lines of ``file``, which a row's label joins if it is none.
+            are thrown together; ``fixed``, the lines of ``file``, which a row's label joins where it is not
+            among them.
         n: candidates a row, with sampled and batch.
         file: candidates of all rows, one a line.
         seed: of the draw, with sampled and batch.
@@ -59,9 +62,11 @@ class RankConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.n < 2:
-            raise InputError(f"rank n must be at least 2, got {self.n}")
+            raise InputError("rank.n", expected="at least 2", got=self.n)
         if (self.candidates == "fixed") != (self.file is not None):
-            raise InputError("rank candidates 'fixed' and rank file go together: give both or neither")
+            raise InputError(
+                "rank.file", expected="a file if and only if `rank.candidates` is fixed", got=self.file
+            )
 
 
 def ranked_among(rows: Rows, config: RankConfig) -> Rows:
@@ -76,12 +81,15 @@ def ranked_among(rows: Rows, config: RankConfig) -> Rows:
         case "inline":
             if any(len(example.candidates) < 2 for example in rows.examples):
                 raise InputError(
-                    "--rank.candidates inline: there are rows that list none but their label; choose sampled"
+                    "rank.candidates",
+                    problem="some rows list no candidates but their label",
+                    got=config.candidates,
+                    fix="choose sampled",
                 )
             return dataclasses.replace(rows, shared=())
         case "sampled":
             alone = [_alone(example) for example in rows.examples]
-            examples = add_candidates(alone, n_candidates=config.n, seed=config.seed, flag="--rank.n")
+            examples = add_candidates(alone, n_candidates=config.n, seed=config.seed, argument="rank.n")
             return dataclasses.replace(rows, examples=examples, shared=())
         case "batch":
             return dataclasses.replace(
@@ -90,7 +98,7 @@ def ranked_among(rows: Rows, config: RankConfig) -> Rows:
         case "fixed":
             assert config.file is not None
             examples = [_alone(example) for example in rows.examples]
-            return dataclasses.replace(rows, examples=examples, shared=read_candidates(config.file))
+            return dataclasses.replace(rows, examples=examples, shared=fixed_candidates(config.file))
 
 
 def _alone(example: Example) -> Example:
@@ -101,16 +109,34 @@ def _in_batches(examples: Sequence[Example], n: int, seed: int) -> list[Example]
     """Each row with the labels of its batch; the last rows' batch takes rows of the one before it as well.
 
     Rows are shuffled first: successive ones are often of one dialogue, whose replies stand in the context.
+    A label of the batch that is right for a row as well gives way to the next one in order that is not.
     """
     if len(examples) < n:
         raise InputError(
-            f"--rank.candidates batch: {len(examples)} rows make no batch of {n}; lower --rank.n"
+            "rank.n",
+            expected=f"at most the {len(examples)} rows, to throw together batches of them",
+            got=n,
         )
     order = np.random.default_rng(seed).permutation(len(examples)).tolist()
     labels = [examples[i].label_text for i in order]
+    keys = [text_key(label) for label in labels]
+    right = with_answers(examples)
     found: list[Example] = list(examples)
     for place, i in enumerate(order):
         first = min(place // n * n, len(examples) - n)
-        candidates = tuple(labels[first : first + n])
-        found[i] = dataclasses.replace(examples[i], candidates=candidates, label=place - first)
+        taken = {keys[place], *map(text_key, right[i].answers)}
+        candidates = labels[first : first + n]
+        others = (j % len(order) for j in range(first + n, first + len(order)))
+        for k in range(n):
+            if first + k != place and keys[first + k] in taken:
+                other = next((j for j in others if keys[j] not in taken), None)
+                if other is None:
+                    raise InputError(
+                        "rank.n",
+                        problem=f"too few labels are wrong for row {examples[i].id!r}",
+                        got=n,
+                        fix="lower it",
+                    )
+                candidates[k] = labels[other]
+        found[i] = dataclasses.replace(examples[i], candidates=tuple(candidates), label=place - first)
     return found

@@ -10,6 +10,7 @@ from polyjax.evaluation.metrics import (
     bootstrap_interval,
     mean_reciprocal_rank,
     rank_of_label,
+    rank_of_right,
     recall_at,
 )
 from polyjax.evaluation.rankings import (
@@ -36,6 +37,7 @@ __all__ = [
     "mean_reciprocal_rank",
     "rank_listed",
     "rank_of_label",
+    "rank_of_right",
     "rank_shared",
     "recall_at",
     "some",

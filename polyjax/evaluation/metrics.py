@@ -18,10 +18,27 @@ def rank_of_label(
     >>> rank_of_label(np.zeros((1, 4)), np.array([0])).tolist()  # a constant model learns nothing
     [4]
     """
+    right = np.zeros(scores.shape, bool)
+    np.put_along_axis(right, label[:, None], True, axis=1)
+    return rank_of_right(scores, right, where)
+
+
+def rank_of_right(
+    scores: Float[np.ndarray, "b c"],
+    right: Bool[np.ndarray, "b c"],
+    where: Bool[np.ndarray, "b c"] | None = None,
+) -> Int[np.ndarray, " b"]:
+    """1-based rank of the best placed of the candidates that are right; the others of them do not count.
+
+    A tie with a wrong candidate counts against it, as does a score that is NaN.
+
+    >>> rank_of_right(np.array([[3.0, 2.0, 1.0, 1.0]]), np.array([[False, True, True, False]])).tolist()
+    [2]
+    """
     real = np.ones(scores.shape, bool) if where is None else where
-    right = np.take_along_axis(scores, label[:, None], axis=1)
-    ahead = ~(scores < right) & real  # not "scores >= right": a NaN must not win
-    np.put_along_axis(ahead, label[:, None], False, axis=1)
+    # A NaN among the right ones is none of the best; if all are, every other candidate is ahead.
+    best = np.where(right & real & ~np.isnan(scores), scores, -np.inf).max(axis=1, keepdims=True)
+    ahead = ~(scores < best) & real & ~right  # not "scores >= best": a NaN must not win
     return 1 + ahead.sum(axis=1)
 
 
@@ -123,14 +140,14 @@ class RankingResult:
         return bootstrap_interval(self.hits(k) - other.hits(k), self.groups, bounds=(-1.0, 1.0))
 
     def summary(self, ks: Sequence[int] = (1, 2, 5, 10)) -> dict[str, float | int | list[float]]:
-        """Plain figures by name; every recall names its candidate count."""
-        figures: dict[str, float | int | list[float]] = {
+        """Plain metrics by name; every recall names its candidate count."""
+        metrics: dict[str, float | int | list[float]] = {
             f"recall@{k}/{self.n_candidates}": self.recall(k) for k in ks if k < self.n_candidates
         }
-        figures["mrr"] = self.mrr
-        figures[f"recall@1/{self.n_candidates} 95% interval"] = list(self.recall_interval(1))
-        figures["n"] = len(self.groups)
-        return figures
+        metrics["mrr"] = self.mrr
+        metrics[f"recall@1/{self.n_candidates} 95% interval"] = list(self.recall_interval(1))
+        metrics["n"] = len(self.groups)
+        return metrics
 
 
 class Chance(RankingResult):

@@ -1,15 +1,17 @@
-"""Ranking figures of a scorer, on rows that list their candidates or on rows that share them."""
+"""Ranking metrics of a scorer, on rows that list their candidates or on rows that share them."""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from polyjax.data.identity import Keys
 from polyjax.errors import InputError
-from polyjax.evaluation.metrics import RankingResult, rank_of_label
+from polyjax.evaluation.metrics import RankingResult, rank_of_right
 from polyjax.inference.scorer import Progress, TextScorer, ignore
 from polyjax.runtime.files import write_text
 from polyjax.runtime.progress import meter
@@ -54,8 +56,8 @@ def check_candidates(examples: Sequence[Example], shared: Sequence[str], *, sour
     if not shared:
         return check_listed(examples, source=source)
     if not examples:
-        raise InputError(f"{source}: the split is empty")
-    return len(shared) + bool((places_of_labels(examples, shared) == len(shared)).any())
+        raise _nothing(source)
+    return len(shared) + bool((_places(examples, shared) == len(shared)).any())
 
 
 def check_listed(examples: Sequence[Example], *, source: str) -> int:
@@ -66,24 +68,45 @@ def check_listed(examples: Sequence[Example], *, source: str) -> int:
     """
     counts = {len(example.candidates) for example in examples}
     if not counts:
-        raise InputError(f"{source}: the split is empty")
+        raise _nothing(source)
     if len(counts) > 1:
         raise InputError(
-            f"{source}: expected the same number of candidates in every example, got {sorted(counts)}"
+            source,
+            expected="the same number of candidates in every row",
+            got=sorted(counts),
+            is_argument=False,
         )
     if counts == {1}:
         raise InputError(
-            f"{source}: the rows list no candidates but their label; choose --rank.candidates sampled, "
-            "batch or fixed"
+            source,
+            problem="the rows list no candidates but their label",
+            fix="set `rank.candidates` to sampled, batch or fixed",
+            is_argument=False,
         )
     return counts.pop()
 
 
+def _nothing(source: str) -> InputError:
+    return InputError(source, problem="the split is empty", is_argument=False)
+
+
+def right_places(examples: Sequence[Example]) -> np.ndarray:
+    """Which of the candidates that rows list are right, bool [b, c].
+
+    Right are the label, its copies by the rule of ``data.identity``, and an example's further ``answers``.
+    """
+    keys = Keys()
+    right = np.zeros((len(examples), max((len(e.candidates) for e in examples), default=0)), bool)
+    for i, example in enumerate(examples):
+        answers = {keys[text] for text in (example.label_text, *example.answers)}
+        right[i, : len(example.candidates)] = [keys[text] in answers for text in example.candidates]
+    return right
+
+
 def ranking(name: str, scores: np.ndarray, examples: Sequence[Example]) -> RankingResult:
     """The result of scores [b, c] on the examples."""
-    label = np.array([example.label for example in examples])
     groups = tuple(example.group for example in examples)
-    return RankingResult(name, rank_of_label(scores, label), groups, scores.shape[1])
+    return RankingResult(name, rank_of_right(scores, right_places(examples)), groups, scores.shape[1])
 
 
 def evaluate(
@@ -132,8 +155,7 @@ def shown(title: str, scorer: TextScorer, n: int, shared: Sequence[str]) -> Iter
 def rank_listed(name: str, examples: Sequence[Example], scores: np.ndarray) -> Evaluation:
     """The evaluation that scores [b, c] of listed candidates give."""
     label = np.array([example.label for example in examples])
-    right = np.take_along_axis(scores, label[:, None], axis=1)
-    loss = float((_log_sum_exp(scores) - right[:, 0].astype(np.float64)).mean())
+    loss = float(_losses(scores, right_places(examples), label).mean())
     order = np.argsort(-scores, axis=1, kind="stable")
     kept = np.take_along_axis(scores, order, axis=1)
     return Evaluation(ranking(name, scores, examples), loss, order, kept)
@@ -151,19 +173,22 @@ def rank_shared(
     A row's label joins the candidates where it is not among them; a row whose label is has one less then.
     """
     n = len(shared)
-    place = places_of_labels(examples, shared)
-    joins = bool((place == n).any())
+    right = _right_shared(examples, shared)
+    label = np.array([places[0] for places in right])
+    joins = bool((label == n).any())
     k = min(KEPT, n + joins)
     b = len(examples)
     ranks, losses = np.empty(b, int), np.empty(b)
     best, kept = np.empty((b, k), np.int32), np.empty((b, k), np.float32)
     for places, scores, own in parts:
-        label = place[places]
         if joins:
-            joined = np.where(label == n, own, np.float32(-np.inf))
+            joined = np.where(label[places] == n, own, np.float32(-np.inf))
             scores = np.concatenate([scores, joined[:, None]], axis=1)
-        ranks[places] = rank_of_label(scores, label)
-        losses[places] = _log_sum_exp(scores) - np.take_along_axis(scores, label[:, None], axis=1)[:, 0]
+        is_right = np.zeros(scores.shape, bool)
+        for row, place in enumerate(places.tolist()):
+            is_right[row, right[place]] = True
+        ranks[places] = rank_of_right(scores, is_right)
+        losses[places] = _losses(scores, is_right, label[places])
         chosen = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
         values = np.take_along_axis(scores, chosen, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
@@ -173,11 +198,38 @@ def rank_shared(
     return Evaluation(RankingResult(name, ranks, groups, n + joins), float(losses.mean()), best, kept)
 
 
-def places_of_labels(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray:
+def _right_shared(examples: Sequence[Example], shared: Sequence[str]) -> list[list[int]]:
+    """For each row the places of the right ones among the shared candidates, the label's first.
+
+    The label's is the number of shared candidates where it is not among them.
+
+    Raises:
+        InputError: two of the shared candidates are one text.
+    """
+    keys = Keys()
+    place: dict[str, int] = {}
+    for i, text in enumerate(shared):
+        if (first := place.setdefault(keys[text], i)) != i:
+            raise InputError(
+                "shared",
+                problem=f"places {first} and {i} are one text, {text[:40]!r}",
+                fix="give each text once (`polyjax.data.different`)",
+            )
+    others = [[place[key] for text in e.answers if (key := keys[text]) in place] for e in examples]
+    return [[place.get(keys[e.label_text], len(shared)), *o] for e, o in zip(examples, others, strict=True)]
+
+
+def _places(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray:
     """The place of each label among the shared candidates [b]; their number where it is not among them."""
-    place = {text: i for i, text in enumerate(shared)}
-    # White space at a text's ends is no difference: lines of a file are read without it.
-    return np.array([place.get(example.label_text.strip(), len(shared)) for example in examples])
+    return np.array([places[0] for places in _right_shared(examples, shared)])
+
+
+def _losses(scores: np.ndarray, right: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each label before the candidates that are not right, as in training (nats) [b]."""
+    own = np.take_along_axis(scores, label[:, None], axis=1)[:, 0].astype(np.float64)
+    rivals = right.copy()
+    np.put_along_axis(rivals, label[:, None], False, axis=1)
+    return _log_sum_exp(np.where(rivals, -np.inf, scores)) - own
 
 
 def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
@@ -194,7 +246,8 @@ def write_examples(
 
     A listed candidate's document is called EXAMPLE#PLACE, after its place in the row; a shared one #PLACE,
     and a label that is not among the shared ones EXAMPLE#label. Tools of TREC settle equal scores by a
-    document's name; here a tie counts against the label.
+    document's name; here a tie counts against the label. Copies of the label and further right answers are
+    relevant as well.
 
     Args:
         folder: is made where it is not there.
@@ -204,31 +257,57 @@ def write_examples(
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines, run, qrels = [], [], []
-    place = {text: i for i, text in enumerate(shared)}
-    tag = "_".join(evaluation.ranking.name.split())
-    rows = zip(examples, evaluation.ranking.ranks, evaluation.best, evaluation.scores, strict=True)
-    for example, rank, best, scores in rows:
+    tag = "_".join(evaluation.ranking.name.split()) or "run"
+    right = _right_shared(examples, shared) if shared else _right_listed(examples)
+    names = trec_names([example.id for example in examples])
+    found = zip(evaluation.ranking.ranks, evaluation.best, evaluation.scores, strict=True)
+    for example, name, places, (rank, best, scores) in zip(examples, names, right, found, strict=True):
         there = scores > -np.inf
         best, scores = best[there], scores[there]
         facts = {"id": example.id, "context": example.context, "rank": int(rank)}
-        name = "_".join(example.id.split())  # columns are separated by white space
+        facts |= {"answers": example.answers} if example.answers else {}
         if shared:
-            label = place.get(example.label_text.strip(), len(shared))
-            own = f"{name}#label" if label == len(shared) else f"#{label}"
-            documents = [own if i == label else f"#{i}" for i in best.tolist()]
-            facts |= _shared_facts(example, label, best, scores, shared)
+            documents = {
+                i: f"{name}#label" if i == len(shared) else f"#{i}" for i in [*best.tolist(), *places]
+            }
+            facts |= _shared_facts(example, places[0], best, scores, shared)
         else:
-            own = f"{name}#{example.label}"
-            documents = [f"{name}#{i}" for i in best.tolist()]
+            documents = {i: f"{name}#{i}" for i in [*best.tolist(), *places]}
             facts |= _listed_facts(example, best, scores)
         lines.append(json.dumps(facts, ensure_ascii=False))
-        ranked = enumerate(zip(documents, scores, strict=True), start=1)
-        run += [
-            f"{name} Q0 {document} {position} {score:.9g} {tag}" for position, (document, score) in ranked
-        ]
-        qrels.append(f"{name} 0 {own} 1")
+        ranked = enumerate(zip(best.tolist(), scores, strict=True), start=1)
+        run += [f"{name} Q0 {documents[i]} {position} {score:.9g} {tag}" for position, (i, score) in ranked]
+        qrels += [f"{name} 0 {documents[i]} 1" for i in places]
     for file, content in (("examples.jsonl", lines), ("run.trec", run), ("qrels.trec", qrels)):
         write_text(folder / file, "\n".join(content) + "\n")
+
+
+def _right_listed(examples: Sequence[Example]) -> list[list[int]]:
+    """For each row the places of the right ones among its candidates, the label's first."""
+    places = [np.flatnonzero(row).tolist() for row in right_places(examples)]
+    return [sorted(row, key=lambda i, e=e: i != e.label) for e, row in zip(examples, places, strict=True)]
+
+
+def trec_names(ids: Sequence[str]) -> list[str]:
+    """Names for ids in files whose columns are separated by white space: different ones for different ids.
+
+    White space becomes "_"; where that makes a name that is there already, "~2" and so on is added.
+
+    >>> trec_names(["a b", "a_b", "a  b", "c"])
+    ['a_b~2', 'a_b', 'a_b~3', 'c']
+    """
+    names: list[str] = [""] * len(ids)
+    taken: set[str] = set()
+    for i, id_ in enumerate(ids):
+        if id_.split() == [id_] and id_ not in taken:  # these keep their name
+            names[i] = id_
+            taken.add(id_)
+    for i, id_ in enumerate(ids):
+        name = "_".join(id_.split()) or "_"
+        tries = (name if n == 1 else f"{name}~{n}" for n in itertools.count(1))
+        names[i] = names[i] or next(one for one in tries if one not in taken)
+        taken.add(names[i])
+    return names
 
 
 def _listed_facts(example: Example, best: np.ndarray, scores: np.ndarray) -> dict[str, object]:

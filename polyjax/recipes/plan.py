@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
-from polyjax.data.candidates import read_candidates
+from polyjax.data.candidates import fixed_candidates
 from polyjax.data.tasks import Split, listed_in_training, read_to_rank
 from polyjax.errors import InputError
 from polyjax.evaluation.rankings import check_candidates
@@ -60,7 +60,7 @@ def listed_candidates(config: RunConfig) -> int:
         case "inline" if (known := listed_in_training(config.task)) is not None:
             return known
         case "fixed" if config.batch.fixed_file is not None:
-            return len(read_candidates(config.batch.fixed_file))
+            return len(fixed_candidates(config.batch.fixed_file))
         case _:
             listed = max(len(example.candidates) for example in config.task.read("train").examples)
             if listed < 2:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from polyjax.data.batches import BatchConfig, make_loader
-from polyjax.data.candidates import read_candidates
+from polyjax.data.candidates import fixed_candidates
 from polyjax.data.collate import CandidateSource
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
@@ -104,7 +104,7 @@ class Ranking:
             listed = max(len(example.candidates) for example in self._examples)
         elif source == "fixed":
             assert self._batch.fixed_file is not None
-            listed = len(read_candidates(self._batch.fixed_file))
+            listed = len(fixed_candidates(self._batch.fixed_file))
         scorer = self.model
         assert isinstance(scorer, Scorer)
         return longest_batch(

@@ -3,11 +3,21 @@
 import sys
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyjax.data.identity import IGNORABLE, text_hash, text_key
+from polyjax.data.identity import (
+    IGNORABLE,
+    different,
+    digests,
+    other_answers,
+    text_hash,
+    text_key,
+    with_answers,
+)
+from polyjax.types import Example
 
 AWKWARD = (
     "aAßẞıİiIſKkΣσςǰŉﬁ"  # cases that fold to others, or to several letters
@@ -139,3 +149,50 @@ def test_the_table_of_ignorable_characters():
     assert sum(bool(IGNORABLE.fullmatch(chr(code))) for code in range(sys.maxunicode + 1)) == 4174
     for letter in map(chr, range(0x20000)):
         assert not IGNORABLE.search(letter.casefold()) or IGNORABLE.fullmatch(letter)
+
+
+def rows(*pairs: tuple[str | tuple[str, ...], str]) -> list[Example]:
+    contexts = [(context,) if isinstance(context, str) else context for context, _ in pairs]
+    labels = [label for _, label in pairs]
+    return [Example(str(i), c, (a,), 0, "") for i, (c, a) in enumerate(zip(contexts, labels, strict=True))]
+
+
+GROUPED = rows(
+    ("where is it?", "here"),
+    ("Where  is it?", "there"),
+    ("where is it?\u200b", "HERE"),
+    ("where is it", "nowhere"),  # a sign less: another context
+    (("hi", "you"), "yes"),
+    (("hi you",), "no"),  # other turns: another context
+    ("alone", "one"),
+    ("alone", "One "),  # one right answer, twice
+)
+
+
+def test_rows_of_one_context_share_their_right_answers():
+    assert other_answers(GROUPED) == {0: {"there"}, 1: {"here"}, 2: {"there"}}
+    named = [*GROUPED[3:], Example("x", ("z",), ("a", "b"), 1, "", ("c", "B"))]
+    assert other_answers(named) == {5: {"c"}}
+    assert other_answers([]) == {}
+
+
+def test_rows_are_completed_with_the_right_answers_of_their_context():
+    found = with_answers(GROUPED[:1] + GROUPED[6:], GROUPED)
+    assert [row.answers for row in found] == [("there",), (), ()]
+    assert found[1:] == GROUPED[6:]
+    again = with_answers(found, GROUPED)
+    assert again == found, "what is there already is not added"
+
+
+def test_digests_tell_rows_apart_as_the_rule_does():
+    found = digests(GROUPED)
+    assert found.rows.dtype == np.uint64 and len(set(found.rows.tolist())) == 6
+    assert found.rows[0] == found.rows[2] and found.rows[6] == found.rows[7]
+    assert len(set(found.contexts.tolist())) == 5 and found.several.tolist() == [found.contexts[0]]
+    turned = digests(rows((("a", "b"), "c"), (("a",), "b\nc"), (("a\nb",), "c"), (("a", "b c"), "")))
+    assert len(set(turned.rows.tolist())) == 4, "the borders between turns and label count"
+    assert len(digests([]).rows) == 0
+
+
+def test_each_text_once():
+    assert different(["b", "a", "B ", "c\u200b", "C", "c!"]) == ["b", "a", "c\u200b", "c!"]

@@ -137,10 +137,7 @@ def _read(config: OwnDataConfig, split: Split, *, as_listed: bool) -> list[Examp
             f"{other}; make them equal, or leave them all out: then {config.n_candidates} labels are drawn"
         )
     if set(counts) == {1}:
-        labels = [row.label_text for row in rows]
-        return add_candidates(
-            chosen, n_candidates=config.n_candidates, seed=config.candidate_seed, pool=labels
-        )
+        return add_candidates(chosen, n_candidates=config.n_candidates, seed=config.candidate_seed, pool=rows)
     return chosen
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, overload
 
+from polyjax.data.identity import different
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
@@ -154,7 +155,7 @@ def _read(config: WikipediaSearchConfig, split: Split) -> Rows:
     articles, note = _kept(config, queries)
     others, _ = _kept(config, documents)
     examples = [search(article, 0, str(i)) for i, article in enumerate(articles)]
-    return Rows(examples, note, shared=_different(" ".join(article.sentences) for article in others))
+    return Rows(examples, note, shared=different(" ".join(article.sentences) for article in others))
 
 
 def _kept(config: WikipediaSearchConfig, name: str) -> tuple[Sequence[Article], str]:
@@ -267,7 +268,7 @@ def _read_articles(config: WikipediaSearchConfig, path: Path, split: Split) -> R
     taken = {article.title for article in chosen}
     others = [article for article in articles if article.title not in taken and article.sentences]
     others.sort(key=lambda article: _hash(article.title, config.seed))
-    texts = _different(" ".join(article.sentences) for article in others)
+    texts = different(" ".join(article.sentences) for article in others)
     if len(texts) < config.n_documents:
         raise InputError(
             f"task n_documents of {config.n_documents:,}: beside the {split} split {path} has "
@@ -296,7 +297,3 @@ def _prepared_articles(config: WikipediaSearchConfig, path: Path) -> Sequence[Ar
         unverified=True,
     )
     return builders.PreparedArticles(SOURCE.task, config.data_dir, prepared)
-
-
-def _different(texts: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
