@@ -205,13 +205,12 @@ def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | No
 
 def _in_its_folder(config: RunConfig, files: RowFiles) -> RunConfig:
     """The settings of a run whose rows are kept in its run directory."""
-    task = config.task
-    assert isinstance(task, OwnDataConfig)
     if config.run_dir is None and ROWS["train"] in files.content:
         source = Path(config.encoder.name).name if config.init is None else config.init.name
         name = f"{config.preset}-{files.digest}-{config.arch}-{source}"
         config = dataclasses.replace(config, run_dir=Path("runs") / name)
     kept = {split: config.folder / name for split, name in ROWS.items() if name in files.content}
+    task: Any = config.task  # of files, whose places are named anew
     return dataclasses.replace(config, task=dataclasses.replace(task, **kept))
 
 
