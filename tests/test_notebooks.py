@@ -14,9 +14,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 NAMES = [path.stem for path in NOTEBOOKS]
 SHOWN = {  # what is printed, and how many pictures
     "rank": (r"nice, how was the view", 1),
-    "fine_tune": (r"nice, how was the view", 1),
+    "fine_tune": (r"nice, how was the view", 0),
     "evaluate": (r"poly against bi on the same rows: [+-]0\.\d+ \[", 1),
-    "scale_up": (r"status 143\n[^$]*largest difference 0\.0", 2),
+    "scale_up": (r"stopped by SIGTERM after step \d+[^$]*largest difference 0\.0", 2),
 }
 
 
@@ -33,7 +33,6 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_a_notebook_runs(path, folder, monkeypatch):
     monkeypatch.setenv("POLYJAX_SMALL", "1")
-    monkeypatch.setenv("POLYJAX_ROOT", str(ROOT))
     monkeypatch.setenv("XLA_FLAGS", FAST_COMPILATION)
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     monkeypatch.delenv("MPLBACKEND", raising=False)
