@@ -83,8 +83,8 @@ rankers = {arch: polyjax.Ranker.load(run_dir) for arch, run_dir in RUNS.items()}
 # not independent; for a difference on the same rows, pairs are drawn.
 
 # %%
-from polyjax.data.tasks import ChitchatConfig
-from polyjax.evaluation import evaluate, some
+from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.evaluation.rankings import evaluate, some
 
 rows = some(ChitchatConfig().read("test").examples, ROWS)
 outcomes = {arch: evaluate(arch, ranker.scorer, rows) for arch, ranker in rankers.items()}

@@ -43,7 +43,7 @@ SETTINGS = {"encoder": "tiny", "batch": {"batch_size": 8}, "test_examples": 20} 
 import json
 from pathlib import Path
 
-from polyjax.data.tasks import ChitchatConfig
+from polyjax.data.tasks.chitchat import ChitchatConfig
 
 MINE = None  # "path/to/your.jsonl", also .csv or .tsv
 mine = Path(MINE or "small_talk.jsonl")

@@ -107,7 +107,7 @@ import math
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import Rows
-from polyjax.data.tasks import ChitchatConfig
+from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import minilm_folder
