@@ -1,9 +1,11 @@
 """Strict jax for every test: promotion of ranks and dtypes raises, as a warning does."""
 
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Before jax is imported: small programs compile in less than half the time like this. Eight simulated
 # devices are for what is tested on a mesh.
@@ -24,6 +26,17 @@ import pytest
 from flax import nnx
 
 from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, Tokens
+from polyjax.nn.encoders import (
+    AlbertConfig,
+    DebertaConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    GteConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    NomicBertConfig,
+    RobertaConfig,
+)
 from polyjax.runtime import hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -121,18 +134,45 @@ DUAL_HEADS = {
 }
 CROSS_HEADS = {"cross-first": CrossConfig(), "cross-mean": CrossConfig(reduction="mean")}
 HEADS = DUAL_HEADS | CROSS_HEADS
-ENCODERS = {
-    "bert": {},
-    "xlm": {"output_scaling": 0.06, "norm_eps": 1e-5, "n_segments": 2},
-    "pre-norm": {"norm": "pre", "embedding_norm": False},
-    "aiayn": {
-        "embedding_norm": False,
-        "positions": "sinusoidal",
-        "embedding_scale": True,
-        "activation": "relu",
-        "n_segments": 0,
-    },
+TINY: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "dim": 16,
+    "n_layers": 2,
+    "n_heads": 2,
+    "mlp_dim": 32,
+    "n_positions": 64,
+    "norm_eps": 1e-5,
 }
+ENCODERS = {
+    "bert": tiny(),
+    "xlm": tiny(output_scaling=0.06, norm_eps=1e-5, n_segments=2),
+    "pre-norm": tiny(norm="pre", embedding_norm=False),
+    "aiayn": tiny(
+        embedding_norm=False,
+        positions="sinusoidal",
+        embedding_scale=True,
+        activation="relu",
+        n_segments=0,
+    ),
+    "roberta": RobertaConfig(**TINY),
+    "distilbert": DistilBertConfig(**TINY),
+    "electra": ElectraConfig(**TINY, embedding_dim=12),
+    "mpnet": MPNetConfig(**TINY),
+    "albert": AlbertConfig(**TINY | {"n_layers": 4}, embedding_dim=12, n_groups=2, blocks_per_layer=2),
+    "modernbert": ModernBertConfig(**TINY | {"n_layers": 8}, window=2),
+    "deberta-v2": DebertaConfig(**TINY, n_buckets=4, max_distance=16, n_segments=2),
+    "deberta-v2-own": DebertaConfig(
+        **TINY,
+        n_buckets=4,
+        max_distance=16,
+        absolute_positions=True,
+        shared_projections=False,
+        terms=("c2p",),
+    ),
+    "nomic_bert": NomicBertConfig(**TINY),
+    "gte": GteConfig(**TINY),
+}
+"""Settings of every family, and of the shapes that EncoderConfig covers."""
 
 
 @pytest.fixture(scope="session")
@@ -147,3 +187,24 @@ def shared_data(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data of ../shared/data/{name}")
     return folder
+
+
+SHARED_ENCODERS = Path(__file__).parent.parent.parent / "shared" / "golden_encoders"
+OWN_ENCODERS = Path(__file__).parent / "golden" / "encoders"
+"""The few of them that are kept with the tests."""
+
+
+def golden_encoder(name: str) -> tuple[Path, dict[str, Any]]:
+    """A folder that transformers or sentence-transformers wrote, and the arrays that those compute."""
+    folder = next((root / name for root in (OWN_ENCODERS, SHARED_ENCODERS) if (root / name).is_dir()), None)
+    if folder is None:
+        pytest.skip(f"needs ../shared/golden_encoders/{name}")
+    return folder, dict(np.load(folder / "expected.npz")) if (folder / "expected.npz").is_file() else {}
+
+
+def golden_encoders(kind: str) -> list[Path]:
+    """All folders of a kind, or a skip where they are not there."""
+    if not SHARED_ENCODERS.is_dir():
+        pytest.skip("needs ../shared/golden_encoders")
+    found = (path.parent for path in sorted(SHARED_ENCODERS.glob("*/expected.json")))
+    return [folder for folder in found if json.loads((folder / "expected.json").read_text())["kind"] == kind]

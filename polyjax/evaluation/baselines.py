@@ -12,7 +12,7 @@ from polyjax.errors import InputError
 from polyjax.evaluation.metrics import RankingResult
 from polyjax.evaluation.rankings import rank_shared, ranking, shown
 from polyjax.inference.scorer import TextScorer
-from polyjax.nn.encoders import Encoder
+from polyjax.nn.encoders import TokenEncoder
 from polyjax.nn.heads import BiConfig
 from polyjax.nn.scorers import DualScorer
 from polyjax.types import Example
@@ -62,7 +62,7 @@ def tfidf_ranking(
 
 
 def zero_shot_rankings(
-    encoder: Encoder,
+    encoder: TokenEncoder,
     tokenizer: Tokenizer,
     config: TextConfig,
     examples: Sequence[Example],

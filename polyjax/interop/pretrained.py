@@ -1,4 +1,4 @@
-"""Where an encoder's first weights come from: a Hugging Face BERT folder, or a run of ours of any kind."""
+"""Where an encoder's first weights come from: a folder of transformers, or a run of ours of any kind."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import WORDPIECE_FILE, Tokenizer, WordPieceTokenizer, load_tokenizer
 from polyjax.errors import InputError
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
-from polyjax.nn.encoders import Encoder, EncoderConfig
+from polyjax.nn.encoders import EncoderSettings, KnownEncoder, TokenEncoder
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.runs import MODEL, Checkpoints, load_scorer, read_card, read_json
 
@@ -41,7 +41,7 @@ class PretrainingCard:
         left_out: what was left out of the corpus.
     """
 
-    encoder: EncoderConfig
+    encoder: KnownEncoder
     text: TextConfig
     left_out: tuple[LeftOut, ...] = ()
 
@@ -58,18 +58,22 @@ def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
         return minilm_folder()
     if not Path(name).is_dir():
         raise InputError(
-            f"--encoder {name!r}: expected minilm, {', '.join(scratch)}, or the path of a local Hugging Face "
-            "BERT folder or of a run directory"
+            "encoder",
+            expected=f"minilm, {', '.join(scratch)}, a folder as transformers saves it, or a run directory",
+            got=name,
         )
     return Path(name)
 
 
-def check_vocabulary(tokenizer: Tokenizer, shape: EncoderConfig, *, name: str) -> None:
+def check_vocabulary(tokenizer: Tokenizer, shape: EncoderSettings, *, name: str) -> None:
     """Raise InputError where the tokenizer has more tokens than the encoder ``name`` has table rows."""
-    if tokenizer.vocab_size > shape.vocab_size:
+    rows = getattr(shape, "vocab_size", None)  # settings from outside need not have a table
+    if rows is not None and tokenizer.vocab_size > rows:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {shape.vocab_size} rows of the "
-            f"table of --encoder {name}; do its files belong together?"
+            "encoder",
+            problem=f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {rows} rows of {name}'s "
+            "token table",
+            fix="check that its files belong together",
         )
 
 
@@ -92,7 +96,7 @@ def read_pretraining_card(folder: Path) -> PretrainingCard:
     return from_json(PretrainingCard, read_json(folder / PRETRAINING), source=str(folder / PRETRAINING))
 
 
-def encoder_shape(folder: Path) -> EncoderConfig:
+def encoder_shape(folder: Path) -> EncoderSettings:
     """The shape of a folder's encoder."""
     if is_pretraining_run(folder):
         return read_pretraining_card(folder).encoder
@@ -106,7 +110,7 @@ def encoder_tokenizer(folder: Path) -> Tokenizer:
     return WordPieceTokenizer(folder / WORDPIECE_FILE)
 
 
-def load_pretrained(encoder: Encoder, folder: Path) -> None:
+def load_pretrained(encoder: TokenEncoder, folder: Path) -> None:
     """Fill an encoder's parameters from a folder: those of a run's best validation.
 
     Of a ranking run it is the encoder of contexts, or of pairs.
@@ -140,19 +144,22 @@ def load_pretrainer(model: Pretrainer, folder: Path) -> None:
     nnx.update(model, nnx.state(_restored(folder, shape)))
 
 
-def _restored(folder: Path, shape: EncoderConfig) -> Pretrainer:
+def _restored(folder: Path, shape: KnownEncoder) -> Pretrainer:
     abstract = nnx.eval_shape(lambda: Pretrainer(shape, rngs=nnx.Rngs(0)))
     return Checkpoints(folder, read_only=True).restore_parameters(abstract)
 
 
-def _check_shape(folder: Path, shape: EncoderConfig, wanted: EncoderConfig) -> None:
-    differing = [
-        name
-        for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions", "n_segments")
-        if getattr(shape, name) != getattr(wanted, name)
-    ]
-    if differing:
-        name = differing[0]
-        raise InputError(
-            f"{folder}: its encoder has {name} {getattr(shape, name)}, this one {getattr(wanted, name)}"
+ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", "scan", "output_scaling")
+"""Settings of an encoder that do not change what its weights mean."""
+
+
+def _check_shape(folder: Path, shape: EncoderSettings, wanted: EncoderSettings) -> None:
+    if type(shape) is not type(wanted):
+        raise InputError.in_file(
+            folder, expected=f"an encoder of {type(wanted).__name__}", got=type(shape).__name__
         )
+    assert dataclasses.is_dataclass(wanted)
+    for name in (field.name for field in dataclasses.fields(wanted) if field.name not in ARITHMETIC):
+        there, asked = getattr(shape, name), getattr(wanted, name)
+        if there != asked:
+            raise InputError.in_file(folder, expected=f"an encoder with {name} {asked!r}", got=there)

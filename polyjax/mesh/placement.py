@@ -29,9 +29,9 @@ ROWS = P(("data", "fsdp"))
 """Of arrays whose first axis counts the rows of a batch."""
 
 TABLE: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"embeddings\.(tokens|positions|segments)", P(None, "fsdp")),
-    (r"(qkv|mlp_in|query|key|value)\.kernel", P("fsdp", "model")),
-    (r"(qkv|mlp_in|query|key|value)\.bias", P("model")),
+    (r"(embeddings\.(tokens|positions|segments)|relative)", P(None, "fsdp")),
+    (r"(qkv|mlp_in|query|key|value|position_query|position_key)\.kernel", P("fsdp", "model")),
+    (r"(qkv|mlp_in|query|key|value|position_query|position_key)\.bias", P("model")),
     (r"(out|mlp_out)\.kernel", P("model", "fsdp")),
 )
 """The first entry that ends a parameter's path says how it is split; what is not here is on all devices."""

@@ -4,10 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from polyjax.nn.linear import Linear, apply_dropout
+from polyjax.types import AnyArray
 
 
 def masked_softmax(logits: Float[Array, "*b n"], mask: Bool[Array, "*#b n"] | None) -> Float[Array, "*b n"]:
@@ -61,32 +63,76 @@ def cudnn_suits(dtype: Any, width: int, n_queries: int, n_keys: int, *, device: 
     )
 
 
-def _multi_head(
+def rotary_table(n: int, width: int, theta: float) -> Float[np.ndarray, "2 n half"]:
+    """Cosines and sines of the angles p theta^(-2j / width) of rotary positions (arXiv 2104.09864).
+
+    Args:
+        n: positions.
+        width: of a head; even.
+        theta: base of the angles' wavelengths.
+    """
+    angle = np.arange(n)[:, None] * theta ** (-2 * np.arange(width // 2) / width)
+    return np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
+
+
+def rotate(x: Float[Array, "b t h k"], table: Float[AnyArray, "2 t half"]) -> Float[Array, "b t h k"]:
+    """Heads turned by the angles of their positions; the two halves of a head are the planes' coordinates.
+
+    Products of rotated queries and keys depend on the difference of their positions alone.
+    """
+    cos, sin = (part[None, :, None, :] for part in table)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def multi_head(
     q: Float[Array, "b q d"],
     k: Float[Array, "b n d"],
     v: Float[Array, "b n d"],
     mask: Bool[Array, "b *q n"] | None,
     *,
     n_heads: int,
+    rotary: Float[AnyArray, "2 n half"] | None = None,
+    bias: Float[Array, "#b h q n"] | None = None,
+    scale: float | None = None,
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Float[Array, "b q d"]:
-    """Scaled dot-product attention over contiguous slices of width d / n_heads.
+    """Dot-product attention over contiguous slices of width d / n_heads.
 
-    ``mask`` says which of the memory is attended to: [b, n] by all queries, or [b, q, n] by each. On a GPU
-    cuDNN's attention does it where it can, without the [b, h, q, n] weights in memory; while weights are
-    dropped out it cannot.
+    On a GPU cuDNN's attention does it where it can, without the [b, h, q, n] weights in memory. It cannot
+    while weights are dropped out, nor with a bias: of one that differs within the batch it has no gradient.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: which of the memory is attended to: [b, n] by all queries, or [b, q, n] by each.
+        n_heads: divides d.
+        rotary: of ``rotary_table``, for queries and keys at the same positions.
+        bias: added to the scaled logits, float32.
+        scale: of the products; 1 / sqrt(d / n_heads) where None.
+        dropout: rate on the weights.
+        key: draws the dropout; none without it.
     """
     b, n, d = k.shape
-    dropping = dropout > 0 and key is not None
+    width = d // n_heads
+    scale = width**-0.5 if scale is None else scale
+    plain = bias is None and not (dropout > 0 and key is not None)
     there = None if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-    if not dropping and cudnn_suits(q.dtype, d // n_heads, q.shape[1], n, device=jax.local_devices()[0]):
+    q, k, v = (x.reshape(b, -1, n_heads, width) for x in (q, k, v))
+    if rotary is not None:
+        q, k = rotate(q, rotary), rotate(k, rotary)
+    if plain and cudnn_suits(q.dtype, width, q.shape[1], n, device=jax.local_devices()[0]):
         if there is not None:  # cuDNN takes no mask that all queries share
             there = jnp.broadcast_to(there, (b, 1, q.shape[1], n))
-        q, k, v = (x.reshape(b, -1, n_heads, d // n_heads) for x in (q, k, v))
-        return jax.nn.dot_product_attention(q, k, v, mask=there, implementation="cudnn").reshape(b, -1, d)
-    q, k, v = (x.reshape(b, -1, n_heads, d // n_heads).swapaxes(1, 2) for x in (q, k, v))
-    logits = jnp.einsum("bhqk,bhnk->bhqn", q * (d // n_heads) ** -0.5, k)
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=there, scale=scale, implementation="cudnn")
+        return mixed.reshape(b, -1, d)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    logits = jnp.einsum("bhqk,bhnk->bhqn", q * scale, k)
+    if bias is not None:
+        logits = logits.astype(jnp.float32) + bias
     weights = masked_softmax(logits, there).astype(v.dtype)
     mixed = jnp.einsum("bhqn,bhnk->bhqk", apply_dropout(weights, dropout, key), v)
     return mixed.swapaxes(1, 2).reshape(b, -1, d)
@@ -98,22 +144,39 @@ class SelfAttention(nnx.Module):
     Args:
         dim: width d.
         n_heads: number of heads; divides dim.
+        bias: whether the projections have offsets.
         dropout: rate on the attention weights.
         rngs: source of the initial values.
     """
 
-    def __init__(self, dim: int, n_heads: int, *, dropout: float, rngs: nnx.Rngs):
+    def __init__(self, dim: int, n_heads: int, *, bias: bool = True, dropout: float, rngs: nnx.Rngs):
         self.n_heads = n_heads
         self.dropout = dropout
-        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
-        self.out = Linear(dim, dim, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, bias=bias, rngs=rngs)
+        self.out = Linear(dim, dim, bias=bias, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b t d"], mask: Bool[Array, "b *q t"], *, key: Array | None = None
+        self,
+        x: Float[Array, "b t d"],
+        mask: Bool[Array, "b *q t"],
+        *,
+        rotary: Float[AnyArray, "2 t half"] | None = None,
+        bias: Float[Array, "#b h t t"] | None = None,
+        key: Array | None = None,
     ) -> Float[Array, "b t d"]:
-        """[b, t, d] -> [b, t, d]; ``key`` draws the dropout, none without it."""
+        """[b, t, d] -> [b, t, d]
+
+        Args:
+            x: states.
+            mask: which of them are attended to: [b, t] by all, or [b, t, t] by each.
+            rotary: turns queries and keys, see ``multi_head``.
+            bias: added to the scaled logits.
+            key: draws the dropout; none without it.
+        """
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        mixed = _multi_head(q, k, v, mask, n_heads=self.n_heads, dropout=self.dropout, key=key)
+        mixed = multi_head(
+            q, k, v, mask, n_heads=self.n_heads, rotary=rotary, bias=bias, dropout=self.dropout, key=key
+        )
         return self.out(mixed)
 
 
@@ -135,5 +198,5 @@ class MultiHeadAttention(nnx.Module):
     ) -> Float[Array, "b q d"]:
         """[b or 1, q, d] attends over [b, n, d] -> [b, q, d]"""
         q = jnp.broadcast_to(self.query(query.astype(memory.dtype)), (memory.shape[0], *query.shape[1:]))
-        mixed = _multi_head(q, self.key(memory), self.value(memory), mask, n_heads=self.n_heads)
+        mixed = multi_head(q, self.key(memory), self.value(memory), mask, n_heads=self.n_heads)
         return self.out(mixed)

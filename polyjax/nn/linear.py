@@ -112,27 +112,38 @@ class Linear(nnx.Module):
     Args:
         dim_in: width of x.
         dim_out: width of y.
-        init_std: standard deviation of the normal from which w is drawn; b starts at zero.
+        bias: whether there is b; it starts at zero.
+        init_std: standard deviation of the normal from which w is drawn.
         rngs: source of the initial values.
     """
 
-    def __init__(self, dim_in: int, dim_out: int, *, init_std: float = 0.02, rngs: nnx.Rngs):
+    def __init__(
+        self, dim_in: int, dim_out: int, *, bias: bool = True, init_std: float = 0.02, rngs: nnx.Rngs
+    ):
         draw = nnx.initializers.normal(init_std)
         self.kernel = nnx.Param(draw(rngs.params(), (dim_in, dim_out), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((dim_out,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((dim_out,), jnp.float32)) if bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """[*b, dim_in] -> [*b, dim_out]"""
-        return affine(x, self.kernel[...], self.bias[...])
+        # A constant of zeros: the compiler drops the addition.
+        bias = jnp.zeros(self.kernel.shape[-1:], jnp.float32) if self.bias is None else self.bias[...]
+        return affine(x, self.kernel[...], bias)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis (biased variance), computed in float32."""
+    """Layer normalisation over the last axis (biased variance), computed in float32.
 
-    def __init__(self, dim: int, *, eps: float):
+    Args:
+        dim: width.
+        eps: added to the variance.
+        bias: whether an offset is learnt beside the gain.
+    """
+
+    def __init__(self, dim: int, *, eps: float, bias: bool = True):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((dim,), jnp.float32)) if bias else None
 
     def __call__(
         self, x: Float[Array, "*b d"], residual: Float[Array, "*b d"] | None = None
@@ -145,5 +156,7 @@ class LayerNorm(nnx.Module):
         centred = wide - mean
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.eps)
-        scale, bias = (jnp.expand_dims(p[...], range(x.ndim - 1)) for p in (self.scale, self.bias))
-        return (normal * scale + bias).astype(x.dtype)
+        scaled = normal * jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+        if self.bias is not None:
+            scaled = scaled + jnp.expand_dims(self.bias[...], range(x.ndim - 1))
+        return scaled.astype(x.dtype)

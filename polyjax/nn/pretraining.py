@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from polyjax.nn.encoders import Encoder, EncoderConfig, gelu
+from polyjax.nn.activations import gelu
+from polyjax.nn.encoders import KnownEncoder
 from polyjax.nn.linear import LayerNorm, Linear, affine
 from polyjax.types import AnyArray, Tokens
 
@@ -18,14 +19,14 @@ class PretrainingHead(nnx.Module):
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        self.transform = Linear(config.dim, config.dim, rngs=rngs)
-        self.norm = LayerNorm(config.dim, eps=config.norm_eps)
+    def __init__(self, config: KnownEncoder, *, rngs: nnx.Rngs):
+        self.transform = Linear(config.dim, config.table_dim, rngs=rngs)
+        self.norm = LayerNorm(config.table_dim, eps=config.norm_eps)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
         self.pooler = Linear(config.dim, config.dim, rngs=rngs)
         self.follows = Linear(config.dim, 1, rngs=rngs)
 
-    def vocabulary(self, hidden: Float[Array, "n d"], table: Float[Array, "v d"]) -> Float[Array, "n v"]:
+    def vocabulary(self, hidden: Float[Array, "n d"], table: Float[Array, "v e"]) -> Float[Array, "n v"]:
         """Logits over the vocabulary, float32 [n, v]; ``table`` holds the encoder's token embeddings."""
         inner = self.norm(gelu(self.transform(hidden)))
         return affine(inner, table.T, self.bias[...], to=jnp.float32)
@@ -44,8 +45,8 @@ class Pretrainer(nnx.Module):
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        self.encoder = Encoder(config, rngs=rngs)
+    def __init__(self, config: KnownEncoder, *, rngs: nnx.Rngs):
+        self.encoder = config.build(rngs=rngs)
         self.head = PretrainingHead(config, rngs=rngs)
 
     def __call__(

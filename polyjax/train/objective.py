@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.train.step import Loss
 
 
@@ -52,7 +52,7 @@ class Objective(Protocol):
         ...
 
     @property
-    def encoder(self) -> EncoderConfig:
+    def encoder(self) -> EncoderSettings:
         """The shape of its transformer."""
         ...
 

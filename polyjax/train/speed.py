@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from polyjax.errors import first_line
-from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.runtime.progress import console
 from polyjax.train.objective import Work
 
@@ -35,7 +35,7 @@ def peaks_of(device_kind: str) -> tuple[float, float] | None:
     return next((peaks for name, peaks in PEAKS.items() if name in words), None)
 
 
-def model_flops(config: EncoderConfig, lengths: np.ndarray, *, trained_layers: int | None = None) -> float:
+def model_flops(config: EncoderSettings, lengths: np.ndarray, *, trained_layers: int | None = None) -> float:
     """Operations of the transformer's products in one update, forward and backward, of the real tokens.
 
     In each layer, per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its
@@ -48,7 +48,7 @@ def model_flops(config: EncoderConfig, lengths: np.ndarray, *, trained_layers: i
     """
     lengths = np.asarray(lengths, np.float64)
     passes = config.n_layers + 2 * (config.n_layers if trained_layers is None else trained_layers)
-    matrices = 2 * (4 * config.dim**2 + 2 * config.dim * config.mlp_dim)
+    matrices = 2 * getattr(config, "layer_weights", 12 * config.dim**2)
     return float(passes * (matrices * lengths.sum() + 4 * config.dim * np.square(lengths).sum()))
 
 
@@ -63,7 +63,7 @@ class Speed:
     """
 
     def __init__(
-        self, encoder: EncoderConfig, *, n_devices: int, batch_size: int, trained_layers: int | None = None
+        self, encoder: EncoderSettings, *, n_devices: int, batch_size: int, trained_layers: int | None = None
     ):
         self._encoder, self._n_devices, self._batch_size = encoder, n_devices, batch_size
         self._trained_layers = trained_layers

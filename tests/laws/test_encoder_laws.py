@@ -1,4 +1,4 @@
-"""What holds for every transformer that EncoderConfig can describe."""
+"""What holds for every family of transformers."""
 
 import dataclasses
 
@@ -8,38 +8,57 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from conftest import ENCODERS, random_tokens, tiny
+from conftest import ENCODERS, random_tokens
 from polyjax import Encoder, EncoderConfig, InputError, Tokens
+from polyjax.nn.encoders import FAMILIES, EncoderSettings, TokenEncoder
+from polyjax.nn.encoders.deberta import relative_rows
+from polyjax.nn.encoders.mpnet import distance_buckets
+from polyjax.nn.linear import apply_dropout
 
 
 @pytest.fixture(params=ENCODERS)
-def encoder(request, rngs) -> Encoder:
-    return Encoder(tiny(**ENCODERS[request.param]), rngs=rngs)
+def encoder(request, rngs) -> TokenEncoder:
+    """Of every family, its norms, offsets and tables moved off their initial values."""
+    built = ENCODERS[request.param].build(rngs=rngs)
+    draw = np.random.default_rng(1)
+    state = nnx.state(built, nnx.Param)
+    state = jax.tree.map(lambda x: x + 0.2 * draw.normal(size=x.shape).astype(np.float32), state)
+    nnx.update(built, state)
+    return built
+
+
+def test_every_family_is_under_law():
+    assert {family.settings for family in FAMILIES} == {type(settings) for settings in ENCODERS.values()}
+    assert all(isinstance(settings, EncoderSettings) for settings in ENCODERS.values())
+
+
+def test_an_encoder_keeps_the_contract(encoder):
+    assert isinstance(encoder, TokenEncoder)
 
 
 def padded(tokens: Tokens, *, left: int, right: int) -> Tokens:
     return jax.tree.map(lambda x: np.pad(x, ((0, 0), (left, right))), tokens)
 
 
-@pytest.mark.parametrize(("left", "right"), [(0, 7), (3, 0), (2, 5)])
+@pytest.mark.parametrize(("left", "right"), [(0, 7), (3, 2)])
 def test_padding_on_either_side_changes_nothing(encoder, rng, left, right):
     tokens = random_tokens(rng, [6, 6, 6], width=6)
     plain = encoder(tokens)
     wide = encoder(padded(tokens, left=left, right=right))[:, left : left + 6]
-    np.testing.assert_allclose(wide, plain, atol=2e-6)
+    np.testing.assert_allclose(wide, plain, atol=1e-5)
 
 
 def test_padding_ids_do_not_matter(encoder, rng):
     tokens = random_tokens(rng, [4, 6], width=6)
     other = dataclasses.replace(tokens, ids=np.where(tokens.mask, tokens.ids, 33).astype(np.int32))
-    np.testing.assert_allclose(encoder(other)[tokens.mask], encoder(tokens)[tokens.mask], atol=2e-6)
+    np.testing.assert_allclose(encoder(other)[tokens.mask], encoder(tokens)[tokens.mask], atol=1e-5)
 
 
 def test_rows_are_independent_and_permute(encoder, rng):
     tokens = random_tokens(rng, [6, 3, 5], width=6)
     order = np.array([2, 0, 1])
     permuted = encoder(jax.tree.map(lambda x: x[order], tokens))
-    np.testing.assert_allclose(permuted, encoder(tokens)[order], atol=2e-6)
+    np.testing.assert_allclose(permuted, encoder(tokens)[order], atol=1e-5)
 
 
 def test_a_packed_sequence_is_as_alone(encoder, rng):
@@ -55,7 +74,7 @@ def test_a_packed_sequence_is_as_alone(encoder, rng):
     expected = encoder(alone)
     places = np.split(np.arange(14), np.cumsum(lengths)[:-1])
     for i, place in enumerate(places):
-        np.testing.assert_allclose(packed[place], expected[i, : lengths[i]], atol=2e-6)
+        np.testing.assert_allclose(packed[place], expected[i, : lengths[i]], atol=1e-5)
     graph, state = nnx.split(encoder)
 
     def read(state, tokens, rows, place):
@@ -66,7 +85,7 @@ def test_a_packed_sequence_is_as_alone(encoder, rng):
     together, apart = (jax.tree.leaves(jax.device_get(gradients)) for gradients in (together, apart))
     largest = max(np.abs(gradient).max() for gradient in apart)
     for one, other in zip(together, apart, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * largest)
+        np.testing.assert_allclose(one, other, rtol=0, atol=5e-6 * largest)
 
 
 def test_an_all_padding_row_stays_finite_in_value_and_gradient(encoder, rng):
@@ -87,7 +106,7 @@ def test_scan_and_remat_change_nothing(encoder, rng):
     weights = jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32)
 
     def loss(changes):
-        other = Encoder(dataclasses.replace(encoder.config, **changes), rngs=nnx.Rngs(0))
+        other = dataclasses.replace(encoder.config, **changes).build(rngs=nnx.Rngs(0))
         graph, _ = nnx.split(other)
         return jax.value_and_grad(lambda state: (nnx.merge(graph, state)(tokens) * weights).sum())(state)
 
@@ -105,33 +124,34 @@ def test_scan_and_remat_change_nothing(encoder, rng):
         )
 
 
-def test_dropout_needs_a_key_and_follows_it(rng, rngs):
-    encoder = Encoder(tiny(dropout=0.5, attention_dropout=0.5), rngs=rngs)
+@pytest.mark.parametrize("rate", ["dropout", "attention_dropout"])
+def test_dropout_needs_a_key_and_follows_it(encoder, rng, rate):
+    dropping = dataclasses.replace(encoder.config, **{rate: 0.5}).build(rngs=nnx.Rngs(0))
+    nnx.update(dropping, nnx.state(encoder))
     tokens = random_tokens(rng, [6], width=6)
-    one, same, other = (encoder(tokens, key=jax.random.key(seed)) for seed in (1, 1, 2))
+    one, same, other = (np.asarray(dropping(tokens, key=jax.random.key(seed))) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
-    assert np.abs(one - other).max() > 0.1
-    np.testing.assert_array_equal(encoder(tokens), encoder(tokens))
+    scale = np.abs(one).max()
+    assert np.abs(one - other).max() > 1e-3 * scale
+    np.testing.assert_array_equal(dropping(tokens), encoder(tokens))
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_dropout_keeps_the_mean(rng, scan):
-    encoder = Encoder(
-        tiny(dropout=0.2, n_layers=1, scan=scan, embedding_norm=False, norm="pre"), rngs=nnx.Rngs(0)
-    )
-    tokens = random_tokens(rng, [6], width=6)
-    draw = jax.jit(lambda key: encoder.embeddings(tokens) * 0 + encoder(tokens, key=key))
-    mean = jnp.stack([draw(jax.random.key(i)) for i in range(400)]).mean(0)
-    assert np.abs(mean - encoder(tokens)).mean() < 0.15
+def test_dropout_keeps_the_mean():
+    """What is kept is scaled up: the mean over many draws is the number itself."""
+    x = jnp.arange(1.0, 5.0)
+    draws = jax.vmap(lambda key: apply_dropout(x, 0.2, key))(jax.random.split(jax.random.key(0), 20_000))
+    np.testing.assert_allclose(draws.mean(0), x, rtol=0.015)
+    np.testing.assert_allclose((draws == 0).mean(0), 0.2, atol=0.015)
 
 
+@pytest.mark.parametrize("name", ["bert", "modernbert", "deberta-v2"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_close_and_has_the_same_gradient(rng, dtype, processor):
+def test_half_precision_is_close_and_has_the_same_gradient(rng, dtype, name, processor):
     tokens = random_tokens(rng, [6, 4], width=6)
     weights = jax.random.normal(jax.random.key(0), (2, 6, 16))
 
     def run(dtype):
-        encoder = Encoder(tiny(dtype=dtype), rngs=nnx.Rngs(0))
+        encoder = dataclasses.replace(ENCODERS[name], dtype=dtype).build(rngs=nnx.Rngs(0))
         graph, state = nnx.split(encoder)
         loss = lambda state: (nnx.merge(graph, state)(tokens).astype(jnp.float32) * weights).mean()  # noqa: E731
         gradient = jax.grad(loss)(state)
@@ -152,17 +172,53 @@ def test_sinusoidal_positions_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "changes", "argument"),
     [
-        ({"n_heads": 3}, "n_heads must divide dim: 3 heads do not divide a width of 16"),
-        ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"dim": 9, "n_heads": 3, "positions": "sinusoidal"}, "even dim, got 9"),
+        ("bert", {"n_heads": 3}, "n_heads"),
+        ("bert", {"n_layers": 0}, "n_layers"),
+        ("bert", {"dropout": 1.0}, "dropout"),
+        ("bert", {"dim": 9, "n_heads": 3, "positions": "sinusoidal"}, "dim"),
+        ("roberta", {"pad_id": -1}, "pad_id"),
+        ("electra", {"embedding_dim": 0}, "embedding_dim"),
+        ("albert", {"n_groups": 0}, "n_groups"),
+        ("modernbert", {"n_heads": 16}, "n_heads"),
+        ("modernbert", {"window": 0}, "window"),
+        ("deberta-v2", {"n_buckets": 5}, "n_buckets"),
+        ("deberta-v2", {"max_distance": 3}, "max_distance"),
+        ("deberta-v2", {"terms": ()}, "terms"),
+        ("gte", {"theta": 0.0}, "theta"),
     ],
 )
-def test_shapes_that_cannot_work_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        tiny(**changes)
+def test_shapes_that_cannot_work_are_refused(name, changes, argument):
+    with pytest.raises(InputError) as error:
+        dataclasses.replace(ENCODERS[name], **changes)
+    assert error.value.argument == f"encoder.{argument}"
+    assert error.value.has_value
+
+
+def test_longer_tokens_than_positions_are_refused(encoder, rng):
+    longest = encoder.config.n_positions
+    with pytest.raises(InputError) as error:
+        encoder(random_tokens(rng, [longest + 1], width=longest + 1))
+    assert error.value.argument == "tokens" and error.value.got == longest + 1
+    assert np.isfinite(encoder(random_tokens(rng, [longest], width=longest))).all()
+
+
+def test_buckets_of_mpnet_on_their_edges():
+    """Distances of 16, 32 and 64 begin a bucket: a rounded logarithm may put them into the one before."""
+    row = distance_buckets(300)[0]
+    assert row[[7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 299]].tolist() == [
+        16 + bucket for bucket in (7, 8, 9, 10, 11, 12, 13, 14, 15, 15, 15)
+    ]
+    assert (distance_buckets(300)[:, 0][1:] == row[1:] - 16).all()
+
+
+def test_buckets_of_deberta_on_their_edges():
+    """The farthest distance, max_distance - 1, is in the last bucket but one of its side's table rows."""
+    rows = relative_rows(64, 16, 64) - 16
+    assert rows[63 + 8] == 8 and rows[63 + 9] == 9
+    assert rows[63 + 63] == 15 and rows[0] == -15
+    assert (np.diff(rows) >= 0).all() and rows[63] == 0
 
 
 def test_big_presets_have_the_published_size():

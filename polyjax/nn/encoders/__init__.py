@@ -1,18 +1,69 @@
 """The transformers, one file a family, and their contract."""
 
-from polyjax.nn.encoders.bert import Encoder, EncoderConfig, gelu, sinusoidal_positions
+from polyjax.nn.activations import gelu
+from polyjax.nn.encoders.albert import ALBERT, AlbertConfig
+from polyjax.nn.encoders.bert import BERT, Encoder, EncoderConfig
 from polyjax.nn.encoders.contract import ChecksPairs, Dtype, EncoderSettings, TokenEncoder
+from polyjax.nn.encoders.deberta import DEBERTA, DebertaConfig
+from polyjax.nn.encoders.distilbert import DISTILBERT, DistilBertConfig
+from polyjax.nn.encoders.electra import ELECTRA, ElectraConfig
+from polyjax.nn.encoders.family import Classifier, ConfigJson, Family, Stored
+from polyjax.nn.encoders.gte import GTE, GteConfig
+from polyjax.nn.encoders.layers import sinusoidal_positions
+from polyjax.nn.encoders.modernbert import MODERNBERT, ModernBertConfig
+from polyjax.nn.encoders.mpnet import MPNET, MPNetConfig
+from polyjax.nn.encoders.nomic import NOMIC_BERT, NomicBertConfig
+from polyjax.nn.encoders.roberta import ROBERTA, RobertaConfig
 
-KnownEncoder = EncoderConfig
+FAMILIES: tuple[Family, ...] = (
+    BERT,
+    ROBERTA,
+    DISTILBERT,
+    ELECTRA,
+    MPNET,
+    MODERNBERT,
+    ALBERT,
+    DEBERTA,
+    NOMIC_BERT,
+    GTE,
+)
+"""The families whose folders are read and written."""
+
+KnownEncoder = (
+    EncoderConfig
+    | RobertaConfig
+    | DistilBertConfig
+    | ElectraConfig
+    | MPNetConfig
+    | ModernBertConfig
+    | AlbertConfig
+    | DebertaConfig
+    | NomicBertConfig
+    | GteConfig
+)
 """Settings of the library's own families, which the command line and model.json know by name."""
 
 __all__ = [
+    "FAMILIES",
+    "AlbertConfig",
     "ChecksPairs",
+    "Classifier",
+    "ConfigJson",
+    "DebertaConfig",
+    "DistilBertConfig",
     "Dtype",
+    "ElectraConfig",
     "Encoder",
     "EncoderConfig",
     "EncoderSettings",
+    "Family",
+    "GteConfig",
     "KnownEncoder",
+    "MPNetConfig",
+    "ModernBertConfig",
+    "NomicBertConfig",
+    "RobertaConfig",
+    "Stored",
     "TokenEncoder",
     "gelu",
     "sinusoidal_positions",

@@ -1,23 +1,44 @@
-"""The one transformer: tokens in, hidden states out. It knows tokens, not their roles.
+"""BERT, and the transformers of the paper's code: tokens in, hidden states out.
 
 One configuration covers BERT (post-norm), the XLM variant of the paper's code (the same with output
 scaling), ParlAI's ``aiayn`` (no embedding norm) and pre-norm stacks.
 """
 
 import dataclasses
+import itertools
 import math
-from typing import Literal, assert_never
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from polyjax.errors import InputError
-from polyjax.nn.attention import SelfAttention
-from polyjax.nn.encoders.contract import Dtype
-from polyjax.nn.linear import LayerNorm, Linear, apply_dropout
+from polyjax.errors import InputError, shown
+from polyjax.nn.activations import Activation
+from polyjax.nn.encoders.contract import Dtype, RematKeeps, check_stack
+from polyjax.nn.encoders.family import (
+    Classifier,
+    ConfigJson,
+    Family,
+    Stored,
+    linear,
+    norm,
+    table,
+    their_activation,
+)
+from polyjax.nn.encoders.layers import (
+    Block,
+    Embeddings,
+    attention_mask,
+    check_length,
+    layer_keys,
+    place_in_sequence,
+    run_blocks,
+    scaled,
+    sinusoidal_positions,
+)
+from polyjax.nn.heads import CrossConfig
+from polyjax.nn.linear import LayerNorm, apply_dropout
 from polyjax.types import Tokens
 
 
@@ -36,7 +57,7 @@ class EncoderConfig:
         norm: ``post`` normalises each sub-layer's output (BERT, XLM), ``pre`` its input.
         embedding_norm: normalise the embeddings' sum (BERT, XLM); a pre-norm stack ends in a norm anyway.
         positions: ``learnt`` table, or ``sinusoidal`` (fixed, interleaved sine and cosine).
-        activation: exact (erf) ``gelu``, or ``relu``.
+        activation: of the feed-forward part; ``gelu`` is the exact (erf) one.
         norm_eps: added to the variance in every layer norm.
         embedding_scale: multiply token embeddings by sqrt(dim).
         output_scaling: multiplies the hidden states (ParlAI's recipes use 0.06).
@@ -62,7 +83,7 @@ class EncoderConfig:
     norm: Literal["post", "pre"] = "post"
     embedding_norm: bool = True
     positions: Literal["learnt", "sinusoidal"] = "learnt"
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Activation = "gelu"
     norm_eps: float = 1e-12
     embedding_scale: bool = False
     output_scaling: float = 1.0
@@ -71,28 +92,31 @@ class EncoderConfig:
     attention_dropout: float = 0.0
     dtype: Dtype = "float32"
     remat: bool = False
-    remat_keeps: Literal["nothing", "products"] = "nothing"
+    remat_keeps: RematKeeps = "nothing"
     scan: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a shape that cannot work."""
-        for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions"):
-            if getattr(self, name) < 1:
-                raise InputError(f"encoder {name} must be at least 1, got {getattr(self, name)}")
-        if self.dim % self.n_heads:
-            raise InputError(
-                f"encoder n_heads must divide dim: {self.n_heads} heads do not divide a width of {self.dim}; "
-                f"choose from {[h for h in range(1, self.dim + 1) if self.dim % h == 0][:12]}"
-            )
+        check_stack(self)
         if self.positions == "sinusoidal" and self.dim % 2:
-            raise InputError(f"sinusoidal positions need an even dim, got {self.dim}")
-        if not 0 <= self.n_segments:
-            raise InputError(f"encoder n_segments must be 0 or more, got {self.n_segments}")
-        if not 0.0 < abs(self.output_scaling) < math.inf:
-            raise InputError(f"encoder output_scaling must be a finite number, got {self.output_scaling}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"encoder {name} must be in [0, 1), got {getattr(self, name)}")
+            raise InputError("encoder.dim", expected="an even width for sinusoidal positions", got=self.dim)
+        if self.n_segments < 0:
+            raise InputError("encoder.n_segments", expected="0 or more", got=self.n_segments)
+
+    @property
+    def table_dim(self) -> int:
+        """Width of the token table."""
+        return self.dim
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks with weights of their own."""
+        return self.n_layers
+
+    @property
+    def layer_weights(self) -> int:
+        """Entries of a block's matrices, which say how much it computes for a token."""
+        return 4 * self.dim**2 + 2 * self.dim * self.mlp_dim
 
     def check_pairs(self) -> None:
         """Raise InputError where the two texts of a pair could not be distinguished."""
@@ -134,115 +158,6 @@ class EncoderConfig:
         return cls(vocab_size=vocab_size, dim=768, n_layers=12, n_heads=12, mlp_dim=3072)
 
 
-def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """x Phi(x), exact, computed in float32.
-
-    Written with erf: XLA's erfc, which ``jax.nn.gelu`` uses, is slower on a CPU. In half precision each
-    of its operations would be rounded for itself, which costs more than the operation.
-
-    >>> round(gelu(jnp.array([1.0])).item(), 4)
-    0.8413
-    """
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def sinusoidal_positions(n_positions: int, dim: int) -> np.ndarray:
-    """Fixed table, float32 [n_positions, dim]: [p, 2j] = sin(p / 10000^(2j/dim)), [p, 2j+1] = cos."""
-    angle = np.arange(n_positions)[:, None] / 10000.0 ** (2 * np.arange(dim // 2) / dim)
-    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(n_positions, dim).astype(np.float32)
-
-
-def place_in_sequence(tokens: Tokens) -> Int[Array, "n t"]:
-    """The number of each token in its sequence, from 0 on, int32 [n, t].
-
-    Counting real tokens, not places, makes padding on either side change nothing.
-    """
-    place = jnp.maximum(jnp.cumsum(jnp.asarray(tokens.mask).astype(jnp.int32), axis=-1) - 1, 0)
-    if tokens.packs is None:
-        return place
-    packs = jnp.asarray(tokens.packs)
-    begins = jnp.concatenate([jnp.ones_like(packs[:, :1], bool), packs[:, 1:] != packs[:, :-1]], axis=1)
-    return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
-
-
-class FixedTable(nnx.Variable):
-    """A table that is saved with the parameters and never trained."""
-
-
-class Embeddings(nnx.Module):
-    """Token + position + segment embeddings, normalised where the configuration says so."""
-
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        def table(rows: int) -> nnx.Param:
-            return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (rows, config.dim), jnp.float32))
-
-        self.config = config
-        self.tokens = table(config.vocab_size)
-        if config.positions == "learnt":
-            self.positions = table(config.n_positions)
-        else:
-            self.positions = FixedTable(jnp.asarray(sinusoidal_positions(config.n_positions, config.dim)))
-        if config.n_segments:
-            self.segments = table(config.n_segments)
-        if config.embedding_norm:
-            self.norm = LayerNorm(config.dim, eps=config.norm_eps)
-
-    def __call__(self, tokens: Tokens) -> Float[Array, "n t d"]:
-        """Tokens [n, t] -> [n, t, d]"""
-        config = self.config
-        x = jnp.take(self.tokens[...], tokens.ids, axis=0)
-        if config.embedding_scale:
-            x = x * math.sqrt(config.dim)
-        x = x + jnp.take(self.positions[...], place_in_sequence(tokens), axis=0)
-        if config.n_segments:
-            x = x + jnp.take(self.segments[...], tokens.segments, axis=0)
-        x = x.astype(config.dtype)
-        return self.norm(x) if config.embedding_norm else x
-
-
-class Block(nnx.Module):
-    """Self-attention and feed-forward part with residual connections, post-norm or pre-norm."""
-
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.attention = SelfAttention(
-            config.dim, config.n_heads, dropout=config.attention_dropout, rngs=rngs
-        )
-        self.attention_norm = LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp_in = Linear(config.dim, config.mlp_dim, rngs=rngs)
-        self.mlp_out = Linear(config.mlp_dim, config.dim, rngs=rngs)
-        self.mlp_norm = LayerNorm(config.dim, eps=config.norm_eps)
-
-    def _mlp(self, x: Array) -> Array:
-        inner = self.mlp_in(x)
-        match self.config.activation:
-            case "gelu":
-                inner = gelu(inner)
-            case "relu":
-                inner = jax.nn.relu(inner)
-            case other:
-                assert_never(other)
-        return self.mlp_out(inner)
-
-    def __call__(
-        self, x: Float[Array, "n t d"], mask: Bool[Array, "n *q t"], *, key: Array | None = None
-    ) -> Float[Array, "n t d"]:
-        """[n, t, d] -> [n, t, d]; ``key`` draws the dropout, none without it.
-
-        ``mask`` says which tokens are attended to: [n, t] by all, or [n, t, t] by each.
-        """
-        rate = self.config.dropout
-        attention_key, key_1, key_2 = (None,) * 3 if key is None else jax.random.split(key, 3)
-        if self.config.norm == "pre":
-            x = x + apply_dropout(
-                self.attention(self.attention_norm(x), mask, key=attention_key), rate, key_1
-            )
-            return x + apply_dropout(self._mlp(self.mlp_norm(x)), rate, key_2)
-        x = self.attention_norm(x, apply_dropout(self.attention(x, mask, key=attention_key), rate, key_1))
-        return self.mlp_norm(x, apply_dropout(self._mlp(x), rate, key_2))
-
-
 class Encoder(nnx.Module):
     """Embeddings and blocks: tokens -> hidden states (arXiv 1905.01969 §4.1).
 
@@ -252,9 +167,19 @@ class Encoder(nnx.Module):
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        fixed = config.positions == "sinusoidal"
         self.config = config
-        self.embeddings = Embeddings(config, rngs=rngs)
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layers)])
+        self.embeddings = Embeddings(
+            config.vocab_size,
+            config.dim,
+            n_positions=config.n_positions,
+            fixed_positions=sinusoidal_positions(config.n_positions, config.dim) if fixed else None,
+            n_segments=config.n_segments,
+            scale=math.sqrt(config.dim) if config.embedding_scale else 1.0,
+            norm_eps=config.norm_eps if config.embedding_norm else None,
+            rngs=rngs,
+        )
+        self.blocks = nnx.List([Block(config, norm=config.norm, rngs=rngs) for _ in range(config.n_layers)])
         if config.norm == "pre":
             self.final_norm = LayerNorm(config.dim, eps=config.norm_eps)
 
@@ -268,44 +193,124 @@ class Encoder(nnx.Module):
         Raises:
             InputError: the tokens are longer than the positions.
         """
-        if tokens.ids.shape[-1] > self.config.n_positions:
-            # jnp.take would fill the missing positions with NaN.
-            raise InputError(
-                f"tokens are {tokens.ids.shape[-1]} long, the encoder has {self.config.n_positions} positions"
-            )
-        n_keys = self.config.n_layers + 1
-        keys = [None] * n_keys if key is None else list(jax.random.split(key, n_keys))
-        x = apply_dropout(self.embeddings(tokens), self.config.dropout, keys[-1])
-        mask = jnp.asarray(tokens.mask)
-        if tokens.packs is not None:
-            packs = jnp.asarray(tokens.packs)
-            mask = mask[:, None, :] & (packs[:, :, None] == packs[:, None, :])
-        x = self._run_blocks(x, mask, keys[:-1])
-        if self.config.zero_padding:
+        config = self.config
+        check_length(tokens, config.n_positions)
+        keys = layer_keys(key, config.n_layers)
+        x = self.embeddings(
+            tokens.ids, places=place_in_sequence(tokens), segments=tokens.segments, dtype=config.dtype
+        )
+        x = apply_dropout(x, config.dropout, keys[-1])
+        attended = [{"mask": attention_mask(tokens)}] * config.n_layers
+        x = run_blocks(self.blocks, x, attended, keys[:-1], config)
+        if config.zero_padding:
             x = jnp.where(jnp.asarray(tokens.mask)[..., None], x, jnp.zeros((), x.dtype))
-        if self.config.norm == "pre":
+        if config.norm == "pre":
             x = self.final_norm(x)
-        return x * self.config.output_scaling if self.config.output_scaling != 1.0 else x
+        return scaled(x, config.output_scaling)
 
-    def _run_blocks(
-        self, x: Float[Array, "n t d"], mask: Bool[Array, "n *q t"], keys: list
-    ) -> Float[Array, "n t d"]:
-        graphs, states = zip(*(nnx.split(block) for block in self.blocks), strict=True)
 
-        def run(x: Array, block: tuple[nnx.State, Array | None]) -> Array:
-            state, key = block
-            return nnx.merge(graphs[0], state)(x, mask, key=key)
+def _read(entries: ConfigJson) -> EncoderConfig:
+    entries.expect("position_embedding_type", "absolute")
+    entries.expect("is_decoder", False)
+    return EncoderConfig(
+        vocab_size=entries.number("vocab_size"),
+        dim=entries.number("hidden_size"),
+        n_layers=entries.number("num_hidden_layers"),
+        n_heads=entries.number("num_attention_heads"),
+        mlp_dim=entries.number("intermediate_size"),
+        n_positions=entries.number("max_position_embeddings"),
+        n_segments=entries.number("type_vocab_size", 2),
+        activation=entries.activation("hidden_act", "gelu"),
+        norm_eps=entries.real("layer_norm_eps", 1e-12),
+    )
 
-        if self.config.remat:
-            kept = {
-                "nothing": None,
-                "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-            }
-            run = jax.checkpoint(run, policy=kept[self.config.remat_keeps])
-        if not self.config.scan:
-            run = jax.jit(run)  # one trace serves all blocks, and XLA puts it in their places
-            for block in zip(states, keys, strict=True):
-                x = run(x, block)
-            return x
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(states, keys, strict=True))
-        return jax.lax.scan(lambda x, block: (run(x, block), None), x, stacked)[0]
+
+def bert_layer(
+    theirs: str, ours: str, *, names: tuple[str, str, str] = ("query", "key", "value")
+) -> list[Stored]:
+    """A block of BERT, and of the families that name its parts alike.
+
+    Args:
+        theirs: beginning of the tensors' names.
+        ours: of the parameters' paths.
+        names: of the projections.
+    """
+    return [
+        *linear(f"{ours}.attention.qkv", *(f"{theirs}.attention.self.{name}" for name in names)),
+        *linear(f"{ours}.attention.out", f"{theirs}.attention.output.dense"),
+        *norm(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm"),
+        *linear(f"{ours}.mlp_in", f"{theirs}.intermediate.dense"),
+        *linear(f"{ours}.mlp_out", f"{theirs}.output.dense"),
+        *norm(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm"),
+    ]
+
+
+def bert_tables(*, positions: bool = True, segments: bool = True) -> list[Stored]:
+    """The embeddings of BERT, and of the families that name them alike."""
+    return [
+        *table("embeddings.tokens", "embeddings.word_embeddings"),
+        *(table("embeddings.positions", "embeddings.position_embeddings") if positions else []),
+        *(table("embeddings.segments", "embeddings.token_type_embeddings") if segments else []),
+        *norm("embeddings.norm", "embeddings.LayerNorm"),
+    ]
+
+
+def bert_entries(config: Any, model_type: str, **more: Any) -> dict[str, Any]:
+    """Entries of config.json that BERT and its relatives name alike."""
+    return {
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": their_activation(config.activation),
+        "layer_norm_eps": config.norm_eps,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        **more,
+    }
+
+
+def _stored(config: EncoderConfig) -> list[Stored]:
+    layers = (bert_layer(f"encoder.layer.{i}", f"blocks.{i}") for i in range(config.n_layers))
+    return [*bert_tables(segments=config.n_segments > 0), *itertools.chain.from_iterable(layers)]
+
+
+def _entries(config: EncoderConfig) -> dict[str, Any]:
+    plain = dataclasses.replace(
+        config,
+        norm="post",
+        embedding_norm=True,
+        positions="learnt",
+        embedding_scale=False,
+        zero_padding=False,
+    )
+    if config != plain or not config.n_segments:
+        raise InputError(
+            "encoder",
+            expected="the shape of a BERT, which transformers has a model for",
+            got=shown("a transformer with another norm, scaling, positions or segments"),
+        )
+    return bert_entries(
+        config,
+        "bert",
+        max_position_embeddings=config.n_positions,
+        type_vocab_size=config.n_segments,
+        position_embedding_type="absolute",
+    )
+
+
+def _classifier(entries: ConfigJson) -> Classifier:
+    return Classifier(head=CrossConfig(dense="tanh"), dense="bert.pooler.dense", linear="classifier")
+
+
+BERT = Family(
+    architectures={"bert": "Bert"},
+    prefixes=("bert.",),
+    settings=EncoderConfig,
+    read=_read,
+    stored=_stored,
+    entries=_entries,
+    classifier=_classifier,
+)

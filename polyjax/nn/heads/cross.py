@@ -1,14 +1,15 @@
 """Cross-encoder: a linear layer over the pair (arXiv 1905.01969 §4.3)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from polyjax.nn.activations import Activation, activate
 from polyjax.nn.heads.common import reduced
 from polyjax.nn.heads.contract import Inputs
-from polyjax.nn.linear import Linear
+from polyjax.nn.linear import LayerNorm, Linear
 from polyjax.nn.reduce import Reduction
 
 
@@ -19,6 +20,12 @@ class CrossConfig:
     Attributes:
         reduction: the pair's token outputs -> vector.
         over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
+        dense: activation of a layer before the last one, as the standard classifiers of BERT (tanh),
+            DistilBERT (relu), ELECTRA (gelu) and others have; ``none`` for no such layer.
+        dense_bias: whether that layer has an offset.
+        norm: a layer norm after its activation, as ModernBERT has, with a gain (``scale``) or an offset too.
+        norm_eps: added to the variance there.
+        activation: of the score, when a trained model is used; training works on the score before it.
     """
 
     arch: ClassVar[str] = "cross"
@@ -26,6 +33,11 @@ class CrossConfig:
 
     reduction: Reduction = "first"
     over_padding: bool = False
+    dense: Literal["none"] | Activation = "none"
+    dense_bias: bool = True
+    norm: Literal["none", "scale", "scale-and-bias"] = "none"
+    norm_eps: float = 1e-5
+    activation: Activation = "identity"
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> "CrossHead":
         """The head for an encoder of width ``dim``."""
@@ -37,8 +49,18 @@ class CrossHead(nnx.Module):
 
     def __init__(self, config: CrossConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
+        dense = config.dense != "none"
+        self.dense = Linear(dim, dim, bias=config.dense_bias, rngs=rngs) if dense else None
+        with_bias = config.norm == "scale-and-bias"
+        self.norm = None if config.norm == "none" else LayerNorm(dim, eps=config.norm_eps, bias=with_bias)
         self.linear = Linear(dim, 1, rngs=rngs)
 
     def __call__(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, " n"]:
-        """Token outputs of n pairs -> scores [n], float32."""
-        return self.linear(reduced(hidden, mask, self.config))[:, 0]
+        """Token outputs of n pairs -> scores [n], float32, before ``activation``."""
+        vector = reduced(hidden, mask, self.config)
+        if self.dense is not None:
+            assert self.config.dense != "none"
+            vector = activate(self.config.dense, self.dense(vector))
+        if self.norm is not None:
+            vector = self.norm(vector)
+        return self.linear(vector)[:, 0]

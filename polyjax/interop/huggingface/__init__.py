@@ -1,0 +1,26 @@
+"""Folders as Hugging Face transformers saves them: config.json, safetensors, tokenizer."""
+
+from polyjax.interop.huggingface.config import family_for, family_of, read_config, read_entries, read_object
+from polyjax.interop.huggingface.minilm import check_sha256, minilm_folder
+from polyjax.interop.huggingface.weights import (
+    TensorFiles,
+    fill,
+    load_encoder_weights,
+    parameter_shapes,
+    read_parameters,
+)
+
+__all__ = [
+    "TensorFiles",
+    "check_sha256",
+    "family_for",
+    "family_of",
+    "fill",
+    "load_encoder_weights",
+    "minilm_folder",
+    "parameter_shapes",
+    "read_config",
+    "read_entries",
+    "read_object",
+    "read_parameters",
+]

@@ -1,0 +1,199 @@
+"""Tensors of a folder (safetensors, in one file or in shards) -> parameters."""
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  # numpy then knows bfloat16, which safetensors asks it for
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from polyjax.errors import InputError, shown
+from polyjax.interop.huggingface.config import family_for, read_object
+from polyjax.nn.encoders import Stored, TokenEncoder
+
+WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_OLD_NAMES = {"weight": "gamma", "bias": "beta"}
+"""Of layer norms in files of TensorFlow's BERT."""
+
+
+class TensorFiles:
+    """The tensors of a folder, by name. Use it in a ``with`` statement.
+
+    Args:
+        folder: has model.safetensors, or model.safetensors.index.json and the shards that it names.
+        prefixes: one of them may stand before the names of the encoder's tensors.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+
+    def __init__(self, folder: Path, *, prefixes: Iterable[str] = ()):
+        self._opened = ExitStack()
+        self._files: dict[str, tuple[Any, Path]] = {}
+        try:
+            for path, names in _weight_files(folder):
+                self._add(path, names)
+        except BaseException:
+            self._opened.close()
+            raise
+        self.path = folder / (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
+        starts = (prefix for prefix in prefixes if any(name.startswith(prefix) for name in self._files))
+        self.prefix = next(starts, "")
+
+    def __enter__(self) -> "TensorFiles":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the files."""
+        self._opened.close()
+
+    def _add(self, path: Path, names: Iterable[str] | None) -> None:
+        if not path.is_file():
+            raise InputError.in_file(path, problem=f"the shard is missing, which {INDEX} names")
+        try:
+            file = self._opened.enter_context(safe_open(path, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise InputError.in_file(path, problem=f"not a readable safetensors file: {error}") from None
+        there = set(file.keys())
+        for name in there if names is None else names:
+            if name not in there:
+                raise InputError.in_file(
+                    path, problem=f"the tensor {name} is missing, which {INDEX} puts here"
+                )
+            self._files[name] = file, path
+
+    def _named(self, name: str) -> str | None:
+        """The name in the file, with the prefix and under its old name where that is there."""
+        start, _, end = name.rpartition(".")
+        tried = [name, f"{start}.{_OLD_NAMES[end]}"] if end in _OLD_NAMES else [name]
+        return next((full for full in (self.prefix + n for n in tried) if full in self._files), None)
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor is there, by its name without prefix."""
+        return self._named(name) is not None
+
+    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A tensor, float32.
+
+        Args:
+            name: without prefix.
+            shape: that config.json asks for.
+
+        Raises:
+            InputError: it is missing, broken or of another shape, or has numbers that are not finite.
+        """
+        full = self._named(name)
+        if full is None:
+            raise InputError.in_file(self.path, problem=f"the tensor {self.prefix + name} is missing")
+        file, path = self._files[full]
+        try:
+            found = tuple(file.get_slice(full).get_shape())
+            if found != shape:
+                raise InputError.in_file(
+                    path,
+                    expected=f"{full} of shape {list(shape)}, as config.json says",
+                    got=shown(list(found)),
+                )
+            value = file.get_tensor(full).astype(np.float32)
+        except SafetensorError as error:
+            raise InputError.in_file(path, problem=f"{full} cannot be read: {error}") from None
+        if not np.isfinite(value).all():
+            raise InputError.in_file(path, problem=f"{full} has numbers that are not finite")
+        return value
+
+
+def _weight_files(folder: Path) -> list[tuple[Path, list[str] | None]]:
+    """Files and the tensors to take of each; all where None."""
+    if (folder / WEIGHTS).is_file():
+        return [(folder / WEIGHTS, None)]
+    if (folder / INDEX).is_file():
+        places = read_object(folder / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise InputError.in_file(
+                folder / INDEX, expected="a weight_map of tensors and files", got=shown(json.dumps(places))
+            )
+        shards: dict[str, list[str]] = {}
+        for name, file in places.items():
+            if Path(file).name != file:
+                raise InputError.in_file(folder / INDEX, expected="files of this folder", got=file)
+            shards.setdefault(file, []).append(name)
+        return [(folder / file, names) for file, names in sorted(shards.items())]
+    if (folder / PICKLE).is_file():
+        raise InputError.in_file(
+            folder / PICKLE,
+            problem=f"a pickle can run programs and is not read; expected {WEIGHTS}",
+            fix="save the model with safetensors (save_pretrained of transformers does)",
+        )
+    raise InputError.in_file(folder / WEIGHTS, problem="the file is missing: expected weights as safetensors")
+
+
+def read_parameters(
+    tensors: TensorFiles, stored: Iterable[Stored], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Parameters by path, float32.
+
+    Args:
+        tensors: the folder's.
+        stored: where each parameter is.
+        shapes: of the parameters, by path.
+
+    Raises:
+        InputError: a tensor is missing, broken or of another shape.
+    """
+    found: dict[str, np.ndarray] = {}
+    for entry in stored:
+        shape = shapes[entry.ours]
+        shape = shape[::-1] if entry.transposed else shape
+        rows, other = divmod(shape[0], len(entry.theirs))
+        assert not other, entry
+        parts = [tensors.take(name, (rows, *shape[1:])) for name in entry.theirs]
+        value = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found[entry.ours] = value.T if entry.transposed else value
+    return found
+
+
+def parameter_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's parameters, by dotted path; the module may be abstract."""
+    return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(module))}
+
+
+def fill(module: nnx.Module, values: Mapping[str, np.ndarray]) -> None:
+    """Put values into a module's parameters, each of which is given."""
+    state = nnx.state(module)
+    for path, variable in nnx.to_flat_state(state):
+        variable.set_value(jnp.asarray(values[".".join(map(str, path))]))
+    nnx.update(module, state)
+
+
+def load_encoder_weights(encoder: TokenEncoder, folder: Path) -> None:
+    """Fill an encoder's parameters from a folder of its family.
+
+    Raises:
+        InputError: a file or tensor is missing, broken, or of another shape, or the model has more layers.
+    """
+    family = family_for(encoder.config)
+    assert isinstance(encoder, nnx.Module)
+    with TensorFiles(folder, prefixes=family.prefixes) as tensors:
+        stored = family.stored(encoder.config)
+        _check_no_more(tensors, stored, encoder.config.n_layers)
+        fill(encoder, read_parameters(tensors, stored, parameter_shapes(encoder)))
+
+
+def _check_no_more(tensors: TensorFiles, stored: Iterable[Stored], n_layers: int) -> None:
+    """Raise InputError where a layer follows the last one that config.json asks for."""
+    last = f".{n_layers - 1}."
+    names = (name for entry in stored for name in entry.theirs)
+    for name in names:
+        following = name.replace(last, f".{n_layers}.", 1)
+        if following != name and tensors.has(following):
+            raise InputError.in_file(
+                tensors.path,
+                problem=f"the tensor {tensors.prefix + following} belongs to a layer beyond config.json's "
+                f"{n_layers}",
+            )

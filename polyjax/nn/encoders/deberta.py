@@ -1,0 +1,345 @@
+"""DeBERTa v2 and v3: attention to content and to relative position apart (arXiv 2006.03654, 2111.09543)."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from polyjax.errors import InputError, shown
+from polyjax.nn.attention import multi_head
+from polyjax.nn.encoders.bert import bert_entries, bert_layer, bert_tables
+from polyjax.nn.encoders.contract import FamilyConfig
+from polyjax.nn.encoders.family import Classifier, ConfigJson, Family, Stored, linear, norm, table
+from polyjax.nn.encoders.layers import (
+    Attended,
+    Block,
+    Embeddings,
+    attention_mask,
+    check_length,
+    layer_keys,
+    place_in_sequence,
+    run_blocks,
+    scaled,
+)
+from polyjax.nn.heads import CrossConfig
+from polyjax.nn.linear import LayerNorm, Linear, affine, apply_dropout
+from polyjax.types import Tokens
+
+RelativeTerm = Literal["c2p", "p2c"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DebertaConfig(FamilyConfig):
+    """Shape and arithmetic; the fields of FamilyConfig and these.
+
+    Attributes:
+        n_segments: rows of the segment table; 0 for none.
+        absolute_positions: add a table of positions to the embeddings besides.
+        n_buckets: of relative positions on either side.
+        max_distance: from which the last bucket begins.
+        terms: of the relative attention: content to position (c2p), position to content (p2c).
+        shared_projections: relative positions go through the queries' and keys' projections, not through
+            some of their own.
+        normalized_positions: a layer norm on the table of relative positions.
+    """
+
+    norm_eps: float = 1e-7
+    n_segments: int = 0
+    absolute_positions: bool = False
+    n_buckets: int = 256
+    max_distance: int = 512
+    terms: tuple[RelativeTerm, ...] = ("c2p", "p2c")
+    shared_projections: bool = True
+    normalized_positions: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a shape that cannot work."""
+        super().__post_init__()
+        if self.n_buckets < 2 or self.n_buckets % 2:
+            raise InputError("encoder.n_buckets", expected="an even number of at least 2", got=self.n_buckets)
+        if self.max_distance - 1 <= self.n_buckets // 2:
+            raise InputError(
+                "encoder.max_distance", expected=f"more than {self.n_buckets // 2 + 1}", got=self.max_distance
+            )
+        if not self.terms or len(set(self.terms)) != len(self.terms):
+            raise InputError("encoder.terms", expected="c2p, p2c or both", got=self.terms)
+
+    def build(self, *, rngs: nnx.Rngs) -> "DebertaEncoder":
+        """The transformer, with its initial parameters."""
+        return DebertaEncoder(self, rngs=rngs)
+
+
+@functools.lru_cache(maxsize=64)
+def relative_rows(t: int, n_buckets: int, max_distance: int) -> Int[np.ndarray, " r"]:
+    """Rows of the relative table for query - key from -(t - 1) to t - 1, int32 [2 t - 1].
+
+    Distances up to m = n_buckets / 2 have rows of their own, further ones share logarithmically growing
+    buckets: ceil(ln(r / m) / ln((max_distance - 1) / m) (m - 1)) + m.
+
+    >>> relative_rows(4, 16, 64).tolist()
+    [13, 14, 15, 16, 17, 18, 19]
+    """
+    middle = n_buckets // 2
+    found = []
+    for r in range(t):
+        if r <= middle:
+            found.append(r)
+            continue
+        # The last distance lies on the edge of the last bucket, where a rounded logarithm may fall beyond it.
+        share = math.log(r / middle) / math.log((max_distance - 1) / middle) * (middle - 1)
+        edge = round(share)
+        found.append(middle + (edge if abs(share - edge) < 1e-9 else math.ceil(share)))
+    one_side = np.array(found)
+    both = np.concatenate([-one_side[:0:-1], one_side])
+    return np.clip(both + n_buckets, 0, 2 * n_buckets - 1).astype(np.int32)
+
+
+def shifted(scores: Float[Array, "n h t r"]) -> Float[Array, "n h t t"]:
+    """[.., i, j] = scores[.., i, j - i + t - 1]: from places by difference to places by token.
+
+    >>> shifted(jnp.arange(6.0).reshape(1, 1, 2, 3))[0, 0].tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
+    n, h, t, r = scores.shape
+    flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(n, h, -1)
+    return flat[..., t - 1 : t - 1 + t * r].reshape(n, h, t, r)[..., :t]
+
+
+class DisentangledAttention(nnx.Module):
+    """Multi-head self-attention whose logits have terms of content and of relative position.
+
+    Args:
+        config: shape and arithmetic.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, config: DebertaConfig, *, rngs: nnx.Rngs):
+        dim = config.dim
+        self.config = config
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.out = Linear(dim, dim, rngs=rngs)
+        own = not config.shared_projections
+        self.position_key = Linear(dim, dim, rngs=rngs) if own and "c2p" in config.terms else None
+        self.position_query = Linear(dim, dim, rngs=rngs) if own and "p2c" in config.terms else None
+
+    def _projected(self, relative: Array, part: int, own: Linear | None) -> Float[Array, "r h k"]:
+        """Relative positions as queries (part 0) or keys (1)."""
+        config = self.config
+        if own is not None:
+            found = own(relative)
+        else:
+            columns = slice(part * config.dim, (part + 1) * config.dim)
+            bias = self.qkv.bias
+            assert bias is not None
+            found = affine(relative, self.qkv.kernel[:, columns], bias[columns])
+        return found.reshape(len(relative), config.n_heads, -1)
+
+    def __call__(
+        self,
+        x: Float[Array, "n t d"],
+        mask: Bool[Array, "n *q t"],
+        *,
+        relative: Float[Array, "b d"],
+        rows: Int[np.ndarray | Array, " r"],
+        key: Array | None = None,
+    ) -> Float[Array, "n t d"]:
+        """[n, t, d] -> [n, t, d]
+
+        Args:
+            x: states.
+            mask: which of them are attended to.
+            relative: the table of relative positions, a row a bucket.
+            rows: its row for each difference query - key, from -(t - 1) on.
+            key: draws the dropout; none without it.
+        """
+        config = self.config
+        n, t, d = x.shape
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        scale = (d // config.n_heads * (1 + len(config.terms))) ** -0.5
+        few = len(rows) < len(relative)  # project what is fewer: differences or buckets
+        table = jnp.take(relative, rows, axis=0) if few else relative
+
+        def by_difference(part: int, own: Linear | None) -> Float[Array, "r h k"]:
+            projected = self._projected(table, part, own)
+            return projected if few else jnp.take(projected, rows, axis=0)
+
+        def heads(states: Array) -> Float[Array, "n t h k"]:
+            return states.reshape(n, t, config.n_heads, -1)
+
+        bias = jnp.zeros((), jnp.float32)
+        if "c2p" in config.terms:  # of query i and difference i - j, whose rows run from j = t - 1 down to 0
+            keys = by_difference(1, self.position_key)[::-1]
+            bias = bias + shifted(jnp.einsum("nthk,rhk->nhtr", heads(q) * scale, keys)).astype(jnp.float32)
+        if "p2c" in config.terms:  # of key j and difference i - j
+            queries = by_difference(0, self.position_query)
+            terms = shifted(jnp.einsum("nthk,rhk->nhtr", heads(k) * scale, queries)).astype(jnp.float32)
+            bias = bias + terms.swapaxes(2, 3)
+        mixed = multi_head(
+            q,
+            k,
+            v,
+            mask,
+            n_heads=config.n_heads,
+            bias=bias,
+            scale=scale,
+            dropout=config.attention_dropout,
+            key=key,
+        )
+        return self.out(mixed)
+
+
+class DebertaEncoder(nnx.Module):
+    """Embeddings, the table of relative positions, and post-norm blocks.
+
+    Args:
+        config: shape and arithmetic.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, config: DebertaConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = Embeddings(
+            config.vocab_size,
+            config.dim,
+            n_positions=config.n_positions if config.absolute_positions else 0,
+            n_segments=config.n_segments,
+            norm_eps=config.norm_eps,
+            rngs=rngs,
+        )
+        draw = nnx.initializers.normal(0.02)
+        self.relative = nnx.Param(draw(rngs.params(), (2 * config.n_buckets, config.dim), jnp.float32))
+        normalized = config.normalized_positions
+        self.relative_norm = LayerNorm(config.dim, eps=config.norm_eps) if normalized else None
+        self.blocks = nnx.List(
+            [
+                Block(config, attention=DisentangledAttention(config, rngs=rngs), rngs=rngs)
+                for _ in range(config.n_layers)
+            ]
+        )
+
+    def __call__(self, tokens: Tokens, *, key: Array | None = None) -> Float[Array, "n t d"]:
+        """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype; see ``TokenEncoder``."""
+        config = self.config
+        check_length(tokens, config.n_positions)
+        keys = layer_keys(key, config.n_layers)
+        x = self.embeddings(
+            tokens.ids, places=place_in_sequence(tokens), segments=tokens.segments, dtype=config.dtype
+        )
+        x = apply_dropout(x, config.dropout, keys[-1])
+        relative = self.relative[...].astype(config.dtype)
+        relative = relative if self.relative_norm is None else self.relative_norm(relative)
+        t = tokens.ids.shape[-1]
+        given: Attended = {
+            "mask": attention_mask(tokens),
+            "relative": relative,
+            "rows": relative_rows(t, config.n_buckets, config.max_distance),
+        }
+        x = run_blocks(self.blocks, x, [given] * config.n_layers, keys[:-1], config)
+        return scaled(x, config.output_scaling)
+
+
+def _terms(entries: ConfigJson) -> tuple[RelativeTerm, ...]:
+    value = entries.entries.get("pos_att_type")
+    names = value.split("|") if isinstance(value, str) else value  # older folders: "p2c|c2p"
+    if not isinstance(names, list) or not names or not set(names) <= {"c2p", "p2c"}:
+        raise InputError.in_file(entries.path, expected="c2p, p2c or both for 'pos_att_type'", got=value)
+    return tuple(sorted(set(names)))
+
+
+def _read(entries: ConfigJson) -> DebertaConfig:
+    entries.expect("relative_attention", True)
+    entries.expect("embedding_size", entries.number("hidden_size"))
+    entries.expect("conv_kernel_size", 0)
+    dim, n_heads = entries.number("hidden_size"), entries.number("num_attention_heads")
+    entries.expect("attention_head_size", dim // n_heads)
+    n_positions = entries.number("max_position_embeddings")
+    farthest = entries.number("max_relative_positions", -1)
+    n_buckets = entries.number("position_buckets", -1)
+    if not entries.flag("relative_attention", False) or n_buckets < 1:
+        raise InputError.in_file(
+            entries.path,
+            expected="'relative_attention' with 'position_buckets', as DeBERTa v2 and v3 have",
+            got=shown("a model without"),
+        )
+    normalized = "layer_norm" in entries.text("norm_rel_ebd", "none").split("|")
+    if not normalized:
+        entries.expect("norm_rel_ebd", "none")
+    return DebertaConfig(
+        vocab_size=entries.number("vocab_size"),
+        dim=dim,
+        n_layers=entries.number("num_hidden_layers"),
+        n_heads=n_heads,
+        mlp_dim=entries.number("intermediate_size"),
+        n_positions=n_positions,
+        activation=entries.activation("hidden_act", "gelu"),
+        norm_eps=entries.real("layer_norm_eps", 1e-7),
+        n_segments=entries.number("type_vocab_size", 0),
+        absolute_positions=entries.flag("position_biased_input", True),
+        n_buckets=n_buckets,
+        max_distance=farthest if farthest >= 1 else n_positions,
+        terms=_terms(entries),
+        shared_projections=entries.flag("share_att_key", False),
+        normalized_positions=normalized,
+    )
+
+
+def _layer(i: int, config: DebertaConfig) -> list[Stored]:
+    theirs, ours = f"encoder.layer.{i}", f"blocks.{i}"
+    found = bert_layer(theirs, ours, names=("query_proj", "key_proj", "value_proj"))
+    if not config.shared_projections:
+        for term, name, their_name in (
+            ("c2p", "position_key", "pos_key_proj"),
+            ("p2c", "position_query", "pos_query_proj"),
+        ):
+            if term in config.terms:
+                found += linear(f"{ours}.attention.{name}", f"{theirs}.attention.self.{their_name}")
+    return found
+
+
+def _stored(config: DebertaConfig) -> list[Stored]:
+    return [
+        *bert_tables(positions=config.absolute_positions, segments=config.n_segments > 0),
+        *table("relative", "encoder.rel_embeddings"),
+        *(norm("relative_norm", "encoder.LayerNorm") if config.normalized_positions else []),
+        *itertools.chain.from_iterable(_layer(i, config) for i in range(config.n_layers)),
+    ]
+
+
+def _entries(config: DebertaConfig) -> dict[str, Any]:
+    return bert_entries(
+        config,
+        "deberta-v2",
+        max_position_embeddings=config.n_positions,
+        max_relative_positions=config.max_distance,
+        type_vocab_size=config.n_segments,
+        position_biased_input=config.absolute_positions,
+        relative_attention=True,
+        position_buckets=config.n_buckets,
+        pos_att_type=list(config.terms),
+        share_att_key=config.shared_projections,
+        norm_rel_ebd="layer_norm" if config.normalized_positions else "none",
+        pooler_hidden_size=config.dim,
+        pooler_hidden_act="gelu",
+    )
+
+
+def _classifier(entries: ConfigJson) -> Classifier:
+    head = CrossConfig(dense=entries.activation("pooler_hidden_act", "gelu"))
+    return Classifier(head=head, dense="pooler.dense", linear="classifier")
+
+
+DEBERTA = Family(
+    architectures={"deberta-v2": "DebertaV2"},
+    prefixes=("deberta.",),
+    settings=DebertaConfig,
+    read=_read,
+    stored=_stored,
+    entries=_entries,
+    classifier=_classifier,
+)

@@ -1,0 +1,172 @@
+"""How a family's published folders are laid out: entries of config.json, and names of tensors."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from polyjax.errors import InputError
+from polyjax.nn.activations import Activation
+from polyjax.nn.heads import CrossConfig
+
+_REQUIRED: Any = object()
+_THEIR_ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "swish": "silu",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Where an array of ours is in a folder's safetensors.
+
+    Attributes:
+        ours: dotted path of the parameter.
+        theirs: names of the tensors, which follow each other along their first axis.
+        transposed: ours is [in, out], theirs [out, in].
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    transposed: bool = False
+
+
+def linear(ours: str, *theirs: str, bias: bool = True) -> list[Stored]:
+    """A Linear that several of theirs make up, side by side."""
+    found = [Stored(f"{ours}.kernel", tuple(f"{name}.weight" for name in theirs), transposed=True)]
+    return [*found, Stored(f"{ours}.bias", tuple(f"{name}.bias" for name in theirs))] if bias else found
+
+
+def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Stored]:
+    """A LayerNorm."""
+    found = [Stored(f"{ours}.scale", (f"{theirs}.weight",))]
+    return [*found, Stored(f"{ours}.bias", (f"{theirs}.bias",))] if bias else found
+
+
+def table(ours: str, theirs: str) -> list[Stored]:
+    """A table of rows."""
+    return [Stored(ours, (f"{theirs}.weight",))]
+
+
+class ConfigJson:
+    """Entries of a config.json, checked as they are taken.
+
+    Args:
+        path: the file, for messages.
+        entries: what it holds.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[str, Any]):
+        self.path, self.entries = path, entries
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is there and is not null."""
+        return self.entries.get(name) is not None
+
+    def _take(self, name: str, default: Any, kind: type | tuple[type, ...], expected: str) -> Any:
+        value = self.entries.get(name)
+        if value is None:
+            if default is _REQUIRED:
+                raise InputError.in_file(self.path, problem=f"the entry {name!r} is missing")
+            return default
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise InputError.in_file(self.path, expected=f"{expected} for {name!r}", got=value)
+        return value
+
+    def number(self, name: str, default: int = _REQUIRED) -> int:
+        """A whole number."""
+        return self._take(name, default, int, "a whole number")
+
+    def real(self, name: str, default: float = _REQUIRED) -> float:
+        """A number."""
+        return float(self._take(name, default, (int, float), "a number"))
+
+    def flag(self, name: str, default: bool = _REQUIRED) -> bool:
+        """True or false."""
+        return self._take(name, default, bool, "true or false")
+
+    def text(self, name: str, default: str = _REQUIRED) -> str:
+        """A text."""
+        return self._take(name, default, str, "a text")
+
+    def section(self, name: str) -> "ConfigJson":
+        """An entry that has entries; an empty one where it is not there."""
+        return ConfigJson(self.path, self._take(name, {}, dict, "an object"))
+
+    def activation(self, name: str, default: str = _REQUIRED) -> Activation:
+        """An activation, under our name."""
+        theirs = self.text(name, default)
+        known = _THEIR_ACTIVATIONS.get(theirs, theirs)
+        if known not in get_args(Activation):
+            allowed = sorted({*get_args(Activation), *_THEIR_ACTIVATIONS} - {"gelu_tanh"})
+            raise InputError.in_file(
+                self.path, expected=f"one of {', '.join(allowed)} for {name!r}", got=theirs
+            )
+        return known  # pyright: ignore[reportReturnType]  # checked above
+
+    def expect(self, name: str, *values: Any) -> None:
+        """Raise InputError where the entry is there and is another: nothing else is implemented."""
+        got = self.entries.get(name)
+        if got is not None and got not in values:
+            allowed = " or ".join(map(repr, values))
+            raise InputError.in_file(self.path, expected=f"{allowed} for {name!r}", got=got)
+
+
+def their_activation(name: Activation) -> str:
+    """The name that config.json has for an activation.
+
+    >>> their_activation("gelu_tanh"), their_activation("relu")
+    ('gelu_new', 'relu')
+    """
+    return next((theirs for theirs, ours in _THEIR_ACTIVATIONS.items() if ours == name), name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """The standard head of a family's ``*ForSequenceClassification``, and its tensors.
+
+    Attributes:
+        head: settings of the head that computes the same.
+        linear: the last layer.
+        dense: the layer before; None for none.
+        norm: after that one's activation; None for none.
+    """
+
+    head: CrossConfig
+    linear: str
+    dense: str | None = None
+    norm: str | None = None
+
+    def stored(self) -> list[Stored]:
+        """Its arrays, under the head's own paths."""
+        found = linear("linear", self.linear)
+        if self.dense is not None:
+            found += linear("dense", self.dense, bias=self.head.dense_bias)
+        if self.norm is not None:
+            found += norm("norm", self.norm, bias=self.head.norm == "scale-and-bias")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """How folders of a family are read and written.
+
+    Attributes:
+        architectures: model types of config.json, and what class names begin with there.
+        prefixes: before the names of tensors where the file has a head besides.
+        settings: class of the family's settings.
+        read: config.json -> settings.
+        stored: settings -> where each parameter is.
+        entries: settings -> entries of config.json.
+        classifier: config.json -> the head of the family's cross-encoders; None where it has none here.
+    """
+
+    architectures: Mapping[str, str]
+    prefixes: tuple[str, ...]
+    settings: type
+    read: Callable[[ConfigJson], Any]
+    stored: Callable[[Any], list[Stored]]
+    entries: Callable[[Any], dict[str, Any]]
+    classifier: Callable[[ConfigJson], Classifier] | None = None

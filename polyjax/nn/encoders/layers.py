@@ -1,0 +1,299 @@
+"""What the families share: embeddings, a block, positions, masks, and the run through a stack of blocks."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
+
+from polyjax.errors import InputError
+from polyjax.nn.activations import activate
+from polyjax.nn.attention import SelfAttention
+from polyjax.nn.encoders.contract import StackSettings
+from polyjax.nn.linear import LayerNorm, Linear, apply_dropout
+from polyjax.types import AnyArray, Tokens
+
+Attended = dict[str, Any]
+"""What a block's attention is given besides the states, by name: ``mask``, and what a family adds."""
+
+
+class FixedTable(nnx.Variable):
+    """A table that is saved with the parameters and never trained."""
+
+
+class Embeddings(nnx.Module):
+    """Token + position + segment rows, normalised where asked for.
+
+    Args:
+        vocab_size: rows of the token table.
+        dim: width.
+        n_positions: rows of the position table; 0 for none.
+        n_segments: rows of the segment table; 0 for none.
+        fixed_positions: a table [n_positions, dim] that is not trained, instead of a learnt one.
+        scale: multiplies the token rows.
+        norm_eps: of the norm; None for no norm.
+        norm_bias: whether the norm has an offset.
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        *,
+        n_positions: int = 0,
+        n_segments: int = 0,
+        fixed_positions: np.ndarray | None = None,
+        scale: float = 1.0,
+        norm_eps: float | None,
+        norm_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        def table(rows: int) -> nnx.Param:
+            return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (rows, dim), jnp.float32))
+
+        self.scale = scale
+        self.tokens = table(vocab_size)
+        if fixed_positions is not None:
+            self.positions = FixedTable(jnp.asarray(fixed_positions))
+        else:
+            self.positions = table(n_positions) if n_positions else None
+        self.segments = table(n_segments) if n_segments else None
+        self.norm = None if norm_eps is None else LayerNorm(dim, eps=norm_eps, bias=norm_bias)
+
+    def __call__(
+        self,
+        ids: Int[AnyArray, "n t"],
+        *,
+        places: Int[AnyArray, "n t"] | None = None,
+        segments: Int[AnyArray, "n t"] | None = None,
+        dtype: DTypeLike,
+    ) -> Float[Array, "n t d"]:
+        """[n, t] -> [n, t, d]
+
+        Args:
+            ids: tokens.
+            places: rows of the position table; needed where there is one.
+            segments: rows of the segment table; row 0 where None.
+            dtype: of the result.
+        """
+        x = jnp.take(self.tokens[...], ids, axis=0)
+        if self.scale != 1.0:
+            x = x * self.scale
+        if self.positions is not None:
+            x = x + jnp.take(self.positions[...], places, axis=0)
+        if self.segments is not None:
+            if segments is None:
+                x = x + self.segments[...][None, :1]
+            else:
+                x = x + jnp.take(self.segments[...], segments, axis=0)
+        x = x.astype(dtype)
+        return x if self.norm is None else self.norm(x)
+
+
+class Block(nnx.Module):
+    """Self-attention and feed-forward part with residual connections.
+
+    Args:
+        config: the stack's settings.
+        attention: takes states and ``Attended``; plain multi-head attention where None.
+        norm: ``post`` normalises each sub-layer's output, ``pre`` its input.
+        gated: the feed-forward part's inner product has two halves, of which the one named goes through the
+            activation and multiplies the other.
+        mlp_bias: whether the inner and the outer product of the feed-forward part have offsets.
+        norm_bias: whether the norms have offsets.
+        attention_norm: leave the norm of the attention out where False.
+        rngs: source of the initial values.
+    """
+
+    def __init__(
+        self,
+        config: StackSettings,
+        *,
+        attention: nnx.Module | None = None,
+        norm: Literal["post", "pre"] = "post",
+        gated: Literal["no", "first", "second"] = "no",
+        mlp_bias: tuple[bool, bool] = (True, True),
+        norm_bias: bool = True,
+        attention_norm: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        dim, inner = config.dim, config.mlp_dim if gated == "no" else 2 * config.mlp_dim
+        self.config, self.norm, self.gated = config, norm, gated
+        if attention is None:
+            attention = SelfAttention(dim, config.n_heads, dropout=config.attention_dropout, rngs=rngs)
+        self.attention: Any = attention
+        named = LayerNorm(dim, eps=config.norm_eps, bias=norm_bias) if attention_norm else None
+        self.attention_norm: Any = named
+        self.mlp_in = Linear(dim, inner, bias=mlp_bias[0], rngs=rngs)
+        self.mlp_out = Linear(config.mlp_dim, dim, bias=mlp_bias[1], rngs=rngs)
+        self.mlp_norm = LayerNorm(dim, eps=config.norm_eps, bias=norm_bias)
+
+    def _mlp(self, x: Array) -> Array:
+        inner = self.mlp_in(x)
+        if self.gated == "no":
+            return self.mlp_out(activate(self.config.activation, inner))
+        first, second = jnp.split(inner, 2, axis=-1)
+        opened, gate = (first, second) if self.gated == "first" else (second, first)
+        return self.mlp_out(activate(self.config.activation, opened) * gate)
+
+    def __call__(
+        self, x: Float[Array, "n t d"], attended: Attended, *, key: Array | None = None
+    ) -> Float[Array, "n t d"]:
+        """[n, t, d] -> [n, t, d]; ``key`` draws the dropout, none without it."""
+        rate = self.config.dropout
+        attention_key, key_1, key_2 = (None,) * 3 if key is None else jax.random.split(key, 3)
+        if self.norm == "pre":
+            states = x if self.attention_norm is None else self.attention_norm(x)
+            x = x + apply_dropout(self.attention(states, **attended, key=attention_key), rate, key_1)
+            return x + apply_dropout(self._mlp(self.mlp_norm(x)), rate, key_2)
+        mixed = self.attention(x, **attended, key=attention_key)
+        x = self.attention_norm(x, apply_dropout(mixed, rate, key_1))
+        return self.mlp_norm(x, apply_dropout(self._mlp(x), rate, key_2))
+
+
+def sinusoidal_positions(n_positions: int, dim: int) -> np.ndarray:
+    """Fixed table, float32 [n_positions, dim]: [p, 2j] = sin(p / 10000^(2j/dim)), [p, 2j+1] = cos."""
+    angle = np.arange(n_positions)[:, None] / 10000.0 ** (2 * np.arange(dim // 2) / dim)
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(n_positions, dim).astype(np.float32)
+
+
+def place_in_sequence(tokens: Tokens) -> Int[Array, "n t"]:
+    """The number of each token in its sequence, from 0 on, int32 [n, t].
+
+    Counting real tokens, not places, makes padding on either side change nothing.
+    """
+    place = jnp.maximum(jnp.cumsum(jnp.asarray(tokens.mask).astype(jnp.int32), axis=-1) - 1, 0)
+    if tokens.packs is None:
+        return place
+    begins = _begins(tokens.packs)
+    return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
+
+
+def place_after_padding(tokens: Tokens, pad_id: int) -> Int[Array, "n t"]:
+    """Rows of a position table that begins with padding's: the first token that is no padding has pad_id + 1.
+
+    RoBERTa's rule. A padding token that a text spells out has padding's row, and is not counted.
+
+    >>> row = np.array([[5, 1, 6, 1]], np.int32)
+    >>> tokens = Tokens(row, np.array([[True, True, True, False]]), row * 0)
+    >>> place_after_padding(tokens, 1).tolist()
+    [[2, 1, 3, 1]]
+    """
+    counts = (jnp.asarray(tokens.mask) & (jnp.asarray(tokens.ids) != pad_id)).astype(jnp.int32)
+    place = jnp.cumsum(counts, axis=-1)
+    if tokens.packs is not None:
+        before = place - counts  # what was counted up to each token
+        place = place - jax.lax.cummax(jnp.where(_begins(tokens.packs), before, 0), axis=1)
+    return place * counts + pad_id
+
+
+def _begins(packs: AnyArray) -> Bool[Array, "n t"]:
+    """True at the first token of each sequence that shares a row."""
+    packs = jnp.asarray(packs)
+    return jnp.concatenate([jnp.ones_like(packs[:, :1], bool), packs[:, 1:] != packs[:, :-1]], axis=1)
+
+
+def attention_mask(tokens: Tokens, *, window: int | None = None) -> Bool[Array, "n *q t"]:
+    """Which tokens are attended to: [n, t] by all, or [n, t, t] by each.
+
+    Args:
+        tokens: packed sequences do not see each other.
+        window: tokens at most so far away are seen; all where None.
+    """
+    mask = jnp.asarray(tokens.mask)
+    if tokens.packs is not None:
+        packs = jnp.asarray(tokens.packs)
+        mask = mask[:, None, :] & (packs[:, :, None] == packs[:, None, :])
+    t = mask.shape[-1]
+    if window is None or window >= t - 1:
+        return mask
+    near = np.abs(np.arange(t)[:, None] - np.arange(t)[None, :]) <= window
+    return (mask if mask.ndim == 3 else mask[:, None, :]) & near[None]
+
+
+def check_length(tokens: Tokens, n_positions: int) -> None:
+    """Raise InputError for tokens that are longer than the positions, whose rows would be NaN."""
+    if tokens.ids.shape[-1] > n_positions:
+        raise InputError(
+            "tokens", expected=f"at most {n_positions} positions (n_positions)", got=tokens.ids.shape[-1]
+        )
+
+
+def layer_keys(key: Array | None, n_layers: int) -> list[Array | None]:
+    """A key for each block, and one for the embeddings behind them."""
+    return [None] * (n_layers + 1) if key is None else list(jax.random.split(key, n_layers + 1))
+
+
+def scaled(x: Float[Array, "n t d"], factor: float) -> Float[Array, "n t d"]:
+    """The hidden states, multiplied where the factor is not 1."""
+    return x if factor == 1.0 else x * factor
+
+
+def run_blocks(
+    blocks: Sequence[nnx.Module],
+    x: Float[Array, "n t d"],
+    attended: Sequence[Attended],
+    keys: Sequence[Array | None],
+    config: StackSettings,
+    *,
+    first: int = 0,
+    group: int = 1,
+) -> Float[Array, "n t d"]:
+    """States through the blocks one after the other.
+
+    With ``scan`` the blocks from number ``first`` on are a loop over groups, each compiled once: block i is
+    like block i + group. What is before, and what does not fill a group, is unrolled.
+
+    Args:
+        blocks: of one or several kinds.
+        x: the embeddings.
+        attended: what each block's attention is given.
+        keys: draw each block's dropout.
+        config: says whether to recompute and to scan.
+        first: blocks before the first group.
+        group: blocks of a group.
+    """
+    once = {id(block): nnx.split(block) for block in blocks}  # a block may come several times
+    graphs, states = zip(*(once[id(block)] for block in blocks), strict=True)
+
+    def run(graph: nnx.GraphDef, x: Array, block: tuple[nnx.State, Array | None], given: Attended) -> Array:
+        state, key = block
+        return nnx.merge(graph, state)(x, given, key=key)
+
+    if config.remat:
+        kept = {"nothing": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+        run = jax.checkpoint(run, policy=kept[config.remat_keeps], static_argnums=0)
+    steps = list(zip(graphs, states, keys, attended, strict=True))
+
+    def unrolled(x: Array, some: Sequence[tuple]) -> Array:
+        call = jax.jit(run, static_argnums=0)  # one trace for each kind, and XLA puts it in their places
+        for graph, state, key, given in some:
+            x = call(graph, x, (state, key), given)
+        return x
+
+    n_groups = (len(steps) - first) // group
+    if not config.scan or n_groups < 2:
+        return unrolled(x, steps)
+    x = unrolled(x, steps[:first])
+    repeated = steps[first : first + n_groups * group]
+    shared = [all(s[1] is repeated[i][1] for s in repeated[i::group]) for i in range(group)]
+
+    def stacked(several: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
+
+    looped = []
+    for i in range(group):
+        _, own_states, own_keys, _ = zip(*repeated[i::group], strict=True)
+        looped.append((None if shared[i] else stacked(own_states), stacked(own_keys)))
+
+    def one_group(x: Array, parts: list) -> tuple[Array, None]:
+        for (graph, own, _, given), (state, key) in zip(repeated[:group], parts, strict=True):
+            x = run(graph, x, (own if state is None else state, key), given)
+        return x, None
+
+    x = jax.lax.scan(one_group, x, looped, length=n_groups)[0]
+    return unrolled(x, steps[first + n_groups * group :])
