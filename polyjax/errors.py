@@ -4,8 +4,10 @@ Texts of an error name arguments between backticks, as a Python caller writes th
 turns those names into whatever the reader typed.
 """
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _NOT_GIVEN: Any = object()
 _NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
 _LONGEST = 200
+_naming: ContextVar[Callable[[str], str]] = ContextVar("naming", default=str)
 
 
 class InputError(ValueError):
@@ -54,7 +57,7 @@ class InputError(ValueError):
         self.got = got if self.has_value else None
         is_text = expected is None and problem is None and not self.has_value
         self.is_argument = is_argument and not is_text
-        super().__init__(self.worded())
+        super().__init__(self.worded(_naming.get()))
 
     @classmethod
     def in_file(
@@ -93,6 +96,21 @@ class InputError(ValueError):
         argument = name(self.argument) if self.is_argument else text(self.argument)
         message = f"{argument}: {', '.join(parts)}" if parts else argument
         return message if self.fix is None else f"{message}; {text(self.fix)}"
+
+
+@contextlib.contextmanager
+def named_by(name: Callable[[str], str]) -> Iterator[None]:
+    """Word the errors that are made within with other names for arguments.
+
+    >>> with named_by(as_flag):
+    ...     print(InputError("top_k", expected="at least 1", got=0))
+    --top-k: expected at least 1, got 0
+    """
+    token = _naming.set(name)
+    try:
+        yield
+    finally:
+        _naming.reset(token)
 
 
 class shown(str):

@@ -105,6 +105,32 @@ def test_it_resumes_where_it_was_stopped(run, folder):
         np.testing.assert_array_equal(one, other)
 
 
+def test_evaluate_takes_a_run_rows_or_a_file(run, folder, capsys):
+    again = polyjax.evaluate(run, quiet=True)
+    assert capsys.readouterr().out == ""
+    name = "recall@1/4"
+    assert again.model[name] == run.test.model[name] and again.model["n"] == run.test.model["n"]
+    listed = [row | {"candidates": ["nonsense", row["label"]]} for row in ROWS[:9]]
+    (folder / "listed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+    of_rows = polyjax.evaluate(run.ranker(), listed, quiet=True)
+    of_file = polyjax.evaluate(str(run.folder), "listed.jsonl", out="metrics", quiet=True)
+    assert of_rows.model == of_file.model and of_rows.model["n"] == 9
+    written = json.loads((folder / "metrics" / "results.json").read_text())
+    assert written["mrr"] == of_file.model["mrr"] and (folder / "metrics" / "examples.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [({"ks": [4]}, "k"), ({"out": "listed.jsonl"}, "out"), ({"model": 3}, "model"), ({"data": 5}, "data")],
+)
+def test_evaluate_refuses_before_it_scores(run, changes, argument, folder):
+    (folder / "listed.jsonl").write_text("")
+    settings = {"model": run, "data": None} | changes
+    with pytest.raises(InputError) as refused:
+        polyjax.evaluate(settings.pop("model"), settings.pop("data"), **settings)
+    assert refused.value.argument == argument
+
+
 def test_other_rows_or_settings_are_refused(run):
     more = [*ROWS, {"context": "my car stops", "label": "fix the car"}]
     with pytest.raises(InputError) as refused:

@@ -71,7 +71,7 @@ def test_evaluation_ranks_as_the_run_did_or_as_asked():
     assert chosen(sampled, config()) == sampled
     assert chosen(sampled, config(n=50)) == config(candidates="sampled", n=50)
     assert chosen(sampled, config(candidates="batch", n=5)) == config(candidates="batch", n=5)
-    with pytest.raises(InputError, match="--rank.n does nothing"):
+    with pytest.raises(InputError, match="rank.n: does nothing"):
         chosen(config(), config(n=50))
 
 
@@ -92,10 +92,10 @@ def test_bert_recipes_start_from_a_folder():
         ),
         (["--recipe", "convai2-poly", "--preset", "long"], "give one of them"),
         (["--recipe", "convai2-poly", "--task", "dstc7"], "leave --task out"),
-        (["--optim.warmup-steps", "5", "--optim.parlai-warmup", "5"], "--optim.warmup-steps does nothing"),
-        (["--optim.warmup-steps", "5", "--optim.warmup", "0.2"], "--optim.warmup does nothing"),
-        (["--rank.n", "5"], "--rank.n does nothing"),
-        (["--batch.candidates", "inline", "--batch.n-negatives", "3"], "--batch.n-negatives does nothing"),
+        (["--optim.warmup-steps", "5", "--optim.parlai-warmup", "5"], "--optim.warmup-steps: does nothing"),
+        (["--optim.warmup-steps", "5", "--optim.warmup", "0.2"], "--optim.warmup: does nothing"),
+        (["--rank.n", "5"], "--rank.n: does nothing"),
+        (["--batch.candidates", "inline", "--batch.n-negatives", "3"], "--batch.n-negatives: does nothing"),
         (["--batch.chunk", "33"], "is more than the 32 contexts of a batch"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import tyro
 
-from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, as_flag, first_line
+from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, as_flag, first_line, named_by
 from polyjax.runtime.progress import errors
 
 
@@ -40,7 +40,7 @@ def parse_flags(
     """
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), named_by(as_flag):
             if default is None:
                 return tyro.cli(settings, args=arguments, prog=prog, description=description)
             return tyro.cli(settings, args=arguments, prog=prog, default=default, description=description)

@@ -16,6 +16,7 @@ COMMANDS = {
     "search": "find the best candidates of an index",
     "index": "build an index, add to it, remove from it (build, add, remove, compact, info)",
     "chat": "talk with a model over many candidates",
+    "serve": "serve a model over HTTP, with a page",
     "convert": "make a run directory of a ParlAI model",
     "export": "write a run's parameters for other programs",
 }

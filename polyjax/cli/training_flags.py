@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import tyro
 
@@ -16,6 +16,8 @@ from polyjax.recipes.paper import recipe
 from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
 from polyjax.recipes.settings import DEFAULT_PRESET, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice
 
+OWN_PARTS = ("own_encoder", "own_optimizer")
+"""Settings that only Python callers have."""
 TASK_HELP = (
     f"--task NAME chooses the data set, and with it the flags --task.*: {TASK_NAMES}. Give it with --help to "
     "see them."
@@ -72,13 +74,29 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     if choice.task is not None:
         default = for_task(default, task_named(choice.task))
         arguments = without(arguments, "--task")
-    return parse_flags(
-        tyro.conf.AvoidSubcommands[RunConfig],
+    found = parse_flags(
+        tyro.conf.AvoidSubcommands[flags_of(default)],
         arguments,
         prog=prog,
-        default=default,
+        default=flags_of(default)(**_fields(default)),
         description=f"Train a ranker and evaluate it. {TASK_HELP}",
     )
+    return RunConfig(**_fields(found))
+
+
+def flags_of(default: RunConfig) -> type[RunConfig]:
+    """The class whose fields are flags: only settings of the task and the head that were chosen."""
+    narrow = [("arch", Arch), ("task", type(default.task)), ("head", type(default.head))]
+    fields = [(name, kind, dataclasses.field(default=getattr(default, name))) for name, kind in narrow]
+    fields += [(name, tyro.conf.SuppressFixed[Any], dataclasses.field(default=None)) for name in OWN_PARTS]
+    namespace = {"__doc__": RunConfig.__doc__}
+    return dataclasses.make_dataclass(
+        "RunConfig", fields, bases=(RunConfig,), frozen=True, kw_only=True, namespace=namespace
+    )
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def preset_of(choice: Choice, arch: Arch) -> RunConfig:

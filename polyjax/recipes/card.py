@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polyjax.interop.pretrained import is_pretraining_run
-from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.settings import SCRATCH, RunConfig
 
 
@@ -24,7 +24,7 @@ def weights_licence(config: RunConfig, source: Path | None) -> str:
 
 
 def model_card(
-    config: RunConfig, shape: EncoderConfig, source: Path | None, *, rows: Sequence[int]
+    config: RunConfig, shape: EncoderSettings, source: Path | None, *, rows: Sequence[int]
 ) -> dict[str, list[str]]:
     """Sections of the report, by title: lines of facts.
 
@@ -34,7 +34,7 @@ def model_card(
         source: folder of the first weights.
         rows: in training, validation and test.
     """
-    head, text, optim = config.head, config.text, config.optim
+    head, text, optim = config.scoring, config.text, config.optim
     candidates = "read with each context" if head.inputs == "pairs" else "encoded once"
     command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     return {
@@ -46,8 +46,8 @@ def model_card(
             f"are cut) and {text.candidate_tokens} of a candidate",
         ],
         "Data": [
-            f"{config.task.name}: {' / '.join(f'{n:,}' for n in rows)} rows in train / valid / test",
-            f"licence of the data: {config.task.licence}",
+            f"{config.dataset.name}: {' / '.join(f'{n:,}' for n in rows)} rows in train / valid / test",
+            f"licence of the data: {config.dataset.licence}",
         ],
         "Recipe": [
             f"command: `{command}`",

@@ -1,19 +1,19 @@
 """``polyjax.fit``: train a ranker from Python."""
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
-from polyjax.data.tasks import NAMED, OWN, TaskConfig, task_named
+from polyjax.data.tasks import NAMED, OWN, Task, TaskConfig, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
-from polyjax.nn.heads import HeadConfig
+from polyjax.nn.encoders import EncoderSettings
+from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.recipes.notebook import shown_in_notebook
 from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
 from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
@@ -28,7 +28,7 @@ from polyjax.recipes.settings import (
     RunConfig,
     TokenizerChoice,
 )
-from polyjax.runtime.progress import console
+from polyjax.runtime.progress import hushed
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig
 
@@ -40,7 +40,7 @@ def fit(
     data: Any,
     *,
     arch: Arch | str = "poly",
-    encoder: str | os.PathLike[str] | EncoderChoice = "minilm",
+    encoder: str | os.PathLike[str] | EncoderChoice | EncoderSettings = "minilm",
     preset: PresetName | str = DEFAULT_PRESET,
     steps: int | None = None,
     epochs: float | None = None,
@@ -49,7 +49,8 @@ def fit(
     init: str | os.PathLike[str] | None = None,
     valid: Rows | None = None,
     test: Rows | None = None,
-    head: HeadConfig | Mapping[str, Any] | None = None,
+    head: HeadConfig | HeadSettings | Mapping[str, Any] | None = None,
+    optimizer: Callable[..., Any] | None = None,
     text: TextConfig | Mapping[str, Any] | None = None,
     tokenizer: TokenizerChoice | Mapping[str, Any] | None = None,
     batch: BatchConfig | Mapping[str, Any] | None = None,
@@ -76,7 +77,8 @@ def fit(
             (``chitchat``, ``convai2``, ...); or a task's settings.
         arch: ``bi``, ``poly`` or ``cross``; with ``init`` it is that of the model.
         encoder: ``minilm``; ``tiny``, ``small`` or ``paper`` from scratch, with a vocabulary learnt from the
-            training rows; or the folder of a pretrained encoder. An EncoderChoice also says how it computes.
+            training rows; or the folder of a pretrained encoder. An EncoderChoice also says how it computes;
+            settings of a family of your own build it (``polyjax.nn.encoders.EncoderSettings``).
         preset: where all other settings come from: ``demo`` or ``long``.
         steps: training steps; they beat the preset's limit of epochs.
         epochs: passes over the training rows, instead of steps.
@@ -86,7 +88,9 @@ def fit(
         init: start from the model of this run directory, instead of ``encoder``.
         valid: rows to validate on, a file or rows; by default a tenth of ``data``.
         test: rows to test on, likewise.
-        head: settings of the scoring head.
+        head: settings of the scoring head, or of one of your own (``polyjax.nn.heads.HeadSettings``).
+        optimizer: a function of your own, ``optimizer(optim, n_steps)``, that gives an optax transformation,
+            instead of the one that ``optim`` describes.
         text: turns and lengths.
         tokenizer: which vocabulary.
         batch: how training batches are drawn.
@@ -104,39 +108,86 @@ def fit(
         quiet: print nothing.
 
     Nested settings are configuration objects, which replace the preset's, or dicts, which change some of
-    the preset's: ``optim={"learning_rate": 2e-5}``.
+    the preset's: ``optim={"learning_rate": 2e-5}``. Parts of your own carry a name and a version
+    (``polyjax.part``), which the run records: it resumes with the same ones only, and ``Run.load`` and
+    ``Ranker.load`` are given them.
 
     Raises:
         InputError: an argument cannot work, a file is missing or bad, or ``run_dir`` holds another run.
     """
     files = _row_files(data, valid, test)
-    defaults = _defaults(arch, preset, encoder, init, tokenizer)
-    task = _task(data, valid, test, files)
-    config = for_task(defaults, task)
-    train_settings = _changed(config.train, train, "train")
-    given = {"steps": steps, "epochs": epochs, "early_stopping": early_stopping, "time_limit": time_limit}
-    train_settings = _with_length(train_settings, {k: v for k, v in given.items() if v is not None}, seed)
-    config = dataclasses.replace(
-        config,
-        head=_changed(config.head, head, "head"),
-        text=_changed(config.text, text, "text"),
-        tokenizer=_changed(config.tokenizer, tokenizer, "tokenizer"),
-        batch=_changed(config.batch, batch, "batch"),
-        optim=_changed(config.optim, optim, "optim"),
-        rank=_changed(config.rank, rank, "rank"),
-        train=train_settings,
-        run_dir=None if run_dir is None else Path(run_dir),
-        test_examples=test_examples,
-        mesh=mesh,
-        tokens_dir=None if tokens_dir is None else Path(tokens_dir),
-        tensorboard=tensorboard,
+    config = _settings(
+        _task(data, valid, test, files),
+        arch=arch,
+        encoder=encoder,
+        preset=preset,
+        init=init,
+        nested={"head": head, "text": text, "tokenizer": tokenizer, "batch": batch, "optim": optim}
+        | {"train": train, "rank": rank},
+        length={"steps": steps, "epochs": epochs, "early_stopping": early_stopping, "time_limit": time_limit},
+        seed=seed,
+        given={
+            "own_optimizer": optimizer,
+            "run_dir": None if run_dir is None else Path(run_dir),
+            "test_examples": test_examples,
+            "mesh": mesh,
+            "tokens_dir": None if tokens_dir is None else Path(tokens_dir),
+            "tensorboard": tensorboard,
+        },
     )
     if files is not None:
         config = _in_its_folder(config, files)
-    with _quiet(quiet), shown_in_notebook(wanted=not quiet) as display:
+    with hushed(quiet), shown_in_notebook(wanted=not quiet) as display:
         logs = (*callbacks, *([] if display is None else [display.log]))
         run(config, Parts(callbacks=logs, files=files, show_table=display is None))
-    return Run(config.folder)
+    own_head = None if head is None or isinstance(head, HeadConfig | Mapping) else head
+    return Run(config.folder, head=own_head, encoder=config.own_encoder)
+
+
+def _settings(
+    task: Task,
+    *,
+    arch: str,
+    encoder: Any,
+    preset: str,
+    init: str | os.PathLike[str] | None,
+    nested: Mapping[str, Any],
+    length: Mapping[str, Any],
+    seed: int,
+    given: Mapping[str, Any],
+) -> RunConfig:
+    """The settings of a run: the preset's, for the task, with what was given."""
+    head, own = nested["head"], encoder if isinstance(encoder, EncoderSettings) else None
+    if isinstance(head, HeadSettings):
+        arch = head.arch
+    defaults = _defaults(
+        arch if arch in get_args(Arch) or head is None else "poly",
+        preset,
+        encoder if own is None else _named(own),
+        init,
+        nested["tokenizer"],
+    )
+    if own is not None:
+        kind = TokenizerChoice(kind="sentencepiece") if nested["tokenizer"] is None else defaults.tokenizer
+        defaults = dataclasses.replace(defaults, own_encoder=own, tokenizer=kind)
+    config = for_task(defaults, task)
+    changed = {name: _changed(getattr(config, name), value, name) for name, value in nested.items()}
+    lengths = {name: value for name, value in length.items() if value is not None}
+    changed["train"] = _with_length(changed["train"], lengths, seed)
+    return dataclasses.replace(config, arch=arch if init is None else config.arch, **changed, **given)
+
+
+def _named(encoder: EncoderSettings) -> EncoderChoice:
+    """The choice that stands for an encoder family of one's own, by its name."""
+    name = getattr(encoder, "name", None)
+    if not isinstance(name, str):
+        raise InputError(
+            "encoder",
+            expected="settings with a name and a version",
+            got=encoder,
+            fix="put @polyjax.part(name, version=1) above their class",
+        )
+    return EncoderChoice(name=name)
 
 
 def _defaults(
@@ -177,7 +228,7 @@ def _row_files(data: Any, valid: Rows | None, test: Rows | None) -> RowFiles | N
 
 
 def _is_task(data: object) -> bool:
-    return isinstance(data, TaskConfig)
+    return isinstance(data, Task)
 
 
 def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | None) -> TaskConfig:
@@ -237,12 +288,3 @@ def _changed(default: T, given: T | Mapping[str, Any] | None, name: str) -> T:
                 f"{name}[{key!r}]", expected=f"one of {', '.join(sorted(fields))}", is_argument=False
             )
     return dataclasses.replace(default, **given)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-@contextlib.contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    before, console.quiet = console.quiet, console.quiet or quiet
-    try:
-        yield
-    finally:
-        console.quiet = before

@@ -66,7 +66,7 @@ def _cell() -> Any:
     """A function that shows HTML in the running cell, in the place of what it showed before."""
     from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]  # in a notebook only
 
-    handle = display(HTML(""), display_id=True)
+    handle: Any = display(HTML(""), display_id=True)
     return lambda text: handle.update(HTML(text))
 
 

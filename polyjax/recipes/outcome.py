@@ -18,7 +18,7 @@ from polyjax.evaluation.report import best_of, console_table, verdict, write_rep
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.pretrained import load_pretrained
 from polyjax.mesh.processes import is_primary
-from polyjax.nn.encoders import Encoder, EncoderConfig
+from polyjax.nn.encoders import Encoder, EncoderSettings
 from polyjax.recipes.card import model_card
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
@@ -47,7 +47,7 @@ class Trained:
     """
 
     config: RunConfig
-    shape: EncoderConfig
+    shape: EncoderSettings
     source: Path | None
     tokenizer: Tokenizer
     mesh: Mesh
@@ -68,9 +68,9 @@ def report(
         turns: texts of the training rows, for TF-IDF.
         show_table: print the results.
     """
-    config, rows, name = run.config, splits.test, run.config.task.name
+    config, rows, name = run.config, splits.test, run.config.dataset.name
     test = some(rows.examples, config.test_examples)
-    ks = config.task.ks
+    ks = config.dataset.ks
     scorer = TextScorer(*load_scorer(config.folder), mesh=run.mesh)
     model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
     MetricsLog(config.folder, resume_step=run.outcome.steps, write=is_primary()).write(
@@ -79,7 +79,7 @@ def report(
     baselines = run_baselines(run, test, list(turns()), rows.shared)
     results = [*baselines, model.ranking]
     notes = [
-        f"task: {describe(config.task, 'test', len(test))}",
+        f"task: {describe(config.dataset, 'test', len(test))}",
         *splits.notes,
         f"training: {run.outcome.steps} steps of {config.batch.batch_size} contexts in "
         f"{run.outcome.seconds:.0f} s (validations included), ended by: {run.outcome.stopped_by}; seed "
@@ -108,7 +108,7 @@ def report(
     for note in notes[1:]:
         console.print(note)
     console.print(f"report: {config.folder / 'report.md'}")
-    if config.head.inputs == "dual":
+    if config.inputs == "dual":
         console.print(f"next: polyjax chat {config.folder} --candidates FILE, one candidate per line")
 
 
@@ -117,7 +117,7 @@ def run_baselines(
 ) -> list[RankingResult]:
     """Chance, TF-IDF and the untrained encoder (or the model of ``init``) on the test rows."""
     config = run.config
-    n = check_candidates(examples, shared, source=config.task.name)
+    n = check_candidates(examples, shared, source=config.dataset.name)
     results = [
         Chance(tuple(example.group for example in examples), n),
         tfidf_ranking(examples, fit_on, shared=shared),

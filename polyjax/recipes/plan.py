@@ -10,7 +10,7 @@ from polyjax.data.tasks import Split, listed_in_training, read_to_rank
 from polyjax.errors import InputError
 from polyjax.evaluation.rankings import check_candidates
 from polyjax.mesh.placement import mesh_shape
-from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import ModelConfig
 from polyjax.recipes.paper import RECIPES, TRAINING_ROWS
 from polyjax.recipes.settings import SCRATCH, RunConfig
@@ -26,7 +26,7 @@ RANKED: tuple[Split, ...] = ("valid", "test")
 def training_rows(config: RunConfig) -> tuple[int, str]:
     """The number of training rows, and where it is known from."""
     try:
-        return len(config.task.read("train").examples), "read"
+        return len(config.dataset.read("train").examples), "read"
     except InputError as error:
         if not config.recipe or "is missing" not in str(error):
             raise
@@ -39,30 +39,30 @@ def rows_to_rank(config: RunConfig) -> str:
     counts = []
     for split in RANKED:
         try:
-            rows = read_to_rank(config.task, split, config.rank)
+            rows = read_to_rank(config.dataset, split, config.rank)
         except InputError as error:
             if not config.recipe or "is missing" not in str(error):
                 raise
             return str(error).split(";")[0]
-        check_candidates(rows.examples, rows.shared, source=f"{config.task.name} {split}")
+        check_candidates(rows.examples, rows.shared, source=f"{config.dataset.name} {split}")
         counts.append(f"{len(rows.examples):,} {split}")
     return ", ".join(counts)
 
 
 def listed_candidates(config: RunConfig) -> int:
     """Candidates of a context in a training batch."""
-    source = config.batch.source("pairs" if config.arch == "cross" else "dual")
+    source = config.batch.source(config.inputs)
     match source:
         case "batch":
             return config.batch.batch_size
         case "sampled":
             return config.batch.n_negatives + 1
-        case "inline" if (known := listed_in_training(config.task)) is not None:
+        case "inline" if (known := listed_in_training(config.dataset)) is not None:
             return known
         case "fixed" if config.batch.fixed_file is not None:
             return len(fixed_candidates(config.batch.fixed_file))
         case _:
-            listed = max(len(example.candidates) for example in config.task.read("train").examples)
+            listed = max(len(example.candidates) for example in config.dataset.read("train").examples)
             if listed < 2:
                 raise InputError("--batch.candidates inline: the training rows list none but their label")
             return listed
@@ -78,11 +78,11 @@ def starts_from(config: RunConfig) -> str:
     return config.encoder.name
 
 
-def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
+def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
     """Print what the run would do."""
     n_rows, known = training_rows(config)
     steps, validate_every = updates_of(config.train, config.batch.batch_size, n_rows)
-    source = config.batch.source("pairs" if config.arch == "cross" else "dual")
+    source = config.batch.source(config.inputs)
     memory = memory_estimate(config, shape, mesh)
     optim, train = config.optim, config.train
     warmup = f"{optim.warmup_steps} updates" if optim.warmup_steps else f"{optim.warmup:.0%} of the updates"
@@ -93,10 +93,10 @@ def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
     )
     limit = f", at most {train.time_limit:,.0f} s" if train.time_limit else ""
     lines = [
-        f"{config.recipe or config.preset}: {config.arch}-encoder on {config.task.name}",
+        f"{config.recipe or config.preset}: {config.arch}-encoder on {config.dataset.name}",
         f"model: {shape.n_layers} layers x {shape.dim}, {memory.n_parameters / 1e6:.1f} M parameters, "
         f"{shape.dtype}; starts from {starts_from(config)}",
-        f"head: {config.head}",
+        f"head: {config.scoring}",
         f"texts: {config.text.max_turns} turns, context {config.text.context_tokens} and candidate "
         f"{config.text.candidate_tokens} tokens",
         f"training rows: {n_rows:,} ({known}); rows to rank: {rows_to_rank(config)}",
@@ -104,7 +104,7 @@ def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
         f"every {validate_every:,} on at most {train.validate_examples:,} rows; best by "
         f"{train.best_by}{limit}",
         f"optimiser: {optim.optimizer}, rate {optim.learning_rate:g}, clip {optim.clip:g}, warm-up {warmup}, "
-        f"decay {decay}; dropout {shape.dropout:g}, attention {shape.attention_dropout:g}",
+        f"decay {decay}; dropout {config.encoder.dropout:g}, attention {config.encoder.attention_dropout:g}",
         f"mesh: {mesh_shape(mesh)}",
         *memory_lines(memory, config),
         f"run directory: {config.folder}",
@@ -113,15 +113,15 @@ def show_plan(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> None:
         console.print(line, highlight=False)
 
 
-def memory_estimate(config: RunConfig, shape: EncoderConfig, mesh: Mesh) -> MemoryEstimate:
+def memory_estimate(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> MemoryEstimate:
     """What a step will take; some seconds of compiling."""
     with console.status("asking the compiler for the memory of a step"):
         return MemoryEstimate(
-            ModelConfig(encoder=shape, head=config.head),
+            ModelConfig(encoder=shape, head=config.scoring),
             config.text,
             config.optim,
             config.train,
-            source=config.batch.source("pairs" if config.arch == "cross" else "dual"),
+            source=config.batch.source(config.inputs),
             listed=listed_candidates(config),
             mesh=mesh,
         )
@@ -139,7 +139,7 @@ def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
     return lines
 
 
-def step_lines(objective: Ranking, config: RunConfig, shape: EncoderConfig) -> list[str]:
+def step_lines(objective: Ranking, config: RunConfig, shape: EncoderSettings) -> list[str]:
     """The memory of the step that is about to be trained, and what to do where it does not fit."""
     with console.status("compiling a step, for its memory"):
         needed = step_memory(objective, config.optim, config.train)

@@ -6,6 +6,7 @@ A preset is a function arch -> RunConfig; its docstring says the command, the ti
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from polyjax.config import from_json
 from polyjax.data.batches import BatchConfig
@@ -127,7 +128,7 @@ def default_of_run(preset_of: Callable[[Arch], RunConfig], run_dir: Path) -> Run
             fix="give it as `encoder` (on the command line also --init-from)",
         )
     card = read_card(run_dir)
-    arch = card.model.head.arch
+    arch = cast(Arch, card.model.head.arch)
     origin = read_json(run_dir / CONFIG)
     optim = None
     if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:

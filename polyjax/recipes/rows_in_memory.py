@@ -3,10 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from polyjax.data.tasks import NAMED, OWN, Task, task_named
+from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError
 from polyjax.types import Example
 
@@ -106,3 +109,25 @@ def _as_dict(example: Example) -> dict[str, Any]:
     if len(example.candidates) > 1:
         row["candidates"] = list(example.candidates)
     return row
+
+
+def task_of(data: Any, folder: Path) -> Task:
+    """The task that data are, of which all rows are to be tested on.
+
+    Args:
+        data: the path of a file, rows in memory, the name of a data set, or a task.
+        folder: where rows in memory are put for as long as they are read.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(data, Task):
+        return data
+    if isinstance(data, str) and data in NAMED:
+        return task_named(data)
+    if isinstance(data, str | os.PathLike):
+        path = Path(os.fspath(data).removeprefix(OWN))
+    else:
+        path = folder / ROWS["train"]
+        path.write_bytes(as_jsonl("data", data))
+    return OwnDataConfig(train=path, valid=path, test=path)

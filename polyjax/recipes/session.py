@@ -17,7 +17,7 @@ from polyjax.data.tokenizers import Tokenizer
 from polyjax.interop.pretrained import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import is_primary, primary_first
-from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import ModelConfig
 from polyjax.recipes.outcome import Trained, report
 from polyjax.recipes.plan import show_plan, step_lines
@@ -86,7 +86,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
     splits = read_splits(config, source)
 
     def turns() -> Iterator[str]:
-        return training_texts(config.task, splits.train.examples)
+        return training_texts(config.dataset, splits.train.examples)
 
     with primary_first("tokenizer"):
         tokenizer = make_tokenizer(config, source, turns)
@@ -94,7 +94,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
     if is_primary():
         write_json(
             config.folder / MODEL,
-            ModelCard(model=ModelConfig(encoder=shape, head=config.head), text=config.text),
+            ModelCard(model=ModelConfig(encoder=shape, head=config.scoring), text=config.text),
         )
     outcome = trained(config, parts, source, splits, tokenizer, shape, mesh)
     report(
@@ -105,7 +105,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
     )
 
 
-def checked_shape(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderConfig:
+def checked_shape(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderSettings:
     """The transformer's shape.
 
     Raises:
@@ -113,7 +113,7 @@ def checked_shape(config: RunConfig, source: Path | None, tokenizer: Tokenizer) 
     """
     shape = encoder_config(config, source, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
-    config.text.check_positions(shape.n_positions, paired=config.arch == "cross")
+    config.text.check_positions(shape.n_positions, paired=config.inputs == "pairs")
     trainable_filter(config.train.trainable, shape.n_layers)  # raises before any text is tokenised
     return shape
 
@@ -124,7 +124,7 @@ def trained(
     source: Path | None,
     splits: Splits,
     tokenizer: Tokenizer,
-    shape: EncoderConfig,
+    shape: EncoderSettings,
     mesh: Mesh,
 ) -> TrainResult:
     """Train the model, from the last checkpoint where there is one."""

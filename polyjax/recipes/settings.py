@@ -1,19 +1,21 @@
 """Settings of a run: nested configurations, which Python callers pass and the command line shows as flags."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from polyjax.config import RecordedPart
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
-from polyjax.data.tasks import TaskConfig
+from polyjax.data.tasks import Task, TaskConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
-from polyjax.nn.encoders import Dtype, EncoderConfig
-from polyjax.nn.heads import HeadConfig, PolyConfig
+from polyjax.nn.encoders import Dtype, EncoderConfig, EncoderSettings
+from polyjax.nn.heads import HeadConfig, HeadSettings, Inputs, PolyConfig
 from polyjax.train.loop import TrainConfig
 from polyjax.train.optim import OptimConfig
 
@@ -77,7 +79,7 @@ class RunConfig:
     """Everything that fixes a run.
 
     Attributes:
-        arch: scoring architecture.
+        arch: scoring architecture: that of ``head``.
         preset: where the other settings' defaults come from; see experiments/README.md.
         recipe: where they come from instead: one of the paper's, TASK-ARCH or TASK-ARCH-bert.
         task: the data set; ``--task NAME`` chooses it.
@@ -98,17 +100,19 @@ class RunConfig:
         tokens_dir: where the ids of the training texts are kept for the next run with the same tokenizer.
         mesh: devices on the axes ``data`` (rows of a batch), ``fsdp`` (rows, and parameters) and ``model``
             (large matrices), as ``data=4,fsdp=2``; all on data by default.
-        dry_run: say what the run would do (model, updates, memory), and end.
+        dry_run: say what the run would do (model, steps, memory), and end.
+        own_encoder: settings of an encoder family from outside the package, instead of ``encoder``.
+        own_optimizer: a function (OptimConfig, steps) -> optax transformation from outside the package.
     """
 
-    arch: Arch = "poly"
+    arch: str = "poly"
     preset: PresetName = DEFAULT_PRESET
     recipe: str = ""
-    task: TaskConfig = ChitchatConfig()
+    task: TaskConfig | Task | RecordedPart = ChitchatConfig()
     encoder: EncoderChoice = EncoderChoice()
     tokenizer: TokenizerChoice = TokenizerChoice()
     text: TextConfig = TextConfig()
-    head: HeadConfig = PolyConfig()
+    head: HeadConfig | HeadSettings | RecordedPart = PolyConfig()
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -120,60 +124,101 @@ class RunConfig:
     tokens_dir: Path | None = Path("data/tokens")
     mesh: str = ""
     dry_run: bool = False
+    own_encoder: EncoderSettings | RecordedPart | None = None
+    own_optimizer: Callable[..., Any] | RecordedPart | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError for settings that contradict each other."""
         if self.test_examples < 0:
-            raise InputError(f"--test-examples must be 0 (all) or more, got {self.test_examples}")
+            raise InputError("test_examples", expected="0 (all) or more", got=self.test_examples)
         if self.init is not None and (self.encoder.name, self.tokenizer.kind) != (INIT, "pretrained"):
             raise InputError(
-                f"--init {self.init} brings its own encoder and tokenizer; "
-                "leave --encoder and --tokenizer out"
+                "init",
+                problem=f"the model of {self.init} brings its own encoder and tokenizer",
+                fix="leave `encoder` and `tokenizer` out",
             )
-        self._check_used()
-        if self.tokenizer.kind == "sentencepiece" and self.encoder.name not in SCRATCH:
+        if not isinstance(self.head, RecordedPart):
+            self._check_used()
+        scratch = self.encoder.name in SCRATCH or self.own_encoder is not None
+        if self.tokenizer.kind == "sentencepiece" and not scratch:
             raise InputError(
-                "--tokenizer sentencepiece needs an encoder from scratch, "
-                f"got --encoder {self.encoder.name}, whose weights belong to its own vocabulary; "
-                f"choose --encoder {' or '.join(SCRATCH)}"
+                "tokenizer",
+                expected="pretrained: the weights of `encoder` belong to their own vocabulary",
+                got=self.tokenizer.kind,
+                fix=f"choose an `encoder` from scratch: {' or '.join(SCRATCH)}",
             )
 
     def _check_used(self) -> None:
         """Raise InputError for a setting that is given and would do nothing."""
         batch, optim = BatchConfig(), OptimConfig()
-        source = self.batch.source("pairs" if self.arch == "cross" else "dual")
+        source = self.batch.source(self.inputs)
         linear = self.optim.decay != "plateau"
         drawn = self.rank.candidates in ("sampled", "batch")
         unused = {
             # A cross-encoder's presets have numbers of their own.
-            "batch.n-negatives": source != "sampled"
-            and self.arch != "cross"
+            "batch.n_negatives": source != "sampled"
+            and self.inputs == "dual"
             and self.batch.n_negatives != batch.n_negatives,
-            "batch.mask-duplicates": source == "sampled"
+            "batch.mask_duplicates": source == "sampled"
             and self.batch.mask_duplicates != batch.mask_duplicates,
             "rank.n": not drawn and self.rank.n != RankConfig().n,
             "rank.seed": not drawn and self.rank.seed != RankConfig().seed,
-            "optim.plateau-factor": linear and self.optim.plateau_factor != optim.plateau_factor,
-            "optim.plateau-patience": linear and self.optim.plateau_patience != optim.plateau_patience,
+            "optim.plateau_factor": linear and self.optim.plateau_factor != optim.plateau_factor,
+            "optim.plateau_patience": linear and self.optim.plateau_patience != optim.plateau_patience,
             "optim.warmup": bool(self.optim.parlai_warmup or self.optim.warmup_steps)
             and self.optim.warmup not in (0.0, optim.warmup),
-            "optim.warmup-steps": bool(self.optim.parlai_warmup and self.optim.warmup_steps),
-            "tokenizer.vocab-size": self.tokenizer.kind == "pretrained"
+            "optim.warmup_steps": bool(self.optim.parlai_warmup and self.optim.warmup_steps),
+            "tokenizer.vocab_size": self.tokenizer.kind == "pretrained"
             and self.tokenizer.vocab_size != TokenizerChoice().vocab_size,
         }
         for name in (name for name, idle in unused.items() if idle):
             raise InputError(
-                f"--{name} does nothing with --arch {self.arch}, --batch.candidates {self.batch.candidates}, "
-                f"--rank.candidates {self.rank.candidates}, --optim.decay {self.optim.decay} and --tokenizer "
-                f"{self.tokenizer.kind}; leave it out"
+                name,
+                problem=f"does nothing with `arch` {self.arch}, `batch.candidates` {self.batch.candidates}, "
+                f"`rank.candidates` {self.rank.candidates}, `optim.decay` {self.optim.decay} and `tokenizer` "
+                f"{self.tokenizer.kind}",
+                fix="leave it out",
             )
+
+    @property
+    def scoring(self) -> HeadSettings:
+        """The head's settings, which must have been handed in where the head is one of the user's own.
+
+        Raises:
+            InputError: they were not.
+        """
+        if isinstance(self.head, RecordedPart):
+            raise InputError(
+                "head", problem=f"the run's head is one of your own ({self.head})", fix="hand it in"
+            )
+        return self.head
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the scorer reads: both texts apart (``dual``) or together (``pairs``)."""
+        return self.scoring.inputs
+
+    @property
+    def dataset(self) -> Task:
+        """The task, which must have been handed in where it is one of the user's own.
+
+        Raises:
+            InputError: it was not.
+        """
+        if isinstance(self.task, RecordedPart):
+            raise InputError(
+                "task",
+                problem=f"the run's task is one of your own ({self.task})",
+                fix="hand in rows, a file or the task",
+            )
+        return self.task
 
     @property
     def folder(self) -> Path:
         """The run directory."""
         source = Path(self.encoder.name).name if self.init is None else self.init.name
         preset = "" if self.preset == DEFAULT_PRESET else f"-{self.preset}"
-        kind = self.recipe or f"{self.task.name}{preset}-{self.arch}"
+        kind = self.recipe or f"{self.dataset.name}{preset}-{self.arch}"
         return self.run_dir or Path("runs") / f"{kind}-{source}"
 
 

@@ -42,9 +42,9 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
         InputError: a file is missing or bad, rows cannot be ranked, or the run was trained on other rows.
     """
     with primary_first("data"):
-        training = config.task.read("train")
-        valid, test = (read_to_rank(config.task, split, config.rank) for split in ("valid", "test"))
-    name = config.task.name
+        training = config.dataset.read("train")
+        valid, test = (read_to_rank(config.dataset, split, config.rank) for split in ("valid", "test"))
+    name = config.dataset.name
     for split, rows in (("valid", valid), ("test", test)):
         check_candidates(rows.examples, rows.shared, source=f"{name} {split}")
     every = {"train": training, "valid": valid, "test": test}
@@ -64,7 +64,7 @@ def leakage_notes(config: RunConfig, source: Path | None, training: Rows, test: 
     notes = []
     if source is not None and is_pretraining_run(source):
         left_out = {found.digest for found in read_pretraining_card(source).left_out}
-        if not left_out or held_out_of(config.task).digest not in left_out:
+        if not left_out or held_out_of(config.dataset).digest not in left_out:
             notes.append(f"{source}: this task's test rows were not left out of its corpus (--leave-out)")
     known = {row.label_text for row in training.examples}
     if repeated := sum(row.label_text in known for row in test.examples):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from flax import nnx
 
+from polyjax.config import RecordedPart
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.interop.pretrained import encoder_shape, encoder_tokenizer, load_pretrained, weights_folder
-from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import Scorer, make_scorer
 from polyjax.recipes.settings import SCRATCH, RunConfig, TokenizerChoice, scratch_shape
 from polyjax.runs import Checkpoints, read_card
@@ -17,7 +18,8 @@ from polyjax.runtime.progress import console
 
 def pretrained_folder(config: RunConfig) -> Path | None:
     """The folder of pretrained weights, or None for an encoder from scratch."""
-    return None if config.init is not None else weights_folder(config.encoder.name, scratch=SCRATCH)
+    own = config.init is not None or config.own_encoder is not None
+    return None if own else weights_folder(config.encoder.name, scratch=SCRATCH)
 
 
 def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], Iterator[str]]) -> Tokenizer:
@@ -48,8 +50,11 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
     return load_tokenizer(folder)
 
 
-def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> EncoderConfig:
-    """The transformer's shape, with the run's arithmetic and dropout."""
+def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> EncoderSettings:
+    """The transformer's shape, with the run's arithmetic and dropout; one of the user's own as it is."""
+    if config.own_encoder is not None:
+        assert not isinstance(config.own_encoder, RecordedPart), "it was handed in"
+        return config.own_encoder
     if config.init is not None:
         base = read_card(config.init).model.encoder
     elif source is not None:
@@ -59,9 +64,9 @@ def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> E
     return config.encoder.applied_to(base)
 
 
-def initial_scorer(config: RunConfig, shape: EncoderConfig, source: Path | None) -> Scorer:
+def initial_scorer(config: RunConfig, shape: EncoderSettings, source: Path | None) -> Scorer:
     """The scorer before training, its encoders with their pretrained weights."""
-    scorer = make_scorer(shape, config.head, rngs=nnx.Rngs(config.train.seed))
+    scorer = make_scorer(shape, config.scoring, rngs=nnx.Rngs(config.train.seed))
     if config.init is not None:
         return Checkpoints(config.init, read_only=True).restore_parameters(scorer)
     if source is not None:

@@ -3,7 +3,7 @@
 Importing this brings no orbax: that comes when checkpoints are opened.
 """
 
-from polyjax.runs.card import ModelCard, load_scorer, read_card, write_model
+from polyjax.runs.card import ModelCard, load_scorer, read_card, write_model, write_score_map
 from polyjax.runs.checkpoints import Checkpoints, Saved
 from polyjax.runs.layout import CONFIG, DATA, MODEL, TOKENIZER, read_json, saved_steps, write_json
 from polyjax.runs.lock import open_data, open_run, owned_run, run_lock
@@ -31,4 +31,5 @@ __all__ = [
     "saved_steps",
     "write_json",
     "write_model",
+    "write_score_map",
 ]

@@ -12,6 +12,7 @@ from polyjax.config import from_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.errors import InputError
+from polyjax.evaluation.calibration import ScoreMap
 from polyjax.nn.encoders import Dtype
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.runs.checkpoints import Checkpoints
@@ -21,10 +22,17 @@ from polyjax.runtime.files import PARTIAL
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What model.json holds: the model's shape and how texts become its tokens."""
+    """What model.json holds: the model's shape and how texts become its tokens.
+
+    Attributes:
+        model: its shape.
+        text: how texts become its tokens.
+        scores: the probabilities that its scores stand for, as validation rows tell; None where no one asked.
+    """
 
     model: ModelConfig
     text: TextConfig
+    scores: ScoreMap | None = None
 
 
 def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelCard:
@@ -40,6 +48,19 @@ def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelC
     """
     path, parts = run_dir / MODEL, {"head": head, "encoder": encoder}
     return from_json(ModelCard, read_json(path), source=str(path), parts=parts)
+
+
+def write_score_map(run_dir: Path, scores: ScoreMap | None) -> None:
+    """Keep in a run's card what its scores stand for.
+
+    Args:
+        run_dir: the run directory.
+        scores: as ``fit_score_map`` gives it.
+
+    Raises:
+        InputError: model.json is missing or broken.
+    """
+    write_json(run_dir / MODEL, dataclasses.replace(read_card(run_dir), scores=scores))
 
 
 def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Tokenizer, *, config: Any) -> None:

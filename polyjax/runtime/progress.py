@@ -50,6 +50,16 @@ console = Screen(highlight=False, soft_wrap=True)
 errors = Screen(highlight=False, soft_wrap=True, stderr=True)
 
 
+@contextmanager
+def hushed(quiet: bool = True) -> Iterator[None]:
+    """Print nothing on ``console`` within, where it is wanted."""
+    before, console.quiet = console.quiet, console.quiet or quiet
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 class Meter:
     """Counts work done; ``add`` moves it on, with figures shown beside it."""
 

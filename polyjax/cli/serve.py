@@ -1,0 +1,150 @@
+"""``polyjax serve``: a ranker behind HTTP, for existing clients, and a page to try it."""
+
+import dataclasses
+import ipaddress
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from polyjax.cli.chat import default_index, load_index
+from polyjax.cli.flags import parse_flags, user_errors
+from polyjax.cli.models import load_ranker
+from polyjax.errors import InputError
+from polyjax.evaluation.calibration import ScoreMap
+from polyjax.nn.encoders import Dtype
+from polyjax.ranker import Ranker
+from polyjax.runs import MODEL, read_card
+from polyjax.runtime.compilation import enable_compilation_cache
+from polyjax.runtime.progress import errors
+
+EXTRA = ("starlette", "uvicorn", "prometheus_client", "h11")
+"""What the extra ``serve`` brings."""
+try:
+    from polyjax.serve import LiveIndex, ServeConfig, bind, create_app, log_to, serve
+except ModuleNotFoundError as error:
+    if error.name not in EXTRA:
+        raise
+    errors.print(f"error: {error.name} is not installed; run `pip install 'polyjax[serve]'`", markup=False)
+    sys.exit(2)
+
+KEY_VARIABLE = "POLYJAX_API_KEY"
+log = logging.getLogger("polyjax.serve")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serve(ServeConfig):
+    """Serve a ranker over HTTP, with a page at / and the API's description at /docs.
+
+    Attributes:
+        model: a run directory, or ``minilm``, which is used without training.
+        index: folder of an index, made by ``polyjax index build``, that /search looks in.
+        candidates: a file of candidates, one per line, to search instead; encoded once and kept in
+            RUN_DIR/index.
+        rerank: run directory of another model, as a cross-encoder, that orders once more what a search found.
+        hostname: address to listen at; 0.0.0.0 for all of the machine's.
+        port: of it.
+        api_key: that requests must carry. Other users of the machine see it in the list of processes: the
+            variable POLYJAX_API_KEY and ``--api-key-file`` do not show it.
+        api_key_file: a file with keys, one per line; each of them is accepted.
+        step: a saved step; the best one by default.
+        dtype: of the arithmetic; as the model was made by default.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    index: Path | None = None
+    candidates: Path | None = None
+    rerank: Path | None = None
+    hostname: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str = ""
+    api_key_file: Path | None = None
+    step: int | None = None
+    dtype: Dtype | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        super().__post_init__()
+        if self.index is not None and self.candidates is not None:
+            raise InputError("candidates", problem="`index` is given as well", fix="give one of them")
+        if self.rerank is not None and self.index is None and self.candidates is None:
+            raise InputError("rerank", expected="`index` or `candidates`, whose results it orders")
+
+
+def parse(arguments: Sequence[str], *, prog: str = "polyjax serve") -> Serve:
+    """The settings that the command line asks for."""
+    return parse_flags(Serve, arguments, prog=prog)
+
+
+def main(arguments: Sequence[str], *, prog: str = "polyjax serve") -> None:
+    """Parse and serve until a signal ends it; invalid input is one line and exit status 2."""
+    with user_errors():
+        command = parse(arguments, prog=prog)
+        keys = keys_of(command)
+        enable_compilation_cache()
+        sock = bind(command.hostname, command.port)  # before the seconds that loading takes
+        ranker = load_ranker(command.model, step=command.step, dtype=command.dtype)
+        reranker = None if command.rerank is None else load_ranker(command.rerank, dtype=command.dtype)
+        app = create_app(
+            ranker,
+            config=command,
+            name=command.model.resolve().name,
+            index=_index(command, ranker),
+            reranker=reranker,
+            api_keys=keys,
+            score_map=_score_map(command.model),
+            reranker_map=None if command.rerank is None else _score_map(command.rerank),
+        )
+    log_to(sys.stderr)
+    if not keys and not _is_loopback(command.hostname):
+        log.warning("everybody who reaches this address may use the server; see --api-key-file")
+    host, port = sock.getsockname()[:2]
+    if sys.stderr.isatty():
+        errors.print(f"http://{host}:{port} has a page; compiling before the first request", markup=False)
+    sys.exit(serve(app, sock))
+
+
+def keys_of(command: Serve) -> list[str]:
+    """The API keys of the command line, its file and the environment.
+
+    Raises:
+        InputError: the file cannot be read, or holds none.
+    """
+    keys = [command.api_key, os.environ.get(KEY_VARIABLE, "")]
+    if command.api_key_file is not None:
+        path = command.api_key_file
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("api_key_file", expected="a readable file", got=str(path)) from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise InputError.in_file(path, expected="keys, one per line", got=[])
+        keys += found
+    return [key for key in keys if key]
+
+
+def _index(command: Serve, ranker: Ranker) -> LiveIndex | None:
+    if command.index is not None:
+        return LiveIndex.open(ranker, command.index, max_top_n=command.max_top_n)
+    if command.candidates is None:
+        return None
+    folder = default_index(command.model, command.candidates)
+    load_index(ranker.scorer, command.candidates, folder, lambda text: errors.print(text, markup=False))
+    return LiveIndex.open(ranker, folder, max_top_n=command.max_top_n)
+
+
+def _score_map(model: Path) -> ScoreMap | None:
+    """The map that a run's card keeps."""
+    return read_card(model).scores if (model / MODEL).is_file() else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,117 @@
+"""Scores -> probabilities: a logistic map of two numbers, fitted on rows whose right candidate is known.
+
+Platt's method (Advances in Large Margin Classifiers, 1999) with the targets of Lin, Lin and Weng (Machine
+Learning 68, 2007), by which the fit stays finite where right and wrong candidates are separated.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from polyjax.errors import InputError
+
+_STEPS, _CLOSE = 100, 1e-10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreMap:
+    """The probability that a candidate is right: 1 / (1 + exp(-(slope * score + offset))).
+
+    It says so of candidates that are as often right as those of the rows that it was fitted on.
+
+    Attributes:
+        slope: positive, so that candidates keep their order.
+        offset: 0 for a probability of one half at score 0.
+
+    >>> ScoreMap(slope=2.0, offset=-1.0)(np.array([0.5, 100.0, -100.0])).tolist()
+    [0.5, 1.0, 0.0]
+    """
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if not (math.isfinite(self.slope) and self.slope > 0):
+            raise InputError("slope", expected="a positive number", got=self.slope)
+        if not math.isfinite(self.offset):
+            raise InputError("offset", expected="a finite number", got=self.offset)
+
+    def __call__(self, scores: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+        """Probabilities, float32: half precision would put different scores into ties."""
+        return _sigmoid(self.slope * np.asarray(scores, np.float64) + self.offset).astype(np.float32)
+
+
+SIGMOID = ScoreMap()
+"""The map of a model without one of its own."""
+
+
+def fit_score_map(
+    scores: Float[np.ndarray, "b c"],
+    label: Int[np.ndarray, " b"],
+    where: Bool[np.ndarray, "b c"] | None = None,
+) -> ScoreMap | None:
+    """The logistic map under which right and wrong candidates are most likely.
+
+    Args:
+        scores: of the candidates of each row; those that are not finite count as missing.
+        label: place of the right candidate in each row.
+        where: True at real candidates; all by default.
+
+    Returns:
+        The map; None where right candidates do not score higher than wrong ones, which no increasing map
+        describes.
+
+    Raises:
+        InputError: there is no right or no wrong candidate.
+
+    >>> map_ = fit_score_map(np.array([[4.0, 0.0, 1.0], [0.0, 3.0, 2.0]]), np.array([0, 1]))
+    >>> [f"{chance:.1f}" for chance in map_(np.array([0.0, 4.0]))]
+    ['0.1', '0.8']
+    """
+    real = np.isfinite(scores) if where is None else np.isfinite(scores) & where
+    right = np.zeros(scores.shape, bool)
+    np.put_along_axis(right, label[:, None], True, axis=1)
+    values, is_right = scores[real].astype(np.float64), right[real]
+    n_right, n_wrong = int(is_right.sum()), int((~is_right).sum())
+    if not n_right or not n_wrong:
+        raise InputError("scores", expected="right and wrong candidates", got=(n_right, n_wrong))
+    middle, spread = values.mean(), values.std()
+    if spread == 0:
+        return None
+    # Lin, Lin and Weng's targets: what Bayes' rule expects of as many trials.
+    target = np.where(is_right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
+    slope, offset = _newton((values - middle) / spread, target)
+    slope, offset = float(slope / spread), float(offset - slope * middle / spread)
+    return ScoreMap(slope=slope, offset=offset) if slope > 0 else None
+
+
+def _newton(values: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of the least cross-entropy; a step that does not lower it is halved."""
+    columns = np.stack([values, np.ones_like(values)])
+    share = target.mean()
+    found = np.array([0.0, math.log(share / (1 - share))])
+    loss = _loss(found @ columns, target)
+    for _ in range(_STEPS):
+        chance = _sigmoid(found @ columns)
+        gradient = columns @ (chance - target)
+        curvature = (columns * (chance * (1 - chance))) @ columns.T + 1e-12 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        while (after := _loss((found - step) @ columns, target)) > loss and np.abs(step).max() > _CLOSE:
+            step = step / 2
+        found, loss = found - step, after
+        if np.abs(step).max() <= _CLOSE:
+            break
+    return float(found[0]), float(found[1])
+
+
+def _loss(logits: np.ndarray, target: np.ndarray) -> float:
+    return float((np.logaddexp(0, logits) - target * logits).sum())
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    # Of the negative size, so that the exponential never overflows.
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1, small) / (1 + small)

@@ -1,0 +1,156 @@
+"""The ASGI application: routes around a ranker.
+
+Starlette, not FastAPI: requests are checked by the tables of ``shapes``, so that pydantic would be imported
+and run for nothing (benchmarks/serve.py has the times).
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from polyjax.errors import InputError
+from polyjax.evaluation.calibration import ScoreMap
+from polyjax.ranker import Ranker
+from polyjax.serve.about import FILES, AboutRoutes
+from polyjax.serve.embedding import EmbeddingRoutes
+from polyjax.serve.gate import Gate, http_problem
+from polyjax.serve.index import LiveIndex
+from polyjax.serve.openapi import OPERATIONS
+from polyjax.serve.ranking import RankingRoutes
+from polyjax.serve.searching import SearchRoutes
+from polyjax.serve.service import Service
+from polyjax.serve.settings import ServeConfig
+
+OPEN = frozenset({"/health", "/openapi.json", *FILES})
+"""Paths that need no key: they tell nothing of the model."""
+EXPOSED = ("x-request-id", "x-total-time", "x-queue-time", "x-inference-time", "x-tokenization-time")
+Handler = Callable[[Request], Awaitable[Response]]
+log = logging.getLogger("polyjax.serve")
+
+
+def create_app(
+    ranker: Ranker,
+    *,
+    config: ServeConfig | None = None,
+    name: str = "polyjax",
+    index: LiveIndex | None = None,
+    reranker: Ranker | None = None,
+    api_keys: Sequence[str] = (),
+    score_map: ScoreMap | None = None,
+    reranker_map: ScoreMap | None = None,
+) -> Starlette:
+    """An ASGI application that serves a ranker. ``/health`` answers 200 once every shape is compiled.
+
+    Args:
+        ranker: bi-, poly- or cross-encoder.
+        config: limits; the defaults where None.
+        name: of the model, in replies.
+        index: what ``/search`` looks in; there is no search where None.
+        reranker: another model, as a cross-encoder, that orders once more what a search found.
+        api_keys: of which a request must carry one; none is asked for where there is none.
+        score_map: scores -> probabilities, as a run keeps it; the sigmoid where None.
+        reranker_map: likewise, of the re-ranker.
+
+    Raises:
+        InputError: the model cannot be served, or an argument does not fit.
+    """
+    config = config or ServeConfig()
+    if any(not key or key != key.strip() for key in api_keys):
+        raise InputError("api_keys", expected="keys without white space around them")
+    if config.allow_changes and (index is None or not index.can_change):
+        raise InputError("allow_changes", expected="an index that is kept in a folder")
+    if reranker is not None and index is None:
+        raise InputError("reranker", expected="an index, whose results it orders")
+    service = Service(
+        ranker,
+        config,
+        name=name,
+        index=index,
+        reranker=reranker,
+        score_map=score_map,
+        reranker_map=reranker_map,
+    )
+    gate = Middleware(Gate, keys=api_keys, open_paths=OPEN, metrics=service.metrics)
+    middleware = [gate]
+    if config.cors_allow_origin:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_allow_origin),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=list(EXPOSED),
+        )
+        middleware.insert(0, cors)
+    app = Starlette(
+        routes=_routes(service),
+        middleware=middleware,
+        exception_handlers={HTTPException: http_problem},
+        lifespan=lambda app: _lifespan(service),
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+def _routes(service: Service) -> list[Route]:
+    handlers = {
+        "ranking": RankingRoutes(service),
+        "embedding": EmbeddingRoutes(service),
+        "searching": SearchRoutes(service),
+        "about": AboutRoutes(service),
+    }
+    routes: dict[str, dict[str, str]] = {}
+    for operation in OPERATIONS:
+        routes.setdefault(operation.path, {})[operation.method] = operation.handler
+    found = []
+    for path, methods in routes.items():
+        named = {method: handler.split(".") for method, handler in methods.items()}
+        by_method = {method: getattr(handlers[group], name) for method, (group, name) in named.items()}
+        found.append(Route(path, _dispatch(by_method), methods=list(by_method)))
+    about = handlers["about"]
+    found.append(Route("/openapi.json", about.openapi))
+    return [*found, *(Route(path, about.file) for path in FILES)]
+
+
+def _dispatch(by_method: dict[str, Handler]) -> Handler:
+    """One route for all methods of a path, so that a refusal names all of them."""
+
+    async def serve(request: Request) -> Response:
+        return await by_method["GET" if request.method == "HEAD" else request.method](request)
+
+    return serve
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(service: Service) -> AsyncIterator[None]:
+    """Compile in the background, so that /health answers meanwhile; stop the threads at the end."""
+    compiling = asyncio.create_task(_open(service))
+    try:
+        yield
+    finally:
+        service.draining = True
+        await compiling
+        await asyncio.to_thread(service.worker.stop)
+
+
+async def _open(service: Service) -> None:
+    try:
+        await asyncio.to_thread(service.compile)
+    except Exception as error:
+        log.critical("the server cannot start", exc_info=error)
+        service.failure = type(error).__name__
+        return
+    if service.draining:
+        return
+    service.worker.start()
+    service.ready = True
+    log.info("ready")

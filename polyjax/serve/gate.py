@@ -1,0 +1,104 @@
+"""What every request passes: its id, the key, one form of errors, times, metrics and the log."""
+
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polyjax.serve.problems import CLOSE, Problem
+from polyjax.serve.telemetry import Metrics, request_id
+
+GONE = 499
+"""What is logged where the client went away; nobody is answered."""
+log = logging.getLogger("polyjax.serve")
+
+
+class Gate:
+    """ASGI middleware around the routes.
+
+    Args:
+        app: the routes.
+        keys: of which a request must carry one as a bearer token; none is asked for where there is none.
+        open_paths: that need no key.
+        metrics: in which requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], open_paths: frozenset[str], metrics: Metrics):
+        self._app, self._open, self._metrics = app, open_paths, metrics
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, headers = time.perf_counter(), Headers(scope=scope)
+        notes: dict[str, Any] = {"request_id": request_id(headers.get("x-request-id"))}
+        scope.setdefault("state", {})["notes"] = notes
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["x-request-id"] = notes["request_id"]
+                out["x-total-time"] = _ms(time.perf_counter() - began)
+                out["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        response: Response | None = None
+        try:
+            self._check_key(scope, headers)
+            await self._app(scope, receive, answer)
+        except Problem as problem:
+            response = JSONResponse(problem.body(), problem.status, problem.headers)
+            self._metrics.failures.labels(err=problem.kind).inc()
+            notes["problem"] = problem.logged
+        except (ClientDisconnect, ConnectionError):
+            status = GONE
+            self._metrics.failures.labels(err="Gone").inc()
+        except Exception:
+            log.exception("a request failed", extra={"fields": {"request_id": notes["request_id"]}})
+            problem = Problem(500, "the server failed; its log says why", "Backend")
+            response = JSONResponse(problem.body(), problem.status)
+            self._metrics.failures.labels(err=problem.kind).inc()
+        if response is not None and not status:
+            await response(scope, receive, answer)
+        self._note(scope, status, time.perf_counter() - began, notes)
+
+    def _check_key(self, scope: Scope, headers: Headers) -> None:
+        if not self._keys or scope["path"] in self._open or scope["method"] == "OPTIONS":
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
+        # All are compared, so that the time tells nothing.
+        if not any([hmac.compare_digest(given, known) for known in self._keys]):
+            what = "is missing" if not given else "is wrong"
+            message = f"the API key {what}; send it as `Authorization: Bearer KEY`"
+            raise Problem(401, message, "Unauthorized", headers={"WWW-Authenticate": "Bearer", **CLOSE})
+
+    def _note(self, scope: Scope, status: int, seconds: float, notes: dict[str, Any]) -> None:
+        fields = {"method": scope["method"], "path": scope["path"][:200], "status": status}
+        level = logging.DEBUG if scope["path"] in ("/health", "/metrics") else logging.INFO
+        log.log(level, "request", extra={"fields": fields | {"ms": round(1e3 * seconds, 2)} | notes})
+
+
+async def http_problem(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (404, 405) in the form of all others."""
+    assert isinstance(error, HTTPException)
+    texts = {404: "there is no such route; see /docs", 405: "this route does not take that method"}
+    problem = Problem(error.status_code, texts.get(error.status_code, error.detail), "NotFound")
+    request.scope["state"]["notes"]["problem"] = problem.message
+    return JSONResponse(problem.body(), problem.status, {**(error.headers or {}), **CLOSE})
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}"

@@ -1,0 +1,275 @@
+"""A ranker in the form in which the queue uses it: token ids in, vectors and scores out, in compiled shapes.
+
+This is the one file of the server that knows how a ranker computes.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from polyjax.data.text import TextEncoder
+from polyjax.data.token_store import Ids
+from polyjax.errors import InputError
+from polyjax.ranker import Ranker
+from polyjax.serve.settings import CPU_TOKENS_PER_BATCH, TOKENS_PER_BATCH
+from polyjax.types import Tokens
+
+Kind = Literal["context", "candidate", "pair"]
+Side = Literal["Right", "Left"]
+
+CANDIDATES_AT_ONCE = 1024
+"""Candidates that are scored against a context at once; fewer are filled up to a power of two."""
+FEWEST_CANDIDATES = 16
+_NOTHING = np.empty(0, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How candidates that are too long are cut.
+
+    Attributes:
+        tokens: that are kept at most, special ones not counted; as many as the model reads where None.
+        side: from which tokens are dropped.
+    """
+
+    tokens: int | None = None
+    side: Side = "Right"
+
+
+AS_TRAINED = Cut()
+"""As the model cut candidates in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The texts of a request as token ids.
+
+    Attributes:
+        contexts: each [t].
+        candidates: each [t].
+        cut_contexts: how many contexts were cut, or lost their first turns.
+        cut_candidates: which candidates were cut.
+    """
+
+    contexts: list[Ids]
+    candidates: list[Ids]
+    cut_contexts: int
+    cut_candidates: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts together."""
+        return sum(map(len, self.contexts)) + sum(map(len, self.candidates))
+
+
+class Model:
+    """A ranker's programs, called with token ids. One thread at a time computes; any may tokenise.
+
+    Args:
+        ranker: what is served.
+        tokens_per_batch: padded tokens of a full batch.
+
+    Attributes:
+        ranker: as given.
+        is_dual: whether contexts and candidates are encoded apart.
+        dim: width of the vectors.
+        n_vectors: of a context, once the model is compiled; 0 of a cross-encoder.
+
+    Raises:
+        InputError: the model's scores depend on the other texts of a call (ParlAI's padding).
+    """
+
+    def __init__(self, ranker: Ranker, *, tokens_per_batch: int | None = None):
+        scorer = ranker.scorer
+        self.ranker, self._scorer, self._text = ranker, scorer, scorer.text
+        if self._text.config.padding == "longest":
+            problem = "its scores depend on the other texts of a request (padding `longest`)"
+            raise InputError("ranker", problem=problem, fix="convert the model with padding `none`")
+        self.is_dual, self.dim = scorer.is_dual, scorer.dim
+        self.n_vectors = 0
+        on_cpu = jax.default_backend() == "cpu"
+        default = CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH
+        self.tokens_per_batch = tokens_per_batch or default
+        if self.is_dual:
+            self._head_graph, self._head = nnx.split(scorer.head)
+            self._score = jax.jit(self._traced_score)
+
+    @property
+    def arch(self) -> str:
+        """``bi``, ``poly`` or ``cross``."""
+        kind = type(self._scorer.settings.head).__name__
+        return kind.removesuffix("Config").lower()
+
+    @property
+    def dtype(self) -> str:
+        """Of the encoder's arithmetic."""
+        return self._scorer.settings.encoder.dtype
+
+    @property
+    def max_turns(self) -> int:
+        """Turns of a context that are read."""
+        return self._text.config.max_turns
+
+    def limit(self, kind: Kind) -> int:
+        """Tokens of the longest sequence of a kind."""
+        config = self._text.config
+        match kind:
+            case "context":
+                return config.context_tokens
+            case "candidate":
+                return config.candidate_tokens
+            case "pair":
+                return config.pair_limit()
+
+    def padded(self, kind: Kind, length: int) -> int:
+        """Tokens to which a sequence is padded."""
+        return self._text.config.bucket(length, self.limit(kind))
+
+    def lengths(self, kind: Kind) -> list[int]:
+        """All padded lengths of a kind, increasing."""
+        limit = self.limit(kind)
+        return sorted({self._text.config.bucket(n, limit) for n in range(1, limit + 1)})
+
+    def full(self, length: int) -> int:
+        """Rows of a full batch of a padded length."""
+        return max(self.tokens_per_batch // length, 1)
+
+    def sizes(self, length: int) -> list[int]:
+        """Rows to which batches of a padded length are filled up, increasing: each is a program."""
+        full = self.full(length)
+        return sorted({1, *(max(full // part, 1) for part in (4, 2, 1))})
+
+    def tokenise(self, contexts: Sequence[Sequence[str]], candidates: Sequence[str], cut: Cut) -> Rows:
+        """Token ids of a request's texts. Nothing of them is kept.
+
+        Args:
+            contexts: turns of each, oldest first.
+            candidates: texts.
+            cut: of the candidates.
+        """
+        config = self._text.config
+        texts = list(dict.fromkeys([*itertools.chain.from_iterable(contexts), *candidates]))
+        ids = dict(zip(texts, self._text.tokenizer.encode(texts), strict=True))
+        joined = [self._joined(turns, ids) for turns in contexts]
+        cut_contexts = sum(
+            n > config.context_tokens - 2 or len(turns) > config.max_turns
+            for n, turns in zip(joined, contexts, strict=True)
+        )
+        most = config.candidate_tokens - 2
+        room = most if cut.tokens is None else min(most, cut.tokens)
+        long = {text for text in candidates if len(ids[text]) > room}
+        kept = dict(ids)
+        for text in long:
+            if cut.side == "Left":
+                kept[text] = ids[text][-room:]
+            elif room < most:  # otherwise the layout of the model says how
+                kept[text] = ids[text][:room]
+        whole = TextEncoder(_Known(self._text.tokenizer, ids), config)
+        part = TextEncoder(_Known(self._text.tokenizer, kept), config)
+        return Rows(
+            [whole.context(turns) for turns in contexts],
+            [part.candidate(text) for text in candidates],
+            cut_contexts,
+            [place for place, text in enumerate(candidates) if text in long],
+        )
+
+    def _joined(self, turns: Sequence[str], ids: Mapping[str, Sequence[int]]) -> int:
+        """Tokens of the turns that are read, with those between them."""
+        recent = turns[-self._text.config.max_turns :]
+        between = (len(recent) - 1) * len(self._text.tokenizer.separator_ids)
+        return sum(len(ids[turn]) for turn in recent) + between
+
+    def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
+        """A context and a candidate as one sequence, and its tokens in the first segment."""
+        return self._text.pair(context, candidate)
+
+    def context_vectors(self, rows: Sequence[Ids], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors float32 [n, m, d] of contexts, and which of them are real [n, m]."""
+        tokens = self._padded(rows, length, size)
+        vectors, mask = self._scorer._encode_contexts(self._scorer._state, tokens)
+        return np.asarray(vectors)[: len(rows)], np.asarray(mask)[: len(rows)]
+
+    def candidate_vectors(self, rows: Sequence[Ids], length: int, size: int) -> np.ndarray:
+        """Vectors float32 [n, d] of candidates."""
+        tokens = self._padded(rows, length, size)
+        return np.asarray(self._scorer._encode_candidates(self._scorer._state, tokens))[: len(rows)]
+
+    def pair_scores(self, rows: Sequence[tuple[Ids, int]], length: int, size: int) -> np.ndarray:
+        """Scores float32 [n] of pairs."""
+        filled = [*rows, *([(_NOTHING, 0)] * (size - len(rows)))]
+        tokens = self._text.pad_pairs(filled, length=length)
+        return np.asarray(self._scorer._score_pairs(self._scorer._state, tokens))[: len(rows)]
+
+    def _padded(self, rows: Sequence[Ids], length: int, size: int) -> Tokens:
+        return self._text.pad([*rows, *([_NOTHING] * (size - len(rows)))], length=length)
+
+    def scores(self, vectors: np.ndarray, mask: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Scores float32 [n] of a context, vectors [m, d], against candidates [n, d]."""
+        n = len(candidates)
+        found = np.empty(n, np.float32)
+        for start in range(0, n, CANDIDATES_AT_ONCE):
+            some = candidates[start : start + CANDIDATES_AT_ONCE]
+            filled = np.zeros((_filled_up(len(some)), candidates.shape[1]), np.float32)
+            filled[: len(some)] = some
+            scores = self._score(self._head, vectors[None], mask[None], filled[None])
+            found[start : start + len(some)] = np.asarray(scores)[0, : len(some)]
+        return found
+
+    def _traced_score(
+        self,
+        head: nnx.State,
+        vectors: Float[Array, "1 m d"],
+        mask: Bool[Array, "1 m"],
+        candidates: Float[Array, "1 c d"],
+    ) -> Float[Array, "1 c"]:
+        return nnx.merge(self._head_graph, head).score(vectors, mask, candidates)
+
+    def compile(self) -> Iterator[None]:
+        """Compile every shape, one program a step."""
+        if not self.is_dual:
+            for length, size in self._shapes("pair"):
+                self.pair_scores([(_NOTHING, 0)], length, size)
+                yield
+            return
+        vectors, mask = np.zeros((1, 1, self.dim), np.float32), np.ones((1, 1), bool)
+        for length, size in self._shapes("context"):
+            vectors, mask = self.context_vectors([_NOTHING], length, size)
+            yield
+        self.n_vectors = vectors.shape[1]
+        for length, size in self._shapes("candidate"):
+            self.candidate_vectors([_NOTHING], length, size)
+            yield
+        for size in sorted({_filled_up(n) for n in range(1, CANDIDATES_AT_ONCE + 1)}):
+            self.scores(vectors[0], mask[0], np.zeros((size, self.dim), np.float32))
+            yield
+
+    def _shapes(self, kind: Kind) -> Iterator[tuple[int, int]]:
+        return ((length, size) for length in self.lengths(kind) for size in self.sizes(length))
+
+
+class _Known:
+    """A tokenizer of texts whose ids are known."""
+
+    def __init__(self, tokenizer, ids: Mapping[str, Sequence[int]]):
+        self._ids = ids
+        self.vocab_size, self.pad_id, self.mask_id = tokenizer.vocab_size, tokenizer.pad_id, tokenizer.mask_id
+        self.start_id, self.end_id = tokenizer.start_id, tokenizer.end_id
+        self.separator_ids = tokenizer.separator_ids
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        return [list(self._ids[text]) for text in texts]
+
+    def save(self, folder) -> None:
+        """Nothing to save."""
+
+
+def _filled_up(n: int) -> int:
+    """Candidates to which n are filled up."""
+    return max(FEWEST_CANDIDATES, 1 << (n - 1).bit_length())

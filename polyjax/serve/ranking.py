@@ -1,0 +1,115 @@
+"""Routes that score candidates which a request brings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from polyjax.serve import shapes
+from polyjax.serve.model import Cut
+from polyjax.serve.problems import Problem
+from polyjax.serve.service import Service
+from polyjax.serve.work import Scoring
+
+
+class RankingRoutes:
+    """``/rerank`` and ``/score``, in the shapes of several servers.
+
+    Args:
+        service: models and queue.
+    """
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def rerank(self, request: Request) -> Response:
+        """POST /rerank: ``texts`` asks for text-embeddings-inference's reply, ``documents`` for Cohere's."""
+        values = await self._service.fields(request, shapes.RERANK)
+        if values["texts"] is not None and values["documents"] is not None:
+            raise Problem(422, "`texts` and `documents`: give one of them")
+        if values["texts"] is None:
+            if values["documents"] is None:
+                raise Problem(422, "`texts`: missing; expected a list of texts (or `documents`)")
+            return await self._cohere(request, values, version="1")
+        texts = shapes.listed(values, "texts")
+        order, scores, _, headers = await self._ranked(request, values, texts, "texts")
+        shown = texts if values["return_text"] else None
+        return JSONResponse(shapes.tei_results(order, scores, shown), headers=headers)
+
+    async def rerank_v1(self, request: Request) -> Response:
+        """POST /v1/rerank: Cohere's first version, Jina's, vLLM's and Infinity's."""
+        return await self._cohere(request, await self._service.fields(request, shapes.COHERE), version="1")
+
+    async def rerank_v2(self, request: Request) -> Response:
+        """POST /v2/rerank: Cohere's second version, in which results never hold texts."""
+        return await self._cohere(request, await self._service.fields(request, shapes.COHERE), version="2")
+
+    async def _cohere(self, request: Request, values: dict[str, Any], *, version: str) -> Response:
+        texts = shapes.listed(values, "documents")
+        order, scores, usage, headers = await self._ranked(request, values, texts, "documents")
+        with_texts = values["return_documents"] and version == "1"
+        body = {
+            "id": shapes.new_id(),
+            "model": self._service.name,
+            "results": shapes.cohere_results(order, scores, texts if with_texts else None),
+            "meta": shapes.meta(version, usage),
+            "usage": usage.body(),
+        }
+        return JSONResponse(body, headers=headers)
+
+    async def _ranked(
+        self, request: Request, values: dict[str, Any], texts: Sequence[str], name: str
+    ) -> tuple[list[int], np.ndarray, shapes.Usage, dict[str, str]]:
+        """Places of the texts, best first, the score of each text, what was read, and headers."""
+        turns = shapes.turns_of(values)
+        pairs = [(0, place) for place in range(len(texts))]
+        raw, usage, headers = await self._scores(request, values, [turns], texts, pairs, name)
+        # By the model's own scores: probabilities near 0 and 1 would put different scores into ties.
+        order = np.argsort(-raw, kind="stable")[: values["top_n"]].tolist()
+        return order, raw if values["raw_scores"] else self._service.score_map(raw), usage, headers
+
+    async def score(self, request: Request) -> Response:
+        """POST /score and /v1/score: pairs, one to one, one to n or n to n, in the order of the input."""
+        values = await self._service.fields(request, shapes.SCORE)
+        queries, documents = _named(values, "queries", "text_1"), _named(values, "documents", "text_2")
+        n, m = len(queries), len(documents)
+        if n not in (1, m):
+            raise Problem(
+                422, f"`queries`: expected one, or as many as the {m} documents, got {n}; pairs are scored"
+            )
+        if "" in queries:
+            raise Problem(400, f"`queries[{queries.index('')}]`: is empty", "Empty")
+        pairs = [(place if n > 1 else 0, place) for place in range(m)]
+        contexts = [[query] for query in queries]
+        raw, usage, headers = await self._scores(request, values, contexts, documents, pairs, "documents")
+        scores = raw if values["raw_scores"] else self._service.score_map(raw)
+        return JSONResponse(shapes.score_body(scores, self._service.name, usage), headers=headers)
+
+    async def _scores(
+        self,
+        request: Request,
+        values: dict[str, Any],
+        contexts: Sequence[Sequence[str]],
+        texts: Sequence[str],
+        pairs: Sequence[tuple[int, int]],
+        name: str,
+    ) -> tuple[np.ndarray, shapes.Usage, dict[str, str]]:
+        """The model's own scores of pairs, float32 [n]."""
+        service = self._service
+        service.check_sizes(**{name: texts, "context": [turn for turns in contexts for turn in turns]})
+        cut = Cut(values.get("max_tokens_per_doc"), values["truncation_direction"])
+        async with service.visit(request, len(texts)) as visit:
+            rows, usage = await visit.tokenise(
+                service.model, contexts, texts, truncate=values["truncate"], cut=cut
+            )
+            job = Scoring(service.model, rows, pairs, **visit.times)
+            return await visit.result(job), usage, visit.timed()
+
+
+def _named(values: dict[str, Any], name: str, other: str) -> list[str]:
+    """Texts that go by one of two names."""
+    if values[name] is not None and values[other] is not None:
+        raise Problem(422, f"`{name}` and `{other}` are the same; give one of them")
+    return shapes.listed(values, other if values[name] is None and values[other] is not None else name)

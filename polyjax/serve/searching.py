@@ -1,0 +1,159 @@
+"""Routes over the server's own index: search it, explain a score, change it."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from polyjax.errors import InputError
+from polyjax.serve import shapes
+from polyjax.serve.index import LiveIndex, UnknownCandidate
+from polyjax.serve.problems import Problem, unavailable
+from polyjax.serve.service import Service, Visit
+from polyjax.serve.work import Call, Scoring
+
+log = logging.getLogger("polyjax.serve")
+
+
+class SearchRoutes:
+    """``/search`` and ``/index``.
+
+    Args:
+        service: models, queue and index.
+    """
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._changes = asyncio.Lock()
+
+    async def search(self, request: Request) -> Response:
+        """POST /search: the best candidates of the index, in the shape of Cohere's results."""
+        service = self._service
+        values = await service.fields(request, shapes.SEARCH)
+        index, turns, most = self._index(), shapes.turns_of(values), service.config.max_top_n
+        if values["top_n"] > most:
+            raise Problem(422, f"`top_n`: expected at most {most}, got {values['top_n']}")
+        service.check_sizes(context=turns)
+        again = service.reranker is not None
+        n = max(values["top_n"], service.config.rerank_top) if again else values["top_n"]
+        async with service.visit(request, n if again else 1) as visit:
+            began = time.perf_counter()
+            _, usage = await visit.tokenise(service.model, [turns], truncate=values["truncate"])
+            call = Call(service.model, lambda: index.search(turns, n, values["method"]), **visit.times)
+            found = await visit.result(call)
+            results = [(one.id, one.text, one.score) for one in found]
+            if again and results:
+                results = await self._reranked(visit, turns, results)
+            results = results[: values["top_n"]]
+            seconds = time.perf_counter() - began
+            headers = visit.timed()
+        raw = np.array([score for _, _, score in results], np.float32)
+        to_probability = service.reranker_map if again else service.score_map
+        scores = raw if values["raw_scores"] else to_probability(raw)
+        body = {
+            "id": shapes.new_id(),
+            "model": service.name,
+            "results": [
+                {"index": id_, "relevance_score": float(score)}
+                | ({"document": {"text": text}} if values["return_documents"] else {})
+                for (id_, text, _), score in zip(results, scores, strict=True)
+            ],
+            "meta": shapes.meta(
+                "2",
+                usage,
+                method=_method(found),
+                certified=found.certified and not again,
+                rescored=float(found.rescored),
+                rank=found.rank,
+                reranked=len(found) if again else 0,
+                candidates=len(index),
+                milliseconds=round(1e3 * seconds, 2),
+            ),
+            "usage": usage.body(),
+        }
+        return JSONResponse(body, headers=headers)
+
+    async def _reranked(
+        self, visit: Visit, turns: list[str], results: list[tuple[int, str, float]]
+    ) -> list[tuple[int, str, float]]:
+        """What was found, ordered by the re-ranker."""
+        model = self._service.reranker
+        assert model is not None
+        texts = [text for _, text, _ in results]
+        rows, _ = await visit.tokenise(model, [turns], texts, truncate=True)
+        pairs = [(0, place) for place in range(len(texts))]
+        scores = await visit.result(Scoring(model, rows, pairs, **visit.times))
+        order = np.argsort(-scores, kind="stable").tolist()
+        return [(*results[i][:2], float(scores[i])) for i in order]
+
+    async def about(self, request: Request) -> Response:
+        """GET /index: how many candidates there are."""
+        return JSONResponse(self._state(self._index()))
+
+    async def add(self, request: Request) -> Response:
+        """POST /index: add candidates."""
+        index = self._changeable()
+        values = await self._service.fields(request, shapes.ADD)
+        texts = list(dict.fromkeys(shapes.listed(values, "documents")))
+        self._service.check_sizes(documents=texts)
+        if "" in texts:
+            raise Problem(400, "`documents`: one of them is empty", "Empty")
+        ids = await self._change(lambda: index.add(texts))
+        return JSONResponse({"added": len(ids), "ids": ids, **self._state(index)})
+
+    async def remove(self, request: Request) -> Response:
+        """DELETE /index: remove candidates by id or by text."""
+        index = self._changeable()
+        values = await self._service.fields(request, shapes.REMOVE)
+        ids, texts = values["ids"], values["documents"]
+        if (ids is None) == (texts is None):
+            raise Problem(422, "`ids` and `documents`: give one of them")
+        if not (ids or texts):
+            raise Problem(400, "there is nothing to remove", "Empty")
+        removed = await self._change(lambda: index.remove(ids=ids or (), texts=texts or ()))
+        return JSONResponse({"removed": removed, **self._state(index)})
+
+    async def _change(self, function: Any) -> Any:
+        """Change the index in a thread of its own, one change at a time; searches go on meanwhile."""
+        async with self._changes:
+            self._service.check_open()
+            self._service.changing += 1
+            try:
+                return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(function)))
+            except UnknownCandidate as error:
+                raise Problem(404, str(error), "NotFound") from None
+            except (InputError, OSError) as error:  # as another process that writes, or a full disk
+                log.error("the index was not changed", exc_info=error)
+                raise unavailable("the index cannot be changed now; the server's log says why") from None
+            finally:
+                self._service.changing -= 1
+                self._service.metrics.candidates.set(len(self._index()))
+
+    def _index(self) -> LiveIndex:
+        if self._service.index is None:
+            raise Problem(404, "this server has no index; start it with --index", "NotFound")
+        return self._service.index
+
+    def _changeable(self) -> LiveIndex:
+        index = self._index()
+        if not self._service.config.allow_changes:
+            raise Problem(403, "changes are off; start the server with --allow-changes", "Forbidden")
+        return index
+
+    def _state(self, index: LiveIndex) -> dict[str, Any]:
+        return {
+            "candidates": len(index),
+            "dtype": index.dtype,
+            "allow_changes": self._service.config.allow_changes,
+        }
+
+
+def _method(found: Any) -> str:
+    """How results were found: by a pass of bounds or by scoring every candidate."""
+    if found.rank is None:
+        return "scan"
+    return "certified" if found.certified else "quick"

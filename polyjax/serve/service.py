@@ -1,0 +1,263 @@
+"""What the routes share: the models, the queue, and a visit to them by one request."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from polyjax.evaluation.calibration import SIGMOID, ScoreMap
+from polyjax.ranker import Ranker
+from polyjax.serve.bodies import Bodies
+from polyjax.serve.fields import Field, read_fields
+from polyjax.serve.index import LiveIndex
+from polyjax.serve.model import AS_TRAINED, Cut, Model, Rows
+from polyjax.serve.problems import Problem, unavailable
+from polyjax.serve.settings import ServeConfig
+from polyjax.serve.shapes import Usage
+from polyjax.serve.telemetry import Metrics
+from polyjax.serve.work import Job
+from polyjax.serve.worker import Observed, Ticket, Worker
+
+log = logging.getLogger("polyjax.serve")
+
+
+class Service:
+    """A ranker with all that serving it takes.
+
+    Args:
+        ranker: what is served.
+        config: limits.
+        name: of the model, in replies.
+        index: that is searched.
+        reranker: orders once more what a search found.
+        score_map: scores -> probabilities; the sigmoid where None.
+        reranker_map: likewise, of the re-ranker.
+
+    Attributes:
+        ready: every shape is compiled.
+        draining: new requests are refused.
+        failure: why it will never be ready.
+        changing: changes of the index that are underway.
+    """
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        config: ServeConfig,
+        *,
+        name: str,
+        index: LiveIndex | None,
+        reranker: Ranker | None,
+        score_map: ScoreMap | None,
+        reranker_map: ScoreMap | None,
+    ):
+        self.config, self.name, self.index = config, config.served_model_name or name, index
+        self.model = Model(ranker, tokens_per_batch=config.max_batch_tokens)
+        self.reranker = (
+            None if reranker is None else Model(reranker, tokens_per_batch=config.max_batch_tokens)
+        )
+        self.score_map, self.reranker_map = score_map or SIGMOID, reranker_map or SIGMOID
+        self.calibrated = score_map is not None
+        self.metrics = Metrics()
+        self.worker = Worker(config, Observed(batch=self.metrics.batch))
+        self.bodies = Bodies(
+            limit=config.payload_limit, timeout=config.body_timeout, depth=config.max_json_depth
+        )
+        self.ready = self.draining = False
+        self.failure: str | None = None
+        self.changing = 0
+        self.started = int(time.time())
+
+    def compile(self) -> None:
+        """Compile every shape that a request can need. In the model's thread, before any request."""
+        began, programs = time.monotonic(), 0
+        for model in (self.model, self.reranker):
+            for _ in () if model is None else model.compile():
+                programs += 1
+                if self.draining:
+                    return
+        if self.index is not None:
+            programs += self.index.compile()
+            self.metrics.candidates.set(len(self.index))
+        self.metrics.programs.set(programs)
+        fields = {"programs": programs, "seconds": round(time.monotonic() - began, 1)}
+        log.info("compiled", extra={"fields": fields})
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was admitted is not answered yet."""
+        return bool(self.worker.requests or self.changing)
+
+    def check_open(self) -> None:
+        """Raise Problem (503) unless requests are taken."""
+        if self.failure is not None:
+            raise unavailable("the server could not start; its log says why", 60)
+        if self.draining:
+            raise unavailable("the server is shutting down")
+        if not self.ready:
+            raise unavailable("the model is being compiled; try again soon", 2)
+
+    async def fields(self, request: Request, fields: Sequence[Field]) -> dict[str, Any]:
+        """The fields of a request's body, while requests are taken.
+
+        Raises:
+            Problem: see ``Bodies.json`` and ``read_fields``.
+        """
+        self.check_open()
+        values = read_fields(fields, await self.bodies.json(request))
+        if self.config.log_texts:
+            given = {name: value for name, value in values.items() if value is not None}
+            request.scope["state"]["notes"]["body"] = given
+        return values
+
+    def check_sizes(self, **texts: Sequence[str]) -> None:
+        """Raise Problem (413) where a request has more texts or characters than it may; by their names."""
+        config, characters = self.config, 0
+        for name, some in texts.items():
+            if len(some) > config.max_client_batch_size:
+                most = f"the most are {config.max_client_batch_size:,}"
+                raise Problem(413, f"`{name}`: {len(some):,} texts are too many for a request; {most}")
+            characters += sum(map(len, some))
+        if characters > config.max_characters:
+            most = f"the most are {config.max_characters:,}"
+            raise Problem(413, f"{characters:,} characters are too many for a request; {most}")
+
+    @contextlib.asynccontextmanager
+    async def visit(self, request: Request, texts: int) -> AsyncIterator["Visit"]:
+        """A request's place in the queue.
+
+        Args:
+            request: whose body was read.
+            texts: its weight.
+
+        Raises:
+            Problem: 429 or 503; there is none.
+        """
+        self.check_open()
+        route = request.scope["path"]
+        self.metrics.requests.labels(route=route).inc()
+        arrived = time.monotonic()
+        ticket = self.worker.admit(texts, arrived=arrived)
+        self.metrics.queue_size.set(self.worker.requests)
+        gone = asyncio.ensure_future(_gone(request))
+        visit = Visit(self, request, ticket, gone)
+        try:
+            yield visit
+            self.metrics.successes.labels(route=route).inc()
+        finally:
+            gone.cancel()
+            self.worker.leave(ticket)
+            self.metrics.queue_size.set(self.worker.requests)
+            self.metrics.durations.observe(time.monotonic() - arrived)
+            visit.note()
+
+
+async def _gone(request: Request) -> None:
+    """Until the client goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Visit:
+    """One request, from its admission to its answer.
+
+    Args:
+        service: whose it is.
+        request: of the client.
+        ticket: its place.
+        gone: done when the client goes away.
+
+    Attributes:
+        headers: for the answer.
+    """
+
+    def __init__(self, service: Service, request: Request, ticket: Ticket, gone: "asyncio.Future[None]"):
+        self._service, self._request, self._ticket, self._gone = service, request, ticket, gone
+        self.headers: dict[str, str] = {}
+        self._tokenisation = self._queue = self._inference = 0.0
+        self._cut = 0
+
+    async def tokenise(
+        self,
+        model: Model,
+        contexts: Sequence[Sequence[str]],
+        candidates: Sequence[str] = (),
+        *,
+        truncate: bool | None,
+        cut: Cut = AS_TRAINED,
+    ) -> tuple[Rows, Usage]:
+        """The ids of a request's texts, and what was cut of them.
+
+        Raises:
+            Problem: 422; a text is too long, and the request or the server does not want it cut.
+        """
+        began = time.monotonic()
+        try:
+            rows = await self._service.worker.tokenise(lambda: model.tokenise(contexts, candidates, cut))
+        except Exception as error:
+            log.error("tokenising failed", exc_info=error)
+            raise Problem(422, "a text cannot be tokenised", "Tokenizer") from None
+        self._tokenisation += time.monotonic() - began
+        warnings = []
+        if rows.cut_contexts:
+            what = "the query was" if len(contexts) == 1 else f"{rows.cut_contexts} contexts were"
+            most = f"{model.limit('context')} tokens"
+            warnings.append(f"{what} cut: the last {most} of at most {model.max_turns} turns are read")
+            self.headers["x-truncated-queries"] = str(rows.cut_contexts)
+        if rows.cut_candidates:
+            n, most = len(rows.cut_candidates), cut.tokens or model.limit("candidate")
+            some = f"{n} of {len(candidates)} documents were"
+            warnings.append(f"{some} cut to {min(most, model.limit('candidate'))} tokens")
+            self.headers["x-truncated-texts"] = str(n)
+        allowed = self._service.config.auto_truncate if truncate is None else truncate
+        if warnings and not allowed:
+            if rows.cut_contexts:
+                raise Problem(422, f"a query is longer than {model.limit('context')} tokens")
+            place, most = rows.cut_candidates[0], model.limit("candidate")
+            raise Problem(422, f"document {place} is longer than {most} tokens; `truncate` cuts it")
+        self._cut = rows.cut_contexts + len(rows.cut_candidates)
+        self._service.metrics.truncated.inc(self._cut)
+        return rows, Usage(rows.tokens, warnings)
+
+    async def result(self, job: Job) -> Any:
+        """The result of a job.
+
+        Raises:
+            Problem: see ``Worker.result``.
+        """
+        waited_from = time.monotonic()
+        found = await self._service.worker.result(job, self._gone)
+        self._queue += (job.began or waited_from) - waited_from
+        self._inference += time.monotonic() - (job.began or waited_from)
+        return found
+
+    @property
+    def times(self) -> dict[str, float]:
+        """When the request arrived, and by when it must be answered."""
+        return {"arrived": self._ticket.arrived, "deadline": self._ticket.deadline}
+
+    def timed(self) -> dict[str, str]:
+        """Headers of the answer, with the times in milliseconds."""
+        times = {
+            "x-queue-time": self._queue,
+            "x-inference-time": self._inference,
+            "x-tokenization-time": self._tokenisation,
+        }
+        return self.headers | {name: f"{1e3 * seconds:.2f}" for name, seconds in times.items()}
+
+    def note(self) -> None:
+        """Count its times, and put them into the log's line."""
+        metrics = self._service.metrics
+        metrics.queue_times.observe(self._queue)
+        metrics.inference_times.observe(self._inference)
+        metrics.tokenisation_times.observe(self._tokenisation)
+        self._request.scope["state"]["notes"] |= {
+            "texts": self._ticket.texts,
+            "cut": self._cut,
+            "queue_ms": round(1e3 * self._queue, 2),
+            "inference_ms": round(1e3 * self._inference, 2),
+        }

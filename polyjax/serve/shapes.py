@@ -1,0 +1,245 @@
+"""The bodies of requests and replies, as existing clients write and read them.
+
+One table a route: it checks what comes, and describes it at /docs.
+"""
+
+import base64
+import dataclasses
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polyjax.serve.fields import (
+    COUNT,
+    DOCUMENTS,
+    FLAG,
+    IDS,
+    TEXT,
+    TEXT_OR_TEXTS,
+    TEXTS,
+    Field,
+    choice,
+)
+from polyjax.serve.problems import Problem
+
+QUERY = Field("query", TEXT, "What the candidates are ranked for.", example="we went hiking last weekend")
+CONTEXT = Field(
+    "context", TEXTS, "The turns of a conversation, oldest first, instead of `query`.", example=None
+)
+RAW = Field("raw_scores", FLAG, "The model's own scores instead of scores in [0, 1].", False)
+TRUNCATE = Field(
+    "truncate", FLAG, "Cut texts that are too long (true) or refuse them (false); else as the server is set."
+)
+DIRECTION = Field(
+    "truncation_direction",
+    choice("Right", "Left"),
+    "The side on which candidates are cut. A query loses its oldest tokens, as in training.",
+    "Right",
+)
+TOP_N = Field("top_n", COUNT, "Only so many results.")
+LISTED = Field("documents", DOCUMENTS, "Candidates, texts or objects with `text`.")
+RETURN_DOCUMENTS = Field("return_documents", FLAG, "Repeat each candidate's text in its result.", False)
+PER_DOC = Field("max_tokens_per_doc", COUNT, "Cut candidates after so many tokens.")
+
+RERANK = (
+    QUERY,
+    CONTEXT,
+    Field(
+        "texts",
+        TEXTS,
+        "Candidates; the reply is a bare list, as text-embeddings-inference's.",
+        example=["which trail did you take?", "my printer is out of ink"],
+    ),
+    dataclasses.replace(LISTED, doc=f"{LISTED.doc} The reply is an object, as Cohere's."),
+    TOP_N,
+    RAW,
+    Field("return_text", FLAG, "Repeat each candidate's text in its result (with `texts`).", False),
+    RETURN_DOCUMENTS,
+    TRUNCATE,
+    DIRECTION,
+    PER_DOC,
+)
+COHERE = (
+    QUERY,
+    CONTEXT,
+    dataclasses.replace(LISTED, example=["which trail did you take?", "my printer is out of ink"]),
+    TOP_N,
+    RETURN_DOCUMENTS,
+    PER_DOC,
+    RAW,
+    TRUNCATE,
+    DIRECTION,
+)
+SCORE = (
+    Field("queries", TEXT_OR_TEXTS, "A context, or several.", example="we went hiking"),
+    Field("documents", TEXT_OR_TEXTS, "A candidate, or several.", example=["nice", "no ink"]),
+    Field("text_1", TEXT_OR_TEXTS, "Another name of `queries`."),
+    Field("text_2", TEXT_OR_TEXTS, "Another name of `documents`."),
+    RAW,
+    TRUNCATE,
+    DIRECTION,
+)
+SIDE = choice("query", "document")
+EMBED = (
+    Field("inputs", TEXT_OR_TEXTS, "A text, or several.", example="we went hiking"),
+    Field("normalize", FLAG, "Vectors of length 1.", True),
+    Field("prompt_name", SIDE, "Embed as a context (`query`) or as a candidate (`document`).", "query"),
+    TRUNCATE,
+    DIRECTION,
+)
+EMBEDDINGS = (
+    Field("input", TEXT_OR_TEXTS, "A text, or several.", example="we went hiking"),
+    Field("encoding_format", choice("float", "base64"), "base64 is of little-endian float32.", "float"),
+    Field("dimensions", COUNT, "Width of the vectors; only the model's own is possible."),
+    Field("input_type", SIDE, "Embed as a context (`query`) or as a candidate (`document`).", "query"),
+    TRUNCATE,
+)
+METHOD = choice("auto", "scan", "certified", "quick")
+SEARCH = (
+    dataclasses.replace(QUERY, doc="What is searched for."),
+    CONTEXT,
+    Field("top_n", COUNT, "At most so many results.", 10),
+    Field(
+        "method",
+        METHOD,
+        "`scan` scores every candidate; `certified` finds the same with a proof for those that it need not "
+        "score; `auto` takes the faster of the two; `quick` proves nothing.",
+        "auto",
+    ),
+    Field("return_documents", FLAG, "Repeat each candidate's text in its result.", True),
+    RAW,
+    TRUNCATE,
+)
+EXPLAIN = (
+    QUERY,
+    CONTEXT,
+    Field("document", TEXT, "The candidate whose score is explained.", example="which trail did you take?"),
+)
+ADD = (Field("documents", DOCUMENTS, "Candidates to add; those that are there already are left out."),)
+REMOVE = (
+    Field("ids", IDS, "Numbers of candidates, the `index` of search results."),
+    Field("documents", DOCUMENTS, "Texts of candidates to remove, instead of `ids`."),
+)
+
+
+def turns_of(values: Mapping[str, Any]) -> list[str]:
+    """The context that a body names, by ``query`` or ``context``.
+
+    Raises:
+        Problem: it names both or none, or names it empty.
+    """
+    query, context = values["query"], values["context"]
+    if query is not None and context is not None:
+        raise Problem(422, "`query` and `context`: give one of them")
+    if query is not None:
+        if not query:
+            raise Problem(400, "`query`: is empty", "Empty")
+        return [query]
+    if context is None:
+        raise Problem(422, "`query`: missing; expected a text (or `context`, the turns of a conversation)")
+    if not any(context):
+        raise Problem(400, "`context`: is empty; expected at least one turn", "Empty")
+    return context
+
+
+def listed(values: Mapping[str, Any], name: str) -> list[str]:
+    """A list of texts that must be there and not be empty.
+
+    Raises:
+        Problem: 422 where it is missing, 400 where it is empty.
+    """
+    found = values[name]
+    if found is None:
+        raise Problem(422, f"`{name}`: missing; expected a list of texts")
+    if isinstance(found, str):
+        found = [found]
+    if not found:
+        raise Problem(400, f"`{name}`: is empty; expected at least one text", "Empty")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Tokens that were read, and what was cut.
+
+    Attributes:
+        tokens: of contexts and candidates, each once.
+        warnings: a line for each kind of text that was cut.
+    """
+
+    tokens: int
+    warnings: list[str]
+
+    def body(self) -> dict[str, int]:
+        """As OpenAI's clients read it."""
+        return {"prompt_tokens": self.tokens, "total_tokens": self.tokens}
+
+
+def tei_results(
+    order: Sequence[int], scores: np.ndarray, texts: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """text-embeddings-inference's reply, best first.
+
+    >>> tei_results([1, 0], np.array([0.25, 0.5]), None)
+    [{'index': 1, 'score': 0.5}, {'index': 0, 'score': 0.25}]
+    """
+    results: list[dict[str, Any]] = [{"index": i, "score": float(scores[i])} for i in order]
+    if texts is not None:
+        for result in results:
+            result["text"] = texts[result["index"]]
+    return results
+
+
+def cohere_results(
+    order: Sequence[int], scores: np.ndarray, texts: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """The results of Cohere's reply, best first; without texts there is no ``document``, not a null one."""
+    results: list[dict[str, Any]] = [{"index": i, "relevance_score": float(scores[i])} for i in order]
+    if texts is not None:
+        for result in results:
+            result["document"] = {"text": texts[result["index"]]}
+    return results
+
+
+def new_id() -> str:
+    """Of a reply."""
+    return str(uuid.uuid4())
+
+
+def meta(version: str, usage: Usage, **more: Any) -> dict[str, Any]:
+    """``meta`` of Cohere's replies."""
+    found: dict[str, Any] = {
+        "api_version": {"version": version},
+        "billed_units": {"search_units": 0},
+        "tokens": {"input_tokens": usage.tokens},
+        **more,
+    }
+    if usage.warnings:
+        found["warnings"] = usage.warnings
+    return found
+
+
+def score_body(scores: np.ndarray, model: str, usage: Usage) -> dict[str, Any]:
+    """vLLM's reply of /score, in the order of the input."""
+    data = [{"index": i, "object": "score", "score": float(score)} for i, score in enumerate(scores)]
+    return {
+        "id": new_id(),
+        "object": "list",
+        "created": int(time.time()),
+        "model": model,
+        "data": data,
+        "usage": usage.body(),
+    }
+
+
+def embeddings_body(vectors: np.ndarray, encoding: str, model: str, usage: Usage) -> dict[str, Any]:
+    """OpenAI's reply of /v1/embeddings."""
+    little = np.ascontiguousarray(vectors, "<f4")
+    rows = [
+        base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.tolist() for row in little
+    ]
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+    return {"object": "list", "data": data, "model": model, "usage": usage.body()}

@@ -1,0 +1,243 @@
+"""The work of a request: the sequences that must go through the model, and where their results go."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from polyjax.serve.model import Kind, Model, Rows
+from polyjax.serve.problems import Problem, failed
+
+UnitKind = Kind | Literal["call"]
+Key = tuple[int, UnitKind, int]
+"""What may share a batch: the model's number, the kind, the padded length."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Unit:
+    """A sequence of a job.
+
+    Attributes:
+        job: whose it is.
+        kind: how it goes through the model.
+        place: of its result within the job.
+        length: tokens to which it is padded; 0 of a call.
+        row: what the model takes.
+    """
+
+    job: "Job"
+    kind: UnitKind
+    place: int
+    length: int
+    row: Any
+
+    @property
+    def key(self) -> Key:
+        """What it may share a batch with."""
+        return id(self.job.model), self.kind, self.length
+
+
+class Job:
+    """What a request asks of a model; the result is one array, or what a call returned.
+
+    Args:
+        model: that computes.
+        deadline: on the monotonic clock; what has not begun by then is dropped.
+        arrived: on the monotonic clock.
+
+    Attributes:
+        units: what must go through the model.
+        on_done: called once, in the model's thread, with the job.
+        result: once it is done.
+        problem: why there is no result.
+        ended: it is done, has failed, or nobody waits for it any more.
+        began: when its first unit went through the model; None before.
+        took: seconds that the model spent in batches with units of it.
+    """
+
+    def __init__(self, model: Model, *, arrived: float, deadline: float):
+        self.model, self.arrived, self.deadline = model, arrived, deadline
+        self.units: list[Unit] = []
+        self.on_done: Callable[[Job], None] = lambda job: None
+        self.result: Any = None
+        self.problem: Problem | None = None
+        self.ended = False
+        self.began: float | None = None
+        self.took = 0.0
+        self._left = 0
+
+    def _planned(self, units: list[Unit]) -> None:
+        """Take the units, longest first: rows that they leave over the shorter ones can fill."""
+        self.units = sorted(units, key=lambda unit: -unit.length)
+        self._left = len(units)
+
+    def take(self, unit: Unit, result: Any) -> None:
+        """The result of a unit; the last one makes the job's."""
+        if self.ended:
+            return
+        self._keep(unit, result)
+        self._left -= 1
+        if not self._left:
+            self.result = self._combined()
+            if self.problem is None:
+                self._end()
+
+    def fail(self, problem: Problem) -> None:
+        """End without a result."""
+        if not self.ended:
+            self.problem = problem
+            self._end()
+
+    def drop(self) -> None:
+        """Nobody waits for it any more."""
+        self.ended = True
+
+    def _end(self) -> None:
+        self.ended = True
+        self.on_done(self)
+
+    def _keep(self, unit: Unit, result: Any) -> None:
+        raise NotImplementedError
+
+    def _combined(self) -> Any:
+        raise NotImplementedError
+
+
+class Scoring(Job):
+    """Scores float32 [n] of pairs of a context and a candidate.
+
+    Sequences of equal ids go through the model once, so that their scores are equal to the last bit.
+
+    Args:
+        model: that computes.
+        rows: the texts' ids.
+        pairs: places of context and candidate [n, 2].
+        arrived: on the monotonic clock.
+        deadline: likewise.
+    """
+
+    def __init__(
+        self, model: Model, rows: Rows, pairs: Sequence[tuple[int, int]], *, arrived: float, deadline: float
+    ):
+        super().__init__(model, arrived=arrived, deadline=deadline)
+        contexts, context_of = _distinct(rows.contexts)
+        candidates, candidate_of = _distinct(rows.candidates)
+        self._pairs = [(context_of[c], candidate_of[d]) for c, d in pairs]
+        self._distinct = list(dict.fromkeys(self._pairs))
+        units: list[Unit] = []
+        if model.is_dual:
+            for place, row in enumerate(contexts):
+                units.append(Unit(self, "context", place, model.padded("context", len(row)), row))
+            for place, row in enumerate(candidates):
+                units.append(Unit(self, "candidate", place, model.padded("candidate", len(row)), row))
+            self._contexts: list[Any] = [None] * len(contexts)
+            self._candidates = np.empty((len(candidates), model.dim), np.float32)
+        else:
+            for place, (c, d) in enumerate(self._distinct):
+                pair = model.pair(contexts[c], candidates[d])
+                units.append(Unit(self, "pair", place, model.padded("pair", len(pair[0])), pair))
+            self._scores = np.empty(len(units), np.float32)
+        self._planned(units)
+
+    def _keep(self, unit: Unit, result: Any) -> None:
+        match unit.kind:
+            case "context":
+                self._contexts[unit.place] = result
+            case "candidate":
+                self._candidates[unit.place] = result
+            case _:
+                self._scores[unit.place] = result
+
+    def _combined(self) -> np.ndarray:
+        if self.model.is_dual:
+            found: dict[tuple[int, int], np.float32] = {}
+            for c, pairs in itertools.groupby(sorted(self._distinct), key=lambda pair: pair[0]):
+                candidates = [d for _, d in pairs]
+                vectors, mask = self._contexts[c]
+                scores = self.model.scores(vectors, mask, self._candidates[candidates])
+                found |= {(c, d): score for d, score in zip(candidates, scores, strict=True)}
+        else:
+            found = dict(zip(self._distinct, self._scores, strict=True))
+        scores = np.array([found[pair] for pair in self._pairs], np.float32)
+        if not np.isfinite(scores).all():
+            self.fail(failed())
+        return scores
+
+
+class Embedding(Job):
+    """Vectors float32 [n, d] of texts, on one side of a bi-encoder; of a poly-encoder candidates only.
+
+    Args:
+        model: that computes.
+        rows: ids of texts, all on one side.
+        arrived: on the monotonic clock.
+        deadline: likewise.
+    """
+
+    def __init__(self, model: Model, rows: Rows, *, arrived: float, deadline: float):
+        super().__init__(model, arrived=arrived, deadline=deadline)
+        kind: Kind = "context" if rows.contexts else "candidate"
+        distinct, self._of = _distinct(rows.contexts or rows.candidates)
+        self._vectors = np.empty((len(distinct), model.dim), np.float32)
+        self._planned(
+            [Unit(self, kind, i, model.padded(kind, len(row)), row) for i, row in enumerate(distinct)]
+        )
+
+    def _keep(self, unit: Unit, result: Any) -> None:
+        self._vectors[unit.place] = result[0][0] if unit.kind == "context" else result
+
+    def _combined(self) -> np.ndarray:
+        if not np.isfinite(self._vectors).all():
+            self.fail(failed())
+        return self._vectors[self._of]
+
+
+class Call(Job):
+    """A function that must run in the model's thread, as a search.
+
+    Args:
+        model: whose thread it is.
+        function: called without arguments.
+        arrived: on the monotonic clock.
+        deadline: likewise.
+    """
+
+    def __init__(self, model: Model, function: Callable[[], Any], *, arrived: float, deadline: float):
+        super().__init__(model, arrived=arrived, deadline=deadline)
+        self._planned([Unit(self, "call", 0, 0, function)])
+
+    def _keep(self, unit: Unit, result: Any) -> None:
+        self._found = result
+
+    def _combined(self) -> Any:
+        return self._found
+
+
+def _distinct(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
+    """Rows without repetition, and each row's place among them."""
+    places: dict[bytes, int] = {}
+    distinct, of = [], []
+    for row in rows:
+        place = places.setdefault(row.tobytes(), len(places))
+        if place == len(distinct):
+            distinct.append(row)
+        of.append(place)
+    return distinct, of
+
+
+def compute(units: Sequence[Unit], length: int) -> list[Any]:
+    """The results of units of one model and kind, padded to one length, in one call of the model."""
+    model, kind = units[0].job.model, units[0].kind
+    if kind == "call":
+        return [units[0].row()]
+    rows = [unit.row for unit in units]
+    size = next(size for size in model.sizes(length) if size >= len(units))
+    match kind:
+        case "context":
+            return list(zip(*model.context_vectors(rows, length, size), strict=True))
+        case "candidate":
+            return list(model.candidate_vectors(rows, length, size))
+        case _:
+            return list(model.pair_scores(rows, length, size))

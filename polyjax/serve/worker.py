@@ -1,0 +1,231 @@
+"""The threads behind the queue: one computes, two tokenise. Requests are admitted, waited for, given up."""
+
+import asyncio
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from polyjax.serve.problems import Problem, failed, overloaded, unavailable
+from polyjax.serve.settings import ServeConfig
+from polyjax.serve.waiting import Waiting, jobs_of
+from polyjax.serve.work import Job, Unit, compute
+
+TOKENISERS = 2
+SMOOTHING = 0.05
+"""Share by which each batch counts less than the one after it in the measured speed."""
+FEW_BATCHES = 20
+"""Before so many batches the speed is not known."""
+log = logging.getLogger("polyjax.serve")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Observed:
+    """What the worker tells whoever counts, in the model's thread.
+
+    Attributes:
+        batch: told of a batch's sequences, its padded tokens, and the requests that share it.
+    """
+
+    batch: Callable[[int, int, int], None] = lambda sequences, tokens, requests: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ticket:
+    """A request's place, until it is given back.
+
+    Attributes:
+        texts: its weight.
+        arrived: on the monotonic clock.
+        deadline: likewise.
+    """
+
+    texts: int
+    arrived: float
+    deadline: float
+
+
+class Worker:
+    """Admits requests, tokenises their texts, and sends them through the model in shared batches.
+
+    Args:
+        config: limits.
+        observed: told of each batch.
+    """
+
+    def __init__(self, config: ServeConfig, observed: Observed | None = None):
+        self._config, self._observed = config, observed or Observed()
+        self._waiting = Waiting()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._tickets: set[Ticket] = set()
+        self._texts = 0
+        self._batches = 0
+        self._recent_sequences = self._recent_seconds = self._recent_tokens = 0.0
+        self._tokenisers = ThreadPoolExecutor(TOKENISERS, "tokenise")
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the threads; what waits is answered 503."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._tokenisers.shutdown(wait=False, cancel_futures=True)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def requests(self) -> int:
+        """Admitted requests that are not answered yet."""
+        return len(self._tickets)
+
+    @property
+    def texts(self) -> int:
+        """Texts of those."""
+        return self._texts
+
+    def admit(self, texts: int, *, arrived: float) -> Ticket:
+        """A place for a request of so many texts; it must be given back with ``leave``.
+
+        Raises:
+            Problem: 429; there is no room, or the request would wait longer than it may.
+        """
+        config = self._config
+        wait = self._texts * self._seconds_per_text
+        busy = len(self._tickets) >= config.max_concurrent_requests
+        if busy or (self._texts and self._texts + texts > config.max_waiting_texts):
+            raise overloaded(wait, "the server is overloaded; try again later")
+        if wait > config.timeout:
+            raise overloaded(
+                wait - config.timeout, "the server is overloaded: the wait is longer than the timeout"
+            )
+        ticket = Ticket(texts, arrived, arrived + config.timeout)
+        self._tickets.add(ticket)
+        self._texts += texts
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give a place back."""
+        self._tickets.discard(ticket)
+        self._texts -= ticket.texts
+
+    async def tokenise(self, function: Callable[[], T]) -> T:
+        """What a function gives, called in a thread for tokenising."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenisers, function)
+
+    async def result(self, job: Job, gone: "asyncio.Future[None]") -> Any:
+        """The result of a job, computed with whatever else waits.
+
+        Args:
+            job: of an admitted request.
+            gone: done when nobody waits for the answer any more.
+
+        Raises:
+            Problem: the model failed (424), it took too long (504), or the server stops (503).
+            ConnectionError: nobody waits.
+        """
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def tell(job: Job) -> None:
+            loop.call_soon_threadsafe(done.set)
+
+        job.on_done = tell
+        with self._changed:
+            if self._stopped:
+                raise unavailable("the server is shutting down")
+            self._waiting.add(job)
+            self._changed.notify()
+        finished = asyncio.ensure_future(done.wait())
+        try:
+            left = max(job.deadline - time.monotonic(), 0.0)
+            await asyncio.wait({gone, finished}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if job.problem is not None:
+                raise job.problem
+            if finished.done():
+                return job.result
+            if gone.done():
+                raise ConnectionError("the client went away")
+            raise Problem(504, f"no answer within {self._config.timeout:g} s", "Overloaded")
+        finally:
+            if not job.ended:
+                with self._changed:
+                    job.drop()
+                    self._waiting.sweep()
+            finished.cancel()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (units := self._waiting.take()) and not self._stopped:
+                    self._changed.wait()
+                if self._stopped:
+                    self._give_up(units)
+                    return
+            self._batch(units)
+            units = []  # an idle thread holds on to nothing
+
+    def _give_up(self, units: list[Unit]) -> None:
+        while units:
+            for job in jobs_of(units):
+                job.fail(unavailable("the server is shutting down"))
+            units = self._waiting.take()
+
+    def _batch(self, units: list[Unit]) -> None:
+        """Compute a batch; where it fails, compute each job's part alone: only the guilty one fails."""
+        began, now = time.perf_counter(), time.monotonic()
+        jobs = jobs_of(units)
+        for job in jobs:
+            job.began = now if job.began is None else job.began
+        length = max(unit.length for unit in units)
+        try:
+            results = compute(units, length)
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._batch([unit for unit in units if unit.job is job])
+                return
+            self._failed(jobs[0], error)
+            return
+        took = time.perf_counter() - began
+        for job in jobs:
+            job.took += took
+        for unit, result in zip(units, results, strict=True):
+            try:
+                unit.job.take(unit, result)
+            except Exception as error:
+                self._failed(unit.job, error)
+        if length:
+            self._observed.batch(len(units), len(units) * length, len(jobs))
+            self._measured(len(units), length, time.perf_counter() - began)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        if isinstance(error, Problem):
+            job.fail(error)
+            return
+        log.error("the model failed", exc_info=error)
+        job.fail(failed())
+
+    def _measured(self, sequences: int, length: int, seconds: float) -> None:
+        """Keep up the speed, over the latest batches: sums, so that a batch counts by its size."""
+        keep = 1 - SMOOTHING
+        self._batches += 1
+        self._recent_sequences = keep * self._recent_sequences + sequences
+        self._recent_seconds = keep * self._recent_seconds + seconds
+        self._recent_tokens = keep * self._recent_tokens + sequences * length
+        self._waiting.seconds_per_token = self._recent_seconds / self._recent_tokens
+
+    @property
+    def _seconds_per_text(self) -> float:
+        """As measured; 0 before enough batches were."""
+        if self._batches < FEW_BATCHES:
+            return 0.0
+        return self._recent_seconds / self._recent_sequences

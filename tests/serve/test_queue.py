@@ -1,0 +1,263 @@
+"""The queue: what shares a batch, what is next, who is refused, and what happens to those who go away."""
+
+import dataclasses
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from polyjax.serve.model import AS_TRAINED, Model, Rows
+from polyjax.serve.waiting import QUANTUM, Waiting, jobs_of
+from polyjax.serve.work import Call, Scoring
+from serving import LIMITS, QUERY, TEXTS, logged, running, sentences, tiny_ranker
+
+
+class Lengths(Model):
+    """A model of which only lengths matter: padded to powers of two, 64 tokens a batch."""
+
+    def __init__(self):
+        self.is_dual, self.dim, self.tokens_per_batch = True, 2, 64
+
+    def padded(self, kind, length):
+        return max(8, 1 << (length - 1).bit_length())
+
+    def full(self, length):
+        return max(64 // length, 1)
+
+    def sizes(self, length):
+        full = self.full(length)
+        return sorted({1, max(full // 2, 1), full})
+
+
+MODEL = Lengths()
+
+
+def job(lengths, *, arrived: float = 0.0, context: int = 8):
+    """A request of one context and candidates of so many tokens."""
+    rows = [np.full(n, i, np.int32) for i, n in enumerate(lengths)]
+    found = Rows([np.full(context, 99, np.int32)], rows, 0, [])
+    pairs = [(0, i) for i in range(len(rows))]
+    return Scoring(MODEL, found, pairs, arrived=arrived, deadline=1e9)
+
+
+def drained(waiting: Waiting) -> list[list]:
+    batches = []
+    while units := waiting.take():
+        batches.append(units)
+    return batches
+
+
+def test_batches_hold_one_length_of_all_requests_within_the_budget():
+    waiting, jobs = Waiting(), [job([30, 5, 5], arrived=float(i)) for i in range(3)]
+    for one in jobs:
+        waiting.add(one)
+    batches = drained(waiting)
+    lengths = [[unit.length for unit in units] for units in batches]
+    assert sorted(sum(lengths, [])) == [8] * 9 + [32] * 3
+    assert all(len(units) * max(row) <= 64 for units, row in zip(batches, lengths, strict=True))
+    assert max(len(jobs_of(units)) for units in batches) == 3
+
+
+def test_who_waits_longest_is_next():
+    waiting, late, early = Waiting(), job([30] * 2, arrived=5.0), job([60], arrived=1.0)
+    waiting.add(late)
+    waiting.add(early)
+    first = waiting.take()
+    assert first[0].job is early
+
+
+def test_rows_that_would_be_padding_are_filled_with_shorter_sequences():
+    waiting = Waiting()
+    waiting.add(job([30, 5, 5, 5], context=30))
+    assert sorted(len(units) for units in drained(waiting)) == [1, 1, 3], "one row is a shape of its own"
+    waiting.add(job([7] * 3 + [15] * 3))
+    sizes = [(max(unit.length for unit in units), len(units)) for units in drained(waiting)]
+    assert (16, 4) in sizes, "three of 16 tokens and one of 8 fill four rows"
+
+
+def test_a_sequence_longer_than_the_budget_goes_alone():
+    waiting = Waiting()
+    waiting.add(job([100, 120]))
+    assert sorted(len(units) for units in drained(waiting)) == [1, 1, 1]
+
+
+def test_a_large_request_does_not_hold_up_a_small_one_and_is_not_starved():
+    waiting = Waiting()
+    waiting.seconds_per_token = 0.01
+    large = job([8] * 400)
+    waiting.add(large)
+    served = waiting.take()
+    assert all(unit.job is large for unit in served)
+    small = job([8] * 4, arrived=0.1)
+    waiting.add(small)
+    before = 0
+    while any(unit.job is small for heap in waiting._heaps.values() for _, _, unit in heap):
+        before += sum(unit.job is large for unit in waiting.take())
+    assert before <= (QUANTUM + 1) * MODEL.full(8)
+    # Small ones that keep on coming do not keep it from being served.
+    clock, served = 0.1, 0
+    for _ in range(100):
+        clock += 8 * 8 * 0.01
+        waiting.add(job([8] * 8, arrived=clock))
+        served += sum(unit.job is large for unit in waiting.take())
+    assert served > 100
+
+
+def test_what_nobody_waits_for_is_neither_computed_nor_kept():
+    waiting, gone, there = Waiting(), job([8] * 50), job([8] * 2)
+    waiting.add(gone)
+    waiting.add(there)
+    gone.drop()
+    waiting.sweep()
+    assert len(waiting) == 3
+    assert {unit.job for units in drained(waiting) for unit in units} == {there}
+
+
+def test_equal_sequences_of_a_request_are_computed_once():
+    rows = Rows([np.arange(3)], [np.arange(4), np.arange(4), np.arange(5)], 0, [])
+    one = Scoring(MODEL, rows, [(0, 0), (0, 1), (0, 2)], arrived=0.0, deadline=1.0)
+    assert [unit.kind for unit in one.units].count("candidate") == 2
+
+
+@pytest.fixture(scope="module")
+def ranker():
+    return tiny_ranker("poly")
+
+
+class Gate:
+    """Holds the model's thread back until it is opened."""
+
+    def __init__(self, server):
+        self._server, self._open = server, threading.Event()
+        service = server.service
+        call = Call(service.model, self._open.wait, arrived=0.0, deadline=time.monotonic() + 60)
+        with service.worker._changed:
+            service.worker._waiting.add(call)
+            service.worker._changed.notify()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._open.set()
+
+
+def waited(condition, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def rerank(server, texts=TEXTS, **headers):
+    return server.post("/rerank", {"query": QUERY, "texts": texts}, **headers)
+
+
+def test_a_full_queue_answers_429_at_once(ranker):
+    config = dataclasses.replace(LIMITS, max_concurrent_requests=3)
+    with running(ranker, config=config) as server, ThreadPoolExecutor(3) as threads:
+        with Gate(server):
+            admitted = [threads.submit(rerank, server) for _ in range(3)]
+            assert waited(lambda: server.service.worker.requests == 3)
+            began = time.monotonic()
+            refused = rerank(server)
+            assert time.monotonic() - began < 2
+            assert refused.status == 429 and refused.json["error_type"] == "Overloaded"
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert server.ask("GET", "/health").status == 200, "busy is not ill"
+        assert [one.result().status for one in admitted] == [200] * 3
+        assert rerank(server).status == 200
+        assert b'te_request_failure_total{err="Overloaded"} 1.0' in server.ask("GET", "/metrics").body
+
+
+def test_requests_are_admitted_whole_by_the_number_of_their_texts(ranker):
+    config = dataclasses.replace(LIMITS, max_waiting_texts=100)
+    with running(ranker, config=config) as server, ThreadPoolExecutor(3) as threads:
+        assert rerank(server, sentences(300)).status == 200, "a request never refuses itself (TEI)"
+        with Gate(server):
+            first = threads.submit(rerank, server, sentences(90))
+            assert waited(lambda: server.service.worker.texts == 90)
+            assert rerank(server, sentences(20)).status == 429
+            second = threads.submit(rerank, server, sentences(10))
+            assert waited(lambda: server.service.worker.texts == 100)
+        assert (first.result().status, second.result().status) == (200, 200)
+        assert server.service.worker.texts == 0
+
+
+def test_a_deadline_is_kept_to(ranker):
+    config = dataclasses.replace(LIMITS, timeout=0.5)
+    with running(ranker, config=config) as server:
+        with Gate(server):
+            began = time.monotonic()
+            late = rerank(server)
+            assert 0.4 < time.monotonic() - began < 5
+            assert late.status == 504 and "no answer within 0.5 s" in late.json["error"]
+            assert server.service.worker.requests == 0
+            assert len(server.service.worker._waiting) == 0, "what is late is not computed"
+        assert waited(server.healthy)
+
+
+def test_a_client_that_goes_away_frees_its_place(ranker):
+    config = dataclasses.replace(LIMITS, max_concurrent_requests=2)
+    with running(ranker, config=config) as server:
+        with Gate(server), logged() as records:
+            for _ in range(2):
+                client = socket.create_connection(("127.0.0.1", server.port))
+                content = b'{"query": "a", "texts": ["b"]}'
+                head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+                client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+                before = server.service.worker.requests
+                assert waited(lambda before=before: server.service.worker.requests >= max(before, 1))
+                client.close()
+            assert waited(lambda: server.service.worker.requests == 0)
+            assert len(server.service.worker._waiting) == 0
+            assert waited(lambda: 499 in [getattr(r, "fields", {}).get("status") for r in records])
+        assert server.healthy()
+
+
+def test_only_the_request_that_the_model_fails_on_fails(ranker, monkeypatch):
+    with running(ranker) as server:
+        model, poison = server.service.model, "poison"
+        ids = model.tokenise([], [poison], AS_TRAINED)
+        bad, encode = ids.candidates[0].tobytes(), model.candidate_vectors
+
+        def failing(rows, length, size):
+            if any(row.tobytes() == bad for row in rows):
+                raise RuntimeError("INTERNAL: /secret/path: the device failed")
+            return encode(rows, length, size)
+
+        monkeypatch.setattr(model, "candidate_vectors", failing)
+        with ThreadPoolExecutor(8) as threads, logged() as records:
+            with Gate(server):
+                others = [threads.submit(rerank, server, sentences(8, seed=i)) for i in range(6)]
+                guilty = threads.submit(rerank, server, ["trail", poison])
+                assert waited(lambda: server.service.worker.requests == 7)
+                time.sleep(0.1)
+            answer = guilty.result()
+            assert answer.status == 424 and answer.json["error_type"] == "Backend"
+            assert "secret" not in answer.body.decode()
+            assert any("secret" in str(record.exc_info) for record in records if record.exc_info)
+            assert [one.result().status for one in others] == [200] * 6
+        assert server.healthy()
+
+
+def test_a_score_that_is_not_a_number_is_an_error_and_never_json(ranker, monkeypatch):
+    with running(ranker) as server:
+        monkeypatch.setattr(
+            server.service.model, "scores", lambda *given: np.full(len(given[2]), np.nan, np.float32)
+        )
+        answer = rerank(server)
+        assert answer.status == 424 and b"NaN" not in answer.body
+        monkeypatch.undo()
+        assert server.healthy()
+
+
+def test_a_stream_of_refusals_and_failures_leaves_nothing_behind(ranker):
+    with running(ranker) as server:
+        for i in range(40):
+            rerank(server, [] if i % 2 else ["\ud800"])
+        assert server.service.worker.requests == server.service.worker.texts == 0
+        assert server.healthy()

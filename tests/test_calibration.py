@@ -1,0 +1,89 @@
+"""Scores -> probabilities: the fit, and what it promises."""
+
+import numpy as np
+import pytest
+
+from polyjax import InputError
+from polyjax.config import from_json, to_json
+from polyjax.evaluation.calibration import SIGMOID, ScoreMap, fit_score_map
+
+
+def drawn(slope: float, offset: float, rows: int = 4000, columns: int = 5):
+    """Scores of candidates that are right with the probability that a map says."""
+    draw = np.random.default_rng(0)
+    scores = draw.normal(1, 3, (rows, columns))
+    right = draw.random(scores.shape) < ScoreMap(slope=slope, offset=offset)(scores)
+    # A row a right candidate: the others of it are not there.
+    place = np.array([draw.choice(np.flatnonzero(row)) if row.any() else 0 for row in right])
+    where = ~right
+    where[np.arange(rows), place] = right[np.arange(rows), place]
+    return scores, place, where, right
+
+
+def test_the_fit_agrees_with_logistic_regression():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    scores, label, where, _ = drawn(0.8, -1.5)
+    keep = where[np.arange(len(label)), label]
+    found = fit_score_map(scores[keep], label[keep], where[keep])
+    assert found is not None
+    right = np.zeros(scores[keep].shape, bool)
+    right[np.arange(keep.sum()), label[keep]] = True
+    model = linear_model.LogisticRegression(C=1e9, tol=1e-10)
+    model.fit(scores[keep][where[keep]].reshape(-1, 1), right[where[keep]])
+    # Targets are not quite 0 and 1, which counts for little among thousands.
+    np.testing.assert_allclose(
+        [found.slope, found.offset], [model.coef_[0, 0], model.intercept_[0]], rtol=0.01
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
+@pytest.mark.parametrize("shift", [0.0, -1e3])
+def test_the_fit_does_not_depend_on_the_unit_of_scores(scale, shift):
+    scores, label, where, _ = drawn(0.8, -1.5, rows=500)
+    found, moved = (fit_score_map(s, label, where) for s in (scores, scale * scores + shift))
+    assert found is not None and moved is not None
+    np.testing.assert_allclose(moved(scale * scores + shift), found(scores), rtol=1e-4, atol=1e-6)
+
+
+def test_scores_that_separate_right_from_wrong_stay_finite():
+    found = fit_score_map(np.array([[9.0, 1.0, 2.0]] * 20), np.zeros(20, int))
+    assert found is not None and 0 < found.slope < 100
+    right, wrong = found(np.array([9.0, 2.0]))
+    assert 0.9 < right < 1 and 0 < wrong < 0.1
+
+
+def test_a_model_no_better_than_chance_has_no_map():
+    assert fit_score_map(np.array([[0.0, 1.0]] * 9), np.zeros(9, int)) is None
+    assert fit_score_map(np.ones((9, 2)), np.zeros(9, int)) is None
+
+
+def test_missing_candidates_count_for_nothing():
+    scores, label, where, _ = drawn(0.8, -1.5, rows=300)
+    assert fit_score_map(np.where(where, scores, -np.inf), label) == fit_score_map(scores, label, where)
+
+
+def test_scores_of_one_kind_only_are_refused():
+    with pytest.raises(InputError) as error:
+        fit_score_map(np.ones((3, 1)), np.zeros(3, int))
+    assert error.value.argument == "scores"
+
+
+def test_probabilities_keep_the_order_in_float32():
+    scores = np.linspace(-30, 14, 500)
+    found = SIGMOID(scores)
+    assert found.dtype == np.float32 and (np.diff(found) >= 0).all() and len(np.unique(found)) > 450
+    assert SIGMOID(np.array([-1e30, 0, 1e30])).tolist() == [0, 0.5, 1]
+
+
+def test_a_map_is_kept_in_json():
+    found = ScoreMap(slope=0.5, offset=-2.25)
+    assert from_json(ScoreMap, to_json(found), source="card") == found
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("slope", 0.0), ("slope", float("nan")), ("offset", float("inf"))]
+)
+def test_numbers_that_are_no_map_are_refused(field, value):
+    with pytest.raises(InputError) as error:
+        ScoreMap(**{field: value})
+    assert error.value.argument == field
