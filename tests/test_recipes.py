@@ -88,10 +88,10 @@ def test_bert_recipes_start_from_a_folder():
         (["--recipe", "squad-poly"], "expected TASK-ARCH or TASK-ARCH-bert, one of convai2-bi, "),
         (
             ["--recipe", "convai2-poly", "--arch", "bi"],
-            "--recipe convai2-poly is a poly-encoder's",
+            "arch: expected poly, the architecture of recipe convai2-poly",
         ),
         (["--recipe", "convai2-poly", "--preset", "long"], "give one of them"),
-        (["--recipe", "convai2-poly", "--task", "dstc7"], "leave --task out"),
+        (["--recipe", "convai2-poly", "--task", "dstc7"], "leave task out"),
         (["--optim.warmup-steps", "5", "--optim.parlai-warmup", "5"], "--optim.warmup-steps: does nothing"),
         (["--optim.warmup-steps", "5", "--optim.warmup", "0.2"], "--optim.warmup: does nothing"),
         (["--rank.n", "5"], "--rank.n: does nothing"),

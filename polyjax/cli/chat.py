@@ -103,7 +103,7 @@ def load_index(
         scorer: bi- or poly-encoder.
         candidates: the file, one a line.
         folder: of the index.
-        say: told what is built, and why.
+        say: called with what is built, and why.
         replace: an index that does not fit by a new one; otherwise it is left as it is.
 
     Raises:

@@ -119,7 +119,7 @@ def user_errors() -> Iterator[None]:
         if OUT_OF_MEMORY not in str(error):
             raise
         errors.print(
-            f"error: the device's memory is exhausted ({first_line(error)}); what was saved is kept: go on "
+            f"error: out of device memory ({first_line(error)}); what was saved is kept. Resume "
             "with --mesh over more devices, a smaller encoder or shorter texts",
             style="red",
             markup=False,

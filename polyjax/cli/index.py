@@ -28,7 +28,7 @@ IndexFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """Encode a file of candidates into an index; interrupted, the same command goes on.
+    """Encode a file of candidates into an index; the same command resumes an interrupted build.
 
     Attributes:
         run_dir: of a bi- or poly-encoder.
@@ -123,7 +123,7 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
 
     Args:
         command: which, and on what.
-        say: told the outcome.
+        say: called with the outcome.
 
     Raises:
         InputError: something is missing, broken, or does not belong together.

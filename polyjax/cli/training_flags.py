@@ -48,7 +48,9 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     arguments = encoder_flag(arguments)
     choice = chosen(Choice, arguments, prog)
     if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
-        raise InputError(f"--preset {choice.preset} and --recipe {choice.recipe}: give one of them")
+        raise InputError(
+            "preset", problem=f"`recipe` {choice.recipe} has its own settings", fix="give one of them"
+        )
     # What is no architecture is the second look's to refuse: it knows the flag as it is documented.
     default = preset_of(choice, next((arch for arch in get_args(Arch) if arch == choice.arch), "poly"))
     if choice.init is not None:
@@ -105,9 +107,11 @@ def preset_of(choice: Choice, arch: Arch) -> RunConfig:
         return PRESETS[choice.preset](arch)
     found = recipe(choice.recipe)
     if choice.arch not in (None, found.arch):
-        raise InputError(f"--arch {choice.arch}: --recipe {choice.recipe} is a {found.arch}-encoder's")
+        raise InputError(
+            "arch", expected=f"{found.arch}, the architecture of `recipe` {choice.recipe}", got=choice.arch
+        )
     if choice.task is not None:
-        raise InputError(f"--task {choice.task}: --recipe {choice.recipe} has its own; leave --task out")
+        raise InputError("task", problem=f"`recipe` {choice.recipe} has its own", fix="leave `task` out")
     return found
 
 

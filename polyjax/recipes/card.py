@@ -1,4 +1,4 @@
-"""The model card of a run: what report.md says beside its figures, for whoever is handed the model."""
+"""The model card of a run: what report.md says beside its metrics, for whoever is handed the model."""
 
 import shlex
 import sys
@@ -56,10 +56,10 @@ def model_card(
             f"seed {config.train.seed}; all of them: config.json",
         ],
         "Use": [
-            "meant for: ordering given candidates for a context, on texts like those that it learnt from",
+            "meant for: ordering given candidates for a context, on texts like those it was trained on",
             "not meant for: judging whether a text is true, safe or polite: it takes the best of what it is "
             "given; scores are no probabilities, and compare candidates of one context only",
-            "known limits: the figures are for as many candidates as the table's head says, in the language "
+            "known limits: the metrics are for as many candidates as the table's head says, in the language "
             "of the data, and more are a harder question; intervals are of the draw of test rows, not of the "
             "seed",
         ],

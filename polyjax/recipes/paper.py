@@ -1,4 +1,4 @@
-"""The paper's fine-tuning recipes, by name: python experiments/run.py --recipe convai2-poly --dry-run
+"""The paper's fine-tuning recipes, by name: polyjax train --recipe convai2-poly --dry-run
 
 Settings of the paper's project page (ParlAI, projects/polyencoder/README.md), the same for all tasks. A
 recipe starts from the transformer that ``--init`` gives: the paper's, pre-trained on Reddit, converted with
@@ -6,7 +6,7 @@ recipe starts from the transformer that ``--init`` gives: the paper's, pre-train
 folder, ``--encoder FOLDER``.
 
 Where polyjax differs, so that it is better or says what it does: the warm-up reaches the full rate (ParlAI's
-stops one update short), copies of a label are no negatives (``--batch.no-mask-duplicates`` for the paper's
+stops one step short), copies of a label are no negatives (``--batch.no-mask-duplicates`` for the paper's
 behaviour), bfloat16 instead of float16.
 """
 
@@ -55,7 +55,7 @@ def recipe(name: str) -> RunConfig:
     """
     if name not in RECIPES:
         raise InputError(
-            f"--recipe {name!r}: expected TASK-ARCH or TASK-ARCH-bert, one of {', '.join(RECIPES)}"
+            "recipe", expected=f"TASK-ARCH or TASK-ARCH-bert, one of {', '.join(RECIPES)}", got=name
         )
     task, arch, bert = RECIPES[name]
     text = TextConfig(
@@ -102,7 +102,7 @@ def recipe(name: str) -> RunConfig:
 
 def _task(task: PaperTask, arch: Arch) -> TaskConfig:
     if task == "dstc7":
-        # The paper's figures were trained with the augmented rows; sampled are the same with candidates.
+        # The paper's results were trained with the augmented rows; sampled are the same with candidates.
         return DSTC7Config(training="sampled" if arch == "cross" else "augmented")
     return task_named(task)
 

@@ -64,7 +64,11 @@ def listed_candidates(config: RunConfig) -> int:
         case _:
             listed = max(len(example.candidates) for example in config.dataset.read("train").examples)
             if listed < 2:
-                raise InputError("--batch.candidates inline: the training rows list none but their label")
+                raise InputError(
+                    "batch.candidates",
+                    expected="batch or sampled, as the training rows list no candidates but their label",
+                    got="inline",
+                )
             return listed
 
 
@@ -73,7 +77,7 @@ def starts_from(config: RunConfig) -> str:
     if config.init is not None:
         return f"the model of {config.init}"
     if config.encoder.name in SCRATCH:
-        note = "; the paper's figures need its pre-trained transformer: --init" if config.recipe else ""
+        note = "; the paper's results need its pre-trained transformer: --init" if config.recipe else ""
         return f"random values{note}"
     return config.encoder.name
 
@@ -85,7 +89,7 @@ def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
     source = config.batch.source(config.inputs)
     memory = memory_estimate(config, shape, mesh)
     optim, train = config.optim, config.train
-    warmup = f"{optim.warmup_steps} updates" if optim.warmup_steps else f"{optim.warmup:.0%} of the updates"
+    warmup = f"{optim.warmup_steps} steps" if optim.warmup_steps else f"{optim.warmup:.0%} of the steps"
     decay = (
         f"x {optim.plateau_factor} when the validation loss does not fall"
         if optim.decay == "plateau"
@@ -100,7 +104,7 @@ def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
         f"texts: {config.text.max_turns} turns, context {config.text.context_tokens} and candidate "
         f"{config.text.candidate_tokens} tokens",
         f"training rows: {n_rows:,} ({known}); rows to rank: {rows_to_rank(config)}",
-        f"updates: {steps:,} of {config.batch.batch_size} contexts, candidates: {source}; validation "
+        f"steps: {steps:,} of {config.batch.batch_size} contexts, candidates: {source}; validation "
         f"every {validate_every:,} on at most {train.validate_examples:,} rows; best by "
         f"{train.best_by}{limit}",
         f"optimiser: {optim.optimizer}, rate {optim.learning_rate:g}, clip {optim.clip:g}, warm-up {warmup}, "
@@ -135,7 +139,7 @@ def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
     limit, _ = device_memory()
     lines = [memory_line(f"{at_once} contexts at once", needed)]
     if needed.total > limit:
-        lines.append(f"it does not fit; {_way_out(memory, limit, batch_size)}")
+        lines.append(f"it does not fit; {_fix(memory, limit, batch_size)}")
     return lines
 
 
@@ -147,7 +151,7 @@ def step_lines(objective: Ranking, config: RunConfig, shape: EncoderSettings) ->
     limit, _ = device_memory()
     if needed.total > limit:
         memory = memory_estimate(config, shape, objective.mesh)
-        lines.append(f"it does not fit; {_way_out(memory, limit, config.batch.batch_size)}")
+        lines.append(f"it does not fit; {_fix(memory, limit, config.batch.batch_size)}")
     return lines
 
 
@@ -161,10 +165,10 @@ def memory_line(what: str, needed: Memory) -> str:
     )
 
 
-def _way_out(memory: MemoryEstimate, limit: int, batch_size: int) -> str:
+def _fix(memory: MemoryEstimate, limit: int, batch_size: int) -> str:
     if memory.held > limit:
         return (
-            f"parameters, gradients and optimiser alone take {memory.held / GIB:.1f} GiB: --mesh fsdp=N "
+            f"parameters, gradients and optimiser take {memory.held / GIB:.1f} GiB: --mesh fsdp=N "
             "splits them over N devices, --train.trainable K trains the top K layers only"
         )
     chunk = memory.chunk_that_fits(limit, batch_size)

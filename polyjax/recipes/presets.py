@@ -43,10 +43,10 @@ def _batch(arch: Arch) -> BatchConfig:
 def demo(arch: Arch) -> RunConfig:
     """The main job: three to seven minutes of training on two cores.
 
-    python experiments/run.py --arch poly    # test recall@1/20 .626 [.599, .653]
-    python experiments/run.py --arch bi      # .626 [.601, .653]
+    polyjax train --arch poly    # test recall@1/20 .626 [.599, .653]
+    polyjax train --arch bi      # .626 [.601, .653]
 
-    Seed 0, 280 updates; untrained .526. For a cross-encoder the budget is too short: use ``long``.
+    Seed 0, 280 steps; untrained .526. For a cross-encoder the budget is too short: use ``long``.
     """
     return RunConfig(
         arch=arch,
@@ -69,16 +69,16 @@ def demo(arch: Arch) -> RunConfig:
 def long(arch: Arch) -> RunConfig:
     """About half an hour on two cores.
 
-    python experiments/run.py --arch poly --preset long     # test recall@1/20 .696 [.670, .724]
-    python experiments/run.py --arch bi --preset long       # .688 [.661, .716]
-    python experiments/run.py --arch cross --preset long    # .572 [.547, .597]; still learning
+    polyjax train --arch poly --preset long     # test recall@1/20 .696 [.670, .724]
+    polyjax train --arch bi --preset long       # .688 [.661, .716]
+    polyjax train --arch cross --preset long    # .572 [.547, .597]; still learning
 
     Seed 0; untrained .526. The runs shared the cores with each other and took 43 to 57 minutes.
     """
     short = demo(arch)
     if arch == "cross":
         text = TextConfig(context_tokens=80, candidate_tokens=48, buckets=(48, 64, 80, 104))
-        # A fresh head needs many updates more than it needs many negatives in each.
+        # A fresh head needs many steps more than it needs many negatives in each.
         batch = BatchConfig(batch_size=8, n_negatives=3)
         train = TrainConfig(steps=2000, validate_every_steps=400, validate_examples=300, best_by="loss")
         return dataclasses.replace(short, preset="long", text=text, batch=batch, train=train)

@@ -1,4 +1,4 @@
-"""Pre-train an encoder: python experiments/pretrain.py --corpus pairs:FILES --encoder small"""
+"""Pre-training of an encoder, from its corpus to its report."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ from polyjax.data.corpora.prepare import (
 )
 from polyjax.data.corpora.store import PreparedCorpus, tokens_of
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.interop.parlai.model import load_dictionary
 from polyjax.interop.pretrained import (
     PRETRAINING,
@@ -59,7 +59,7 @@ INCIDENTAL = (
     "batch.chunk",
     "train.profile_steps",
 )
-"""Settings that change no result beyond rounding and the draws of dropout: a run may go on with others."""
+"""Settings that change no result beyond rounding and the draws of dropout: a run may resume with others."""
 
 
 def make_tokenizer(
@@ -112,24 +112,31 @@ def check_corpus(run_dir: Path, files: str) -> None:
     if not path.exists() or read_json(path).get("files") == files:
         return
     if any((run_dir / "checkpoints").glob("[0-9]*")):
-        raise InputError(CHANGED.format(run_dir))
-    console.print("the corpus has changed; its vocabulary is learnt anew")
+        raise _corpus_changed(run_dir)
+    console.print("the corpus has changed; its vocabulary is trained again")
     path.unlink()
     shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
 
 
 def note_corpus(run_dir: Path, files: str, state: str) -> None:
-    """Write down what a run learns from; raise InputError where it went on with another corpus."""
+    """Write down what a run learns from; raise InputError where it had another corpus."""
     path = run_dir / CORPUS
     begun = any((run_dir / "checkpoints").glob("[0-9]*"))
     if begun and path.exists() and read_json(path).get("state") != state:
-        raise InputError(CHANGED.format(run_dir))
+        raise _corpus_changed(run_dir)
     if is_primary():
         write_json(path, {"files": files, "state": state})
 
 
 CORPUS = "corpus.json"
-CHANGED = "{}: the corpus has changed since this run began; restore its files, or choose another --run-dir"
+
+
+def _corpus_changed(run_dir: Path) -> InputError:
+    return InputError.in_file(
+        run_dir,
+        problem="the corpus has changed since this run began",
+        fix="restore its files, or choose another `run_dir`",
+    )
 
 
 def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, PreparedCorpus, list[LeftOut]]:
@@ -150,7 +157,7 @@ def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, Pre
 
 
 def run(config: PretrainConfig) -> TrainResult:
-    """Prepare, train (or go on), and write the report."""
+    """Prepare, train or resume, and write the report."""
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     with owned_run(config.folder, config, incidental=INCIDENTAL):
         return pretrain(config, source, mesh)
@@ -165,7 +172,9 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=True)
     if shape.n_segments < 2:
-        raise InputError(f"--encoder {config.encoder.name} has {shape.n_segments} segments; pairs need two")
+        raise InputError(
+            "encoder", expected="one with two segments, for pairs", got=shown(f"{shape.n_segments} segments")
+        )
     train_pairs = Pairs(corpus.train, config.text, tokenizer, most_tokens=config.corpus.tokens)
     held_out = Pairs(corpus.valid, config.text, tokenizer)
     counts = (
@@ -193,7 +202,7 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
         validate_batches=config.validate_batches,
         mesh=mesh,
     )
-    if not Checkpoints(config.folder).latest_step:  # a run that goes on has shown that it fits
+    if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits
         with console.status("compiling a step, for its memory"):
             memory = step_memory(objective, config.optim, config.train)
         console.print(memory_line(f"{config.batch.chunk or config.batch.tokens:,} tokens at once", memory))
@@ -204,11 +213,11 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
     if is_primary():
         notes = [
             f"corpus: {', '.join(config.corpus.files)}; {counts}",
-            f"training: {outcome.steps} updates of {config.batch.tokens:,} tokens in {outcome.seconds:.0f} s "
+            f"training: {outcome.steps} steps of {config.batch.tokens:,} tokens in {outcome.seconds:.0f} s "
             f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
             f"programs compiled: {outcome.compilations}; whole command: {time.monotonic() - began:.0f} s",
         ]
         write_pretraining_report(config.folder, notes)
         console.print(f"report: {config.folder / 'report.md'}")
-        console.print(f"fine-tune it: python experiments/run.py --arch poly --init-from {config.folder}")
+        console.print(f"fine-tune it: polyjax train --arch poly --encoder {config.folder}")
     return outcome

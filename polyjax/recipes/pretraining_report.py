@@ -9,10 +9,10 @@ from polyjax.runs import MetricsLog, write_json
 from polyjax.runtime.files import write_text
 
 _NAMES = {
-    "masked_loss": "hidden tokens, cross-entropy (nats)",
-    "masked_accuracy": "hidden tokens guessed",
+    "masked_loss": "masked tokens, cross-entropy (nats)",
+    "masked_accuracy": "masked tokens predicted",
     "next_loss": "next utterance, cross-entropy (nats)",
-    "next_accuracy": "pairs told apart",
+    "next_accuracy": "pairs classified",
 }
 
 
@@ -29,9 +29,9 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
     best = min(valid, key=lambda row: row["loss"])
     speed = trained[len(trained) // 2]
     lines = [
-        f"# Pre-training, {max(row['step'] for row in (*trained, *valid))} updates",
+        f"# Pre-training, {max(row['step'] for row in (*trained, *valid))} steps",
         "",
-        f"| on held-out pairs, after update {best['step']}, the best | |",
+        f"| on held-out pairs, after step {best['step']}, the best | |",
         "| --- | ---: |",
         *(f"| {title} | {best[name]:.3f} |" for name, title in _NAMES.items()),
         "",
@@ -42,9 +42,9 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
         "![Losses, shares guessed right, speed](figures/learning.png)",
     ]
     write_text(run_dir / "report.md", "\n".join(lines) + "\n")
-    figures = {name: best[name] for name in ("step", "loss", *_NAMES)}
-    figures["tokens_per_second"] = speed["tokens_per_second"]
-    write_json(run_dir / "results.json", figures)
+    metrics = {name: best[name] for name in ("step", "loss", *_NAMES)}
+    metrics["tokens_per_second"] = speed["tokens_per_second"]
+    write_json(run_dir / "results.json", metrics)
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     with drawing(folder):
@@ -56,7 +56,7 @@ def _plot(trained: list[dict], valid: list[dict], path: Path) -> None:
     axes = figure.subplots(1, 3)
     for axis, kind, label in ((axes[0], "loss", "cross-entropy (nats)"), (axes[1], "accuracy", "right")):
         for name, title, colour in (
-            ("masked", "hidden tokens", "#1f5fa8"),
+            ("masked", "masked tokens", "#1f5fa8"),
             ("next", "next utterance", "#d9822b"),
         ):
             key = f"{name}_{kind}"

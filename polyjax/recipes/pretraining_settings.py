@@ -48,14 +48,14 @@ class PretrainConfig:
         corpus: what to learn from.
         leave_out: tasks (or ``jsonl:PATH``) whose rows to validate and test on are left out of the corpus, by
             hash; ``--corpus.task-dir`` and ``--corpus.unverified`` are about their files.
-        encoder: the transformer; ``--init-from`` goes on from one with weights.
+        encoder: the transformer; ``--init-from`` continues from one with weights.
         vocabulary: text to ids.
         text: turns and lengths.
-        batch: how pairs are drawn and hidden.
+        batch: how pairs are drawn and tokens masked.
         loss: weights of the two losses.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
-        validate_batches: so many batches of held-out pairs are looked at.
+        validate_batches: number of batches of held-out pairs.
         run_dir: where everything lands; the same command resumes it.
         tensorboard: also write TensorBoard event files (extra ``tensorboard``).
         mesh: devices, as in run.py.
@@ -80,17 +80,18 @@ class PretrainConfig:
         """Raise InputError for settings that contradict each other."""
         if self.train.best_by != "loss":
             raise InputError(
-                f"--train.best-by {self.train.best_by}: pre-training has no ranking; choose loss"
+                "train.best_by", expected="loss: pre-training ranks nothing", got=self.train.best_by
             )
         if self.validate_batches < 1:
-            raise InputError(f"--validate-batches must be at least 1, got {self.validate_batches}")
+            raise InputError("validate_batches", expected="at least 1", got=self.validate_batches)
         for name in self.leave_out:
             task_named(name)  # raises where there is none
         self._check_used()
         if self.vocabulary.source is not None and self.encoder.name not in SCRATCH:
             raise InputError(
-                f"--vocabulary.source {self.vocabulary.source}: --encoder {self.encoder.name} brings its own "
-                "vocabulary; leave one of them out"
+                "vocabulary.source",
+                problem=f"`encoder` {self.encoder.name} brings its own vocabulary",
+                fix="leave one of them out",
             )
 
     def _check_used(self) -> None:
@@ -103,18 +104,19 @@ class PretrainConfig:
             "text.buckets": self.batch.packing and self.text.buckets != text.buckets,
             "text.padding": self.text.padding != text.padding,
             "text.layout": self.text.layout != text.layout,
-            "train.validate-examples": self.train.validate_examples != TrainConfig().validate_examples,
-            "optim.plateau-factor": not plateau and self.optim.plateau_factor != optim.plateau_factor,
-            "optim.plateau-patience": not plateau and self.optim.plateau_patience != optim.plateau_patience,
+            "train.validate_examples": self.train.validate_examples != TrainConfig().validate_examples,
+            "optim.plateau_factor": not plateau and self.optim.plateau_factor != optim.plateau_factor,
+            "optim.plateau_patience": not plateau and self.optim.plateau_patience != optim.plateau_patience,
             "vocabulary.size": own and given.size != trained.size,
             "vocabulary.model": own and given.model != trained.model,
             "vocabulary.sample": own and given.sample != trained.sample,
         }
         for name in (name for name, idle in unused.items() if idle):
             raise InputError(
-                f"--{name} does nothing with --batch.packing {self.batch.packing}, --optim.decay "
-                f"{self.optim.decay}, --encoder {self.encoder.name} and --vocabulary.source {given.source}; "
-                "leave it out (pre-training validates on --validate-batches)"
+                name,
+                problem=f"does nothing with `batch.packing` {self.batch.packing}, `optim.decay` "
+                f"{self.optim.decay}, `encoder` {self.encoder.name} and `vocabulary.source` {given.source}",
+                fix="leave it out (pre-training validates on `validate_batches`)",
             )
 
     @property

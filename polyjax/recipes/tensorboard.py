@@ -13,21 +13,23 @@ from polyjax.mesh.processes import is_primary
 def tensorboard_log(folder: Path, *, wanted: bool) -> Iterator[Callable[[int, str, dict[str, Any]], None]]:
     """A log callback that writes a run directory's event files, where they are asked for."""
     if not (wanted and is_primary()):
-        yield lambda step, kind, figures: None
+        yield lambda step, kind, metrics: None
         return
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]  # an optional extra
     except ModuleNotFoundError:
-        raise InputError("--tensorboard needs tensorboardX; run: pip install -e '.[tensorboard]'") from None
+        raise InputError(
+            "tensorboard", problem="needs the package tensorboardX", fix="run: pip install tensorboardX"
+        ) from None
     with contextlib.ExitStack() as closing:
         writers: list[Any] = []
 
-        def log(step: int, kind: str, figures: dict[str, Any]) -> None:
+        def log(step: int, kind: str, metrics: dict[str, Any]) -> None:
             if not writers:
-                # What was written after the checkpoint from which the run goes on is written again.
+                # What was written after the checkpoint from which the run resumes is written again.
                 writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
                 writers.append(closing.enter_context(writer))
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 if isinstance(value, int | float):
                     writers[0].add_scalar(f"{kind}/{name}", value, step)
 
