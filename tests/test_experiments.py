@@ -242,7 +242,10 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
             ["--task", "convai2"],
             "train_self_original.txt is missing; train_self_original.txt is part of the ConvAI2",
         ),
-        (["--task.min-label-words", "500"], "no example of split 'train' has a label of so many words, got 500"),
+        (
+            ["--task.min-label-words", "500"],
+            "no example of split 'train' has a label of so many words, got 500",
+        ),
         ([*FROM_SCRATCH, "--train.trainable", "9"], "must be between 0 and the encoder's 2"),
         (["--run-dir", "/proc/nowhere"], "cannot be written"),
     ],

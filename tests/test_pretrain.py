@@ -428,7 +428,10 @@ def test_a_vocabulary_that_the_encoder_has_no_rows_for_is_refused(folder, tmp_pa
         (["--corpus", "pairs:x", "--leave-out", "nothing"], "expected chitchat, convai2"),
         (["--corpus", "pairs:x", "--text.buckets", "8", "16"], "--text.buckets: does nothing"),
         (["--corpus", "pairs:x", "--text.layout", "parlai"], "--text.layout: does nothing"),
-        (["--corpus", "pairs:x", "--train.validate-examples", "7"], "--train.validate-examples: does nothing"),
+        (
+            ["--corpus", "pairs:x", "--train.validate-examples", "7"],
+            "--train.validate-examples: does nothing",
+        ),
         (["--corpus", "pairs:x", "--optim.plateau-factor", "0.7"], "--optim.plateau-factor: does nothing"),
         (
             ["--corpus", "pairs:x", "--init-from", "minilm", "--vocabulary.size", "99"],
