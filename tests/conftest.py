@@ -48,7 +48,15 @@ FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emit
 collect_ignore = ["golden"]  # scripts that made the golden files; they need torch
 
 
-LONG = ("test_notebooks", "test_processes", "test_plan", "test_loop", "test_faults", "test_pretrain")
+LONG = (
+    "test_notebooks",
+    "test_processes",
+    "test_plan",
+    "test_loop",
+    "test_faults",
+    "test_pretrain",
+    "test_docs",
+)
 
 
 def pytest_collection_modifyitems(items):

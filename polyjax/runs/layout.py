@@ -20,8 +20,15 @@ from polyjax.config import to_json
 from polyjax.errors import InputError
 from polyjax.runtime.files import write_text
 
-CONFIG, DATA, MODEL, LOCK = "config.json", "data.json", "model.json", ".lock"
-TOKENIZER, CHECKPOINTS, CHECKSUMS, METRICS = "tokenizer", "checkpoints", "checksums", "metrics.jsonl"
+CONFIG = "config.json"
+"""The file of a run's settings."""
+DATA = "data.json"
+"""The file with the digests of a run's rows."""
+MODEL = "model.json"
+"""The file of a run's model card."""
+TOKENIZER = "tokenizer"
+"""The folder of a run's tokenizer."""
+LOCK, CHECKPOINTS, CHECKSUMS, METRICS = ".lock", "checkpoints", "checksums", "metrics.jsonl"
 DAMAGED = "damaged"
 """Where steps are put that cannot be read."""
 

@@ -11,6 +11,7 @@ from polyjax.errors import InputError
 from polyjax.types import Example
 
 Split = Literal["train", "valid", "test"]
+"""A part of a data set's rows."""
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from polyjax.nn.activations import Activation
 from polyjax.types import Tokens
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+"""Of the arithmetic; parameters, scores and losses are float32."""
 RematKeeps = Literal["nothing", "products"]
 
 

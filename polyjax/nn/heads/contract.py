@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from polyjax.errors import InputError
 
 Inputs = Literal["dual", "pairs"]
+"""What a head scores: context and candidate encoded apart, or both in one sequence."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.reduce import Reduction, unit
 
 AttentionKind = Literal["basic", "sqrt", "multihead"]
+"""Dot products, dot products over the root of the width, or several heads with projections."""
 
 _MASKED = -1e30
 """Logit of a vector that is not there: its weight is exactly 0, and a row without any stays finite."""
