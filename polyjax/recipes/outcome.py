@@ -5,13 +5,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from polyjax.data.rows import Rows
 from polyjax.data.tasks import describe
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
+from polyjax.evaluation.calibration import fit_score_map
 from polyjax.evaluation.metrics import Chance, RankingResult
 from polyjax.evaluation.rankings import check_candidates, evaluate, some
 from polyjax.evaluation.report import best_of, console_table, verdict, write_report
@@ -23,11 +26,12 @@ from polyjax.recipes.card import model_card
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
 from polyjax.recipes.start import initial_scorer
-from polyjax.runs import MetricsLog, load_scorer
+from polyjax.runs import MODEL, MetricsLog, load_scorer, read_card, write_json
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult
 from polyjax.types import Example
 
+RESULTS = "results.json"
 BEFORE = "before training"
 """The name of the model of ``init`` in tables."""
 
@@ -68,40 +72,34 @@ def report(
         turns: texts of the training rows, for TF-IDF.
         show_table: print the results.
     """
-    config, rows, name = run.config, splits.test, run.config.dataset.name
-    test = some(rows.examples, config.test_examples)
+    config, rows = run.config, splits.test
+    test, title = some(rows.examples, config.test_examples), f"{config.dataset.name} test"
     ks = config.dataset.ks
-    scorer = TextScorer(*load_scorer(config.folder), mesh=run.mesh)
+    scorer = TextScorer(*load_scorer(config.folder, **config.own_parts), mesh=run.mesh)
     model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
     MetricsLog(config.folder, resume_step=run.outcome.steps, write=is_primary()).write(
         run.outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
     )
+    if is_primary():  # whatever becomes of the baselines
+        write_json(config.folder / RESULTS, {model.ranking.name: model.ranking.summary(ks)})
+    calibrate(run, scorer, splits.valid)
     baselines = run_baselines(run, test, list(turns()), rows.shared)
     results = [*baselines, model.ranking]
-    notes = [
-        f"task: {describe(config.dataset, 'test', len(test))}",
-        *splits.notes,
-        f"training: {run.outcome.steps} steps of {config.batch.batch_size} contexts in "
-        f"{run.outcome.seconds:.0f} s (validations included), ended by: {run.outcome.stopped_by}; seed "
-        f"{config.train.seed}",
-        f"programs compiled: {run.outcome.compilations} for training and validation, "
-        f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
-        f"whole command: {time.monotonic() - run.began:.0f} s",
-    ]
+    notes = report_notes(run, splits, scorer, n_tested=len(test))
     if is_primary():
         counts = len(splits.train.examples), len(splits.valid.examples), len(test)
         write_report(
             config.folder,
             results,
-            title=f"{name}, {config.arch}-encoder",
+            title=f"{config.dataset.name}, {config.arch}-encoder",
             notes=notes,
             card=model_card(config, run.shape, run.source, rows=counts),
             log=MetricsLog.read(config.folder),
             ks=ks,
         )
     if show_table:
-        console.print(console_table(results, f"{name} test, {len(test)} rows", ks=ks))
-    # With --init the question is whether training helped; otherwise, what the best baseline is.
+        console.print(console_table(results, f"{title}, {len(test)} rows", ks=ks))
+    # With init the question is whether training helped; otherwise, what the best baseline is.
     before = [result for result in baselines if result.name == BEFORE]
     if compared := best_of(before or baselines):
         console.print(verdict(model.ranking, compared))
@@ -110,6 +108,40 @@ def report(
     console.print(f"report: {config.folder / 'report.md'}")
     if config.inputs == "dual":
         console.print(f"next: polyjax chat {config.folder} --candidates FILE, one candidate per line")
+
+
+def report_notes(run: Trained, splits: Splits, scorer: TextScorer, *, n_tested: int) -> list[str]:
+    """Facts about the run, a line each; the first is about the test rows."""
+    config, outcome = run.config, run.outcome
+    return [
+        f"task: {describe(config.dataset, 'test', n_tested)}",
+        *splits.notes,
+        f"training: {outcome.steps} steps of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
+        f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
+        f"programs compiled: {outcome.compilations} for training and validation, "
+        f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
+        f"whole command: {time.monotonic() - run.began:.0f} s",
+    ]
+
+
+def calibrate(run: Trained, scorer: TextScorer, valid: Rows) -> None:
+    """Put the probabilities that scores stand for into the model's card, as validation rows tell.
+
+    Args:
+        run: what was trained.
+        scorer: its best checkpoint.
+        valid: its validation rows; where all share their candidates, the card stays without.
+    """
+    if valid.shared:
+        return
+    examples = some(valid.examples, run.config.train.validate_examples)
+    found = evaluate("valid", scorer, examples, title="calibrating")
+    label = np.array([example.label for example in examples])
+    places = (found.best == label[:, None]).argmax(axis=1)
+    score_map = fit_score_map(found.scores, places)
+    card = read_card(run.config.folder, **run.config.own_parts)
+    if is_primary():
+        write_json(run.config.folder / MODEL, dataclasses.replace(card, scores=score_map))
 
 
 def run_baselines(

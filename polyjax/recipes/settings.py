@@ -194,6 +194,12 @@ class RunConfig:
         return self.head
 
     @property
+    def own_parts(self) -> dict[str, Any]:
+        """Parts of the model that are the user's own, as ``load_scorer`` takes them."""
+        head = None if isinstance(self.head, HeadConfig) else self.head
+        return {"head": head, "encoder": self.own_encoder}
+
+    @property
     def inputs(self) -> Inputs:
         """What the scorer reads: both texts apart (``dual``) or together (``pairs``)."""
         return self.scoring.inputs
