@@ -164,6 +164,7 @@ def test_quiet_prints_nothing(capsys, folder):
         ({"data": []}, "data"),
         ({"data": [3]}, "data[0]"),
         ({"data": {"context": "a"}}, "data"),
+        ({"data": [{"context": "a", "label": 5}, {"context": "b"}]}, "data"),
         ({"arch": "poli"}, "arch"),
         ({"preset": "demmo"}, "preset"),
         ({"optim": {"learning_rat": 1e-4}}, "optim['learning_rat']"),

@@ -1,16 +1,18 @@
 """Rows that a Python caller has in memory, as the files that a run keeps of them in its directory."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError
+from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.types import Example
 
 ROWS = {"train": "rows.jsonl", "valid": "valid.jsonl", "test": "test.jsonl"}
@@ -56,6 +58,38 @@ class RowFiles:
                     fix=f"choose another `run_dir`, or remove {folder} to begin anew",
                 )
             path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def kept_rows(folder: Path, files: RowFiles | None) -> Iterator[None]:
+    """Put rows that were in memory into a run directory, to be read within.
+
+    Args:
+        folder: the run directory.
+        files: the rows; None where they are files already.
+
+    Raises:
+        InputError: the rows are bad, and are not kept; or the run there was trained on other rows.
+    """
+    if files is None:
+        yield
+        return
+    begun = any((folder / "checkpoints").glob("[0-9]*"))
+    with primary_first("rows in memory"):
+        if is_primary():
+            files.write(folder, begun=begun)
+    try:
+        yield
+    except InputError as error:
+        if begun:
+            raise
+        for name in files.content if is_primary() else ():
+            (folder / name).unlink(missing_ok=True)
+        places = {str(folder / name): split for split, name in ROWS.items()}
+        message = str(error)
+        for place, split in places.items():
+            message = message.replace(place, "its rows" if split == "train" else f"its {split} rows")
+        raise InputError("data", problem=message) from None
 
 
 def as_jsonl(name: str, data: object) -> bytes:

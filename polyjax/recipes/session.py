@@ -21,7 +21,7 @@ from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import ModelConfig
 from polyjax.recipes.outcome import Trained, report
 from polyjax.recipes.plan import show_plan, step_lines
-from polyjax.recipes.rows_in_memory import RowFiles
+from polyjax.recipes.rows_in_memory import RowFiles, kept_rows
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits, read_splits
 from polyjax.recipes.start import encoder_config, initial_scorer, make_tokenizer, pretrained_folder
@@ -78,12 +78,8 @@ def run(config: RunConfig, parts: Parts | None = None) -> None:
 def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: Parts) -> None:
     """The run itself, in a run directory that is this run's own."""
     began = time.monotonic()
-    if parts.files is not None:
-        with primary_first("rows in memory"):
-            if is_primary():
-                begun = any((config.folder / "checkpoints").glob("[0-9]*"))
-                parts.files.write(config.folder, begun=begun)
-    splits = read_splits(config, source)
+    with kept_rows(config.folder, parts.files):
+        splits = read_splits(config, source)
 
     def turns() -> Iterator[str]:
         return training_texts(config.dataset, splits.train.examples)
