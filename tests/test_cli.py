@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from conftest import FAST_COMPILATION
 from polyjax import Ranker
 from polyjax.cli import main as cli
 from polyjax.cli.chat import ChatSession, default_index, load_index
@@ -354,3 +356,38 @@ def test_help_whose_reader_has_seen_enough():
         check=True,
     )
     assert "RUN_DIR CANDIDATES INDEX" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_rank_and_search_print_lines_or_json(converted, tmp_path, monkeypatch, capsys):
+    file, folder = tmp_path / "replies.txt", tmp_path / "index"
+    file.write_text("one\ntwo words\nthree \N{GRINNING FACE}\n")
+    polyjax("rank", str(converted), "--candidates", str(file), "--context", "hi", monkeypatch=monkeypatch)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert sorted(text for _, text in lines) == sorted(file.read_text().splitlines())
+    assert [float(score) for score, _ in lines] == sorted((float(s) for s, _ in lines), reverse=True)
+    polyjax("index", "build", str(converted), str(file), str(folder), monkeypatch=monkeypatch)
+    capsys.readouterr()
+    arguments = ["search", str(converted), str(folder), "--json", "--top", "2"]
+    polyjax(*arguments, monkeypatch=monkeypatch, stdin="hi\n\nwell\tthere\n")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["context"] for row in rows] == [["hi"], ["well", "there"]]
+    assert [found["text"] for found in rows[0]["results"]] == [text for _, text in lines[:2]]
+    assert rows[0]["certified"] is True and all(len(row["results"]) == 2 for row in rows)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_that_lacks_a_character(converted, tmp_path, encoding):
+    (tmp_path / "replies.txt").write_text("hi \N{GRINNING FACE}\n")
+    command = [sys.executable, "-m", "polyjax", "rank", str(converted), "--candidates", "replies.txt"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "XLA_FLAGS": FAST_COMPILATION}
+    for more in ([], ["--json"]):
+        done = subprocess.run(
+            [*command, "--context", "you", *more], cwd=tmp_path, env=environment, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        text = done.stdout.decode(encoding).strip()
+        assert (
+            json.loads(text)["results"][0]["text"] == "hi \N{GRINNING FACE}"
+            if more
+            else "\\U0001f600" in text
+        )

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from polyjax.cli.flags import parse_flags, user_errors
+from polyjax.cli.flags import as_json_line, parse_flags, user_errors
 from polyjax.data.candidates import read_candidates
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
@@ -172,7 +172,7 @@ def chat(
 
 def _json_line(reply: Reply) -> str:
     best = [{"text": text, "score": score} for text, score in zip(reply.texts, reply.scores, strict=True)]
-    return json.dumps({"reply": reply.texts[0], "top": best, "ms": round(reply.ms, 1)}, ensure_ascii=False)
+    return as_json_line({"reply": reply.texts[0], "top": best, "ms": round(reply.ms, 1)})
 
 
 def _text_lines(reply: Reply) -> str:

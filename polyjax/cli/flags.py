@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import io
+import json
 import os
 import re
 import signal
@@ -87,6 +88,12 @@ def one_line(box: str, prog: str, given: Sequence[str] = ()) -> str:
     return f"{mistake}{advice}; see {prog} --help"
 
 
+def as_json_line(value: Any) -> str:
+    """A value as one line of JSON that standard output can take, whatever its encoding."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+    return json.dumps(value, ensure_ascii=encoding != "utf8")
+
+
 def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -> tuple[str, Sequence[str]]:
     """The command that a command line begins with, and the rest of it.
 
@@ -106,7 +113,10 @@ def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """A mistake of the user's becomes one line and exit status 2; interruptions end quietly."""
+    """Invalid input becomes one line and exit status 2; interruptions end quietly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the encoding lacks ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:

@@ -1,14 +1,16 @@
 """What ranking commands share: the model, the context, and how results are printed."""
 
-import json
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from polyjax.cli.flags import as_json_line
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
-from polyjax.ranker import Ranker
+from polyjax.ranker import Ranked, Ranker
+from polyjax.retrieval.search.searcher import Found
 
 
 def load_ranker(model: Path, *, step: int | None = None, dtype: Dtype | None = None) -> Ranker:
@@ -36,13 +38,13 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
             yield [turn for turn in turns if turn.strip()]
 
 
-def show(context: Sequence[str], results: Sequence[Any], *, as_json: bool, **more: Any) -> None:
+def show(
+    context: Sequence[str], results: Sequence[Ranked] | Sequence[Found], *, as_json: bool, **more: Any
+) -> None:
     """Print ranked candidates: a line each of score and text, or one JSON object for the context."""
     if as_json:
-        found = [{"text": r.text, "score": round(r.score, 6), "index": r.index} for r in results]
-        print(
-            json.dumps({"context": list(context), "results": found, **more}, ensure_ascii=False), flush=True
-        )
+        found = [dataclasses.asdict(result) for result in results]
+        print(as_json_line({"context": list(context), "results": found, **more}), flush=True)
         return
     for result in results:
         print(f"{result.score:.4f}\t{result.text}", flush=True)

@@ -1,5 +1,6 @@
 """Evaluation of a model on rows: ``polyjax.evaluate`` and ``polyjax evaluate``."""
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -100,8 +101,12 @@ def evaluate(
     Raises:
         InputError: a file is missing or bad, the rows cannot be ranked, or the model is not one.
     """
-    with hushed(quiet), tempfile.TemporaryDirectory() as folder:
-        task = None if data is None else task_of(data, Path(folder))
+    with hushed(quiet), contextlib.ExitStack() as closing:
+
+        def folder() -> Path:  # made for rows in memory only: not every system has a place for it
+            return Path(closing.enter_context(tempfile.TemporaryDirectory()))
+
+        task = None if data is None else task_of(data, folder)
         ranker, run_dir = _opened(model)
         if run_dir is None and task is None:
             raise InputError("data", expected="rows, a file or a task for this ranker", got=None)

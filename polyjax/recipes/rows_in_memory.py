@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,12 @@ def _as_dict(example: Example) -> dict[str, Any]:
     return row
 
 
-def task_of(data: Any, folder: Path) -> Task:
+def task_of(data: Any, folder: Callable[[], Path]) -> Task:
     """The task that data are, of which all rows are to be tested on.
 
     Args:
         data: the path of a file, rows in memory, the name of a data set, or a task.
-        folder: where rows in memory are put for as long as they are read.
+        folder: makes the place where rows in memory are put for as long as they are read.
 
     Raises:
         InputError: it is something else.
@@ -162,6 +162,6 @@ def task_of(data: Any, folder: Path) -> Task:
     if isinstance(data, str | os.PathLike):
         path = Path(os.fspath(data).removeprefix(OWN))
     else:
-        path = folder / ROWS["train"]
+        path = folder() / ROWS["train"]
         path.write_bytes(as_jsonl("data", data))
     return OwnDataConfig(train=path, valid=path, test=path)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -43,6 +44,15 @@ class Screen(Console):
         """Whether somebody watches."""
         isatty = getattr(self.file, "isatty", None)
         return super().is_terminal and isatty is not None and not self.file.closed and isatty()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does; characters that the output's encoding lacks are written as escapes."""
+        try:
+            super().print(*objects, **options)
+        except UnicodeEncodeError:
+            self._buffer.clear()  # what could not be written would be tried again
+            text = " ".join(str(each) for each in objects)
+            super().print(text.encode("ascii", "backslashreplace").decode("ascii"), **options)
 
 
 # Lines are left whole: a terminal wraps them itself, and a file or pipe should not hold wrapped ones.
