@@ -31,6 +31,7 @@ from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.errors import InputError
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.runs import ModelCard, write_model
+from polyjax.serve.openapi import OPERATIONS
 from test_structure import FLOORS
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +90,7 @@ def workplace(models, tmp_path, monkeypatch) -> Path:
     """An empty folder with what a reader is said to have: a file of rows, one of candidates, trained runs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "other.jsonl").write_text((tmp_path / "mine.jsonl").read_text())
     (tmp_path / "replies.txt").write_text("".join(f"{row['label']}\n" for row in ROWS))
     (tmp_path / "runs").mkdir()
     for name in RUNS:
@@ -342,7 +344,7 @@ HELPS = (
     ["evaluate", "--task", "convai2", "--help"],
     ["pretrain", "--help"],
     *(["index", name, "--help"] for name in ("build", "add", "remove", "compact", "info")),
-    *([name, "--help"] for name in ("rank", "search", "chat", "convert", "export")),
+    *([name, "--help"] for name in ("rank", "search", "chat", "serve", "convert", "export")),
 )
 ALIASES = {"--init-from", "--task", "--help", "--version"}
 
@@ -515,6 +517,12 @@ def test_contributing_lists_the_packages_in_their_order():
     order = [floor[room] for room in rooms if room in floor]
     assert order == sorted(order)
     assert {path.stem for path in (ROOT / "polyjax").iterdir() if path.stem in floor} <= set(rooms)
+
+
+def test_the_requests_of_the_server_are_those_that_are_documented():
+    page = ROOT / "docs" / "howto" / "serving.md"
+    stated = [code for row in cells(page) for code in quoted(row[0]) if re.match("(GET|POST|DELETE) /", code)]
+    assert sorted(stated) == sorted(f"{known.method} {known.path}" for known in OPERATIONS)
 
 
 def test_logged_metrics_are_those_that_are_documented():
