@@ -24,7 +24,6 @@ from polyjax.cli.evaluate import parse as parse_evaluate
 from polyjax.cli.main import parse as parse_polyjax
 from polyjax.cli.pretrain import parse as parse_pretrain
 from polyjax.cli.training_flags import parse_run
-from polyjax.data.tasks.jsonl import KEYS, REQUIRED
 from polyjax.data.tasks.jsonl import parse as parse_rows
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
@@ -230,11 +229,21 @@ def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def test_the_keys_of_a_row_are_those_that_are_documented():
+def test_the_keys_of_a_row_are_those_that_are_documented(tmp_path):
+    """The error for an unknown key lists those that there are; a row needs the required ones only."""
     page = ROOT / "docs" / "howto" / "own-data.md"
     stated = {quoted(row[0])[0]: row[1] for row in cells(page) if row[1] in ("required", "optional")}
-    assert set(stated) == set(KEYS)
-    assert {key for key, need in stated.items() if need == "required"} == set(REQUIRED)
+    path, row = tmp_path / "mine.jsonl", {"context": "my lamp", "label": "a bulb"}
+    path.write_text(json.dumps(row | {"contxt": "x"}))
+    with pytest.raises(InputError) as refused:
+        parse_rows(path)
+    known = re.search(r"expected ([\w, ]+)", str(refused.value))
+    assert known and set(stated) <= set(known[1].split(", "))
+    assert {key for key, need in stated.items() if need == "required"} == set(row)
+    for missing in row:
+        path.write_text(json.dumps({key: text for key, text in row.items() if key != missing}))
+        with pytest.raises(InputError):
+            parse_rows(path)
 
 
 @pytest.mark.parametrize("page", **named([page for page in PAGES if blocks(page, "json")]))
