@@ -63,7 +63,8 @@ def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
     began = time.perf_counter()
     folder = run_dir / f"index-{len(texts)}-{config.dtype}"
     there = (folder / "manifest.json").exists()
-    index = ranker.open_index(folder) if there else ranker.index(texts, folder, dtype=config.dtype)
+    opened = ranker.open_index(folder) if there else ranker.index(texts, folder, dtype=config.dtype)
+    index = opened.candidates
     encoding = time.perf_counter() - began
     scan = Scan(ranker.scorer.head, index)
     search = CertifiedSearch(scan, ranker.scorer.head)

@@ -29,7 +29,7 @@ from polyjax import BiConfig, DualScorer, Tokens
 from polyjax.data.tasks.chitchat import read_conversations
 from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.evaluation.report import hardware
-from polyjax.inference.scorer import for_inference
+from polyjax.inference.programs import for_inference
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.nn.encoders import Dtype
 from polyjax.runs import write_json

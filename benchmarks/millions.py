@@ -20,8 +20,9 @@ from common import print_table
 
 from polyjax.evaluation.report import hardware
 from polyjax.retrieval.index.change import commit, finish_segment, new_vectors, writing
+from polyjax.retrieval.index.fingerprint import Fingerprint
+from polyjax.retrieval.index.manifest import Manifest, SegmentInfo
 from polyjax.retrieval.index.rows import IndexDtype, quantise
-from polyjax.retrieval.index.store import Fingerprint, Manifest, SegmentInfo
 from polyjax.runs import write_json
 from polyjax.runtime.progress import meter
 

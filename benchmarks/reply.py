@@ -26,10 +26,11 @@ from transformers import BertConfig, BertModel  # pyright: ignore[reportMissingI
 
 from polyjax import DualScorer, EncoderConfig, PolyConfig, Tokens
 from polyjax.evaluation.report import hardware
-from polyjax.inference.scorer import for_inference
+from polyjax.inference.programs import for_inference
 from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.store import in_memory
-from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.search.coarse import CoarseRows
+from polyjax.retrieval.search.quick import QuickSearch
 from polyjax.retrieval.search.scan import Scan
 from polyjax.runs import write_json
 
@@ -85,7 +86,7 @@ def our_reply(
     graph, state = nnx.split(for_inference(scorer))
     index = in_memory([""] * len(candidates), candidates)
     scan = Scan(scorer.head, index)
-    search = CertifiedSearch(scan, scorer.head)
+    quick = QuickSearch(scan, CoarseRows(index))
     tokens = Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
 
     @jax.jit
@@ -101,7 +102,7 @@ def our_reply(
         if dtype == "float32":
             scan(vectors, mask, 16)
         else:
-            search(vectors, mask, 16, quick=True)
+            quick(vectors, mask, 16)
         return {"encode": encoded - began, "score": time.perf_counter() - encoded}
 
     return run

@@ -27,6 +27,8 @@ from polyjax.evaluation.report import hardware
 from polyjax.nn.heads import PolyConfig, PolyHead
 from polyjax.retrieval.index.store import in_memory
 from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.search.coarse import CoarseRows
+from polyjax.retrieval.search.quick import QuickSearch
 from polyjax.retrieval.search.scan import BLOCK_ROWS, Scan
 from polyjax.runs import write_json
 
@@ -77,19 +79,20 @@ def measure(n: int, m: int, config: BenchmarkConfig) -> dict[str, float]:
     head = PolyHead(PolyConfig(n_codes=m), config.dim, rngs=nnx.Rngs(0))
     index = in_memory([str(i) for i in range(n)], candidates)
     scan = Scan(head, index, rows=config.rows)
-    certified = CertifiedSearch(scan, head)
+    rows = CoarseRows(index)
+    certified, quick = CertifiedSearch(scan, head, rows), QuickSearch(scan, rows)
     given = jnp.asarray(vectors)[None], jnp.ones((1, m), bool)
     peer = textbook(vectors, candidates)
     k = min(TOP_K, n)
     runs: dict[str, Callable[[], object]] = {
         "torch": peer,
         "float32": lambda: scan(*given, k),
-        "bfloat16": lambda: certified(*given, k, quick=True),
+        "bfloat16": lambda: quick(*given, k),
         "certified": lambda: certified(*given, k),
     }
     times = interleaved_medians(runs, config.repeats)
     best = scan(*given, k)[1][0]
-    (half,) = certified(*given, k, quick=True)
+    (half,) = quick(*given, k)
     return {
         "candidates": n,
         "codes": m,

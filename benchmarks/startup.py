@@ -24,8 +24,9 @@ from polyjax.runs import write_json
 PROGRAM = """
 import json, sys, time
 began = time.perf_counter()
-import polyjax
+import polyjax, polyjax.runtime.compilation
 imported = time.perf_counter()
+polyjax.runtime.compilation.enable_compilation_cache()  # as the commands do
 ranker = polyjax.Ranker.load(sys.argv[1])
 loaded = time.perf_counter()
 if len(sys.argv) > 2:

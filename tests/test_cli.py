@@ -22,9 +22,8 @@ from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextEncoder
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
-from polyjax.interop.parlai.model import load_parlai
 from polyjax.recipes import start
-from polyjax.retrieval.index.store import CandidateIndex, in_memory, open_index
+from polyjax.retrieval.index.store import open_index
 from polyjax.runs import load_scorer
 from polyjax.version import __version__
 
@@ -122,8 +121,8 @@ def test_bytes_that_are_no_text_do_not_end_a_chat(converted, monkeypatch, capsys
 
 def test_replies_are_the_rankers_best(converted):
     texts = read_candidates(CANDIDATES)
-    ranker, scorer = Ranker.load(converted), TextScorer(*load_scorer(converted))
-    session = ChatSession(scorer, in_memory(texts, scorer.encode_candidates(texts)))
+    ranker = Ranker.load(converted)
+    session = ChatSession(ranker.index(texts))
     first = session.reply("hi", top=4)
     expected = ranker.rank(["hi"], texts)
     assert first.texts == [r.text for r in expected[:4]]
@@ -138,22 +137,22 @@ def test_replies_are_the_rankers_best(converted):
 
 
 def test_an_index_whose_candidates_were_all_removed_has_no_reply(converted):
-    scorer = TextScorer(*load_scorer(converted))
-    index = in_memory(["one", "two"], scorer.encode_candidates(["one", "two"]))
-    session = ChatSession(scorer, CandidateIndex(index.segments, index.dtype, removed=np.array([0, 1])))
-    with pytest.raises(InputError, match="the index holds no candidate to reply with"):
-        session.reply("hi")
+    index = Ranker.load(converted).index(["one", "two"])
+    assert index.remove(ids=[0, 1]) == 2
+    with pytest.raises(InputError) as error:
+        ChatSession(index).reply("hi")
+    assert (error.value.argument, error.value.fix) == ("index", "add some")
 
 
 def test_an_index_is_rebuilt_when_anything_changed(converted, tmp_path):
-    scorer = TextScorer(*load_scorer(converted))
+    ranker = Ranker.load(converted)
     file, folder, said = tmp_path / "candidates.txt", tmp_path / "index", []
     file.write_text("one\ntwo words\n")
-    load_index(scorer, file, folder, said.append)
-    load_index(scorer, file, folder, said.append)
+    load_index(ranker, file, folder, said.append)
+    load_index(ranker, file, folder, said.append)
     file.write_text("one\ntwo words\nthree\n")
-    assert len(load_index(scorer, file, folder, said.append)) == 3
-    other = TextScorer(*load_parlai_other())
+    assert len(load_index(ranker, file, folder, said.append)) == 3
+    other = Ranker.from_parlai(GOLDEN / "bi_shared_max_trained" / "model")
     load_index(other, file, folder, said.append)
     (folder / "manifest.json").write_text("broken")
     load_index(other, file, folder, said.append)
@@ -173,7 +172,8 @@ def test_an_index_of_one_s_own_is_not_replaced_by_talking(converted, tmp_path, m
     with pytest.raises(SystemExit) as stopped:
         polyjax(*arguments, monkeypatch=monkeypatch, stdin="hi\n")
     said = " ".join(capsys.readouterr().err.split())
-    assert stopped.value.code == 2 and "holds other candidates; leave --candidates out to talk over" in said
+    assert stopped.value.code == 2
+    assert "has been added to or removed from since it was built; leave --candidates out" in said
     assert len(open_index(folder)) == 3
     monkeypatch.setattr("sys.argv", ["polyjax"])
     with pytest.raises(SystemExit):
@@ -187,14 +187,13 @@ def test_an_index_of_one_s_own_is_not_replaced_by_talking(converted, tmp_path, m
 
 def test_a_long_conversation_compiles_nothing(converted):
     """Each reply excludes what was said, which is more with every turn."""
-    scorer = TextScorer(*load_scorer(converted))
-    texts = [f"reply number {i}" for i in range(200)]
-    session = ChatSession(scorer, in_memory(texts, scorer.encode_candidates(texts)))
+    index = Ranker.load(converted).index([f"reply number {i}" for i in range(200)])
+    session = ChatSession(index)
     session.compile()
-    before = session._searcher.compilations
+    before = index.compilations
     replies = [session.reply(f"{i}").texts[0] for i in range(40)]
     assert len(set(replies)) == 40, "and none is said twice"
-    assert session._searcher.compilations - before <= 1, "once, where 32 were said already"
+    assert index.compilations - before <= 1, "once, where 32 were said already"
 
 
 def test_an_index_encoded_on_many_devices_is_that_of_one(converted, tmp_path, monkeypatch, capsys):
@@ -228,10 +227,10 @@ def test_an_index_is_replaced_only_where_it_is_asked_for(converted, tmp_path, mo
     with pytest.raises(SystemExit):
         index("build", converted, other, folder)
     said = " ".join(capsys.readouterr().err.split())
-    assert "there is an index already, which was built from other candidates; add --replace" in said
+    assert "the index holds other candidates; set --replace" in said
     with pytest.raises(SystemExit):
         index("build", converted, file, folder, "--dtype", "int8")
-    assert "which keeps vectors in float32; add --replace" in " ".join(capsys.readouterr().err.split())
+    assert "the index keeps vectors in float32; set --replace" in " ".join(capsys.readouterr().err.split())
     index("add", converted, other, folder)
     with pytest.raises(SystemExit):
         index("build", converted, file, folder)
@@ -271,8 +270,8 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
             "did you mean --dtype?; see polyjax index build",
         ),
         (["index", "info", "nowhere"], "nowhere: there is no index yet; build one"),
-        (["index", "remove", "nowhere"], "name what to remove: either --candidates FILE or --ids"),
-        (["chat", "x"], "name the replies to choose from: --candidates FILE or --index FOLDER"),
+        (["index", "remove", "nowhere"], "name what to remove: either"),
+        (["chat", "x"], "name the replies to choose from:"),
         (["chat", "x", "--candidats", "y"], "Unrecognized options: --candidats; did you mean --candidates?"),
         (["chat", "x", "--candidates", "y", "--topp", "3"], "Unrecognized options: --topp; did you mean"),
         (["convert", "parlai", "x"], "directory to make; must not exist. (required); see polyjax convert"),
@@ -296,18 +295,15 @@ def test_help_and_version(monkeypatch, capsys):
 
 
 def test_a_folder_that_is_no_index_is_left_alone(converted, tmp_path):
-    scorer = TextScorer(*load_scorer(converted))
+    ranker = Ranker.load(converted)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for place in (tmp_path / "mine", tmp_path / "file"):
-        with pytest.raises(InputError, match="is not an index; choose another place"):
-            load_index(scorer, CANDIDATES, place, lambda text: None)
+        with pytest.raises(InputError) as error:
+            load_index(ranker, CANDIDATES, place, lambda text: None)
+        assert (error.value.argument, error.value.fix) == (str(place), "choose another folder")
     assert (tmp_path / "mine" / "notes").read_text() == (tmp_path / "file").read_text() == "precious"
-
-
-def load_parlai_other():
-    return load_parlai(GOLDEN / "bi_shared_max_trained" / "model")[:2]
 
 
 def test_a_candidate_file_that_cannot_be_used_is_named(tmp_path):
@@ -327,9 +323,9 @@ def test_a_candidate_file_that_cannot_be_used_is_named(tmp_path):
 
 
 def test_a_cross_encoder_cannot_chat(tmp_path):
-    scorer = TextScorer(*load_parlai(GOLDEN / "cross_prelayernorm_mean" / "model")[:2])
+    ranker = Ranker.from_parlai(GOLDEN / "cross_prelayernorm_mean" / "model")
     with pytest.raises(InputError, match="cross-encoder cannot encode candidates"):
-        load_index(scorer, CANDIDATES, tmp_path / "index", print)
+        load_index(ranker, CANDIDATES, tmp_path / "index", print)
 
 
 def test_unknown_commands_explain_themselves(converted, monkeypatch, capsys):

@@ -188,7 +188,7 @@ def test_much_is_encoded_in_batches_padded_to_their_own_longest_text(monkeypatch
     half = len(plan) // 2
     assert abs(np.mean(longest[:half]) / np.mean(longest[half:]) - 1) < 0.2, "as fast in the end as before"
     vectors = scorer.encode_candidates(texts)
-    monkeypatch.setattr("polyjax.inference.scorer.MANY_BATCHES", 10**9)
+    monkeypatch.setattr("polyjax.inference.batching.MANY_BATCHES", 10**9)
     assert {length for _, length in scorer.candidate_plan(texts)} <= {16, 40}, "few have few shapes"
     np.testing.assert_allclose(vectors, scorer.encode_candidates(texts), atol=1e-5)
 

@@ -13,16 +13,18 @@ from typing import Annotated
 import tyro
 
 from polyjax.cli.flags import as_json_line, parse_flags, user_errors
-from polyjax.data.candidates import read_candidates
+from polyjax.data.candidates import candidate_lines
+from polyjax.data.identity import text_key
 from polyjax.errors import InputError
-from polyjax.inference.scorer import TextScorer
 from polyjax.nn.encoders import Dtype
-from polyjax.retrieval.index.build import build_index, check_dual, fingerprint, text_fingerprint
-from polyjax.retrieval.index.store import MANIFEST, CandidateIndex, open_index
-from polyjax.retrieval.search.searcher import FEWEST_WANTED, Searcher
-from polyjax.runs import load_scorer
+from polyjax.ranker import Ranker
+from polyjax.retrieval.index.build import check_dual
+from polyjax.retrieval.index.standing import standing
+from polyjax.retrieval.index.texts import text_digest
+from polyjax.retrieval.search.searcher import FEWEST_WANTED
+from polyjax.retrieval.searchable import Index
 from polyjax.runtime.compilation import enable_compilation_cache
-from polyjax.runtime.progress import errors, meter
+from polyjax.runtime.progress import errors
 
 HELP = "/top N shows the N best, /persona TEXT adds a line about the model, /reset forgets all, /quit ends"
 
@@ -37,22 +39,21 @@ class Reply:
 
 
 class ChatSession:
-    """A conversation with a model over a candidate index.
+    """A conversation with a model over an index.
 
     Args:
-        scorer: bi- or poly-encoder.
-        index: its candidates.
+        index: of what can be said.
         repeat: allow replies that were said before in the conversation.
     """
 
-    def __init__(self, scorer: TextScorer, index: CandidateIndex, *, repeat: bool = False):
-        self._searcher, self._repeat = Searcher(scorer, index), repeat
+    def __init__(self, index: Index, *, repeat: bool = False):
+        self._index, self._repeat = index, repeat
         self.turns: list[str] = []
         self.persona: list[str] = []
 
     def compile(self) -> int:
         """Compile ahead of time what replies need; the number of programs."""
-        return self._searcher.compile()
+        return self._index.compile()
 
     def reset(self) -> None:
         """Forget the conversation and the persona."""
@@ -70,62 +71,55 @@ class ChatSession:
         """
         began = time.perf_counter()
         said = [*self.turns, text]
+        used = set() if self._repeat else {text_key(turn) for turn in said}
         if self.persona:
             # As ConvAI2 has it: persona lines come first, within the first turn.
             said = ["\n".join([*(f"your persona: {line}" for line in self.persona), said[0]]), *said[1:]]
-        used = set() if self._repeat else {*self.turns, text}
         # So many cost no more than one; only where most of them were said already does it take more.
         wanted = max(top, FEWEST_WANTED)
         while True:
-            found = [(one.text, one.score) for one in self._searcher.search([said], wanted)[0]]
-            fresh = [pair for pair in found if pair[0] not in used]
+            found = [(one.text, one.score) for one in self._index.search(said, wanted)]
+            fresh = [pair for pair in found if text_key(pair[0]) not in used]
             if len(fresh) >= top or len(found) < wanted:
                 break
             wanted *= 2
         if not found:
-            raise InputError("the index holds no candidate to reply with; add some")
+            raise InputError("index", problem="it holds no candidate to reply with", fix="add some")
         texts, scores = zip(*(fresh or found)[:top], strict=True)
         self.turns += [text, texts[0]]
         return Reply(list(texts), list(scores), 1e3 * (time.perf_counter() - began))
 
 
 def load_index(
-    scorer: TextScorer,
-    candidates: Path,
-    folder: Path,
-    say: Callable[[str], None],
-    *,
-    replace: bool = True,
-) -> CandidateIndex:
-    """The index of a candidate file: the one in the folder if it fits, else a new one.
+    ranker: Ranker, candidates: Path, folder: Path, say: Callable[[str], None], *, replace: bool = True
+) -> Index:
+    """The index of a candidate file: the one in the folder if it is theirs, else a new one.
 
     Args:
-        scorer: bi- or poly-encoder.
+        ranker: with a bi- or poly-encoder.
         candidates: the file, one a line.
         folder: of the index.
         say: called with what is built, and why.
-        replace: an index that does not fit by a new one; otherwise it is left as it is.
+        replace: whether another index may be replaced.
 
     Raises:
-        InputError: the model is a cross-encoder, a file cannot be read or written, or there is an index that
-            does not fit and must not be replaced.
+        InputError: the model is a cross-encoder, a file cannot be read or written, or there is another index
+            that must not be replaced.
     """
-    check_dual(scorer)
-    texts = read_candidates(candidates)
-    try:
-        found = open_index(folder, model=fingerprint(scorer), source=text_fingerprint(texts))
-    except InputError as reason:
-        why = str(reason).partition(";")[0]  # the way out follows: it is taken here
-        if not replace and (folder / MANIFEST).exists():
-            raise InputError(
-                f"{why}; leave --candidates out to talk over what it holds, or --index to keep the file's "
-                "elsewhere, or build it again with `polyjax index build`"
-            ) from None
-        say(f"{why}; encoding {len(texts):,} candidates")
-        with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
-            return build_index(folder, texts, scorer, progress=shown.add)
-    say(f"{len(found):,} candidates from the index {folder}")
-    return found
+    check_dual(ranker.scorer)
+    texts = candidate_lines(candidates)
+    there = standing(folder, scorer=ranker.scorer, source=text_digest(texts))
+    if there.index is not None:
+        say(f"{len(there.index):,} candidates from the index {folder}")
+        return ranker.open_index(folder)
+    if not replace:
+        there.check_free(
+            folder,
+            fix="leave `candidates` out to talk over what it holds, or name another `index`, or build this "
+            "one again with polyjax index build",
+        )
+    say(f"{folder}: {there.reason}; encoding {len(texts):,} candidates")
+    return ranker.index(texts, folder, replace=True)
 
 
 def chat(
@@ -212,9 +206,10 @@ class Chat:
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.top < 1:
-            raise InputError(f"top must be at least 1, got {self.top}")
+            raise InputError("top", expected="at least 1", got=self.top)
         if self.candidates is None and self.index is None:
-            raise InputError("name the replies to choose from: --candidates FILE or --index FOLDER")
+            problem = "name the replies to choose from: `candidates` FILE or `index` FOLDER"
+            raise InputError("candidates", problem=problem)
 
 
 def default_index(run_dir: Path, candidates: Path) -> Path:
@@ -225,18 +220,17 @@ def default_index(run_dir: Path, candidates: Path) -> Path:
 
 def run_chat(config: Chat) -> None:
     """Load, index where it is needed, and talk."""
-    scorer = TextScorer(*load_scorer(config.run_dir, step=config.step, dtype=config.dtype))
+    ranker = Ranker.load(config.run_dir, step=config.step, dtype=config.dtype)
     # What is said goes to standard output; all else would spoil a pipe.
     if config.candidates is None:
-        check_dual(scorer)
         assert config.index is not None
-        index = open_index(config.index, model=fingerprint(scorer))
+        index = ranker.open_index(config.index)
         if not len(index):
-            raise InputError(f"{config.index}: every candidate was removed; add some")
+            raise InputError.in_file(config.index, problem="every candidate was removed", fix="add some")
     else:
         folder = config.index or default_index(config.run_dir, config.candidates)
-        index = load_index(scorer, config.candidates, folder, errors.print, replace=config.index is None)
-    session = ChatSession(scorer, index, repeat=config.repeat)
+        index = load_index(ranker, config.candidates, folder, errors.print, replace=config.index is None)
+    session = ChatSession(index, repeat=config.repeat)
     began = time.perf_counter()
     programs = session.compile()
     errors.print(

@@ -1,4 +1,4 @@
-"""``polyjax index``: candidates encoded once, kept, added to and removed from."""
+"""``polyjax index``: candidates that are encoded once, and indexes that are added to and removed from."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,16 +8,17 @@ from typing import Annotated
 import tyro
 
 from polyjax.cli.flags import command_of, parse_flags, user_errors
-from polyjax.data.candidates import read_candidates
+from polyjax.data.candidates import candidate_lines
 from polyjax.errors import InputError
-from polyjax.inference.scorer import TextScorer
 from polyjax.mesh.placement import make_mesh
 from polyjax.nn.encoders import Dtype
-from polyjax.retrieval.index.build import add_to_index, build_index, check_dual, fingerprint, text_fingerprint
+from polyjax.ranker import Ranker
+from polyjax.retrieval.index.build import add_to_index, check_dual
 from polyjax.retrieval.index.change import compact, remove
+from polyjax.retrieval.index.manifest import read_manifest
 from polyjax.retrieval.index.rows import IndexDtype
-from polyjax.retrieval.index.store import MANIFEST, open_index, read_manifest
-from polyjax.runs import load_scorer
+from polyjax.retrieval.index.store import open_index
+from polyjax.retrieval.index.texts import ids_of
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors, meter
 
@@ -32,13 +33,14 @@ class Build:
 
     Attributes:
         run_dir: of a bi- or poly-encoder.
-        candidates: a file, one a line.
+        candidates: a file, one a line. The id of a candidate is the number of its line, from 0; of copies
+            the first is kept.
         index: the folder to make.
         dtype: of the kept vectors: float32 takes 6 bytes a number (with a bfloat16 copy), bfloat16 2, int8 1.
         compute_dtype: of the encoding's arithmetic; as the model was made by default.
         step: a saved step; the best one by default.
         mesh: devices that share the encoding, as ``data=4``; all by default.
-        replace: an index that is there, whatever it holds; at the end, when the new one is whole.
+        replace: build over another index that is there; it is replaced at the end, when the new one is whole.
     """
 
     run_dir: RunFolder
@@ -79,7 +81,7 @@ class Remove:
     Attributes:
         index: folder of the index.
         candidates: a file of texts, one a line.
-        ids: numbers of candidates, as a search gives them.
+        ids: of candidates, as a search gives them.
     """
 
     index: IndexFolder
@@ -89,7 +91,7 @@ class Remove:
     def __post_init__(self) -> None:
         """Raise InputError unless something is named."""
         if (self.candidates is None) == (not self.ids):
-            raise InputError("name what to remove: either --candidates FILE or --ids")
+            raise InputError("ids", problem="name what to remove: either `candidates` FILE or `ids`")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,18 +132,17 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
     """
     match command:
         case Build():
-            texts = read_candidates(command.candidates)
-            scorer = _scorer(command)
-            if not command.replace:
-                _check_unused(command, texts, scorer)
-            with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
-                found = build_index(command.index, texts, scorer, dtype=command.dtype, progress=shown.add)
-            say(f"{command.index}: {len(found):,} candidates, {command.dtype}")
+            texts = candidate_lines(command.candidates)
+            index = _ranker(command).index(texts, command.index, dtype=command.dtype, replace=command.replace)
+            copies = len(texts) - len(index)
+            left_out = f" ({copies:,} copies of others are left out)" if copies else ""
+            say(f"{command.index}: {len(index):,} candidates, {command.dtype}{left_out}")
         case Add():
-            texts = read_candidates(command.candidates)
-            scorer = _scorer(command)
-            with meter("encoding", len(texts), unit="candidates", out=errors) as shown:
-                ids = add_to_index(command.index, texts, scorer, progress=shown.add)
+            texts, scorer = candidate_lines(command.candidates), _ranker(command).scorer
+            before = read_manifest(command.index).next_id
+            with meter("encoding", len(texts), unit="candidates", out=errors) as bar:
+                given = add_to_index(command.index, texts, scorer, progress=bar.add)
+            ids = sorted({id_ for id_ in given if id_ >= before})
             added = f"ids {ids[0]} to {ids[-1]}" if ids else "nothing new"
             say(f"{command.index}: {len(ids):,} of {len(texts):,} candidates added ({added})")
         case Remove():
@@ -168,51 +169,24 @@ def describe(folder: Path) -> list[str]:
     ]
 
 
-def _scorer(command: Build | Add) -> TextScorer:
-    scorer = TextScorer(
-        *load_scorer(command.run_dir, step=command.step, dtype=command.compute_dtype),
-        mesh=make_mesh(command.mesh),
-    )
-    check_dual(scorer)
-    return scorer
-
-
-def _check_unused(command: Build, texts: Sequence[str], scorer: TextScorer) -> None:
-    """Raise InputError if there is an index of other texts, of another model or of other vectors."""
-    folder = command.index
-    if not (folder / MANIFEST).exists():
-        return
-    try:
-        manifest = read_manifest(folder)
-    except InputError:  # broken, or of another version: nothing that could still be used
-        return
-    if manifest.model.mismatch(fingerprint(scorer)):
-        held = "was made with another model"
-    elif not manifest.source:
-        held = "has been added to or removed from since it was built"
-    elif manifest.source != text_fingerprint(texts):
-        held = "was built from other candidates"
-    elif manifest.dtype != command.dtype:
-        held = f"keeps vectors in {manifest.dtype}"
-    else:
-        return
-    raise InputError(
-        f"{folder}: there is an index already, which {held}; add --replace to build over it, or name another "
-        "folder"
-    )
+def _ranker(command: Build | Add) -> Ranker:
+    """The model that encodes; a bi- or poly-encoder."""
+    mesh = make_mesh(command.mesh)
+    ranker = Ranker.load(command.run_dir, step=command.step, dtype=command.compute_dtype, mesh=mesh)
+    check_dual(ranker.scorer)
+    return ranker
 
 
 def _ids(command: Remove) -> list[int]:
     if command.candidates is None:
         return list(command.ids)
-    wanted = set(read_candidates(command.candidates))
-    found = {text: id_ for id_, text in open_index(command.index).items() if text in wanted}
-    if missing := sorted(wanted - set(found)):
-        raise InputError(
-            f"{command.candidates}: {len(missing)} of its texts are not in {command.index}, "
-            f"the first of them {missing[0][:60]!r}"
-        )
-    return sorted(found.values())
+    texts = candidate_lines(command.candidates, strip=False)
+    try:
+        return ids_of(open_index(command.index), texts)
+    except InputError as error:
+        if error.argument != "texts":
+            raise
+        raise InputError.in_file(command.candidates, problem=error.problem, fix=error.fix) from None
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax index") -> IndexCommand:

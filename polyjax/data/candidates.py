@@ -90,7 +90,16 @@ def fixed_candidates(path: Path) -> list[str]:
 
 
 def read_candidates(path: Path) -> list[str]:
-    """The candidates of a text file, one a line, each once; white space at a line's ends is dropped.
+    """The candidates of a text file, each once; see ``candidate_lines``."""
+    return list(dict.fromkeys(candidate_lines(path)))
+
+
+def candidate_lines(path: Path, *, strip: bool = True) -> list[str]:
+    """The candidates of a text file, one a line, copies too.
+
+    Args:
+        path: of the file.
+        strip: drop white space at the ends of lines.
 
     Raises:
         InputError: the file is missing, is not UTF-8, is named as JSON, is empty, or has an empty line.
@@ -105,11 +114,11 @@ def read_candidates(path: Path) -> list[str]:
         raise InputError(f"{path} is not UTF-8: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    texts = [line.strip() for line in lines]
-    while texts and not texts[-1]:
+    texts = [line.strip() if strip else line.removesuffix("\r") for line in lines]
+    while texts and not texts[-1].strip():
         texts.pop()
     if not texts:
         raise InputError(f"{path} holds no candidate; expected one a line")
     if "" in texts:
         raise InputError(f"{path}:{texts.index('') + 1}: an empty line; expected a candidate")
-    return list(dict.fromkeys(texts))
+    return texts

@@ -1,64 +1,94 @@
 """Checks of what a caller gave, before anything is computed with it."""
 
+import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 from jax.sharding import Mesh
 
-from polyjax.errors import InputError
-from polyjax.retrieval.stages.faiss import FirstStage
+from polyjax.errors import InputError, shown
+from polyjax.nn.encoders import Dtype
+
+Context = str | Sequence[str]
+"""The turns so far, oldest first; a text is a single turn."""
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""Other libraries' names of dtypes."""
 
 
 def check_count(name: str, count: object) -> None:
     """Raise InputError unless it is a number of things."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
+        raise InputError(name, expected="a whole number of at least 1", got=count)
 
 
-def check_folder(folder: object) -> None:
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise InputError unless it is one of some words; a near one is suggested."""
+    if value not in choices:
+        known = {_SHORT.get(choice, choice): choice for choice in choices} | {one: one for one in choices}
+        near = [known[word] for word in difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)]
+        fix = f"did you mean {near[0]}?" if near else None
+        raise InputError(name, expected=f"one of {', '.join(choices)}", got=value, fix=fix)
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise InputError unless it is None or a dtype of encoders' arithmetic."""
+    if dtype is not None:
+        check_choice("dtype", dtype, get_args(Dtype))
+
+
+def check_folder(folder: object, name: str = "folder") -> None:
     """Raise InputError unless it is a path."""
     if not isinstance(folder, str | os.PathLike):
-        raise InputError(f"folder: expected the path of an index, got {folder!r}")
+        raise InputError(name, expected="a path", got=folder)
 
 
 def check_mesh(mesh: object) -> None:
     """Raise InputError unless it is None or a mesh."""
     if mesh is not None and not isinstance(mesh, Mesh):
-        raise InputError(f"mesh: expected a mesh of devices, as jax.make_mesh gives, got {mesh!r}")
-
-
-def check_stage(first_stage: object) -> None:
-    """Raise InputError unless it can be searched."""
-    if not isinstance(first_stage, FirstStage):
-        raise InputError(
-            "first_stage: expected an object with `search`, `exact` and `made_for`, as FaissStage"
-        )
+        raise InputError("mesh", expected="a mesh of devices, as jax.make_mesh gives", got=mesh)
 
 
 def check_list(name: str, lists: object) -> None:
     """Raise InputError unless it is a list (of contexts, or of lists of candidates)."""
     if isinstance(lists, str) or not isinstance(lists, Sequence):
-        raise InputError(f"{name}: expected a list, got {type(lists).__name__}")
+        raise InputError(name, expected="a list", got=_kind(lists))
+
+
+def as_turns(name: str, context: Context) -> list[str]:
+    """The turns of a context, or InputError."""
+    return as_texts(name, [context] if isinstance(context, str) else context)
+
+
+def as_contexts(contexts: Sequence[Context]) -> list[list[str]]:
+    """The turns of each context, or InputError."""
+    check_list("contexts", contexts)
+    return [as_turns(f"contexts[{i}]", context) for i, context in enumerate(contexts)]
 
 
 def as_texts(name: str, texts: Iterable[str]) -> list[str]:
     """A list of texts that can be encoded, or InputError."""
     if isinstance(texts, str):
-        raise InputError(f"{name}: expected a list of texts, got one text; write [text]")
+        raise InputError(name, expected="a list of texts", got=shown("one text"), fix="write [text]")
     if isinstance(texts, set | frozenset | Mapping) or not isinstance(texts, Iterable):
-        raise InputError(f"{name}: expected a list of texts, got {type(texts).__name__}")
+        raise InputError(name, expected="a list of texts", got=_kind(texts))
     found = list(texts)
     if not found:
-        raise InputError(f"{name}: expected at least one text, got none")
+        raise InputError(name, expected="at least one text", got=found)
     for i, text in enumerate(found):
         if not isinstance(text, str):
-            raise InputError(f"{name}[{i}]: expected a text, got {type(text).__name__} {text!r}")
+            raise InputError(f"{name}[{i}]", expected="a text", got=text)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise InputError(
-                f"{name}[{i}]: {text[:40]!r} holds half a character (a lone surrogate); was it read with "
-                "another encoding?"
+                f"{name}[{i}]",
+                problem=f"{text[:40]!r} holds half a character (a lone surrogate)",
+                fix="check the encoding that it was read with",
             ) from None
     return found
+
+
+def _kind(value: Any) -> shown:
+    return shown(f"a value of type {type(value).__name__}")

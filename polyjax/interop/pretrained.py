@@ -1,21 +1,26 @@
 """Where an encoder's first weights come from: a folder of transformers, or a run of ours of any kind."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from flax import nnx
 
 from polyjax.config import from_json
-from polyjax.data.text import TextConfig
+from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import WORDPIECE_FILE, Tokenizer, WordPieceTokenizer, load_tokenizer
 from polyjax.errors import InputError
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
-from polyjax.nn.encoders import EncoderSettings, KnownEncoder, TokenEncoder
+from polyjax.nn.encoders import Dtype, EncoderSettings, KnownEncoder, TokenEncoder
+from polyjax.nn.heads import BiConfig
 from polyjax.nn.pretraining import Pretrainer
+from polyjax.nn.scorers import DualScorer
 from polyjax.runs import MODEL, Checkpoints, load_scorer, read_card, read_json
 
 PRETRAINING = "pretraining.json"
+LONGEST = 256
+"""Tokens of a text for an encoder that was not trained to rank."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +133,33 @@ def load_pretrained(encoder: TokenEncoder, folder: Path) -> None:
         nnx.update(encoder, nnx.state(scorer.encoders[0]))
     else:
         load_encoder_weights(encoder, folder)
+
+
+def zero_shot_scorer(
+    encoder: str | os.PathLike[str], *, turns: int, dtype: Dtype | None = None
+) -> tuple[DualScorer, TextEncoder]:
+    """A bi-encoder without any training to rank: cosines of an encoder's mean hidden states.
+
+    Args:
+        encoder: ``minilm`` or a folder.
+        turns: the last so many turns of a context are read.
+        dtype: of the arithmetic; float32 by default.
+
+    Raises:
+        InputError: there is no such folder, or a file of it is missing or broken.
+    """
+    folder = minilm_folder() if encoder == "minilm" else Path(encoder)
+    if not folder.is_dir():
+        expected = "minilm, or a folder with an encoder's weights"
+        raise InputError("encoder", expected=expected, got=str(encoder))
+    shape = encoder_shape(folder)
+    model = dataclasses.replace(shape, dtype=dtype or "float32").build(rngs=nnx.Rngs(0))
+    load_pretrained(model, folder)
+    head = BiConfig(shared_encoder=True, normalize=True)
+    scorer = DualScorer(model.config, head, context_encoder=model, rngs=nnx.Rngs(0))
+    longest = min(LONGEST, shape.n_positions)
+    lengths = TextConfig(max_turns=turns, context_tokens=longest, candidate_tokens=longest)
+    return scorer, TextEncoder(encoder_tokenizer(folder), lengths)
 
 
 def load_pretrainer(model: Pretrainer, folder: Path) -> None:

@@ -14,11 +14,12 @@ from threadpoolctl import threadpool_info
 
 from polyjax.errors import InputError
 from polyjax.nn.heads import BiConfig, BiHead, PolyConfig, PolyHead
-from polyjax.retrieval import certified
 from polyjax.retrieval.index.rows import decode, norms_of
 from polyjax.retrieval.index.store import CandidateIndex, in_memory
+from polyjax.retrieval.search import coarse
 from polyjax.retrieval.search.bounds import Limits, largest_error, limits, weighted_mean
-from polyjax.retrieval.search.certified import FIRST_RESCORED, CertifiedSearch, _highest
+from polyjax.retrieval.search.certified import FIRST_RESCORED, CertifiedSearch
+from polyjax.retrieval.search.coarse import CoarseRows, highest
 from polyjax.retrieval.search.lowrank import (
     Plan,
     _directions,
@@ -29,6 +30,7 @@ from polyjax.retrieval.search.lowrank import (
     rounded,
 )
 from polyjax.retrieval.search.moments import Moments, moments, turned, upper_score
+from polyjax.retrieval.search.quick import QuickSearch
 from polyjax.retrieval.search.scan import Scan
 
 N, DIM, CODES = 3000, 48, 32
@@ -37,7 +39,7 @@ N, DIM, CODES = 3000, 48, 32
 @pytest.fixture(autouse=True)
 def rounding_pays(monkeypatch):
     """The plans are those of a machine with bfloat16 units, whichever this is."""
-    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("polyjax.runtime.hardware.cpu_has_bfloat16", lambda: True)
 
 
 def exact_scores(products: np.ndarray, t: float) -> np.ndarray:
@@ -158,6 +160,10 @@ def test_a_bound_is_reached():
     np.testing.assert_allclose(largest_error(mean, 0.0, given, np.array([0.5]), xp=np), [0.16])
 
 
+def quick_search(scan: Scan) -> QuickSearch:
+    return QuickSearch(scan, CoarseRows(scan.index))
+
+
 def unit_like(rng, n: int) -> np.ndarray:
     return (rng.standard_normal((n, DIM)) / DIM**0.5).astype(np.float32)
 
@@ -220,7 +226,7 @@ def test_certified_search_is_the_scan(rng, kind, dtype):
 @pytest.mark.parametrize("units", [True, False])
 def test_upper_bounds_hold_with_all_rounding(rng, monkeypatch, units):
     """The pass itself, bfloat16 and float32 arithmetic included, against float64."""
-    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: units)
+    monkeypatch.setattr("polyjax.runtime.hardware.cpu_has_bfloat16", lambda: units)
     head = head_of("basic")
     vectors = contexts(rng, 3, CODES, 6, noise=0.003)
     mask = np.ones(CODES, bool)
@@ -244,7 +250,7 @@ def test_upper_bounds_hold_with_all_rounding(rng, monkeypatch, units):
 @pytest.mark.parametrize("units", [True, False])
 def test_upper_bounds_hold_where_rounding_is_all_there_is(rng, monkeypatch, units):
     """Context vectors that factors hold exactly, and candidates whose rounding takes from every product."""
-    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: units)
+    monkeypatch.setattr("polyjax.runtime.hardware.cpu_has_bfloat16", lambda: units)
     head = head_of("basic")
 
     def half(x: np.ndarray) -> np.ndarray:
@@ -336,19 +342,19 @@ def test_fewer_candidates_than_asked_for(rng):
 def test_large_blocks_bound_as_small_ones_do(rng, monkeypatch, n):
     """Without a softmax, and over one segment without scales."""
     for name, value in {"PASS_ROWS": 64, "LARGE_ROWS": 2048, "LARGE_STEP": 16}.items():
-        monkeypatch.setattr(certified, name, value)
+        monkeypatch.setattr(coarse, name, value)
     head, rows = head_of("basic"), unit_like(rng, n)
     search = CertifiedSearch(Scan(head, in_memory(["x"] * n, rows)), head)
-    assert len(search.large_blocks.parts) < len(search.blocks.parts)
+    assert len(search.rows.large.parts) < len(search.rows.small.parts)
     factors = factorise(draw := np.asarray(contexts(rng, 1, CODES, 6)[0]), draw[:16])
     plan = Plan(factors, factors.moments(search.sharpness, search._norm, search._lost))
     given = search._given(plan, np.ones(CODES, bool))
-    assert search._blocks_for(plan) is search.large_blocks
-    small, large = (search._bounds(given, blocks) for blocks in (search.blocks, search.large_blocks))
+    assert search._blocks_for(plan) is search.rows.large
+    small, large = (search._bounds(given, blocks) for blocks in (search.rows.small, search.rows.large))
     assert np.isfinite(small).all()
     np.testing.assert_allclose(large, small, rtol=1e-5, atol=1e-6)
     eight = CertifiedSearch(Scan(head, in_memory(["x"] * n, rows, "int8")), head)
-    assert eight.large_blocks is eight.blocks
+    assert eight.rows.large is eight.rows.small
 
 
 @pytest.mark.parametrize("n", [1, 30, 1024, 4000, 9000])
@@ -362,7 +368,7 @@ def test_the_highest_are_found(rng, n, order):
             values = np.round(values)
         case "none":
             values[::3] = -np.inf
-    rows = _highest(values, n)
+    rows = highest(values, n)
     there = np.sort(values[values > -np.inf])[::-1]
     np.testing.assert_array_equal(np.sort(values[rows])[::-1], there[:n])
     assert (np.diff(rows) > 0).all() and len(rows) == min(n, len(there))
@@ -376,18 +382,18 @@ def test_in_a_hurry_the_most_promising_are_scored(rng):
     candidates = 20 * unit_like(rng, N)
     index = CandidateIndex(in_memory(["x"] * N, candidates).segments, "float32", removed=np.arange(500))
     scan = Scan(head, index)
-    (outcome,) = CertifiedSearch(scan, head)(vectors, mask, 16, quick=True)
+    (outcome,) = quick_search(scan)(vectors, mask, 16)
     assert not outcome.certified and outcome.rescored < N
     expected = scan(vectors, mask, 16)[1][0]
     assert np.isin(expected, outcome.rows).mean() > 0.9 and (outcome.rows >= 500).all()
     few = CandidateIndex(index.segments, "float32", removed=np.arange(N - 5))
-    (outcome,) = CertifiedSearch(Scan(head, few), head)(vectors, mask, 16, quick=True)
+    (outcome,) = quick_search(Scan(head, few))(vectors, mask, 16)
     assert outcome.certified and sorted(outcome.rows[:5]) == list(range(N - 5, N)) and outcome.rows[5] == -1
 
 
 def test_without_bfloat16_units_nothing_is_rounded_for_speed(rng, monkeypatch):
     """Products in float32 are as fast there: a pass pays by its few directions only."""
-    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("polyjax.runtime.hardware.cpu_has_bfloat16", lambda: False)
     head = head_of("basic")
     scan = Scan(head, in_memory(["x"] * N, unit_like(rng, N)))
     search, mask = CertifiedSearch(scan, head), jnp.ones((1, CODES), bool)
@@ -395,7 +401,7 @@ def test_without_bfloat16_units_nothing_is_rounded_for_speed(rng, monkeypatch):
     before = search.compilations
     for rank, quick, few in ((4, False, True), (4, True, False), (CODES, False, False)):
         vectors = contexts(rng, 1, CODES, rank)
-        (outcome,) = search(vectors, mask, 16, quick=quick)
+        (outcome,) = (quick_search(scan) if quick else search)(vectors, mask, 16)
         np.testing.assert_array_equal(outcome.rows, scan(vectors, mask, 16)[1][0])
         assert outcome.certified and (outcome.rank is not None) == few
     assert search.compilations == before == 2
@@ -414,7 +420,7 @@ def test_context_vectors_that_are_the_same(rng, m, noise):
     exact = np.asarray(head.score(vectors, mask, jnp.asarray(scan.index.segments[0].vectors)[None]))[0]
     expected = scan(vectors, mask, 16)[1][0]
     for quick in (False, True):
-        (outcome,) = search(vectors, mask, 16, quick=quick)
+        (outcome,) = (quick_search(scan) if quick else search)(vectors, mask, 16)
         assert outcome.certified == (not quick) and outcome.rescored <= N
         np.testing.assert_array_equal(outcome.rows, expected)
     plan = plan_rounded(np.asarray(vectors[0]), search.sharpness, norm=search._norm, lost=search._lost)
@@ -426,11 +432,10 @@ def test_all_removed_and_what_is_not_finite(rng):
     vectors, mask = contexts(rng, 1, CODES, 4), jnp.ones((1, CODES), bool)
     candidates = unit_like(rng, N)
     gone = CandidateIndex(in_memory(["x"] * N, candidates).segments, "float32", removed=np.arange(N))
-    for quick in (False, True):
-        (outcome,) = CertifiedSearch(Scan(head, gone), head)(vectors, mask, 4, quick=quick)
-        assert (outcome.rows == -1).all()
-        (outcome,) = CertifiedSearch(Scan(head, gone), head)(vectors * jnp.nan, mask, 4, quick=quick)
-        assert (outcome.rows == -1).all()
+    for search in (CertifiedSearch(Scan(head, gone), head), quick_search(Scan(head, gone))):
+        for given in (vectors, vectors * jnp.nan):
+            (outcome,) = search(given, mask, 4)
+            assert (outcome.rows == -1).all()
     candidates[7, 3] = np.nan
     with pytest.raises(InputError, match="vector 7 is not finite"):
         in_memory(["x"] * N, candidates)
@@ -462,8 +467,8 @@ def test_everything_is_compiled_ahead(rng, kind):
             search(contexts(rng, 1, m, rank), jnp.asarray(np.arange(m) < real)[None], 8)
     assert search.compilations == before
     for real in (m, max(m - 9, 1)):
-        search(contexts(rng, 1, m, 6), jnp.asarray(np.arange(m) < real)[None], 8, quick=True)
-    assert search.compilations == before + 1, "a quick search has one program"
+        quick_search(search.scan)(contexts(rng, 1, m, 6), jnp.asarray(np.arange(m) < real)[None], 8)
+    assert search.compilations == before and search.scan.programs.rough.compilations == 1
 
 
 def test_to_the_last_bit_in_the_programs_that_users_run(tmp_path):
@@ -473,7 +478,7 @@ def test_to_the_last_bit_in_the_programs_that_users_run(tmp_path):
         "import jax, numpy as np\n"
         "from flax import nnx\n"
         "from polyjax.nn.heads import PolyConfig, PolyHead\n"
-        "from polyjax.retrieval import certified\n"
+        "from polyjax.runtime import hardware\n"
         "from polyjax.retrieval.search.certified import CertifiedSearch\n"
         "from polyjax.retrieval.search.scan import Scan\n"
         "from polyjax.retrieval.index.store import in_memory\n"
@@ -481,7 +486,7 @@ def test_to_the_last_bit_in_the_programs_that_users_run(tmp_path):
         "rows = rng.standard_normal((20_011, 96)).astype(np.float32)\n"
         "rows /= np.linalg.norm(rows, axis=1, keepdims=True)\n"
         "for m, units in ((5, True), (64, True), (64, False), (360, True), (360, False)):\n"
-        "    certified.cpu_has_bfloat16 = lambda: units\n"
+        "    hardware.cpu_has_bfloat16 = lambda: units\n"
         "    head = PolyHead(PolyConfig(n_codes=m, candidate_sharpness=5.0), 96, rngs=nnx.Rngs(0))\n"
         "    scan = Scan(head, in_memory(['x'] * len(rows), rows))\n"
         "    search, mask = CertifiedSearch(scan, head), np.ones((1, m), bool)\n"

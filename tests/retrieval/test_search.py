@@ -1,9 +1,11 @@
 """Search: exactly the candidates that ranking all of them would put first."""
 
 import dataclasses
+import gc
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +20,11 @@ from polyjax import Ranker
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
 from polyjax.nn.heads import BiConfig, BiHead, PolyHead
-from polyjax.retrieval import scan as scan_module
 from polyjax.retrieval.index.rows import norms_of, quantise
 from polyjax.retrieval.index.store import CandidateIndex, Segment, in_memory
-from polyjax.retrieval.search.scan import Scan, blocks_of
+from polyjax.retrieval.search import scan as scan_module
+from polyjax.retrieval.search.blocks import blocks_of
+from polyjax.retrieval.search.scan import Scan
 from polyjax.retrieval.search.searcher import Searcher
 from polyjax.retrieval.stages.faiss import FaissStage
 
@@ -129,8 +132,12 @@ from flax import nnx
 from polyjax.nn.heads import PolyConfig, PolyHead
 from polyjax.retrieval.search.certified import CertifiedSearch
 from polyjax.retrieval.index.change import commit, finish_segment, new_vectors, writing
+from polyjax.retrieval.index.fingerprint import Fingerprint
+from polyjax.retrieval.index.manifest import Manifest, SegmentInfo
+from polyjax.retrieval.index.store import open_index
+from polyjax.retrieval.search.coarse import CoarseRows
+from polyjax.retrieval.search.quick import QuickSearch
 from polyjax.retrieval.search.scan import Scan
-from polyjax.retrieval.index.store import Fingerprint, Manifest, SegmentInfo, open_index
 
 folder, n, d = Path(sys.argv[1]), int(sys.argv[2]), 64
 draw = np.random.default_rng(0)
@@ -161,12 +168,13 @@ del vectors
 before = most = taken()
 head = PolyHead(PolyConfig(n_codes=8), d, rngs=nnx.Rngs(0))
 scan = Scan(head, open_index(folder))
-search = CertifiedSearch(scan, head)
+rows = CoarseRows(scan.index)
+search, quick = CertifiedSearch(scan, head, rows), QuickSearch(scan, rows)
 query = 0.1 * draw.standard_normal((1, 8, d), np.float32), np.ones((1, 8), bool)
 threading.Thread(target=watch, daemon=True).start()
 scan(*query, 32)
 search(*query, 32)
-search(*query, 32, quick=True)
+quick(*query, 32)
 print(1024 * (most - before))
 """
 
@@ -257,7 +265,7 @@ def test_searching_is_ranking(ranker):
 
 @pytest.mark.parametrize("method", ["scan", "certified", "quick"])
 def test_every_method_finds_the_same(ranker, method, monkeypatch):
-    monkeypatch.setattr("polyjax.retrieval.search.certified.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("polyjax.runtime.hardware.cpu_has_bfloat16", lambda: True)
     texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
     ranker.index(texts)
     for context in CONTEXTS:
@@ -275,8 +283,12 @@ def test_a_first_stage_proposes_the_candidates(ranker):
         if found.certified:
             assert [f.id for f in found] == [f.id for f in ranker.search(context, 5)]
     assert any(r.certified for r in ranker.search_batch(CONTEXTS, 1, first_stage=stage))
-    with pytest.raises(InputError, match="method 'quick' does nothing with a first_stage"):
+    with pytest.raises(InputError) as error:
         ranker.search("hi", method="quick", first_stage=stage)
+    assert (error.value.argument, error.value.problem) == (
+        "method",
+        "'quick' does nothing with a `first_stage`",
+    )
 
 
 def test_a_first_stage_of_another_index_as_large_is_refused(ranker, tmp_path):
@@ -284,9 +296,10 @@ def test_a_first_stage_of_another_index_as_large_is_refused(ranker, tmp_path):
     texts = [f"i have {i} things" for i in range(300)]
     stage = FaissStage.build(ranker.index(texts, tmp_path / "monday"))
     texts[177] = "what do you do?"
-    tuesday = ranker.index(texts, tmp_path / "tuesday")
-    with pytest.raises(InputError, match="first_stage: it was made for another index"):
+    tuesday = ranker.index(texts, tmp_path / "tuesday").candidates
+    with pytest.raises(InputError) as error:
         ranker.search("hi", first_stage=stage)
+    assert error.value.argument == "first_stage" and "made for another index" in error.value.problem
     ranker.open_index(tmp_path / "monday")
     assert ranker.search("hi", first_stage=stage).certified
     assert len({tuesday.identity, stage.made_for, in_memory(["x"] * 2, np.eye(2)).identity}) == 3
@@ -295,7 +308,8 @@ def test_a_first_stage_of_another_index_as_large_is_refused(ranker, tmp_path):
 
 def test_what_approximate_means_is_measured(ranker):
     texts = [f"i have {i} things and {i % 7} friends" for i in range(600)]
-    stage = FaissStage.build(ranker.index(texts), "IVF32,Flat")
+    index = ranker.index(texts)
+    stage = FaissStage.build(index, "IVF32,Flat")
     assert [r.recall for r in ranker.search_batch(CONTEXTS, 5, first_stage=stage)] == [None] * 3
     found = ranker.measure_recall(CONTEXTS, stage, top_k=5)
     shares = []
@@ -306,8 +320,13 @@ def test_what_approximate_means_is_measured(ranker):
         shares.append(np.isin([f.id for f in exact], [f.id for f in results]).mean())
     assert 0 < found <= 1
     np.testing.assert_allclose(found, np.mean(shares))
-    ranker.search("hi", first_stage=FaissStage.build(ranker._opened().index))
+    ranker.search("hi", first_stage=FaissStage.build(index))
     assert ranker.search("hi", 5, first_stage=stage).recall == found, "another stage in between"
+    gone = weakref.ref(stage)
+    del stage
+    gc.collect()
+    assert gone() is None, "an index keeps no first stage, whose vectors may be gigabytes"
+    assert not index._searching()._recalls._measured
 
 
 def test_vectors_that_are_not_finite_are_an_error(ranker):
@@ -321,8 +340,10 @@ def test_vectors_that_are_not_finite_are_an_error(ranker):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranker.scorer, "context_batches", broken)
-        with pytest.raises(InputError, match="context 1: the model gives vectors that are not finite"):
+        with pytest.raises(InputError) as error:
             ranker.search_batch(["a b c", "a b", "a"])
+    assert error.value.argument == "contexts[1]"
+    assert error.value.problem == "the model gives vectors that are not finite"
 
 
 def test_a_mesh_shares_the_candidates(ranker):
@@ -330,11 +351,14 @@ def test_a_mesh_shares_the_candidates(ranker):
     expected = ranker.search("hi", 3)
     ranker.index(TEXTS, mesh=jax.make_mesh((8,), ("data",)))
     assert [f.id for f in ranker.search("hi", 3)] == [f.id for f in expected]
-    with pytest.raises(InputError, match="first_stage: a search over a mesh has none"):
+    with pytest.raises(InputError) as error:
         ranker.search("hi", first_stage=FaissStage(SimpleNamespace(), exact=True, made_for=""))
+    assert (error.value.argument, error.value.fix) == ("first_stage", "open the index without `mesh`")
     for method in ("certified", "quick"):
-        with pytest.raises(InputError, match=f"method '{method}': a search over a mesh can only scan"):
+        with pytest.raises(InputError) as error:
             ranker.search("hi", method=method)
+        assert (error.value.argument, error.value.got) == ("method", method)
+        assert error.value.expected == "auto or scan for a search over a mesh"
 
 
 def test_a_cross_encoder_orders_what_was_found(ranker, parlai_models):
@@ -376,25 +400,35 @@ def test_an_index_is_built_opened_and_searched(ranker, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "argument"),
     [
-        (lambda r: r.search("hi"), "there is no index to search"),
-        (lambda r: (r.index(["a"]), r.search("hi", 0)), "top_k must be a whole number of at least 1, got 0"),
-        (lambda r: (r.index(["a"]), r.search([])), "context: expected at least one text"),
-        (lambda r: (r.index(["a"]), r.search_batch("hi")), "contexts: expected a list, got str"),
-        (
-            lambda r: (r.index(["a"]), r.search("hi", 9, rerank=r, rerank_top=3)),
-            "rerank_top must be at least",
-        ),
-        (lambda r: r.compile(), "there is no index to search"),
-        (lambda r: r.index([]), "candidates: expected at least one text, got none"),
-        (lambda r: r.index("nowhere.txt"), "nowhere.txt is missing"),
-        (lambda r: r.open_index("nowhere"), "nowhere: there is no index yet"),
+        (lambda r: r.search("hi"), "index"),
+        (lambda r: (r.index(["a"]), r.search("hi", 0)), "top_k"),
+        (lambda r: (r.index(["a"]), r.search([])), "context"),
+        (lambda r: (r.index(["a"]), r.search_batch("hi")), "contexts"),
+        (lambda r: (r.index(["a"]), r.search_batch(["hi", []])), "contexts[1]"),
+        (lambda r: (r.index(["a"]), r.search("hi", 9, rerank=r, rerank_top=3)), "rerank_top"),
+        (lambda r: r.compile(), "index"),
+        (lambda r: r.compile(n_candidates=0), "n_candidates"),
+        (lambda r: r.index([]), "candidates"),
+        (lambda r: r.open_index("nowhere"), "nowhere"),
+        (lambda r: r.index(["a"]).remove(), "ids"),
+        (lambda r: r.index(["a"]).remove(ids=[1]), "ids"),
+        (lambda r: r.index(["a"]).remove(texts=["b"]), "texts"),
+        (lambda r: r.index(["a"]).add(["a", "\ud800"]), "texts[1]"),
+        (lambda r: r.index(["a"]).compact(), "folder"),
     ],
 )
-def test_mistakes_are_named(parlai_models, call, message):
-    with pytest.raises(InputError, match=message):
-        call(Ranker.from_parlai(parlai_models / "poly_codes64_fp16_legacy" / "model"))
+def test_invalid_arguments_are_named(ranker_alone, call, argument):
+    with pytest.raises(InputError) as error:
+        call(ranker_alone)
+    assert error.value.argument == argument
+
+
+@pytest.fixture
+def ranker_alone(parlai_models):
+    """One that no other test gives an index."""
+    return Ranker.from_parlai(parlai_models / "poly_codes64_fp16_legacy" / "model")
 
 
 def test_arguments_of_other_types_are_named(parlai_models, tmp_path):
@@ -407,31 +441,47 @@ def test_arguments_of_other_types_are_named(parlai_models, tmp_path):
         "r.index(['a', 'b'])\n"
         "for call in (\n"
         "    lambda: r.search('hi', 2.5),\n"
-        "    lambda: r.search('hi', '3'),\n"
         "    lambda: r.search('hi', 1, rerank=r, rerank_top='x'),\n"
+        "    lambda: r.search('hi', 1, rerank='x'),\n"
+        "    lambda: r.search('hi', method='certfied'),\n"
         "    lambda: r.rank('hi', ['a'], True),\n"
         "    lambda: r.open_index(None),\n"
         "    lambda: r.index(['a'], dtype='float16'),\n"
         "    lambda: r.index(['a'], mesh='data=2'),\n"
         "    lambda: r.measure_recall([], None),\n"
+        "    lambda: Ranker('runs/x'),\n"
+        "    lambda: Ranker(None),\n"
+        "    lambda: Ranker.load('x', dtype='fp16'),\n"
+        "    lambda: Ranker.load('x', dtype='half'),\n"
+        "    lambda: Ranker.load(3),\n"
+        "    lambda: Ranker.from_encoder('minilm', dtype='bf16'),\n"
+        "    lambda: Ranker.from_parlai('x', padding='no'),\n"
         "):\n"
         "    try:\n"
         "        call()\n"
         "    except InputError as error:\n"
-        "        print(error)\n"
+        "        print(error.argument, repr(error.got), error.fix, sep='; ')\n"
     )
     model = str(parlai_models / "poly_codes64_fp16_legacy" / "model")
     command = [sys.executable, str(script), model]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines() == [
-        "top_k must be a whole number of at least 1, got 2.5",
-        "top_k must be a whole number of at least 1, got '3'",
-        "rerank_top must be a whole number of at least 1, got 'x'",
-        "top_k must be a whole number of at least 1, got True",
-        "folder: expected the path of an index, got None",
-        "dtype: expected one of float32, bfloat16, int8, got 'float16'",
-        "mesh: expected a mesh of devices, as jax.make_mesh gives, got 'data=2'",
-        "first_stage: expected an object with `search`, `exact` and `made_for`, as FaissStage",
+        "top_k; 2.5; None",
+        "rerank_top; 'x'; None",
+        "rerank; 'a value of type str'; None",
+        "method; 'certfied'; did you mean certified?",
+        "top_k; True; None",
+        "folder; None; None",
+        "dtype; 'float16'; did you mean bfloat16?",
+        "mesh; 'data=2'; None",
+        "first_stage; 'NoneType'; None",
+        "scorer; 'runs/x'; write Ranker.load('runs/x')",
+        "scorer; 'a value of type NoneType'; None",
+        "dtype; 'fp16'; did you mean float16?",
+        "dtype; 'half'; None",
+        "folder; 3; None",
+        "dtype; 'bf16'; did you mean bfloat16?",
+        "padding; 'no'; did you mean none?",
     ]
 
 
@@ -447,7 +497,7 @@ def test_killed_while_building_and_adding(parlai_models, tmp_path):
         "import sys\n"
         "from pathlib import Path\n"
         "from polyjax import Ranker\n"
-        "from polyjax.retrieval import build\n"
+        "from polyjax.retrieval.index import build\n"
         "build.SAVE_EVERY_S = 0.0\n"
         "from polyjax.inference.scorer import TextScorer\n"
         "import polyjax.inference.scorer\n"
@@ -484,5 +534,5 @@ def test_killed_while_building_and_adding(parlai_models, tmp_path):
     assert start(killed).wait(timeout=300) == 0
     one, other = ranker.open_index(killed), ranker.open_index(tmp_path / "whole")
     assert dict(one.items()) == dict(other.items())
-    for a, b in zip(one.segments, other.segments, strict=True):
+    for a, b in zip(one.candidates.segments, other.candidates.segments, strict=True):
         np.testing.assert_array_equal(a.vectors, b.vectors)

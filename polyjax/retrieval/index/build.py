@@ -1,4 +1,4 @@
-"""Texts -> an index on disk, with a scorer: built, added to, and gone on with after an interruption."""
+"""Texts -> an index on disk, with a scorer: built, added to, and resumed after an interruption."""
 
 import dataclasses
 import hashlib
@@ -8,10 +8,10 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from polyjax.data.token_store import tokenizer_digest
 from polyjax.errors import InputError
 from polyjax.inference.scorer import Progress, TextScorer, ignore
 from polyjax.retrieval.index.change import (
@@ -26,53 +26,24 @@ from polyjax.retrieval.index.change import (
     next_segment,
     writing,
 )
+from polyjax.retrieval.index.fingerprint import fingerprint
+from polyjax.retrieval.index.manifest import BUILDING, SCALES, VECTORS, Manifest, SegmentInfo
 from polyjax.retrieval.index.rows import STORED, IndexDtype, quantise
-from polyjax.retrieval.index.store import (
-    BUILDING,
-    SCALES,
-    VECTORS,
-    CandidateIndex,
-    Fingerprint,
-    Manifest,
-    SegmentInfo,
-    open_index,
-)
+from polyjax.retrieval.index.store import CandidateIndex, open_index
+from polyjax.retrieval.index.texts import added, first_places, text_digest
 from polyjax.runtime.files import save_array, write_text
 
 SAVE_EVERY_S = 5.0
 
 
-def fingerprint(scorer: TextScorer) -> Fingerprint:
-    """All that a candidate's vector depends on: parameters, shapes, tokenizer, lengths, arithmetic."""
-    settings, weights = scorer.settings, hashlib.sha256()
-    for name, value in sorted(scorer.parameters().items()):
-        weights.update(name.encode() + str(value.dtype).encode())
-        weights.update(np.ascontiguousarray(value).tobytes())
-    return Fingerprint(
-        weights=weights.hexdigest(),
-        architecture=_hash(dataclasses.replace(settings.encoder, dtype="float32"), settings.head),
-        tokenizer=tokenizer_digest(scorer.text.tokenizer),
-        lengths=_hash(scorer.text.config),
-        arithmetic=settings.encoder.dtype,
-    )
-
-
-def _hash(*values: object) -> str:
-    return hashlib.sha256(repr(values).encode()).hexdigest()
-
-
-def text_fingerprint(texts: Sequence[str]) -> str:
-    """A sha256 of candidates in their order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8") + b"\0")
-    return digest.hexdigest()
-
-
 def check_dual(scorer: TextScorer) -> None:
     """Raise InputError for a cross-encoder."""
     if not scorer.is_dual:
-        raise InputError("a cross-encoder cannot encode candidates beforehand; use a bi- or poly-encoder")
+        raise InputError(
+            "index",
+            problem="a cross-encoder cannot encode candidates beforehand",
+            fix="use a bi- or poly-encoder",
+        )
 
 
 def build_index(
@@ -85,12 +56,11 @@ def build_index(
 ) -> CandidateIndex:
     """Encode candidates and write their index; one that was there before is replaced at the end.
 
-    Interrupted, even by a kill, the same call goes on where it was; building something else there begins
-    anew.
+    Interrupted, even by a kill, the same call resumes; building something else there starts anew.
 
     Args:
         folder: of the index.
-        texts: candidates, each once.
+        texts: candidates; of copies the first is kept. Places in this list are the candidates' ids.
         scorer: bi- or poly-encoder.
         dtype: of the stored vectors.
         progress: called with the number of candidates done.
@@ -100,13 +70,16 @@ def build_index(
             written; the model is a cross-encoder.
     """
     check_dual(scorer)
-    model, source = fingerprint(scorer), text_fingerprint(texts)
+    model, source, places = fingerprint(scorer), text_digest(texts), first_places(texts)
     with writing(folder, new=True) as old:
-        manifest = Manifest(model=model, source=source, dtype=dtype, dim=scorer.dim, next_id=0, segments=())
+        manifest = Manifest(
+            model=model, source=source, dtype=dtype, dim=scorer.dim, next_id=len(texts), segments=()
+        )
         if old is not None:  # otherwise what is there may be an index that cannot be read
             clear(folder, old)
-        _append(folder, manifest, texts, scorer, progress=progress)
-    return open_index(folder, model=model)
+        progress(len(texts) - len(places))
+        _append(folder, manifest, [texts[i] for i in places], places, scorer, progress=progress)
+    return open_index(folder)
 
 
 def add_to_index(
@@ -121,35 +94,40 @@ def add_to_index(
         progress: called with the number of candidates done.
 
     Returns:
-        The ids of the added candidates, in the order of their texts.
+        The id of each text; of one that was held already, or of a copy, that of the candidate kept.
 
     Raises:
         InputError: the index is missing, broken, held by another process, or was made with another model;
-            another building is unfinished there.
+            another build is unfinished there.
     """
     check_dual(scorer)
     if scorer.text.config.padding == "longest":
         raise InputError(
-            "with ParlAI's padding a vector depends on the other candidates; build the index again"
+            "index",
+            problem="with ParlAI's padding a vector depends on the other candidates",
+            fix="build the index again",
         )
     with writing(folder):
-        index = open_index(folder, model=fingerprint(scorer))
+        index = open_index(folder, scorer=scorer)
         manifest = index.manifest
         assert manifest is not None
-        held = {text for _, text in index.items()}
-        new = [text for text in dict.fromkeys(texts) if text not in held]
+        ids, new = added(index, texts, next_id=manifest.next_id)
+        progress(len(texts) - len(new))
         if new:
             clear(folder, manifest)
-            changed = dataclasses.replace(manifest, source="")
-            asked = text_fingerprint(list(dict.fromkeys(texts)))
-            _append(folder, changed, new, scorer, asked=asked, progress=progress)
-        return list(range(manifest.next_id, manifest.next_id + len(new)))
+            first = manifest.next_id
+            changed = dataclasses.replace(manifest, source="", next_id=first + len(new))
+            asked = text_digest([texts[i] for i in first_places(texts)])
+            new_ids = np.arange(first, first + len(new))
+            _append(folder, changed, new, new_ids, scorer, asked=asked, progress=progress)
+        return ids
 
 
 def _append(
     folder: Path,
     manifest: Manifest,
     texts: Sequence[str],
+    ids: np.ndarray,
     scorer: TextScorer,
     *,
     asked: str | None = None,
@@ -159,79 +137,111 @@ def _append(
 
     Args:
         folder: of the index.
-        manifest: what the index will hold but for the texts.
+        manifest: what the index will hold but for the segment of these texts.
         texts: candidates.
+        ids: theirs, int [n].
         scorer: encodes them.
-        asked: fingerprint of what an addition was asked for, of which the texts are those that are new. An
-            unfinished one that was asked for something else is refused; a building replaces what there is.
+        asked: digest of what an addition was asked for, of which the texts are those that are new. An
+            unfinished one that was asked for something else is refused; a build replaces what there is.
         progress: called with the number of candidates done.
     """
-    if not texts:
-        raise InputError("candidates: expected at least one text, got none")
-    part, done, encoded = folder / BUILDING, 0, 0
-    batches = [np.append(places, length) for places, length in scorer.candidate_plan(texts)]
-    plan = {
-        "model": dataclasses.asdict(manifest.model),
-        "asked": asked,
-        "texts": text_fingerprint(texts),
-        "dtype": manifest.dtype,
-        # What the batch of a number holds depends on the devices, and on the version of polyjax.
-        "batches": hashlib.sha256(np.concatenate(batches).astype(np.int64).tobytes()).hexdigest(),
-    }
-    before = _read(part / PLAN)
-    arrays = _arrays(part, len(texts), manifest) if before == plan else None
-    if arrays is None:
-        if before is not None and asked is not None and before.get("asked") != asked:
-            raise InputError(
-                f"{folder}: the building of something else is unfinished there ({_share(part)}); finish it "
-                f"by the command that began it, or remove {part}"
-            )
-        (part / PLAN).unlink(missing_ok=True)  # first: without it the rest counts for nothing
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        new_vectors(part, len(texts), manifest.dim, manifest.dtype).flush()
-        new_array(part / ROW_SCALES, (len(texts),), np.float32).flush()
-        write_text(part / PLAN, json.dumps(plan))
-        arrays = _arrays(part, len(texts), manifest)
-        assert arrays is not None
-    elif counts := _read(part / DONE):
-        done, encoded = int(counts["batches"]), int(counts["candidates"])
-    vectors, scales = arrays
-    progress(encoded)
-    saved = time.monotonic()
-    for places, batch in scorer.candidate_batches(texts, first=done):
-        vectors[places], row_scales = quantise(batch, manifest.dtype)
-        if row_scales is not None:
-            scales[places] = row_scales
-        done, encoded = done + 1, encoded + len(places)
-        progress(len(places))
-        if time.monotonic() - saved > SAVE_EVERY_S:
-            # In this order: what is counted as done is on disk.
-            vectors.flush()
-            scales.flush()
-            write_text(part / DONE, json.dumps({"batches": done, "candidates": encoded}))
-            saved = time.monotonic()
-    vectors.flush()
-    if manifest.dtype == "int8":
-        save_array(part / SCALES, np.asarray(scales))
-    ids = np.arange(manifest.next_id, manifest.next_id + len(texts))
+    if not len(texts):
+        raise InputError("candidates", expected="at least one text", got=[])
+    part = folder / BUILDING
+    plan = _plan(manifest, texts, scorer, asked)
+    _encode(part, _begun(part, plan, manifest, len(texts)), manifest, texts, scorer, progress)
     finish_segment(part, texts, ids, manifest.dtype)
     name = next_segment(folder)
     os.replace(part, folder / name)
-    commit(
-        folder,
-        dataclasses.replace(
-            manifest,
-            next_id=manifest.next_id + len(texts),
-            segments=(*manifest.segments, SegmentInfo(name=name, count=len(texts))),
-        ),
-    )
+    info = SegmentInfo(name=name, count=len(texts))
+    commit(folder, dataclasses.replace(manifest, segments=(*manifest.segments, info)))
     for extra in (ROW_SCALES, DONE, PLAN):
         (folder / name / extra).unlink(missing_ok=True)
 
 
+def _plan(manifest: Manifest, texts: Sequence[str], scorer: TextScorer, asked: str | None) -> dict[str, Any]:
+    """What a build is of. One that was interrupted is resumed by a call with the same plan."""
+    batches = [np.append(places, length) for places, length in scorer.candidate_plan(texts)]
+    return {
+        "model": dataclasses.asdict(manifest.model),
+        "asked": asked,
+        "texts": text_digest(texts),
+        "dtype": manifest.dtype,
+        # What the batch of a number holds depends on the devices, and on the version of polyjax.
+        "batches": hashlib.sha256(np.concatenate(batches).astype(np.int64).tobytes()).hexdigest(),
+    }
+
+
+@dataclasses.dataclass
+class _Progress:
+    """A build: its files of vectors and row scales, and how much of them is done."""
+
+    vectors: np.memmap
+    scales: np.memmap
+    batches: int = 0
+    candidates: int = 0
+
+
+def _begun(part: Path, plan: dict[str, Any], manifest: Manifest, n: int) -> _Progress:
+    """The build that a plan describes: as far as it was when it was interrupted, or a new one.
+
+    Raises:
+        InputError: an addition of something else is unfinished there.
+    """
+    before, asked = _read(part / PLAN), plan["asked"]
+    arrays = _arrays(part, n, manifest) if before == plan else None
+    if arrays is not None:
+        counts = _read(part / DONE) or {"batches": 0, "candidates": 0}
+        return _Progress(*arrays, int(counts["batches"]), int(counts["candidates"]))
+    if before is not None and asked is not None and before.get("asked") != asked:
+        done = (_read(part / DONE) or {"candidates": 0})["candidates"]
+        raise InputError.in_file(
+            part.parent,
+            problem=f"the build of something else is unfinished there ({done:,} candidates are encoded)",
+            fix=f"finish it by the command that began it, or remove {part}",
+        )
+    (part / PLAN).unlink(missing_ok=True)  # first: without it the rest counts for nothing
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    new_vectors(part, n, manifest.dim, manifest.dtype).flush()
+    new_array(part / ROW_SCALES, (n,), np.float32).flush()
+    write_text(part / PLAN, json.dumps(plan))
+    arrays = _arrays(part, n, manifest)
+    assert arrays is not None
+    return _Progress(*arrays)
+
+
+def _encode(
+    part: Path,
+    build: _Progress,
+    manifest: Manifest,
+    texts: Sequence[str],
+    scorer: TextScorer,
+    progress: Progress,
+) -> None:
+    """Encode what is left of a build into its files."""
+    progress(build.candidates)
+    saved = time.monotonic()
+    for places, batch in scorer.candidate_batches(texts, first=build.batches):
+        build.vectors[places], row_scales = quantise(batch, manifest.dtype)
+        if row_scales is not None:
+            build.scales[places] = row_scales
+        build.batches, build.candidates = build.batches + 1, build.candidates + len(places)
+        progress(len(places))
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            # In this order: what is counted as done is on disk.
+            build.vectors.flush()
+            build.scales.flush()
+            counts = {"batches": build.batches, "candidates": build.candidates}
+            write_text(part / DONE, json.dumps(counts))
+            saved = time.monotonic()
+    build.vectors.flush()
+    if manifest.dtype == "int8":
+        save_array(part / SCALES, np.asarray(build.scales))
+
+
 def _arrays(part: Path, n: int, manifest: Manifest) -> tuple[np.memmap, np.memmap] | None:
-    """The vectors and row scales of an unfinished building, to go on with; None unless they are whole."""
+    """The vectors and row scales of an unfinished build, to be written to; None unless they are whole."""
     try:
         for name in (VECTORS, ROW_SCALES):
             np.lib.format.open_memmap(part / name, "r")  # "r+" would fill up a file that was cut short
@@ -242,14 +252,8 @@ def _arrays(part: Path, n: int, manifest: Manifest) -> tuple[np.memmap, np.memma
     return (vectors, scales) if fits and scales.shape == (n,) else None
 
 
-def _share(part: Path) -> str:
-    """How far an unfinished building is."""
-    counts = _read(part / DONE) or {"candidates": 0}
-    return f"{counts['candidates']:,} candidates are encoded"
-
-
 def _read(path: Path) -> dict | None:
-    """A small JSON file of an unfinished building, if it is there and whole."""
+    """A small JSON file of an unfinished build, if it is there and whole."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -17,15 +17,7 @@ import numpy as np
 
 from polyjax.config import to_json
 from polyjax.errors import InputError
-from polyjax.retrieval.index.rows import (
-    ROWS_AT_ONCE,
-    STORED,
-    IndexDtype,
-    as_dtype,
-    norms_of,
-    pack_texts,
-)
-from polyjax.retrieval.index.store import (
+from polyjax.retrieval.index.manifest import (
     BUILDING,
     ENDS,
     IDS,
@@ -38,9 +30,17 @@ from polyjax.retrieval.index.store import (
     VECTORS,
     Manifest,
     SegmentInfo,
-    open_index,
     read_manifest,
 )
+from polyjax.retrieval.index.rows import (
+    ROWS_AT_ONCE,
+    STORED,
+    IndexDtype,
+    as_dtype,
+    norms_of,
+    pack_texts,
+)
+from polyjax.retrieval.index.store import CandidateIndex, open_index
 from polyjax.runtime.files import PARTIAL, exclusive_lock, save_array, write_bytes, write_text
 
 SEGMENT = re.compile(rf"\d{{6}}({PARTIAL})?")
@@ -49,17 +49,17 @@ REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})
 LITTER = re.compile(r"\.DS_Store|\.nfs.*")
 """What macOS and NFS leave anywhere."""
 PLAN, DONE, ROW_SCALES = "plan.json", "done.json", "scales.partial"
-"""Files of an unfinished building, which say what it is and how far it is."""
+"""Files of a build in progress: what is being built and how many batches are done."""
 OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW_SCALES}
 
 
 @contextlib.contextmanager
 def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
-    """Hold an index folder for writing; gives its manifest, None where there is none (or none to keep).
+    """Hold an index folder for writing; gives its manifest, None where no index is there that can be read.
 
     Args:
         folder: of the index.
-        new: make the folder where there is none; otherwise the index must be there.
+        new: make the folder if it does not exist; otherwise the index must be there.
 
     Raises:
         InputError: another process writes there, the folder is something else, or it cannot be written.
@@ -69,7 +69,7 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
         if not new:
             read_manifest(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = exclusive_lock(folder / LOCK, "another process writes the index")
+        lock = exclusive_lock(folder / LOCK, "another process is writing the index")
         with lock:
             try:
                 manifest = read_manifest(folder)
@@ -77,7 +77,7 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
                 manifest = None
             yield manifest
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from None
+        raise InputError.in_file(folder, problem=f"cannot be written: {error}") from None
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
@@ -88,7 +88,7 @@ def commit(folder: Path, manifest: Manifest) -> None:
 
 
 def clear(folder: Path, manifest: Manifest | None) -> None:
-    """Remove segments and files that a manifest does not name; an unfinished building stays."""
+    """Remove segments and files that a manifest does not name; an unfinished build stays."""
     named: set[str] = set()
     if manifest is not None:
         named = {MANIFEST, manifest.removed, *(info.name for info in manifest.segments)}
@@ -111,17 +111,23 @@ def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
         index = open_index(folder)
         manifest = index.manifest
         assert manifest is not None
-        for number in ids:
-            if not isinstance(number, int | np.integer) or not 0 <= number < manifest.next_id:
-                raise InputError(
-                    f"{folder}: no candidate has the id {number!r}; ids go from 0 to {manifest.next_id - 1}"
-                )
-        wanted = np.unique(np.asarray(ids, np.int64))
-        known = np.concatenate([segment.ids for segment in index.segments])
-        fresh = np.intersect1d(np.setdiff1d(wanted, index.removed), known)
+        fresh = removable(index, ids, next_id=manifest.next_id)
         if len(fresh):
             write_removed(folder, manifest, np.union1d(index.removed, fresh))
         return len(fresh)
+
+
+def removable(index: CandidateIndex, ids: Sequence[int] | np.ndarray, *, next_id: int) -> np.ndarray:
+    """Which of some ids are of candidates that can be found, increasing.
+
+    Raises:
+        InputError: an id was never given.
+    """
+    for number in ids:
+        if not isinstance(number, int | np.integer) or not 0 <= number < next_id:
+            raise InputError("ids", expected=f"ids from 0 to {next_id - 1}", got=number)
+    known = np.concatenate([segment.ids for segment in index.segments])
+    return np.intersect1d(np.setdiff1d(np.asarray(ids, np.int64), index.removed), known)
 
 
 def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None:
@@ -143,7 +149,9 @@ def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
         manifest = index.manifest
         assert manifest is not None
         if not len(index):
-            raise InputError(f"{folder}: every candidate was removed; add some before compacting")
+            raise InputError.in_file(
+                folder, problem="every candidate was removed", fix="add some before compacting"
+            )
         if len(index.segments) == 1 and not len(index.removed):
             return 0
         clear(folder, manifest)
@@ -228,9 +236,8 @@ def check_replaceable(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    what = f"{folder} is not an index; choose another place for it"
     if not folder.is_dir():
-        raise InputError(what)
+        raise InputError.in_file(folder, problem="is not an index", fix="choose another folder")
     try:
         read_manifest(folder)
         is_index = True
@@ -244,11 +251,15 @@ def check_replaceable(folder: Path) -> None:
         except FileNotFoundError:  # another process has just renamed or removed it
             continue
         if foreign:
-            raise InputError(f"{what} ({foreign} is none of an index's files)")
+            raise InputError.in_file(
+                folder,
+                problem=f"is not an index ({foreign} is no file of an index)",
+                fix="choose another folder",
+            )
 
 
 def _foreign(entry: Path) -> str:
-    """What of an entry of a folder no index has; "" if there is nothing of that kind."""
+    """What of a folder's entry belongs to no index; "" if all of it may."""
     name = entry.name
     if name == LOCK or re.fullmatch(rf"removed-\d+\.npy({PARTIAL})?", name):
         return ""
@@ -264,7 +275,7 @@ def _foreign(entry: Path) -> str:
 
 
 def _may_be_manifest(path: Path) -> bool:
-    """Whether it is an index's manifest, of whatever version, or too broken to be anybody's."""
+    """Whether it is an index's manifest, of any version, or too broken to be anything else's."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

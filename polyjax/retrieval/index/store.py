@@ -4,14 +4,17 @@
     SEGMENT/          one for each building or addition:
       texts.bin       the texts, UTF-8, one after the other
       ends.npy        where each text ends, uint64 [n]
-      ids.npy         their numbers, which never change and are never given again, int64 [n]
+      ids.npy         their ids, int64 [n], which never change and are never given again
       vectors.npy     float32 [n, d], bfloat16 as uint16 [n, d], or int8 [n, d]
       rounded.npy     of float32 rows, bfloat16 as uint16 [n, d]: half as much to read where that will do
       scales.npy      of int8 rows, float32 [n]
       norms.npy       of the rows, and of what rounding them to bfloat16 takes away, float32 [n, 2]
     removed-N.npy     sorted ids that are searched no more, int64
-    building/         an unfinished building or addition, which the same call goes on with
+    building/         an unfinished build or addition, which the same call resumes
     .lock             held by whoever writes
+
+The id of a candidate is its place in the list that the index was built from; additions are given the ids that
+follow. Of texts that are one (``polyjax.data.identity``) the first is kept.
 
 Files are memory-mapped. A change writes new files, then renames the manifest: a kill at any moment leaves the
 index before the change or after it, and what no manifest names is cleared away by the next writer.
@@ -20,15 +23,27 @@ index before the change or after it, and what no manifest names is cleared away 
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from polyjax.config import from_json
 from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
+from polyjax.retrieval.index.manifest import (
+    ENDS,
+    IDS,
+    NORMS,
+    ROUNDED,
+    SCALES,
+    TEXTS,
+    VECTORS,
+    Manifest,
+    SegmentInfo,
+    broken,
+    read_manifest,
+)
 from polyjax.retrieval.index.rows import (
     STORED,
     IndexDtype,
@@ -39,81 +54,7 @@ from polyjax.retrieval.index.rows import (
     quantise,
 )
 
-MANIFEST, LOCK, BUILDING = "manifest.json", ".lock", "building"
-TEXTS, ENDS, IDS = "texts.bin", "ends.npy", "ids.npy"
-VECTORS, ROUNDED, SCALES, NORMS = "vectors.npy", "rounded.npy", "scales.npy", "norms.npy"
-VERSION = 5
 _OF_DTYPE: dict[IndexDtype, tuple[str, ...]] = {"float32": (ROUNDED,), "bfloat16": (), "int8": (SCALES,)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentInfo:
-    """A segment's folder and the number of its candidates."""
-
-    name: str
-    count: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """All that a candidate's vector depends on; hashes but for the arithmetic.
-
-    Attributes:
-        weights: of the parameters as they are used, so they differ with the arithmetic too.
-        architecture: of the encoder's and the head's settings.
-        tokenizer: of its files.
-        lengths: of the settings by which texts become tokens.
-        arithmetic: the encoder's dtype.
-    """
-
-    weights: str
-    architecture: str
-    tokenizer: str
-    lengths: str
-    arithmetic: str
-
-    def mismatch(self, other: "Fingerprint") -> str:
-        """How an index with this fingerprint and a model with another one differ, in words; "" if not."""
-        if self.arithmetic != other.arithmetic:
-            return (
-                f"the index was computed in {self.arithmetic}, and the model computes in {other.arithmetic}; "
-                "choose the index's dtype for the arithmetic, or build it again"
-            )
-        parts = [
-            field.name
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
-        ]
-        if not parts:
-            return ""
-        return f"the index was made with another model (other {', '.join(parts)}); build it again"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What an index holds and was made with.
-
-    Attributes:
-        version: of the format.
-        model: what made the vectors.
-        source: fingerprint of the candidates that it was built from; "" once some were added or removed.
-        dtype: of the stored vectors.
-        dim: their width d.
-        next_id: number of the next candidate.
-        segments: in the order of their candidates' numbers.
-        removed: file of the removed ids, "" where there is none.
-        n_removed: how many there are.
-    """
-
-    version: int = VERSION
-    model: Fingerprint
-    source: str
-    dtype: IndexDtype
-    dim: int
-    next_id: int
-    segments: tuple[SegmentInfo, ...]
-    removed: str = ""
-    n_removed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +63,7 @@ class Segment:
 
     Attributes:
         texts: n of them.
-        ids: their numbers, int64 [n], increasing.
+        ids: int64 [n], increasing.
         vectors: float32, bfloat16 or int8 [n, d].
         norms: of the rows and of their rounding, float32 [n, 2]; see ``norms_of``.
         scales: of int8 rows, float32 [n].
@@ -176,7 +117,7 @@ class CandidateIndex:
         """
         digest = hashlib.sha256()
         if self.manifest is not None:
-            digest.update(repr((self.manifest.model, self.manifest.dtype)).encode())
+            digest.update(f"({self.manifest.model.key}, {self.manifest.dtype!r})".encode())
         for segment in self.segments:
             parts = [segment.vectors.view(np.uint8)]
             if self.manifest is not None and isinstance(segment.texts, Texts):
@@ -198,7 +139,7 @@ class CandidateIndex:
         return segment.texts[place]
 
     def id(self, row: int) -> int:
-        """The number of a row's candidate."""
+        """The id of a row's candidate."""
         segment, place = self._place(row)
         return int(segment.ids[place])
 
@@ -226,6 +167,7 @@ class CandidateIndex:
         """Which of a segment's candidates are not removed, bool [n]."""
         return ~np.isin(segment.ids, self.removed, assume_unique=True)
 
+    @functools.cached_property
     def live_rows(self) -> np.ndarray:
         """Which rows are not removed, bool [rows]."""
         return np.concatenate([self.live(segment) for segment in self.segments])
@@ -242,34 +184,57 @@ class CandidateIndex:
                 yield int(segment.ids[place]), segment.texts[int(place)]
 
 
-def in_memory(texts: Sequence[str], vectors: np.ndarray, dtype: IndexDtype = "float32") -> CandidateIndex:
-    """An index of texts and their float32 vectors [n, d] that is not kept."""
+def in_memory(
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    dtype: IndexDtype = "float32",
+    *,
+    ids: np.ndarray | None = None,
+) -> CandidateIndex:
+    """An index that is not kept on disk.
+
+    Args:
+        texts: candidates.
+        vectors: theirs, float32 [n, d].
+        dtype: of the kept vectors.
+        ids: theirs, int64 [n], increasing; their places by default.
+    """
+    return CandidateIndex([memory_segment(texts, vectors, dtype, ids=ids)], dtype)
+
+
+def memory_segment(
+    texts: Sequence[str], vectors: np.ndarray, dtype: IndexDtype, *, ids: np.ndarray | None = None
+) -> Segment:
+    """A segment of texts and their float32 vectors [n, d]; see ``in_memory``."""
     stored, scales = quantise(np.asarray(vectors, np.float32), dtype)
     rows = as_dtype(filled(stored, len(stored)), dtype)
-    ids = np.arange(len(texts))
     rounded = filled(stored.astype(ml_dtypes.bfloat16), len(stored)) if dtype == "float32" else None
-    return CandidateIndex([Segment(texts, ids, rows, norms_of(rows, scales), scales, rounded)], dtype)
+    ids = np.arange(len(texts)) if ids is None else np.asarray(ids, np.int64)
+    return Segment(texts, ids, rows, norms_of(rows, scales), scales, rounded)
 
 
 def open_index(
-    folder: Path, *, model: Fingerprint | None = None, source: str | None = None
+    folder: Path, *, scorer: TextScorer | None = None, source: str | None = None
 ) -> CandidateIndex:
     """The index of a folder, memory-mapped.
 
     Args:
         folder: of the index.
-        model: what it must have been made with; anything where None.
-        source: fingerprint of the candidates that it must hold; any where None.
+        scorer: what it must have been made with; anything where None.
+        source: digest of the candidates that it must hold; any where None.
 
     Raises:
         InputError: there is none, it is broken, or it was made with something else; the message says what.
     """
     manifest = read_manifest(folder)
     while True:
-        if model is not None and (mismatch := manifest.model.mismatch(model)):
-            raise InputError(f"{folder}: {mismatch}")
+        if scorer is not None and (mismatch := manifest.mismatch(scorer)):
+            fix, dtype = "build it again", manifest.model.arithmetic
+            if dtype != scorer.settings.encoder.dtype:
+                fix = f"load the model with `dtype` {dtype}, or build the index again"
+            raise InputError.in_file(folder, problem=mismatch, fix=fix)
         if source is not None and manifest.source != source:
-            raise InputError(f"{folder}: the index holds other candidates; build it again")
+            raise InputError.in_file(folder, problem="the index holds other candidates", fix="build it again")
         try:
             segments = [_open_segment(folder / info.name, info, manifest) for info in manifest.segments]
             removed = np.load(folder / manifest.removed, allow_pickle=False) if manifest.removed else None
@@ -278,32 +243,8 @@ def open_index(
             # A change that was committed meanwhile has cleared away what the manifest of before named.
             before, manifest = manifest, read_manifest(folder)
             if manifest == before:
-                raise InputError(f"{folder}: the index is broken ({error}); build it again") from None
+                raise broken(folder, str(error)) from None
     return CandidateIndex(segments, manifest.dtype, removed=removed, manifest=manifest)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """What an index holds.
-
-    Raises:
-        InputError: there is none, or it is broken or of another version.
-    """
-    path = folder / MANIFEST
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        unfinished = " (an unfinished building is there)" if (folder / BUILDING).is_dir() else ""
-        raise InputError(f"{folder}: there is no index yet{unfinished}; build one") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the index is broken ({error}); build it again") from None
-    if isinstance(data, dict) and data.get("version") != VERSION:
-        raise InputError(
-            f"{path}: the index has version {data.get('version')}, expected {VERSION}; build it again"
-        )
-    manifest = from_json(Manifest, data, source=str(path))
-    if not manifest.segments:
-        raise InputError(f"{path}: the index is broken (it has no segments); build it again")
-    return manifest
 
 
 def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segment:

@@ -1,7 +1,8 @@
 """Contexts in, the best candidates of an index out."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, overload
 
 import numpy as np
@@ -11,10 +12,15 @@ from jaxtyping import Bool, Float
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
 from polyjax.retrieval.index.store import CandidateIndex
-from polyjax.retrieval.search.certified import CertifiedSearch, Outcome
-from polyjax.retrieval.search.scan import BLOCK_ROWS, FEW_ROWS, Scan, power_of_two
+from polyjax.retrieval.search.blocks import power_of_two
+from polyjax.retrieval.search.certified import CertifiedSearch
+from polyjax.retrieval.search.coarse import CoarseRows
+from polyjax.retrieval.search.outcome import Outcome
+from polyjax.retrieval.search.programs import SearchPrograms
+from polyjax.retrieval.search.quick import QuickSearch
+from polyjax.retrieval.search.scan import BLOCK_ROWS, FEW_ROWS, Scan
 from polyjax.retrieval.search.sharded import ShardedScan
-from polyjax.retrieval.stages.faiss import FirstStage, StagedSearch
+from polyjax.retrieval.stages.faiss import FirstStage, StagedSearch, check_stage
 from polyjax.types import AnyArray
 
 Method = Literal["auto", "scan", "certified", "quick"]
@@ -34,12 +40,12 @@ Its fixed cost, choosing the rank and scoring the survivors, is 3 to 5 ms; bench
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A candidate of an index with its score and its id there.
+    """A candidate of an index with its score and its id.
 
     Attributes:
         text: of the candidate.
         score: the model's; a re-ranker's where there was one.
-        id: number in the index.
+        id: its place in the list that the index was built from; additions have the ids that follow.
         first_score: the model's, before a re-ranker's; else None.
     """
 
@@ -83,15 +89,23 @@ class Results(Sequence[Found]):
 
 
 class Searcher:
-    """Searches an index for the best candidates of contexts.
+    """Searches an index for the best candidates of contexts. Threads may share one.
 
     Args:
         scorer: what the index was made with.
         index: candidates.
         mesh: devices that share the candidates; then every search is a scan.
+        programs: the head's, if other searches share them.
     """
 
-    def __init__(self, scorer: TextScorer, index: CandidateIndex, *, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        scorer: TextScorer,
+        index: CandidateIndex,
+        *,
+        mesh: Mesh | None = None,
+        programs: SearchPrograms | None = None,
+    ):
         self.index, self._scorer, self._mesh = index, scorer, mesh
         head = scorer.head
         # A head without product form may keep a vector for each row and context (multi-head attention does):
@@ -100,19 +114,22 @@ class Searcher:
         rows = FEW_ROWS if self._scan_only else BLOCK_ROWS
         self._scan: Scan | ShardedScan
         self._certified: CertifiedSearch | None = None
-        self._staged: dict[int, StagedSearch] = {}
+        self._quick: QuickSearch | None = None
+        self._recalls = _Recalls()
         if mesh is not None:
             self._scan = ShardedScan(head, index, mesh, rows=rows)
             return
-        self._scan = Scan(head, index, rows=rows)
+        self._scan = Scan(head, index, rows=rows, programs=programs)
         if not self._scan_only:
-            self._certified = CertifiedSearch(self._scan, head)
+            coarse = CoarseRows(index)
+            self._certified = CertifiedSearch(self._scan, head, coarse)
+            self._quick = QuickSearch(self._scan, coarse)
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far, those of encoding included."""
-        certified = 0 if self._certified is None else self._certified.compilations
-        return self._scorer.compilations + self._scan.compilations + certified
+        searches = self._scan.programs if isinstance(self._scan, Scan) else self._scan
+        return self._scorer.compilations + searches.compilations
 
     def compile(self, top_k: int = 10) -> int:
         """Compile ahead of time what searching with single contexts needs; the number of programs.
@@ -153,10 +170,14 @@ class Searcher:
         """
         staged = None if first_stage is None else self._through(first_stage)
         if staged is not None and method != "auto":
-            raise InputError(f"method {method!r} does nothing with a first_stage; leave one of them out")
+            raise InputError(
+                "method",
+                problem=f"{method!r} does nothing with a `first_stage`",
+                fix="leave one of them out",
+            )
         if method in ("certified", "quick") and self._certified is None:
-            why = "over a mesh" if self._mesh is not None else "of a model whose head has no product form"
-            raise InputError(f"method {method!r}: a search {why} can only scan; choose auto or scan")
+            why = "over a mesh" if self._mesh is not None else "with a head that has no product form"
+            raise InputError("method", expected=f"auto or scan for a search {why}", got=method)
         results: dict[int, Results] = {}
         for places, vectors, mask in self._batches(contexts):
             _check_finite(places, vectors)
@@ -175,16 +196,21 @@ class Searcher:
         for places, vectors, mask in self._batches(contexts):
             n = len(places)
             shares += [n * staged.measure_recall(vectors[:n], mask[:n], min(top_k, len(self.index)))]
-        staged.recall = sum(shares) / len(contexts)
-        return staged.recall
+        recall = sum(shares) / len(contexts)
+        self._recalls.keep(first_stage, recall)
+        return recall
 
     def _through(self, first_stage: FirstStage) -> StagedSearch:
-        """The search through a first stage; it is kept, with the recall that was measured, and its stage."""
+        """The search through a first stage, with the recall that was measured for it."""
+        check_stage(first_stage)
         if not isinstance(self._scan, Scan):
-            raise InputError("first_stage: a search over a mesh has none; open the index without mesh")
-        if id(first_stage) not in self._staged:  # a search holds its stage, so that no other gets its id
-            self._staged[id(first_stage)] = StagedSearch(self._scan, self._scorer.head, first_stage)
-        return self._staged[id(first_stage)]
+            raise InputError(
+                "first_stage",
+                problem="a search over a mesh cannot use one",
+                fix="open the index without `mesh`",
+            )
+        recall = self._recalls.of(first_stage)
+        return StagedSearch(self._scan, self._scorer.head, first_stage, recall=recall)
 
     def _batches(
         self, contexts: Sequence[Sequence[str]]
@@ -208,9 +234,11 @@ class Searcher:
         method: Method,
     ) -> list[Outcome]:
         """Of the first n contexts; the others fill up a shape."""
-        certify = method != "scan" and (method != "auto" or self._worth_certifying(vectors))
+        if method == "quick" and self._quick is not None:
+            return self._quick(vectors[:n], mask[:n], k)
+        certify = method == "certified" or (method == "auto" and self._worth_certifying(vectors))
         if certify and self._certified is not None:
-            return self._certified(vectors[:n], mask[:n], k, quick=method == "quick")
+            return self._certified(vectors[:n], mask[:n], k)
         scores, rows = self._scan(vectors, mask, k)
         return [Outcome(*pair, None, len(self.index)) for pair in zip(scores, rows, strict=True)]
 
@@ -231,11 +259,31 @@ class Searcher:
         return Results(found, outcome.certified, outcome.rank, share, outcome.recall)
 
 
+class _Recalls:
+    """What was measured of first stages, for as long as these are in use elsewhere."""
+
+    def __init__(self) -> None:
+        self._measured: dict[int, tuple[Callable[[], FirstStage | None], float]] = {}
+
+    def keep(self, stage: FirstStage, recall: float) -> None:
+        number = id(stage)
+        try:
+            there = weakref.ref(stage, lambda _: self._measured.pop(number, None))
+        except TypeError:  # a class with __slots__ may have no weak references
+            there = lambda: stage  # noqa: E731
+        self._measured[number] = there, recall
+
+    def of(self, stage: FirstStage) -> float | None:
+        there, recall = self._measured.get(id(stage), (None, None))
+        return recall if there is not None and there() is stage else None
+
+
 def _check_finite(places: np.ndarray, vectors: Float[AnyArray, "b m d"]) -> None:
     """Raise InputError unless a batch's vectors are numbers that can be compared."""
     finite = np.isfinite(np.asarray(vectors)[: len(places)]).all(axis=(1, 2))
     if not finite.all():
         raise InputError(
-            f"context {places[int(np.argmin(finite))]}: the model gives vectors that are not finite; is it "
-            "broken, or float16 too small for it?"
+            f"contexts[{places[int(np.argmin(finite))]}]",
+            problem="the model gives vectors that are not finite",
+            fix="check the model, and that float16 is not too small for it",
         )

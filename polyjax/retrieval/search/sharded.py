@@ -15,9 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from polyjax.inference.programs import Program
 from polyjax.nn.heads import DualHead
 from polyjax.retrieval.index.store import CandidateIndex
-from polyjax.retrieval.search.scan import BLOCK_ROWS, Block, merge_block, nothing_found, power_of_two
+from polyjax.retrieval.search.blocks import Block, power_of_two
+from polyjax.retrieval.search.programs import merge_block, nothing_found
+from polyjax.retrieval.search.scan import BLOCK_ROWS
 from polyjax.types import AnyArray
 
 
@@ -29,13 +32,10 @@ class ShardedScan:
         index: its candidates.
         mesh: its devices share the rows, whatever its axes.
         rows: of a block.
-
-    Attributes:
-        compilations: programs compiled so far.
     """
 
     def __init__(self, head: DualHead, index: CandidateIndex, mesh: Mesh, *, rows: int = BLOCK_ROWS):
-        self.index, self.compilations = index, 0
+        self.index = index
         graph, self._head = nnx.split(head)
         each = -(-index.rows // mesh.size)
         block_rows = min(rows, power_of_two(each))
@@ -50,13 +50,11 @@ class ShardedScan:
             blocks: Block,
             k: int,
         ) -> tuple[Array, Array]:
-            self.compilations += 1
-
             def local(
                 head: nnx.State, vectors: AnyArray, mask: AnyArray, blocks: Block
             ) -> tuple[Array, Array]:
                 def step(best: tuple[Array, Array], block: Block) -> tuple[tuple[Array, Array], None]:
-                    return merge_block(graph, head, vectors, mask, best, block), None
+                    return merge_block(graph, head, vectors, mask, *best, block), None
 
                 # What differs between the devices has to be told apart from what does not.
                 nothing = nothing_found(len(vectors), k)
@@ -76,7 +74,12 @@ class ShardedScan:
             )
             return split(head, vectors, mask, blocks)
 
-        self._search = jax.jit(search, static_argnums=4)
+        self._search = Program(search, static_argnums=4)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._search.compilations
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
@@ -84,13 +87,14 @@ class ShardedScan:
         """Scores and rows of each context's k best candidates; see ``Scan``."""
         # As numpy arrays they are the same on all devices of all processes.
         head = jax.tree.map(np.asarray, self._head)
-        scores, rows = self._search(head, np.asarray(vectors), np.asarray(mask), self._blocks, k)
+        with self._search.once(vectors.shape, k) as search:
+            scores, rows = search(head, np.asarray(vectors), np.asarray(mask), self._blocks, k)
         return np.asarray(scores), np.asarray(rows)
 
     def _placed(self, mesh: Mesh, shape: tuple[int, int, int]) -> Block:
         """All blocks [devices, blocks, rows, ...]; every device is given its own, read from the index."""
         index = self.index
-        live = index.live_rows()
+        live = index.live_rows
         _, n_blocks, rows = shape
         each = n_blocks * rows
         first = index.segments[0]

@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.nn.heads import DualHead
 from polyjax.retrieval.index.rows import decode
 from polyjax.retrieval.index.store import CandidateIndex
 from polyjax.retrieval.search.bounds import ROUND_OFF
-from polyjax.retrieval.search.certified import Outcome
+from polyjax.retrieval.search.outcome import Outcome
 from polyjax.retrieval.search.scan import Scan
 from polyjax.types import AnyArray
 
@@ -49,6 +49,26 @@ class FirstStage(Protocol):
         ...
 
 
+def check_stage(first_stage: object) -> None:
+    """Raise InputError unless it can be searched."""
+    if not isinstance(first_stage, FirstStage):
+        raise InputError(
+            "first_stage",
+            expected="an object with `search`, `exact` and `made_for`, as FaissStage",
+            got=shown(type(first_stage).__name__),
+        )
+
+
+@runtime_checkable
+class HasCandidates(Protocol):
+    """What is searched for candidates, as an ``Index``."""
+
+    @property
+    def candidates(self) -> CandidateIndex:
+        """Those that are searched."""
+        ...
+
+
 class FaissStage:
     """An index of FAISS (extra ``faiss``).
 
@@ -63,7 +83,7 @@ class FaissStage:
 
     @classmethod
     def build(
-        cls, candidates: CandidateIndex, kind: str = "Flat", *, rows_at_once: int = 65536
+        cls, candidates: CandidateIndex | HasCandidates, kind: str = "Flat", *, rows_at_once: int = 65536
     ) -> "FaissStage":
         """An index of all rows of a candidate index.
 
@@ -78,7 +98,10 @@ class FaissStage:
         try:
             import faiss  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError:
-            raise InputError("FAISS is not installed; pip install 'polyjax[faiss]'") from None
+            raise InputError(
+                "kind", problem="FAISS is not installed", fix="run: pip install 'polyjax[faiss]'"
+            ) from None
+        candidates = candidates.candidates if isinstance(candidates, HasCandidates) else candidates
         dim, n = candidates.segments[0].vectors.shape[1], candidates.rows
         try:
             index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
@@ -90,7 +113,9 @@ class FaissStage:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(
-                f"kind: FAISS cannot make {kind!r} of {n:,} rows ({reason}); Flat and HNSW32 suit any number"
+                "kind",
+                problem=f"FAISS cannot make {kind!r} of {n:,} rows ({reason})",
+                fix="choose Flat or HNSW32, which suit any number",
             ) from None
         return cls(index, exact=kind == "Flat", made_for=candidates.identity)
 
@@ -109,9 +134,10 @@ class StagedSearch:
         stage: the first stage.
         depth: length of the first lists.
         deepest: share of the candidates at which lists are no longer made longer.
+        recall: of the scan's best, as it was measured; None if it was not.
 
     Attributes:
-        recall: of the scan's best, as ``measure_recall`` found it; None before that.
+        recall: as it was given, or as ``measure_recall`` found it.
     """
 
     def __init__(
@@ -122,6 +148,7 @@ class StagedSearch:
         *,
         depth: int = 256,
         deepest: float = 0.25,
+        recall: float | None = None,
     ):
         form = head.product_form
         if form is None:
@@ -132,13 +159,14 @@ class StagedSearch:
             )
         if stage.made_for != scan.index.identity:
             raise InputError(
-                "first_stage: it was made for another index, or for this one before candidates were added or "
-                "the index was compacted; make it again"
+                "first_stage",
+                problem="it was made for another index, or for this one before candidates were added or the "
+                "index was compacted",
+                fix="make it again",
             )
         self.scan, self.stage, self._scale = scan, stage, form.scale
-        self._depth, self._deepest = depth, deepest
-        self._live = scan.index.live_rows()
-        self.recall: float | None = None
+        self._depth, self._deepest, self.recall = depth, deepest, recall
+        self._live = scan.index.live_rows
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
@@ -161,8 +189,10 @@ class StagedSearch:
             rows = np.unique(found[found >= 0])
             if len(rows) and rows[-1] >= n:
                 raise InputError(
-                    f"first_stage: expected the index's rows from 0 to {n - 1}, got {rows[-1]}; "
-                    "it was made for another index"
+                    "first_stage",
+                    expected=f"the index's rows from 0 to {n - 1}",
+                    got=int(rows[-1]),
+                    fix="make it for this index",
                 )
             if self.stage.exact:
                 self._check(real, found[:, 0], products[:, 0], slack)
@@ -193,8 +223,9 @@ class StagedSearch:
         own = decode(*self.scan.index.stored(order))[places]
         if not np.abs((vectors * own).sum(1) - products).max() <= slack:
             raise InputError(
-                "first_stage: its products are not those of the index's vectors; "
-                "it was made for another index"
+                "first_stage",
+                problem="its products are not those of the index's vectors",
+                fix="make it for this index",
             )
 
     def measure_recall(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> float:

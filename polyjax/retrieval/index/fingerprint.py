@@ -1,0 +1,135 @@
+"""What an index belongs to: the model that made its vectors, known by digests of values.
+
+A digest is that of canonical JSON, in which entries at their defaults are left out: a new setting with a
+default changes no digest. So the default of a setting must never change; a new setting is added instead.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from polyjax.config import to_json
+from polyjax.data.token_store import tokenizer_digest
+from polyjax.inference.scorer import TextScorer
+
+VERSION = 6
+"""Of an index's format. In version 5 digests were those of ``repr()``; its files are otherwise the same."""
+READABLE = (5, VERSION)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """All that a candidate's vector depends on; digests but for the arithmetic.
+
+    Attributes:
+        weights: of the parameters as they are used, so they differ with the arithmetic too.
+        architecture: of the encoder's and the head's settings.
+        tokenizer: of its files.
+        lengths: of the settings by which texts become tokens.
+        arithmetic: the encoder's dtype.
+    """
+
+    weights: str
+    architecture: str
+    tokenizer: str
+    lengths: str
+    arithmetic: str
+
+    def mismatch(self, other: "Fingerprint") -> str:
+        """How an index with this fingerprint and a model with another one differ, in words; "" if not."""
+        if self.arithmetic != other.arithmetic:
+            return (
+                f"the index was computed in {self.arithmetic}, and the model computes in {other.arithmetic}"
+            )
+        parts = [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+        return f"the index was made with another model (other {', '.join(parts)})" if parts else ""
+
+    @property
+    def key(self) -> str:
+        """A text that no other fingerprint has. Parts of an index's identity, which must not change."""
+        names = ("weights", "architecture", "tokenizer", "lengths", "arithmetic")
+        return f"Fingerprint({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+def fingerprint(scorer: TextScorer, version: int = VERSION) -> Fingerprint:
+    """The fingerprint of a model.
+
+    Args:
+        scorer: the model.
+        version: of the index's format, one of ``READABLE``.
+    """
+    digest = {5: _digest_of_repr, VERSION: _digest}[version]
+    settings = scorer.settings
+    # What the arithmetic is has an entry of its own.
+    encoder = dataclasses.replace(settings.encoder, dtype="float32")
+    return Fingerprint(
+        weights=scorer.parameters_digest(),
+        architecture=digest(encoder, settings.head),
+        tokenizer=tokenizer_digest(scorer.text.tokenizer),
+        lengths=digest(scorer.text.config),
+        arithmetic=settings.encoder.dtype,
+    )
+
+
+def canonical(value: Any) -> Any:
+    """Plain JSON data of settings, without the entries that are at their defaults.
+
+    >>> from polyjax.nn.heads import BiConfig
+    >>> canonical(BiConfig(normalize=True))
+    {'type': 'BiConfig', 'normalize': True}
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return [canonical(item) for item in value] if isinstance(value, tuple | list) else to_json(value)
+    # A part from outside the package is known by its name and version.
+    found = {"type": type(value).__name__}
+    found |= {name: getattr(value, name) for name in ("name", "version") if hasattr(type(value), name)}
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is dataclasses.MISSING or given != default:
+            found[field.name] = canonical(given)
+    return found
+
+
+def _digest(*settings: Any) -> str:
+    text = json.dumps([canonical(one) for one in settings], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _digest_of_repr(*settings: Any) -> str:
+    """As version 5 has it; "" for settings that it could not have."""
+    texts = [_repr_of_version_5(one) for one in settings]
+    if None in texts:
+        return ""
+    # As Python writes a tuple.
+    inside = ", ".join(filter(None, texts)) + ("," if len(texts) == 1 else "")
+    return hashlib.sha256(f"({inside})".encode()).hexdigest()
+
+
+_NAMES_OF_VERSION_5 = {
+    "EncoderConfig": "vocab_size dim n_layers n_heads mlp_dim n_positions n_segments norm embedding_norm "
+    "positions activation norm_eps embedding_scale output_scaling zero_padding dropout attention_dropout "
+    "dtype remat remat_keeps scan",
+    "BiConfig": "reduction shared_encoder normalize score_scale shared_words candidate_mlp over_padding",
+    "PolyConfig": "n_codes codes codes_attention codes_heads codes_std candidate_attention candidate_heads "
+    "candidate_sharpness reduction shared_encoder normalize score_scale over_padding",
+    "TextConfig": "max_turns context_tokens candidate_tokens buckets padding layout",
+}
+"""The settings that there were, in their order."""
+
+
+def _repr_of_version_5(settings: Any) -> str | None:
+    """What ``repr`` of these settings was; None where they have what there was not."""
+    kind = type(settings).__name__
+    names = _NAMES_OF_VERSION_5.get(kind, "").split()
+    beyond = {name for name in canonical(settings) if name != "type"} - set(names)
+    if not names or beyond:
+        return None
+    return f"{kind}({', '.join(f'{name}={getattr(settings, name)!r}' for name in names)})"

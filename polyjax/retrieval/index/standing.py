@@ -1,0 +1,70 @@
+"""Whether an index that is there is the one that is asked for, or must not be built over."""
+
+import dataclasses
+from pathlib import Path
+
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
+from polyjax.retrieval.index.fingerprint import READABLE
+from polyjax.retrieval.index.manifest import MANIFEST, read_manifest, read_version
+from polyjax.retrieval.index.rows import IndexDtype
+from polyjax.retrieval.index.store import CandidateIndex, open_index
+
+REPLACE = "set `replace` to build over it, or name another folder"
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What is in a folder in which an index is wanted.
+
+    Attributes:
+        index: it, if it is there already.
+        reason: otherwise why not.
+        occupied: whether another index is there, which building would replace.
+    """
+
+    index: CandidateIndex | None
+    reason: str = ""
+    occupied: bool = False
+
+    def check_free(
+        self, folder: Path, *, fix: str = "set `replace` to build over it, or name another folder"
+    ) -> None:
+        """Raise InputError if building would replace another index.
+
+        Args:
+            folder: of the index.
+            fix: what the caller can do.
+        """
+        if self.occupied:
+            raise InputError.in_file(folder, problem=self.reason, fix=fix)
+
+
+def standing(folder: Path, *, scorer: TextScorer, source: str, dtype: IndexDtype | None = None) -> Standing:
+    """What is in a folder.
+
+    Args:
+        folder: of the index that is wanted.
+        scorer: its model.
+        source: digest of its candidates.
+        dtype: of its vectors; any where None.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        # Of a broken one there is nothing to keep; one of a later version is whole.
+        newer = (folder / MANIFEST).exists() and read_version(folder) not in (None, *READABLE)
+        return Standing(None, error.problem or str(error), occupied=newer)
+    if mismatch := manifest.mismatch(scorer):
+        return Standing(None, mismatch, occupied=True)
+    if not manifest.source:
+        reason = "the index has been added to or removed from since it was built"
+        return Standing(None, reason, occupied=True)
+    if manifest.source != source:
+        return Standing(None, "the index holds other candidates", occupied=True)
+    if dtype not in (None, manifest.dtype):
+        return Standing(None, f"the index keeps vectors in {manifest.dtype}", occupied=True)
+    try:
+        return Standing(open_index(folder))
+    except InputError as error:
+        return Standing(None, error.problem or str(error))

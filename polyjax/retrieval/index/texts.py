@@ -1,0 +1,89 @@
+"""Which texts are candidates of an index: copies, what is new, what is meant by a text.
+
+Two texts are one by the rule of ``polyjax.data.identity``.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from polyjax.data.identity import text_key
+from polyjax.errors import InputError
+from polyjax.retrieval.index.store import CandidateIndex
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """A sha256 of candidates in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8") + b"\0")
+    return digest.hexdigest()
+
+
+def first_places(texts: Sequence[str]) -> np.ndarray:
+    """The places of texts that are no copies of an earlier one, int [n].
+
+    >>> first_places(["yes", "no", "Yes ", "maybe"]).tolist()
+    [0, 1, 3]
+    """
+    places: dict[str, int] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text_key(text), place)
+    return np.fromiter(places.values(), int, len(places))
+
+
+def added(index: CandidateIndex, texts: Sequence[str], *, next_id: int) -> tuple[list[int], list[str]]:
+    """The id that each text has once all are added, and those of them that are new.
+
+    Args:
+        index: which they are added to.
+        texts: in the order in which new ones are given ids.
+        next_id: id of the first new one.
+    """
+    known: dict[str, int] = {}
+    for id_, text in index.items():
+        known.setdefault(text_key(text), id_)
+    ids, new = [], []
+    for text in texts:
+        key = text_key(text)
+        if key not in known:
+            known[key] = next_id + len(new)
+            new.append(text)
+        ids.append(known[key])
+    return ids, new
+
+
+def ids_of(index: CandidateIndex, texts: Sequence[str]) -> list[int]:
+    """The ids of candidates that are named by their texts, increasing.
+
+    A candidate of exactly that text is meant before one that is the same text by the rule, as it may be where
+    an index was built before there was the rule.
+
+    Raises:
+        InputError: a text is not in the index, or several candidates are meant and none is exactly that text.
+    """
+    exact: defaultdict[str, list[int]] = defaultdict(list)
+    alike: defaultdict[str, list[int]] = defaultdict(list)
+    for id_, text in index.items():
+        exact[text].append(id_)
+        alike[text_key(text)].append(id_)
+    found: set[int] = set()
+    missing = []
+    for text in texts:
+        meant = exact.get(text) or alike.get(text_key(text), [])
+        if len(meant) > 1 and text not in exact:
+            raise InputError(
+                "texts",
+                problem=f"{text[:60]!r} may be any of the candidates {meant}, which differ in spelling only",
+                fix="name one by its exact text or by `ids`",
+            )
+        missing += [] if meant else [text]
+        found.update(meant)
+    if missing:
+        raise InputError(
+            "texts",
+            problem=f"{len(missing):,} of {len(texts):,} are not in the index, first {missing[0][:60]!r}",
+        )
+    return sorted(found)

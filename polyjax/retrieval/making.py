@@ -1,0 +1,66 @@
+"""Texts -> an index that can be searched: built, or opened where it is there already."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from polyjax.data.candidates import candidate_lines
+from polyjax.inference.arguments import as_texts
+from polyjax.inference.scorer import TextScorer
+from polyjax.retrieval.index.build import build_index
+from polyjax.retrieval.index.rows import IndexDtype
+from polyjax.retrieval.index.standing import standing
+from polyjax.retrieval.index.store import in_memory
+from polyjax.retrieval.index.texts import first_places, text_digest
+from polyjax.retrieval.search.programs import SearchPrograms
+from polyjax.retrieval.searchable import Index
+from polyjax.runtime.progress import errors, meter
+
+
+def make_index(
+    scorer: TextScorer,
+    candidates: str | os.PathLike[str] | Sequence[str],
+    folder: Path | None = None,
+    *,
+    dtype: IndexDtype = "float32",
+    mesh: Mesh | None = None,
+    replace: bool = False,
+    programs: SearchPrograms | None = None,
+) -> Index:
+    """The index of some candidates; progress is shown on standard error.
+
+    Args:
+        scorer: encodes them.
+        candidates: texts, or the path of a file with one a line.
+        folder: where it is kept; in memory only where None. An index of just these candidates that is there
+            is opened; an interrupted build is resumed.
+        dtype: of the kept vectors.
+        mesh: devices that share the candidates of a search.
+        replace: build in any case, and replace another index that is there at the end.
+        programs: compiled programs that other indexes of the scorer use too.
+
+    Raises:
+        InputError: another index is in the folder, or a file or folder cannot be read or written.
+    """
+    if isinstance(candidates, str | os.PathLike):
+        texts = candidate_lines(Path(candidates))
+    else:
+        texts = as_texts("candidates", candidates)
+    if folder is None:
+        places = first_places(texts)
+        kept = [texts[i] for i in places]
+        with meter("encoding", len(kept), unit="candidates", out=errors) as bar:
+            vectors = scorer.encode_candidates(kept, progress=bar.add)
+        found = in_memory(kept, vectors, dtype, ids=places)
+        return Index(scorer, found, mesh=mesh, next_id=len(texts), programs=programs)
+    found = None
+    if not replace:
+        there = standing(folder, scorer=scorer, source=text_digest(texts), dtype=dtype)
+        there.check_free(folder)
+        found = there.index
+    if found is None:
+        with meter("encoding", len(texts), unit="candidates", out=errors) as bar:
+            found = build_index(folder, texts, scorer, dtype=dtype, progress=bar.add)
+    return Index(scorer, found, folder=folder, mesh=mesh, programs=programs)

@@ -1,0 +1,110 @@
+"""The rows of an index in blocks of one shape, so that one program computes with all of them.
+
+On a CPU a block is the memory-mapped file itself: nothing is copied, except of segments that are shorter than
+a block, which share some.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from polyjax.retrieval.index.rows import filled
+from polyjax.retrieval.index.store import CandidateIndex, Segment
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Rows from ``first`` on of an index, on the device; where ``live`` is False there is none."""
+
+    first: Int[Array, ""]
+    vectors: Float[Array, "n d"]
+    scales: Float[Array, " n"] | None
+    norms: Float[Array, " n"]
+    live: Bool[Array, " n"]
+
+
+def kind_of(block: Block) -> tuple:
+    """What programs over blocks differ in: shape, dtype, and whether rows have scales."""
+    return block.vectors.shape, block.vectors.dtype, block.scales is None
+
+
+def blocks_of(index: CandidateIndex, *, rows: int, coarse: bool = False) -> list[Block]:
+    """The rows of an index in blocks.
+
+    Args:
+        index: what is searched.
+        rows: of a block.
+        coarse: rows in bfloat16's precision do.
+    """
+    blocks: list[Block] = []
+    short: list[Segment] = []
+    start = 0
+    for segment in index.segments:
+        n = len(segment.ids)
+        if n < rows:
+            short.append(segment)
+        else:
+            blocks += _gathered(index, short, start, rows, coarse)
+            blocks += _mapped(index, segment, start, rows, coarse)
+            short = []
+        start += n
+    return blocks + _gathered(index, short, start, rows, coarse)
+
+
+def _mapped(index: CandidateIndex, segment: Segment, start: int, rows: int, coarse: bool) -> list[Block]:
+    """A segment's blocks, which are its own memory."""
+    n, live, blocks = len(segment.ids), index.live(segment), []
+    for at in range(0, n, rows):
+        # The last block reaches back over rows of the one before: filling it up would copy it.
+        first = min(at, n - rows)
+        part = slice(first, first + rows)
+        real = live[part].copy()
+        real[: at - first] = False
+        vectors = segment.coarse if coarse else segment.vectors
+        blocks.append(
+            Block(
+                jax.device_put(np.int32(start + first)),
+                jax.device_put(vectors[part], may_alias=True),  # otherwise a copy
+                None if segment.scales is None else jax.device_put(segment.scales[part], may_alias=True),
+                jax.device_put(segment.norms[part, 0].copy()),
+                jax.device_put(real),
+            )
+        )
+    return blocks
+
+
+def _gathered(
+    index: CandidateIndex, segments: Sequence[Segment], end: int, rows: int, coarse: bool
+) -> list[Block]:
+    """Blocks that segments of fewer rows than a block share, which is a copy; their rows end at ``end``."""
+    if not segments:
+        return []
+    live = np.concatenate([index.live(segment) for segment in segments])
+    vectors = np.concatenate([s.coarse if coarse else s.vectors for s in segments])
+    norms = np.concatenate([s.norms[:, 0] for s in segments])
+    scales = [s.scales for s in segments if s.scales is not None]
+    row_scales = np.concatenate(scales) if scales else None
+    first, blocks = end - len(live), []
+    for at in range(0, len(live), rows):
+        part = slice(at, at + rows)
+        blocks.append(
+            Block(
+                jax.device_put(np.int32(first + at)),
+                jax.device_put(filled(vectors[part], rows), may_alias=True),
+                None if row_scales is None else jax.device_put(filled(row_scales[part], rows)),
+                jax.device_put(filled(norms[part], rows)),
+                jax.device_put(filled(live[part], rows)),
+            )
+        )
+    return blocks
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,318 @@
+"""An index with the model that made it: what is searched, added to and removed from."""
+
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, get_args, runtime_checkable
+
+import numpy as np
+from jax.sharding import Mesh
+
+from polyjax.errors import InputError, shown
+from polyjax.inference.arguments import Context, as_contexts, as_texts, as_turns, check_choice, check_count
+from polyjax.inference.scorer import Progress, TextScorer, ignore
+from polyjax.retrieval.index.build import add_to_index
+from polyjax.retrieval.index.change import compact, removable, remove
+from polyjax.retrieval.index.rows import IndexDtype
+from polyjax.retrieval.index.store import CandidateIndex, memory_segment, open_index
+from polyjax.retrieval.index.texts import added, ids_of
+from polyjax.retrieval.search.programs import SearchPrograms
+from polyjax.retrieval.search.searcher import Method, Results, Searcher
+from polyjax.retrieval.stages.faiss import FirstStage, check_stage
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """A model that scores the best candidates once more, as a ``Ranker``."""
+
+    def score_batch(
+        self, contexts: Sequence[Context], candidates: Sequence[Sequence[str]]
+    ) -> list[np.ndarray]:
+        """Scores of each context's own candidates, float32 [n] each."""
+        ...
+
+
+class Index:
+    """Candidates that were encoded once, and the model that searches them. Threads may share one.
+
+    ``Ranker.index`` and ``Ranker.open_index`` make it. The id of a candidate is its place in the list that
+    the index was built from; additions are given the ids that follow, and no id is given twice. Of texts that
+    are one (``polyjax.data.identity``) the first is kept.
+
+    Args:
+        scorer: what the candidates were encoded with.
+        candidates: with their vectors.
+        folder: where they are kept; in memory only where None.
+        mesh: devices that share the candidates.
+        next_id: of the next addition to an index in memory; after the last one's by default.
+        programs: compiled programs that other indexes of the scorer use too.
+    """
+
+    def __init__(
+        self,
+        scorer: TextScorer,
+        candidates: CandidateIndex,
+        *,
+        folder: Path | None = None,
+        mesh: Mesh | None = None,
+        next_id: int | None = None,
+        programs: SearchPrograms | None = None,
+    ):
+        self.folder = folder
+        self._scorer, self._mesh = scorer, mesh
+        self._programs = programs or SearchPrograms(scorer.head)
+        self._candidates = candidates
+        self._searcher: Searcher | None = None  # made when it is first needed
+        self._next_id = int(candidates.segments[-1].ids[-1]) + 1 if next_id is None else next_id
+        self._changing, self._making = threading.Lock(), threading.Lock()
+
+    def __repr__(self) -> str:
+        """What it holds, and where."""
+        place = "in memory" if self.folder is None else f"in {str(self.folder)!r}"
+        return f"<Index of {len(self):,} candidates, {self.dtype}, {place}>"
+
+    def __len__(self) -> int:
+        """Candidates that can be found."""
+        return len(self.candidates)
+
+    @property
+    def candidates(self) -> CandidateIndex:
+        """The candidates with their vectors, as they are now."""
+        return self._candidates
+
+    @property
+    def dtype(self) -> IndexDtype:
+        """Of the kept vectors."""
+        return self.candidates.dtype
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all candidates that can be found, in the order of their ids."""
+        return [text for _, text in self.items()]
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids of all candidates that can be found, increasing."""
+        return [id_ for id_, _ in self.items()]
+
+    def items(self) -> Iterator[tuple[int, str]]:
+        """Ids and texts of all candidates that can be found, by increasing id."""
+        return self.candidates.items()
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far, those of encoding and of other indexes of the model included."""
+        return self._scorer.compilations if self._searcher is None else self._searcher.compilations
+
+    def search(
+        self,
+        context: Context,
+        top_k: int = 10,
+        *,
+        method: Method = "auto",
+        first_stage: FirstStage | None = None,
+        rerank: Reranker | None = None,
+        rerank_top: int = 50,
+    ) -> Results:
+        """The best candidates, best first: with float32 exactly those that ranking all would put first.
+
+        Args:
+            context: the turns so far, oldest first; a text is a single turn.
+            top_k: at most so many.
+            method: ``scan`` scores every candidate; ``certified`` finds the same with a bound on those
+                that it need not score; ``auto`` takes the faster of the two; ``quick`` scores all in
+                bfloat16 and the best 1,024 of those exactly, which proves nothing where there are more.
+            first_stage: an index of inner products, as FAISS's, that proposes candidates instead; then
+                ``certified`` says whether the result is exact, and ``recall`` what it is where it is not
+                (once ``measure_recall`` was called).
+            rerank: another model, as a cross-encoder's Ranker, that scores the best ones once more.
+            rerank_top: how many those are.
+
+        Raises:
+            InputError: the context has no turn, or an argument is out of range.
+        """
+        turns = [as_turns("context", context)]
+        return self._found(turns, top_k, method, first_stage, rerank, rerank_top)[0]
+
+    def search_batch(
+        self,
+        contexts: Sequence[Context],
+        top_k: int = 10,
+        *,
+        method: Method = "auto",
+        first_stage: FirstStage | None = None,
+        rerank: Reranker | None = None,
+        rerank_top: int = 50,
+    ) -> list[Results]:
+        """``search`` for several contexts, which share the scan and the re-ranker's batches."""
+        return self._found(as_contexts(contexts), top_k, method, first_stage, rerank, rerank_top)
+
+    def _found(
+        self,
+        turns: Sequence[Sequence[str]],
+        top_k: int,
+        method: Method,
+        first_stage: FirstStage | None,
+        rerank: Reranker | None,
+        rerank_top: int,
+    ) -> list[Results]:
+        check_count("top_k", top_k)
+        check_choice("method", method, get_args(Method))
+        if first_stage is not None:
+            check_stage(first_stage)
+        searcher = self._searching()
+        if rerank is None:
+            return searcher.search(turns, top_k, method=method, first_stage=first_stage)
+        if not isinstance(rerank, Reranker):
+            got = shown(f"a value of type {type(rerank).__name__}")
+            raise InputError("rerank", expected="a Ranker, as Ranker.load gives", got=got)
+        check_count("rerank_top", rerank_top)
+        if rerank_top < top_k:
+            raise InputError("rerank_top", expected=f"at least `top_k`, which is {top_k}", got=rerank_top)
+        found = searcher.search(turns, rerank_top, method=method, first_stage=first_stage)
+        return _reranked(rerank, turns, found, top_k)
+
+    def measure_recall(
+        self, contexts: Sequence[Context], first_stage: FirstStage, *, top_k: int = 10
+    ) -> float:
+        """Share of the scan's best candidates that searches through a first stage find.
+
+        Results of later searches through it that are not certified say it too (``Results.recall``).
+
+        Args:
+            contexts: some, like those that will be searched for.
+            first_stage: as ``search`` takes it.
+            top_k: best candidates of each context.
+
+        Raises:
+            InputError: there is no context, or the first stage was made for another index.
+        """
+        check_count("top_k", top_k)
+        check_stage(first_stage)
+        turns = as_contexts(contexts)
+        if not turns:
+            raise InputError("contexts", expected="at least one", got=turns)
+        return self._searching().measure_recall(turns, top_k, first_stage)
+
+    def compile(self, top_k: int = 10) -> int:
+        """Compile ahead of time all that searching for single contexts needs; the number of programs.
+
+        Programs in the compilation cache are taken from there.
+
+        Args:
+            top_k: as it will be asked for.
+        """
+        check_count("top_k", top_k)
+        return self._searching().compile(top_k)
+
+    def add(self, texts: Sequence[str], *, progress: Progress = ignore) -> list[int]:
+        """Encode further candidates; those that it holds already are left out.
+
+        Args:
+            texts: candidates.
+            progress: called with the number of candidates done.
+
+        Returns:
+            The id of each text; of one that was held already, or of a copy, that of the candidate kept.
+
+        Raises:
+            InputError: a text cannot be encoded; on disk, see ``open_index``, or another process writes it.
+        """
+        texts = as_texts("texts", texts)
+        with self._changing:
+            if self.folder is not None:
+                ids = add_to_index(self.folder, texts, self._scorer, progress=progress)
+                self._reopen(self.folder)
+                return ids
+            index = self.candidates
+            ids, new = added(index, texts, next_id=self._next_id)
+            progress(len(texts) - len(new))
+            if new:
+                vectors = self._scorer.encode_candidates(new, progress=progress)
+                new_ids = np.arange(self._next_id, self._next_id + len(new))
+                segment = memory_segment(new, vectors, index.dtype, ids=new_ids)
+                changed = CandidateIndex([*index.segments, segment], index.dtype, removed=index.removed)
+                self._take(changed)
+                self._next_id += len(new)
+            return ids
+
+    def remove(self, *, ids: Sequence[int] | None = None, texts: Sequence[str] | None = None) -> int:
+        """Take candidates out; the number that were in it.
+
+        Args:
+            ids: of the candidates.
+            texts: or their texts.
+
+        Raises:
+            InputError: neither or both are given, an id was never given, or no candidate has a text.
+        """
+        if (ids is None) == (texts is None):
+            raise InputError("ids", problem="name what to remove: either `ids` or `texts`")
+        with self._changing:
+            if self.folder is not None:
+                self._reopen(self.folder)  # others may have changed it
+            index = self.candidates
+            if texts is not None:
+                ids = ids_of(index, as_texts("texts", texts))
+            assert ids is not None
+            if self.folder is not None:
+                count = remove(self.folder, ids)
+                self._reopen(self.folder)
+                return count
+            fresh = removable(index, ids, next_id=self._next_id)
+            if len(fresh):
+                removed = np.union1d(index.removed, fresh)
+                self._take(CandidateIndex(index.segments, index.dtype, removed=removed))
+            return len(fresh)
+
+    def compact(self) -> int:
+        """Put an index on disk into one piece without the removed candidates; the number that were dropped.
+
+        Raises:
+            InputError: nothing would be left, another process writes the index, or it is in memory.
+        """
+        if self.folder is None:
+            raise InputError("folder", problem="an index in memory cannot be compacted", fix="build it again")
+        with self._changing:
+            dropped = compact(self.folder)
+            self._reopen(self.folder)
+            return dropped
+
+    def _reopen(self, folder: Path) -> None:
+        candidates = open_index(folder, scorer=self._scorer)
+        if candidates.manifest != self._candidates.manifest:
+            self._take(candidates)
+
+    def _take(self, candidates: CandidateIndex) -> None:
+        """Search other candidates from now on; a search that has begun keeps its own."""
+        with self._making:
+            if self._searcher is not None:
+                self._searcher = self._searcher_of(candidates)
+            self._candidates = candidates
+
+    def _searching(self) -> Searcher:
+        if self._searcher is None:
+            with self._making:
+                self._searcher = self._searcher or self._searcher_of(self._candidates)
+        return self._searcher
+
+    def _searcher_of(self, candidates: CandidateIndex) -> Searcher:
+        return Searcher(self._scorer, candidates, mesh=self._mesh, programs=self._programs)
+
+
+def _reranked(
+    model: Reranker, contexts: Sequence[Sequence[str]], found: Sequence[Results], top_k: int
+) -> list[Results]:
+    """What was found, ordered by another model; the pairs of all contexts are batched by length."""
+    scored = [i for i, results in enumerate(found) if len(results)]
+    scores = model.score_batch([contexts[i] for i in scored], [[f.text for f in found[i]] for i in scored])
+    again = list(found)
+    for i, row in zip(scored, scores, strict=True):
+        order = np.argsort(-row, kind="stable")[:top_k].tolist()
+        best = (
+            dataclasses.replace(found[i][j], score=float(row[j]), first_score=found[i][j].score)
+            for j in order
+        )
+        again[i] = dataclasses.replace(found[i], found=tuple(best), certified=False, recall=None)
+    return again
