@@ -11,8 +11,7 @@ from polyjax.nn.encoders import Encoder, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
 from polyjax.nn.scorers import CrossScorer, DualScorer, ModelConfig, make_scorer
 from polyjax.ranker import Ranked, Ranker
-from polyjax.retrieval.index.store import CandidateIndex
-from polyjax.retrieval.search.searcher import Found
+from polyjax.retrieval import CandidateIndex, Found, Index
 from polyjax.types import Batch, DualInputs, Example, PairInputs, Tokens
 from polyjax.version import __version__
 
@@ -48,6 +47,7 @@ __all__ = [
     "Example",
     "Found",
     "HeadConfig",
+    "Index",
     "InputError",
     "ModelConfig",
     "PairInputs",

@@ -38,8 +38,8 @@ class Batching:
     def rows(self, n: int, length: int) -> int:
         """Rows to which a batch of n sequences is filled up: 1, 8 or full, the same number on each device."""
         full = self.full(length)
-        least = (-(-rows // self.devices) * self.devices for rows in (1, 8, full))
-        return next(rows for rows in least if rows >= n or rows >= full)
+        few = (-(-rows // self.devices) * self.devices for rows in (1, 8))
+        return next((rows for rows in few if n <= rows < full), full)
 
     def batches(
         self, lengths: np.ndarray, limit: int, longest: int | None = None

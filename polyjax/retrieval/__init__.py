@@ -1,0 +1,21 @@
+"""Candidates that are encoded once: indexes in memory and on disk, and how they are searched."""
+
+from polyjax.retrieval.index.rows import IndexDtype
+from polyjax.retrieval.index.store import CandidateIndex
+from polyjax.retrieval.making import make_index
+from polyjax.retrieval.search.searcher import Found, Method, Results
+from polyjax.retrieval.searchable import Index, Reranker
+from polyjax.retrieval.stages.faiss import FaissStage, FirstStage
+
+__all__ = [
+    "CandidateIndex",
+    "FaissStage",
+    "FirstStage",
+    "Found",
+    "Index",
+    "IndexDtype",
+    "Method",
+    "Reranker",
+    "Results",
+    "make_index",
+]
