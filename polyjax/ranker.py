@@ -67,12 +67,8 @@ class Ranker:
 
     def __init__(self, scorer: TextScorer):
         if isinstance(scorer, str | os.PathLike):
-            raise InputError(
-                "scorer",
-                expected="a scorer of texts",
-                got=str(scorer),
-                fix=f"write Ranker.load({str(scorer)!r})",
-            )
+            fix = f"write Ranker.load({str(scorer)!r})"
+            raise InputError("scorer", expected="a scorer of texts", got=str(scorer), fix=fix)
         if not isinstance(scorer, TextScorer):
             got = shown(f"a value of type {type(scorer).__name__}")
             raise InputError("scorer", expected="a scorer of texts, as Ranker.load makes", got=got)

@@ -1,20 +1,26 @@
 """The compiled programs of a scorer: tokens in, vectors and scores out, one program a shape."""
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float
 
 from polyjax.inference.forks import refuse_forked
+from polyjax.mesh.placement import ROWS, everywhere, placed, row_devices, shardings_of, used
 from polyjax.nn.encoders import Dtype
+from polyjax.nn.heads import DualHead
 from polyjax.nn.scorers import CrossScorer, DualScorer, Scorer
 from polyjax.types import AnyArray, Tokens
+
+T = TypeVar("T")
 
 
 class Program:
@@ -59,19 +65,39 @@ class Program:
             self._known.add(shape)
 
 
-class Programs:
-    """What is computed with a scorer.
+class Compiled:
+    """A scorer with its parameters where they are used, and its programs. Threads may share one.
 
     Args:
-        graph: the scorer without its parameters.
-        out: where results are needed; where they are computed if None.
+        scorer: bi-, poly- or cross-encoder, or one with a head of its own.
+        mesh: devices that share the rows of a batch; one device where None.
+
+    Attributes:
+        settings: the scorer's configuration.
+        devices: devices that share the rows of a batch.
+
+    Raises:
+        InputError: the process was forked from one that had started jax.
     """
 
-    def __init__(self, graph: nnx.GraphDef[Any], *, out: NamedSharding | None):
+    def __init__(self, scorer: Scorer, *, mesh: Mesh | None = None):
+        refuse_forked()
+        self.settings = scorer.settings
+        self.devices = 1 if mesh is None else row_devices(mesh)
+        self._mesh, self._digest = mesh, ""
+        self._graph, self._state = nnx.split(for_inference(scorer))
+        self._shardings: nnx.State | None = None
+        if mesh is not None:
+            self._shardings = used(shardings_of(self._state, mesh))
+            self._state = placed(self._state, self._shardings)
+        # Every process needs all results.
+        out = None if mesh is None else everywhere(mesh)
+
         def program(function: Callable[..., Any]) -> Program:
-            return Program(
-                lambda state, *arguments: function(nnx.merge(graph, state), *arguments), out_shardings=out
-            )
+            def run(state: nnx.State, *arguments: Any) -> Any:
+                return function(nnx.merge(self._graph, state), *arguments)
+
+            return Program(run, out_shardings=out)
 
         self._candidates = program(DualScorer.encode_candidates)
         self._contexts = program(DualScorer.encode_context)
@@ -81,35 +107,63 @@ class Programs:
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
-        return sum(program.compilations for program in vars(self).values())
+        programs = self._candidates, self._contexts, self._scores, self._pairs
+        return sum(program.compilations for program in programs)
 
-    def encode_candidates(self, state: nnx.State, tokens: Tokens) -> Float[Array, "n d"]:
+    @property
+    def head(self) -> DualHead:
+        """The scoring head, with its parameters, of a scorer that encodes candidates apart."""
+        return nnx.merge(self._graph, self._state).head
+
+    def update(self, scorer: Scorer) -> None:
+        """Take the parameters of a scorer of the same shape; nothing is compiled again."""
+        state = nnx.state(for_inference(scorer))
+        self._state = state if self._shardings is None else placed(state, self._shardings)
+        self._digest = ""
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The parameters as they are used, by dotted path."""
+        flat = nnx.to_flat_state(self._state)
+        return {".".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in flat}
+
+    def digest(self) -> str:
+        """A sha256 of the parameters as they are used; computed once."""
+        if not self._digest:
+            digest = hashlib.sha256()
+            for name, value in sorted(self.parameters().items()):
+                digest.update(name.encode() + str(value.dtype).encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    def split(self, rows: T) -> T:
+        """Arrays whose rows the devices share."""
+        return rows if self._mesh is None else jax.device_put(rows, NamedSharding(self._mesh, ROWS))
+
+    def candidates(self, tokens: Tokens) -> Float[Array, "n d"]:
         """Candidates, Tokens [n, t] -> their vectors."""
         with self._candidates.once(tokens.ids.shape) as run:
-            return run(state, tokens)
+            return run(self._state, tokens)
 
-    def encode_contexts(
-        self, state: nnx.State, tokens: Tokens
-    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
+    def contexts(self, tokens: Tokens) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
         """Contexts, Tokens [b, t] -> their vectors, and which of them are real."""
         with self._contexts.once(tokens.ids.shape) as run:
-            return run(state, tokens)
+            return run(self._state, tokens)
 
-    def score(
+    def scores(
         self,
-        state: nnx.State,
         vectors: Float[AnyArray, "b m d"],
         mask: Bool[AnyArray, "b m"],
         candidates: Float[AnyArray, "#b c d"],
     ) -> Float[Array, "b c"]:
         """Context vectors against candidate vectors, one set for all contexts or one each -> scores."""
         with self._scores.once(vectors.shape, candidates.shape) as run:
-            return run(state, vectors, mask, candidates)
+            return run(self._state, vectors, mask, candidates)
 
-    def score_pairs(self, state: nnx.State, tokens: Tokens) -> Float[Array, " n"]:
+    def pairs(self, tokens: Tokens) -> Float[Array, " n"]:
         """Pairs, Tokens [n, t] -> their scores."""
         with self._pairs.once(tokens.ids.shape) as run:
-            return run(state, tokens)
+            return run(self._state, tokens)
 
 
 def for_inference(scorer: Scorer) -> Scorer:

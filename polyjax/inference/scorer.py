@@ -3,23 +3,18 @@
 Evaluation, baselines and the Ranker all score through this one class.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from polyjax.data.text import TextEncoder
 from polyjax.data.token_store import Ids
 from polyjax.inference.batching import Batching, column_bucket, column_buckets, filled, lengths_of, real
-from polyjax.inference.forks import refuse_forked
-from polyjax.inference.programs import Programs, for_inference
-from polyjax.mesh.placement import ROWS, everywhere, placed, row_devices, shardings_of, used
+from polyjax.inference.programs import Compiled
 from polyjax.nn.heads import DualHead
 from polyjax.nn.scorers import Scorer
 from polyjax.types import Tokens
@@ -37,7 +32,6 @@ _PRODUCTS_AT_ONCE = 1 << 23
 Progress = Callable[[int], None]
 Turns = Sequence[str]
 """The turns of a context, oldest first."""
-Rows = TypeVar("Rows")
 
 
 def ignore(n: int) -> None:
@@ -54,6 +48,7 @@ class TextScorer:
             ask for the same texts. One device where None.
 
     Attributes:
+        model: the scorer's parameters and programs, for callers that make batches themselves.
         settings: the scorer's configuration.
         is_dual: whether candidates can be encoded apart from contexts.
         batching: how texts are put into batches.
@@ -63,33 +58,15 @@ class TextScorer:
     """
 
     def __init__(self, scorer: Scorer, text: TextEncoder, *, mesh: Mesh | None = None):
-        refuse_forked()
-        self.text, self.settings = text, scorer.settings
+        self.model, self.text, self.settings = Compiled(scorer, mesh=mesh), text, scorer.settings
         self.is_dual = scorer.inputs == "dual"
-        self._mesh = mesh
-        self.batching = Batching(
-            text=text.config,
-            tokens=CPU_TOKENS_PER_BATCH if jax.default_backend() == "cpu" else TOKENS_PER_BATCH,
-            devices=1 if mesh is None else row_devices(mesh),
-        )
-        self._graph, self._state = nnx.split(for_inference(scorer))
-        self._digest: str | None = None
-        self._shardings: nnx.State | None = None
-        if mesh is not None:
-            self._shardings = used(shardings_of(self._state, mesh))
-            self._state = placed(self._state, self._shardings)
-        # Every process needs all results.
-        self._programs = Programs(self._graph, out=None if mesh is None else everywhere(mesh))
+        tokens = CPU_TOKENS_PER_BATCH if jax.default_backend() == "cpu" else TOKENS_PER_BATCH
+        self.batching = Batching(text=text.config, tokens=tokens, devices=self.model.devices)
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far; each is a shape, so the buckets bound their number."""
-        return self._programs.compilations
-
-    @property
-    def devices(self) -> int:
-        """That share the rows of a batch, and so multiply the rows of a full one."""
-        return self.batching.devices
+        return self.model.compilations
 
     @property
     def dim(self) -> int:
@@ -100,28 +77,15 @@ class TextScorer:
     def head(self) -> DualHead:
         """The scoring head, with its parameters, of a scorer that encodes candidates apart."""
         assert self.is_dual
-        return nnx.merge(self._graph, self._state).head
+        return self.model.head
 
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""
-        state = nnx.state(for_inference(scorer))
-        self._state = state if self._shardings is None else placed(state, self._shardings)
-        self._digest = None
+        self.model.update(scorer)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """The parameters as they are used, by dotted path."""
-        flat = nnx.to_flat_state(self._state)
-        return {".".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in flat}
-
-    def parameters_digest(self) -> str:
-        """A sha256 of the parameters as they are used; computed once."""
-        if self._digest is None:
-            digest = hashlib.sha256()
-            for name, value in sorted(self.parameters().items()):
-                digest.update(name.encode() + str(value.dtype).encode())
-                digest.update(np.ascontiguousarray(value).tobytes())
-            self._digest = digest.hexdigest()
-        return self._digest
+        return self.model.parameters()
 
     def encode_candidates(self, texts: Sequence[str], *, progress: Progress = ignore) -> np.ndarray:
         """Candidate vectors, float32 [n, d], in the order of the texts."""
@@ -222,26 +186,26 @@ class TextScorer:
     def compile_contexts(self) -> tuple[Float[Array, "1 m d"], Bool[Array, "1 m"]]:
         """Compile the encoding of single contexts of all lengths; an empty one's vectors and their mask."""
         vectors, mask = [
-            self._programs.encode_contexts(self._state, self._empty(rows, length))
+            self.model.contexts(self._empty(rows, length))
             for rows, length in self.batching.shapes(1, self.text.config.context_tokens)
         ][0]
         return vectors[:1], mask[:1]
 
     def compile_scores(self, n_candidates: int) -> int:
         """Compile all that scoring up to so many candidates of one context needs; the number of programs."""
-        before, state, config = self.compilations, self._state, self.text.config
+        before, config = self.compilations, self.text.config
         if not self.is_dual:
             for shape in self.batching.shapes(n_candidates, config.pair_limit()):
-                self._programs.score_pairs(state, self._empty(*shape))
+                self.model.pairs(self._empty(*shape))
             return self.compilations - before
         for shape in self.batching.shapes(n_candidates, config.candidate_tokens):
-            self._programs.encode_candidates(state, self._empty(*shape))
+            self.model.candidates(self._empty(*shape))
         rows, length = self.batching.shapes(1, config.context_tokens)[0]
         self.compile_contexts()
-        vectors, mask = self._programs.encode_contexts(state, self._empty(rows, length))
+        vectors, mask = self.model.contexts(self._empty(rows, length))
         for columns in column_buckets(n_candidates):
-            listed = self._split(np.zeros((rows, columns, self.dim), np.float32))
-            self._programs.score(state, vectors, mask, listed)
+            listed = self.model.split(np.zeros((rows, columns, self.dim), np.float32))
+            self.model.scores(vectors, mask, listed)
         return self.compilations - before
 
     def _prepare(self, contexts: Sequence[Turns], *texts: Sequence[str]) -> None:
@@ -257,17 +221,13 @@ class TextScorer:
     def _planned(self, rows: Sequence[Ids]) -> Iterator[tuple[np.ndarray, int]]:
         return self.batching.batches(lengths_of(rows), self.text.config.candidate_tokens)
 
-    def _split(self, rows: Rows) -> Rows:
-        """Arrays whose rows the devices share."""
-        return rows if self._mesh is None else jax.device_put(rows, NamedSharding(self._mesh, ROWS))
-
     def _padded(self, rows: Sequence[Ids], length: int) -> Tokens:
         """A batch's tokens, filled up to a shape that is compiled once."""
         tokens = self.text.pad(rows, length=length)
-        return self._split(filled(tokens, self.batching.rows(len(rows), length)))
+        return self.model.split(filled(tokens, self.batching.rows(len(rows), length)))
 
     def _empty(self, rows: int, length: int) -> Tokens:
-        return self._split(self.text.pad([np.empty(0, np.int32)] * rows, length=length))
+        return self.model.split(self.text.pad([np.empty(0, np.int32)] * rows, length=length))
 
     def _vectors(self, rows: Sequence[Ids], progress: Progress) -> np.ndarray:
         vectors = np.empty((len(rows), self.dim), np.float32)
@@ -279,7 +239,7 @@ class TextScorer:
     def _vector_batches(self, rows: Sequence[Ids], first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for places, length in islice(self._planned(rows), first, None):
             tokens = self._padded([rows[i] for i in places], length)
-            vectors = np.asarray(self._programs.encode_candidates(self._state, tokens))
+            vectors = np.asarray(self.model.candidates(tokens))
             yield places, vectors[: len(places)]
 
     def _context_batches(
@@ -287,7 +247,7 @@ class TextScorer:
     ) -> Iterator[tuple[np.ndarray, Float[Array, "b m d"], Bool[Array, "b m"]]]:
         for places, length in self.batching.batches(lengths_of(rows), self.text.config.context_tokens):
             tokens = self._padded([rows[i] for i in places], length)
-            yield places, *self._programs.encode_contexts(self._state, tokens)
+            yield places, *self.model.contexts(tokens)
 
     def _listed_scores(
         self, contexts: Sequence[Ids], vectors: np.ndarray, index: np.ndarray, progress: Progress
@@ -299,7 +259,7 @@ class TextScorer:
         for places, context_vectors, mask in self._context_batches(contexts):
             listed = np.zeros((len(context_vectors), width, self.dim), np.float32)
             listed[: len(places), :c] = vectors[index[places]]
-            batch = self._programs.score(self._state, context_vectors, mask, self._split(listed))
+            batch = self.model.scores(context_vectors, mask, self.model.split(listed))
             scores[places] = np.asarray(batch)[: len(places), :c]
             progress(len(places))
         return scores
@@ -322,7 +282,7 @@ class TextScorer:
         there = np.ones((r, vectors.shape[1]), bool)
         part[: len(own)] = np.asarray(vectors[start : start + r])[: len(own)]
         there[: len(own)] = np.asarray(mask[start : start + r])[: len(own)]
-        return np.asarray(self._programs.score(self._state, part, there, candidates[None]))
+        return np.asarray(self.model.scores(part, there, candidates[None]))
 
     def _pair_scores(
         self, contexts: Sequence[Ids], candidates: Sequence[Sequence[Ids]], progress: Progress
@@ -341,8 +301,8 @@ class TextScorer:
         done = 0
         for places, length in self.batching.batches(lengths, text.config.pair_limit(), longest):
             tokens = text.pad_pairs([pairs[i] for i in places], length=length)
-            tokens = self._split(filled(tokens, self.batching.rows(len(places), length)))
-            scores[places] = np.asarray(self._programs.score_pairs(self._state, tokens))[: len(places)]
+            tokens = self.model.split(filled(tokens, self.batching.rows(len(places), length)))
+            scores[places] = np.asarray(self.model.pairs(tokens))[: len(places)]
             finished = len(contexts) * (done + len(places)) // len(pairs)
             progress(finished - len(contexts) * done // len(pairs))
             done += len(places)

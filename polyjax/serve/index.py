@@ -6,8 +6,9 @@ from pathlib import Path
 
 from polyjax.errors import InputError
 from polyjax.ranker import Ranker
-from polyjax.retrieval.index.build import add_to_index, check_dual, fingerprint
+from polyjax.retrieval.index.build import add_to_index, check_dual
 from polyjax.retrieval.index.change import remove
+from polyjax.retrieval.index.manifest import read_manifest
 from polyjax.retrieval.index.store import CandidateIndex, open_index
 from polyjax.retrieval.search.searcher import Method, Results, Searcher
 
@@ -46,7 +47,7 @@ class LiveIndex:
             InputError: there is none, it is broken, or it was made with another model.
         """
         check_dual(ranker.scorer)
-        index = open_index(folder, model=fingerprint(ranker.scorer))
+        index = open_index(folder, scorer=ranker.scorer)
         return cls(ranker, index, folder=folder, max_top_n=max_top_n)
 
     @property
@@ -79,9 +80,10 @@ class LiveIndex:
             InputError: the index cannot be changed.
         """
         with self._changing:
+            before = read_manifest(self._kept()).next_id
             ids = add_to_index(self._kept(), texts, self._ranker.scorer)
             self._reopen()
-            return ids
+            return sorted({id_ for id_ in ids if id_ >= before})
 
     def remove(self, *, ids: Sequence[int] = (), texts: Sequence[str] = ()) -> int:
         """Take candidates out, by number or by text, all or none; how many there were.
@@ -108,9 +110,8 @@ class LiveIndex:
 
     def _reopen(self) -> None:
         """Search what is on disk now; compiled before anybody searches it."""
-        searcher = Searcher(
-            self._ranker.scorer, open_index(self._kept(), model=fingerprint(self._ranker.scorer))
-        )
+        scorer = self._ranker.scorer
+        searcher = Searcher(scorer, open_index(self._kept(), scorer=scorer))
         _compile(searcher, self._most)
         self._searcher = searcher
 

@@ -192,19 +192,19 @@ class Model:
     def context_vectors(self, rows: Sequence[Ids], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors float32 [n, m, d] of contexts, and which of them are real [n, m]."""
         tokens = self._padded(rows, length, size)
-        vectors, mask = self._scorer._encode_contexts(self._scorer._state, tokens)
+        vectors, mask = self._scorer.model.contexts(tokens)
         return np.asarray(vectors)[: len(rows)], np.asarray(mask)[: len(rows)]
 
     def candidate_vectors(self, rows: Sequence[Ids], length: int, size: int) -> np.ndarray:
         """Vectors float32 [n, d] of candidates."""
         tokens = self._padded(rows, length, size)
-        return np.asarray(self._scorer._encode_candidates(self._scorer._state, tokens))[: len(rows)]
+        return np.asarray(self._scorer.model.candidates(tokens))[: len(rows)]
 
     def pair_scores(self, rows: Sequence[tuple[Ids, int]], length: int, size: int) -> np.ndarray:
         """Scores float32 [n] of pairs."""
         filled = [*rows, *([(_NOTHING, 0)] * (size - len(rows)))]
         tokens = self._text.pad_pairs(filled, length=length)
-        return np.asarray(self._scorer._score_pairs(self._scorer._state, tokens))[: len(rows)]
+        return np.asarray(self._scorer.model.pairs(tokens))[: len(rows)]
 
     def _padded(self, rows: Sequence[Ids], length: int, size: int) -> Tokens:
         return self._text.pad([*rows, *([_NOTHING] * (size - len(rows)))], length=length)

@@ -13,6 +13,7 @@ from conftest import HEADS, tiny
 from polyjax import BiConfig, Ranker, make_scorer
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.errors import InputError
+from polyjax.inference.programs import Compiled
 from polyjax.inference.scorer import TextScorer
 from polyjax.retrieval.index.fingerprint import READABLE, VERSION, canonical, fingerprint
 from polyjax.retrieval.index.manifest import read_manifest
@@ -63,7 +64,7 @@ def test_indexes_of_version_5_are_changed(before, tmp_path):
 def test_indexes_of_version_5_belong_to_their_model_only(before, tmp_path):
     ranker, folder = before
     text = ranker.scorer.text
-    scorer = nnx.merge(ranker.scorer._graph, ranker.scorer._state)
+    scorer = nnx.merge(ranker.scorer.model._graph, ranker.scorer.model._state)
     longer = dataclasses.replace(text.config, candidate_tokens=text.config.candidate_tokens - 1)
     other = TextScorer(scorer, TextEncoder(text.tokenizer, longer))
     with pytest.raises(InputError) as error:
@@ -168,8 +169,8 @@ def test_weights_are_hashed_once(tmp_path, monkeypatch):
     """However many indexes are built, opened and added to; again where they have changed."""
     scorer = scorer_of("bi-mean")
     hashed = []
-    parameters = TextScorer.parameters
-    monkeypatch.setattr(TextScorer, "parameters", lambda self: hashed.append(1) or parameters(self))
+    parameters = Compiled.parameters
+    monkeypatch.setattr(Compiled, "parameters", lambda self: hashed.append(1) or parameters(self))
     ranker = Ranker(scorer)
     for name in ("i", "j"):
         index = ranker.index(["ab", "cd"], tmp_path / name)

@@ -68,7 +68,7 @@ def fingerprint(scorer: TextScorer, version: int = VERSION) -> Fingerprint:
     # What the arithmetic is has an entry of its own.
     encoder = dataclasses.replace(settings.encoder, dtype="float32")
     return Fingerprint(
-        weights=scorer.parameters_digest(),
+        weights=scorer.model.digest(),
         architecture=digest(encoder, settings.head),
         tokenizer=tokenizer_digest(scorer.text.tokenizer),
         lengths=digest(scorer.text.config),
