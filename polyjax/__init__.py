@@ -6,6 +6,7 @@ Poly-encoders: Humeau et al., ICLR 2020, arXiv 1905.01969.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from polyjax.config import part
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Encoder, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
@@ -59,5 +60,6 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "part",
     "make_scorer",
 ]
