@@ -30,6 +30,7 @@ _PRODUCTS_AT_ONCE = 1 << 23
 """Products of context vectors with shared candidates that are in memory together: 32 MiB."""
 
 Progress = Callable[[int], None]
+"""Called with the number of texts that are done."""
 Turns = Sequence[str]
 """The turns of a context, oldest first."""
 

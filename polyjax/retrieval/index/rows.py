@@ -10,6 +10,7 @@ import numpy as np
 from polyjax.errors import InputError
 
 IndexDtype = Literal["float32", "bfloat16", "int8"]
+"""Of the vectors that an index keeps."""
 STORED: dict[IndexDtype, type] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 """Types of the numbers in files."""
 ROWS_AT_ONCE = 8192

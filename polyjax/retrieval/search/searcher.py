@@ -24,6 +24,7 @@ from polyjax.retrieval.stages.faiss import FirstStage, StagedSearch, check_stage
 from polyjax.types import AnyArray
 
 Method = Literal["auto", "scan", "certified", "quick"]
+"""How an index is searched; see ``Index.search``."""
 
 VECTORS_AT_ONCE = 512
 """Context vectors that share a pass: their products with a block are 8 MB."""
