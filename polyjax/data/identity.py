@@ -111,7 +111,8 @@ def digests(examples: Iterable[Example]) -> Digests:
         found.append((_digest(context), _digest(label), _digest(f"{context}\n\n{label}")))
         if example.answers:
             answered.append(i)
-    return Digests(*np.array(found, np.uint64).reshape(-1, 3).T, tuple(answered))
+    contexts, labels, rows = np.array(found, np.uint64).reshape(-1, 3).T
+    return Digests(contexts, labels, rows, tuple(answered))
 
 
 def other_answers(examples: Sequence[Example]) -> dict[int, frozenset[str]]:

@@ -13,7 +13,6 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from polyjax.data.candidates import add_candidates, words
 from polyjax.data.rows import Rows
@@ -51,10 +50,10 @@ class ChitchatConfig:
     n_candidates: int = 20
     candidate_seed: int = 0
 
-    name: ClassVar = "chitchat"
-    licence: ClassVar = "MIT (BYU Chit-Chat Challenge, package chitchat-dataset)"
-    lengths: ClassVar = None
-    ks: ClassVar = KS
+    name = "chitchat"
+    licence = "MIT (BYU Chit-Chat Challenge, package chitchat-dataset)"
+    lengths = None
+    ks = KS
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""

@@ -9,7 +9,7 @@ persona and the first utterance are one turn, and the labels that were given are
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.protocol import Split
@@ -66,13 +66,11 @@ class ConvAI2Config:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
-    name: ClassVar = "convai2"
-    licence: ClassVar = "CC BY 4.0, as ParlAI states it"
+    name = "convai2"
+    licence = "CC BY 4.0, as ParlAI states it"
     # Nine of ten contexts fit; the persona is the first turn, and would be cut first.
-    lengths: ClassVar = TextConfig(
-        max_turns=20, context_tokens=256, candidate_tokens=32, buckets=(32, 128, 192, 256)
-    )
-    ks: ClassVar = (1, 5)
+    lengths = TextConfig(max_turns=20, context_tokens=256, candidate_tokens=32, buckets=(32, 128, 192, 256))
+    ks = (1, 5)
 
     def __post_init__(self) -> None:
         """Raise InputError for a file that does not exist."""

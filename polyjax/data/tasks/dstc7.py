@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.protocol import Split
@@ -49,12 +49,10 @@ class DSTC7Config:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
-    name: ClassVar = "dstc7"
-    licence: ClassVar = "see where it was published"
-    lengths: ClassVar = TextConfig(
-        max_turns=20, context_tokens=160, candidate_tokens=48, buckets=(48, 96, 160)
-    )
-    ks: ClassVar = (1, 10, 50)
+    name = "dstc7"
+    licence = "see where it was published"
+    lengths = TextConfig(max_turns=20, context_tokens=160, candidate_tokens=48, buckets=(48, 96, 160))
+    ks = (1, 10, 50)
 
     @property
     def listed(self) -> int:

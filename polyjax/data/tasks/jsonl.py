@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from polyjax.data.candidates import add_candidates
 from polyjax.data.rows import Rows
@@ -58,11 +58,9 @@ class OwnDataConfig:
     n_candidates: int = 20
     candidate_seed: int = 0
 
-    licence: ClassVar = "its owner's"
-    lengths: ClassVar = TextConfig(
-        max_turns=20, context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128)
-    )
-    ks: ClassVar = KS
+    licence = "its owner's"
+    lengths = TextConfig(max_turns=20, context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128))
+    ks = KS
 
     def __post_init__(self) -> None:
         """Raise InputError for fractions that leave nothing to train on."""

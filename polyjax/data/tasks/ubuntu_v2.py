@@ -9,7 +9,7 @@ import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.protocol import Split
@@ -48,12 +48,10 @@ class UbuntuV2Config:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
-    name: ClassVar = "ubuntu_v2"
-    licence: ClassVar = "see where it was published"
-    lengths: ClassVar = TextConfig(
-        max_turns=20, context_tokens=160, candidate_tokens=48, buckets=(48, 96, 160)
-    )
-    ks: ClassVar = (1, 2, 5)
+    name = "ubuntu_v2"
+    licence = "see where it was published"
+    lengths = TextConfig(max_turns=20, context_tokens=160, candidate_tokens=48, buckets=(48, 96, 160))
+    ks = (1, 2, 5)
 
     def read(self, split: Split) -> Rows:
         """The rows of a split."""

@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, overload
+from typing import Literal, overload
 
 from polyjax.data.identity import different
 from polyjax.data.rows import Rows
@@ -85,10 +85,10 @@ class WikipediaSearchConfig:
     unverified: Unverified = False
     data_dir: PreparedFolder = Path("data")
 
-    name: ClassVar = "wikipedia_search"
-    licence: ClassVar = "see where it was published"
-    lengths: ClassVar = TextConfig(max_turns=1, context_tokens=64, candidate_tokens=128, buckets=(32, 64))
-    ks: ClassVar = (1, 10, 100)
+    name = "wikipedia_search"
+    licence = "see where it was published"
+    lengths = TextConfig(max_turns=1, context_tokens=64, candidate_tokens=128, buckets=(32, 64))
+    ks = (1, 10, 100)
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
