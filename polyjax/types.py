@@ -37,6 +37,8 @@ class Example:
         group: what rows of one source share (a conversation id); intervals are drawn over groups.
         answers: further right answers, where a context has several: none is a negative, and where some are
             ranked the best placed one counts as the label. ``data.identity`` groups rows by context.
+        negatives: the row's own hard negatives, to learn from beside other candidates.
+        scores: a teacher's, one for each of the candidates and then for each of the negatives; None for none.
     """
 
     id: str
@@ -45,6 +47,8 @@ class Example:
     label: int
     group: str
     answers: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
+    scores: tuple[float, ...] | None = None
 
     @property
     def label_text(self) -> str:

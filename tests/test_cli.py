@@ -306,22 +306,6 @@ def test_a_folder_that_is_no_index_is_left_alone(converted, tmp_path):
     assert (tmp_path / "mine" / "notes").read_text() == (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_candidate_file_that_cannot_be_used_is_named(tmp_path):
-    path = tmp_path / "c.txt"
-    with pytest.raises(InputError, match="c.txt is missing"):
-        read_candidates(path)
-    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\none\n")
-    assert read_candidates(path) == ["one", "two"]
-    for content, message in (
-        (b"\n", "holds no candidate"),
-        (b"a\n\nb\n", ":2: an empty line"),
-        (b"\xff", "UTF-8"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=message):
-            read_candidates(path)
-
-
 def test_a_cross_encoder_cannot_chat(tmp_path):
     ranker = Ranker.from_parlai(GOLDEN / "cross_prelayernorm_mean" / "model")
     with pytest.raises(InputError, match="cross-encoder cannot encode candidates"):
@@ -334,13 +318,6 @@ def test_unknown_commands_explain_themselves(converted, monkeypatch, capsys):
     written = capsys.readouterr().out.splitlines()
     assert len(written) == 4
     assert all("is not understood; /top N" in line for line in written)
-
-
-def test_a_file_of_examples_is_no_file_of_candidates(tmp_path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"context": "a", "label": "b"}\n')
-    with pytest.raises(InputError, match="mine.jsonl holds JSON; expected a plain text file of candidates"):
-        read_candidates(path)
 
 
 def test_help_whose_reader_has_seen_enough():

@@ -240,11 +240,11 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
         (["--task", "squad"], "expected chitchat, convai2, dstc7, ubuntu_v2, wikipedia_search or jsonl:PATH"),
         (
             ["--task", "convai2"],
-            "train_self_original.txt is missing; train_self_original.txt is part of the ConvAI2",
+            "train_self_original.txt: the file is missing; it is part of the ConvAI2",
         ),
         (
             ["--task.min-label-words", "500"],
-            "no example of split 'train' has a label of so many words, got 500",
+            "no example of split 'train' has a label of so many words",
         ),
         ([*FROM_SCRATCH, "--train.trainable", "9"], "must be between 0 and the encoder's 2"),
         (["--run-dir", "/proc/nowhere"], "cannot be written"),

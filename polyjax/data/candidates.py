@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from polyjax.data.encodings import encoding_of, not_valid
 from polyjax.data.identity import Keys, different, text_key, with_answers
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
 
@@ -84,9 +85,13 @@ def fixed_candidates(path: Path) -> list[str]:
     """The candidates of a text file, each once: of lines that are one text by the rule, the first.
 
     Raises:
-        InputError: as ``read_candidates``.
+        InputError: as ``candidate_lines``.
     """
-    return different(read_candidates(path))
+    return different(candidate_lines(path))
+
+
+_TABLES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".xls", ".xlsx")
+"""Endings of files that hold more than plain lines."""
 
 
 def read_candidates(path: Path) -> list[str]:
@@ -102,23 +107,32 @@ def candidate_lines(path: Path, *, strip: bool = True) -> list[str]:
         strip: drop white space at the ends of lines.
 
     Raises:
-        InputError: the file is missing, is not UTF-8, is named as JSON, is empty, or has an empty line.
+        InputError: the file is missing, is a table or JSON by its ending, is not text, is empty, or has an
+            empty line.
     """
-    if path.suffix in (".jsonl", ".json"):
-        raise InputError(f"{path} holds JSON; expected a plain text file of candidates, one a line")
+    if path.suffix.casefold() in _TABLES:
+        raise InputError.in_file(
+            path,
+            expected="a plain text file of candidates, one a line",
+            got=shown(f"a table or JSON ({path.suffix})"),
+            fix="write the texts alone into a .txt file",
+        )
+    if not path.exists():
+        raise InputError.in_file(path, problem="the file is missing", expected="candidates, one a line")
+    encoding = encoding_of(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no text
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a file of candidates, one a line") from None
+        lines = path.read_text(encoding=encoding).split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from None
+        raise not_valid(path, encoding, error) from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
     texts = [line.strip() if strip else line.removesuffix("\r") for line in lines]
     while texts and not texts[-1].strip():
         texts.pop()
     if not texts:
-        raise InputError(f"{path} holds no candidate; expected one a line")
+        raise InputError.in_file(path, problem="holds no candidate", expected="one a line")
     if "" in texts:
-        raise InputError(f"{path}:{texts.index('') + 1}: an empty line; expected a candidate")
+        raise InputError.in_file(
+            path, texts.index("") + 1, expected="a candidate", got=shown("an empty line")
+        )
     return texts

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from polyjax.config import from_json
+from polyjax.data.identity import digests
+from polyjax.data.known import count_known, load_known, ranked_note
 from polyjax.data.rows import RankConfig, Rows, rows_digest
 from polyjax.data.tasks import Task, TaskConfig, beside, prepared_in, read_to_rank
 from polyjax.data.tasks.chitchat import ChitchatConfig
@@ -208,8 +211,9 @@ def rows_to_evaluate(config: EvaluateConfig, *, of_run: bool = True) -> Chosen:
         raise InputError("k", expected=f"less than the {n} candidates of a row", got=too_many[0])
     if config.out is not None and is_primary():
         _make_folder(config.out)
-    if rows.note:
-        console.print(rows.note)
+    for note in (rows.note, ranked_note(examples, digests(examples), config.split)):
+        if note:
+            console.print(note)
     if own is not None:
         _warn_of_training_rows(config, own[0], rows, examples, of_the_run=of_the_run)
     return Chosen(task, rows, examples, sorted({1, *(config.k or task.ks)}))
@@ -259,17 +263,30 @@ def _warn_of_training_rows(
     noted = config.run_dir / DATA
     if of_the_run and noted.exists() and read_json(noted).get(config.split) != rows_digest(rows):
         console.print(
-            f"warning: these are not the {config.split} rows that the run had: its data have changed, and "
-            "rows that it was trained on may be among them"
+            f"warning: these are not the {config.split} rows that the run had: its data have changed"
         )
-    if known := _trained_on(own, examples) if not of_the_run else 0:
-        console.print(f"warning: the run was trained on {known:,} of these {len(examples):,} rows")
+    n = rows_trained_on(config.run_dir, own, digests(examples).rows)
+    if n is None:
+        console.print("the run kept no digests of its training rows: these may be among them")
+    elif n:
+        console.print(f"warning: the run was trained on {n:,} of these {len(examples):,} rows")
 
 
-def _trained_on(own: Task, examples: Sequence[Example]) -> int:
-    """How many examples are training rows of a run; 0 where these are gone."""
-    try:
-        known = {(row.context, row.label_text) for row in own.read("train").examples}
-    except InputError:
-        return 0
-    return sum((row.context, row.label_text) in known for row in examples)
+def rows_trained_on(run_dir: Path, own: Task, rows: np.ndarray) -> int | None:
+    """How many rows a run was trained on, however they came; None where that cannot be known.
+
+    Args:
+        run_dir: of the run, which keeps digests of its training rows; of one that is older than that they are
+            made of the rows, where these are still there.
+        own: the run's task.
+        rows: digests of rows to test.
+    """
+    known = load_known(run_dir)
+    if known is None:
+        if read_json(run_dir / CONFIG).get("type") == ConvertedFrom.__name__:
+            return None
+        try:
+            known = digests(own.read("train").examples).rows
+        except InputError:
+            return None
+    return count_known(rows, known)

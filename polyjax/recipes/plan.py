@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from polyjax.data.candidates import fixed_candidates
-from polyjax.data.tasks import Split, listed_in_training, read_to_rank
+from polyjax.data.tasks import MissingFile, Split, listed_in_training, read_to_rank
 from polyjax.errors import InputError
 from polyjax.evaluation.rankings import check_candidates
 from polyjax.mesh.placement import mesh_shape
@@ -27,10 +27,10 @@ def training_rows(config: RunConfig) -> tuple[int, str]:
     """The number of training rows, and where it is known from."""
     try:
         return len(config.dataset.read("train").examples), "read"
-    except InputError as error:
-        if not config.recipe or "is missing" not in str(error):
+    except MissingFile as error:
+        if not config.recipe:
             raise
-        missing = str(error).split(";")[0]
+        missing = f"{error.argument} is missing"
         return TRAINING_ROWS[RECIPES[config.recipe][0]], f"the official file's count; {missing}"
 
 
@@ -40,10 +40,10 @@ def rows_to_rank(config: RunConfig) -> str:
     for split in RANKED:
         try:
             rows = read_to_rank(config.dataset, split, config.rank)
-        except InputError as error:
-            if not config.recipe or "is missing" not in str(error):
+        except MissingFile as error:
+            if not config.recipe:
                 raise
-            return str(error).split(";")[0]
+            return f"{error.argument} is missing"
         check_candidates(rows.examples, rows.shared, source=f"{config.dataset.name} {split}")
         counts.append(f"{len(rows.examples):,} {split}")
     return ", ".join(counts)

@@ -142,6 +142,9 @@ def _as_dict(example: Example) -> dict[str, Any]:
     }
     if len(example.candidates) > 1:
         row["candidates"] = list(example.candidates)
+    for name in ("answers", "negatives", "scores"):
+        if getattr(example, name):
+            row[name] = list(getattr(example, name))
     return row
 
 

@@ -42,11 +42,19 @@ INCIDENTAL = (
     "tensorboard",
     "mesh",
     "task.data_dir",
+    "task.source",
+    "task.articles",
+    "task.train",
+    "task.valid",
+    "task.test",
     "batch.workers",
     "batch.chunk",
     "train.profile_steps",
 )
-"""Settings that change no result beyond rounding and the draws of dropout: a run may resume with others."""
+"""Settings that change no result beyond rounding and the draws of dropout: a run may resume with others.
+
+A task's files may have other names: that their rows are the same is known by digests (``open_data``).
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

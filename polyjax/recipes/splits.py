@@ -1,16 +1,19 @@
 """The rows of a run: read, checked, noted in the run directory."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from polyjax.data.corpora.leakage import held_out_of
+from polyjax.data.identity import Digests, digests
+from polyjax.data.known import answers_note, count_known, ranked_note, save_known
 from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks import read_to_rank
 from polyjax.evaluation.rankings import check_candidates
 from polyjax.interop.pretrained import is_pretraining_run, read_pretraining_card
-from polyjax.mesh.processes import primary_first
+from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.recipes.settings import RunConfig
-from polyjax.runs import open_data
+from polyjax.runs import CONFIG, open_data, write_json
 from polyjax.runtime.progress import console
 
 
@@ -48,27 +51,47 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
     for split, rows in (("valid", valid), ("test", test)):
         check_candidates(rows.examples, rows.shared, source=f"{name} {split}")
     every = {"train": training, "valid": valid, "test": test}
+    found = {split: digests(rows.examples) for split, rows in every.items()}
     with primary_first("rows"):
         open_data(config.folder, {split: rows_digest(rows) for split, rows in every.items()})
+        if is_primary():
+            save_known(config.folder, found["train"])
+            # The rows are the same: their files may have moved, and are found again by their new names.
+            write_json(config.folder / CONFIG, config)
     counts = " / ".join(f"{len(rows.examples):,}" for rows in every.values())
     console.print(f"{name}: {counts} examples in train / valid / test")
     notes = list(dict.fromkeys(rows.note for rows in every.values() if rows.note))
-    notes += leakage_notes(config, source, training, test)
+    notes += [note for split in every if (note := _answers(every[split], found[split], split))]
+    notes += leakage_notes(config, source, found)
     for note in notes:
         console.print(note)
     return Splits(training, valid, test, notes)
 
 
-def leakage_notes(config: RunConfig, source: Path | None, training: Rows, test: Rows) -> list[str]:
-    """What of the test rows the model may have seen before."""
+def _answers(rows: Rows, found: Digests, split: str) -> str:
+    if split == "train":
+        return answers_note(found, split, rule=": none is a negative of another")
+    return ranked_note(rows.examples, found, split)
+
+
+def leakage_notes(config: RunConfig, source: Path | None, found: Mapping[str, Digests]) -> list[str]:
+    """What of the rows to rank the model may have seen before.
+
+    Args:
+        config: the run's settings.
+        source: folder of the first weights.
+        found: digests of each split's rows.
+    """
     notes = []
+    for split in ("valid", "test"):
+        if known := count_known(found[split].rows, found["train"].rows):
+            notes.append(
+                f"warning: {known:,} of {len(found[split].rows):,} {split} rows are training rows too"
+            )
     if source is not None and is_pretraining_run(source):
         left_out = {found.digest for found in read_pretraining_card(source).left_out}
         if not left_out or held_out_of(config.dataset).digest not in left_out:
             notes.append(f"{source}: this task's test rows were not left out of its corpus (--leave-out)")
-    known = {row.label_text for row in training.examples}
-    if repeated := sum(row.label_text in known for row in test.examples):
-        notes.append(
-            f"{repeated:,} of {len(test.examples):,} test labels are training labels too, word for word"
-        )
+    if repeated := count_known(found["test"].labels, found["train"].labels):
+        notes.append(f"{repeated:,} of {len(found['test'].labels):,} test labels are training labels too")
     return notes

@@ -59,7 +59,7 @@ def test_a_file_is_parsed_once_and_again_when_it_changes(config, monkeypatch):
 
 def test_what_was_prepared_unverified_is_not_taken_for_official(config):
     config.read("train")
-    with pytest.raises(InputError, match="size and md5 are not known.*--unverified"):
+    with pytest.raises(InputError, match="size and md5 are not known.*task.unverified"):
         dataclasses.replace(config, unverified=False).read("train")
 
 
@@ -74,7 +74,7 @@ def test_a_bad_line_is_named_and_nothing_half_is_kept(config):
 
 
 def test_a_missing_file_is_named_with_its_source(config):
-    with pytest.raises(InputError, match="test.csv is missing; .* part of the Ubuntu Dialogue Corpus V2"):
+    with pytest.raises(InputError, match="test.csv: .*missing; .* part of the Ubuntu Dialogue Corpus V2"):
         config.read("test")
 
 
@@ -82,7 +82,7 @@ def test_prepared_rows_need_their_files(config):
     """A folder that is gone is an error, not old data."""
     config.read("train")
     shutil.rmtree(config.source)
-    with pytest.raises(InputError, match="train.csv is missing"):
+    with pytest.raises(InputError, match="train.csv: the file is missing"):
         config.read("train")
 
 

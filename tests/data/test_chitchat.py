@@ -118,7 +118,7 @@ def test_a_label_length_that_empties_the_split(data_dir):
 def test_a_changed_corpus_is_refused(monkeypatch):
     monkeypatch.setattr(chitchat, "DATASET_SHA256", "0" * 64)
     with pytest.raises(
-        InputError, match="has sha256 d2a5d0bf.*, expected 0000.*pip install chitchat-dataset"
+        InputError, match="expected sha256 0000.*, got d2a5d0bf.*pip install chitchat-dataset"
     ):
         chitchat.corpus_path()
 

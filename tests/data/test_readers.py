@@ -10,7 +10,7 @@ import yaml
 
 from conftest import shared_data
 from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
-from polyjax.data.tasks.source import OfficialFile, locate
+from polyjax.data.tasks.source import MissingFile, OfficialFile, locate
 from polyjax.errors import InputError
 from polyjax.evaluation.baselines import tfidf_ranking
 from polyjax.types import Example
@@ -133,7 +133,7 @@ LINE = "1 your persona: i knit .\n2 hi\thello\t\tyes|hello\n"
     ("text", "message"),
     [
         ("hello there\n", ":1: expected a number, a space and a text, got 'hello there'"),
-        (LINE + "3 a\tb\t\tc|d\n", ":3: the label 'b' is not among the candidates"),
+        (LINE + "3 a\tb\t\tc|d\n", ":3: expected the label among the candidates, got 'b'"),
         (LINE + "x\n", ":3: expected a number"),
     ],
 )
@@ -149,7 +149,7 @@ def test_fbdialog_endings_and_encodings(tmp_path):
     assert first.context == ("your persona: i knit .\nhi",) and (first.label, first.id) == (1, "0/0")
     assert second.context == ("bye",) and second.candidates == ("see you",) and second.group == "1"
     (tmp_path / "f.txt").write_bytes(b"1 caf\xe9\tyes\n")
-    with pytest.raises(InputError, match="expected UTF-8"):
+    with pytest.raises(InputError, match="not valid UTF-8"):
         list(convai2.parse(tmp_path / "f.txt"))
 
 
@@ -190,8 +190,8 @@ def test_dstc7_answers_are_matched_by_id(tmp_path):
     [
         ("[{", "expected a JSON array, got"),
         ("{}", "expected a JSON array of dialogues, got dict"),
-        ([dialogue(), {"example-id": 1}], "dialogue 1: expected DSTC7's keys, got KeyError"),
-        ([dialogue(**{"messages-so-far": 3})], "dialogue 0: expected DSTC7's keys"),
+        ([dialogue(), {"example-id": 1}], "expected DSTC7's keys, got KeyError.* in dialogue 1"),
+        ([dialogue(**{"messages-so-far": 3})], "expected DSTC7's keys, got .* in dialogue 0"),
     ],
 )
 def test_bad_dstc7_files_are_named(tmp_path, rows, message):
@@ -205,7 +205,7 @@ def test_bad_dstc7_files_are_named(tmp_path, rows, message):
         ("a,b\n", ":1: expected the columns Context, Utterance, Label"),
         ("Context,Utterance,Label\na,b\n", ":2: expected 3 columns, got 2"),
         ("Context,Utterance,Label\na,b,1.0\na,b,yes\n", ":3: expected a Label of 1.0 or 0.0, got 'yes'"),
-        ('Context,Utterance,Label\n"a"b,c,1.0\n', ":2: .*expected after"),
+        ('Context,Utterance,Label\n"a"b,c,1.0\n', ":2: cell 1: expected a delimiter or the end of the line"),
     ],
 )
 def test_bad_ubuntu_rows_are_named(tmp_path, text, message):
@@ -225,16 +225,17 @@ def test_wrong_utterances_are_left_out_and_long_fields_read(tmp_path):
 
 def test_files_are_the_official_ones_or_asked_for(tmp_path):
     file = OfficialFile("f.txt", 3, "900150983cd24fb0d6963f7d28e17f72")
-    with pytest.raises(
-        InputError, match="f.txt is missing; f.txt is part of the ConvAI2 data set, see ParlAI's"
-    ):
+    with pytest.raises(InputError, match="part of the ConvAI2 data set, see ParlAI's") as caught:
         locate(tmp_path, file, convai2.SOURCE, unverified=True)
+    assert caught.value.argument == str(tmp_path / "f.txt") and "`task.source`" in caught.value.fix
+    assert isinstance(caught.value, MissingFile)
     (tmp_path / "f.txt").write_text("abc")
     assert locate(tmp_path, file, convai2.SOURCE, unverified=False)[1]
     for text, message in (("abcd", "it has 4 bytes, the official file 3"), ("abd", "it has md5 ")):
         (tmp_path / "f.txt").write_text(text)
-        with pytest.raises(InputError, match=f"{message}.*--unverified"):
+        with pytest.raises(InputError, match=message) as caught:
             locate(tmp_path, file, convai2.SOURCE, unverified=False)
+        assert caught.value.argument == str(tmp_path / "f.txt") and "`task.unverified`" in caught.value.fix
         assert not locate(tmp_path, file, convai2.SOURCE, unverified=True)[1]
     with pytest.raises(InputError, match="its official size and md5 are not known"):
         locate(tmp_path, OfficialFile("f.txt"), convai2.SOURCE, unverified=False)
@@ -270,9 +271,12 @@ def test_tfidf_finds_what_it_should():
         ({"messages-so-far": []}, "dialogue 0: there are no messages-so-far"),
         (
             {"messages-so-far": [{"speaker": "participant_1", "utterance": None}]},
-            "dialogue 0: expected DSTC7's",
+            "expected DSTC7's keys, got .* in dialogue 0",
         ),
-        ({"options-for-next": [{"candidate-id": "A", "utterance": None}]}, "dialogue 0: expected DSTC7's"),
+        (
+            {"options-for-next": [{"candidate-id": "A", "utterance": None}]},
+            "expected DSTC7's keys, got .* in dialogue 0",
+        ),
     ],
 )
 def test_dstc7_texts_are_texts(tmp_path, changes, message):
@@ -290,16 +294,16 @@ def test_byte_order_marks_and_lines_that_are_no_utf8(tmp_path):
     path.write_bytes(good)
     assert [e.label_text for e in ubuntu_v2.parse(path)] == ["yes"]
     path.write_bytes(good + b"b\xe9,no,1.0\n")
-    with pytest.raises(InputError, match="f.csv:3: expected UTF-8, got .* at byte 1"):
+    with pytest.raises(InputError, match="f.csv:3: not valid UTF-8: .* at byte 1"):
         list(ubuntu_v2.parse(path))
     path.write_bytes(good + b" __eot__ ,no,1.0\n")
     with pytest.raises(InputError, match="f.csv:3: the context is empty"):
         list(ubuntu_v2.parse(path))
     (tmp_path / "f.txt").write_bytes(LINE.encode("utf-8-sig") + b"3 caf\xe9\tyes\n")
-    with pytest.raises(InputError, match="f.txt:3: expected UTF-8, got .* at byte 5"):
+    with pytest.raises(InputError, match="f.txt:3: not valid UTF-8: .* at byte 5"):
         list(convai2.parse(tmp_path / "f.txt"))
     (tmp_path / "a.tsv").write_bytes(b"7\tB\tcaf\xe9\n")
-    with pytest.raises(InputError, match="a.tsv: expected UTF-8"):
+    with pytest.raises(InputError, match="a.tsv: not valid UTF-8"):
         dstc7.read_answers(tmp_path / "a.tsv")
 
 

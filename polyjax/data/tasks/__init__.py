@@ -13,10 +13,12 @@ from polyjax.data.tasks.protocol import (
     training_texts,
 )
 from polyjax.data.tasks.registry import NAMED, OWN, TASK_NAMES, TaskConfig, task_named
+from polyjax.data.tasks.source import MissingFile
 
 __all__ = [
     "NAMED",
     "OWN",
+    "MissingFile",
     "TASK_NAMES",
     "Split",
     "Task",

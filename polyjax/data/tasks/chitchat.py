@@ -18,7 +18,7 @@ from polyjax.data.candidates import add_candidates, words
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.protocol import KS, Split
 from polyjax.data.tasks.source import PreparedFolder
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
 DATASET_SHA256 = "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"
@@ -110,15 +110,22 @@ def corpus_path() -> Path:
     spec = importlib.util.find_spec("chitchat_dataset")
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"task 'chitchat' needs the package chitchat-dataset, which is not installed; run: {_INSTALL}"
+            "task",
+            problem="chitchat needs the package chitchat-dataset, which is not installed",
+            fix=f"run: {_INSTALL}",
         )
     path = Path(spec.submodule_search_locations[0]) / "dataset.json"
     if not path.is_file():
-        raise InputError(f"{path} is missing; run: {_INSTALL} --force-reinstall")
+        raise InputError.in_file(
+            path, problem="the file is missing", fix=f"run: {_INSTALL} --force-reinstall"
+        )
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if got != DATASET_SHA256:
-        raise InputError(
-            f"{path} has sha256 {got}, expected {DATASET_SHA256}; run: {_INSTALL} --force-reinstall"
+        raise InputError.in_file(
+            path,
+            expected=f"sha256 {DATASET_SHA256}",
+            got=shown(got),
+            fix=f"run: {_INSTALL} --force-reinstall",
         )
     return path
 

@@ -110,7 +110,7 @@ def parse(path: Path) -> Iterator[Example]:
             continue
         place, _, rest = line.partition(" ")
         if not place.isdecimal() or not rest:
-            raise InputError(f"{path}:{number}: expected a number, a space and a text, got {line[:40]!r}")
+            raise InputError.in_file(path, number, expected="a number, a space and a text", got=line[:40])
         if int(place) <= last or episode < 0:
             episode, row = episode + 1, 0
             history, told = [], []
@@ -124,7 +124,7 @@ def parse(path: Path) -> Iterator[Example]:
         label = labels[0]
         candidates = [c.strip() for c in columns[3].split("|")] if len(columns) > 3 else [label]
         if label not in candidates:
-            raise InputError(f"{path}:{number}: the label {label[:40]!r} is not among the candidates")
+            raise InputError.in_file(path, number, expected="the label among the candidates", got=label[:40])
         history.append(turn)
         # The label is the last of the candidates that it is equal to: the files have it at the end.
         where = len(candidates) - 1 - candidates[::-1].index(label)

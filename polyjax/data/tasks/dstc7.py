@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from polyjax.data.encodings import not_valid
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
@@ -22,7 +23,7 @@ from polyjax.data.tasks.source import (
     prepared_rows,
 )
 from polyjax.data.text import TextConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, first_line, shown
 from polyjax.types import Example
 
 SOURCE = Source(
@@ -88,14 +89,17 @@ def read_answers(path: Path) -> dict[str, tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+        raise not_valid(path, "utf-8", error) from None
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         columns = line.split("\t")
         if len(columns) != 3:
-            raise InputError(
-                f"{path}:{number}: expected example-id, candidate-id, utterance, got {len(columns)} columns"
+            raise InputError.in_file(
+                path,
+                number,
+                expected="example-id, candidate-id and utterance",
+                got=shown(f"{len(columns)} columns"),
             )
         answers[columns[0]] = (columns[1], columns[2])
     return answers
@@ -117,9 +121,10 @@ def parse(
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a JSON array, got {error}") from None
+        raise InputError.in_file(path, expected="a JSON array", got=shown(first_line(error))) from None
     if not isinstance(rows, list):
-        raise InputError(f"{path}: expected a JSON array of dialogues, got {type(rows).__name__}")
+        got = shown(type(rows).__name__)
+        raise InputError.in_file(path, expected="a JSON array of dialogues", got=got)
     names: dict[str, int] = {}
     for i, row in enumerate(rows):
         try:
@@ -128,9 +133,10 @@ def parse(
                 raise InputError(f"the example-id {example.id} is that of dialogue {first}")
             yield example
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: dialogue {i}: expected DSTC7's keys, got {error!r}") from None
+            got = shown(f"{error!r} in dialogue {i}")
+            raise InputError.in_file(path, expected="DSTC7's keys", got=got) from None
         except InputError as error:
-            raise InputError(f"{path}: dialogue {i}: {error}") from None
+            raise InputError.in_file(path, problem=f"dialogue {i}: {error}") from None
 
 
 def _example(

@@ -1,39 +1,32 @@
 """Anyone's own data: JSON lines, CSV or TSV.
 
-A JSON line is an object with ``context`` (a text, or a list of turns, oldest first) and ``label``; optional
-are ``candidates`` (texts to rank, the label among them) and ``id``. CSV and TSV have a header line with the
-same names; there, a context is a text whose turns are separated by line breaks, and candidates are a JSON
-list. Every line is checked before anything is done with the first.
+A row has ``context`` (a text, or a list of turns, oldest first) and ``label``. Optional are ``candidates``
+(texts to rank, the label among them), ``id``, ``answers`` (further right ones), ``negatives`` (wrong ones to
+learn from) and ``scores`` (a teacher's, of the candidates and then of the negatives). CSV and TSV have a
+header line with these names; there, turns are lines of a cell, and lists are JSON. Every line is checked
+before anything is done with the first.
 """
 
-import contextlib
-import csv
 import dataclasses
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from polyjax.data.candidates import add_candidates
+from polyjax.data.identity import digests, text_key, with_answers
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.own_files import rows_of
+from polyjax.data.tasks.own_rows import example_of
 from polyjax.data.tasks.protocol import KS, Split, Task
 from polyjax.data.tasks.source import check_fractions
 from polyjax.data.text import TextConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
 SHOWN = 20
-"""Bad lines that an error shows; it counts the others."""
-
-LONGEST_LINE = 10_000_000
-"""Characters; a longer line is more likely a file of another kind than a dialogue."""
-
-KEYS = ("context", "label", "candidates", "id")
-REQUIRED = ("context", "label")
-_HALF = range(0xD800, 0xE000)
+"""Mistakes of bad lines that an error shows; it counts the others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +41,8 @@ class OwnDataConfig:
         test_fraction: of the training file, where there is no test file.
         n_candidates: of a row to validate or test on that lists none: its label and others' labels.
         candidate_seed: of the draw of candidates.
+        single_label: rank the row's own label alone; by default the best placed counts of all the right
+            answers that rows of one context name.
     """
 
     train: Path
@@ -57,6 +52,7 @@ class OwnDataConfig:
     test_fraction: float = 0.1
     n_candidates: int = 20
     candidate_seed: int = 0
+    single_label: bool = False
 
     licence = "its owner's"
     lengths = TextConfig(max_turns=20, context_tokens=128, candidate_tokens=64, buckets=(32, 64, 96, 128))
@@ -76,13 +72,23 @@ class OwnDataConfig:
     def read(self, split: Split) -> Rows:
         """The examples of a split: of its file, or those of the training file that fall into it.
 
-        Rows to validate or test on that list no candidates are given some: labels of all the file's rows.
+        Rows to validate or test on that list no candidates are given some: labels of all the file's rows,
+        none of which is right for their context. Rows of one context are in one split.
 
         Raises:
             InputError: a file is missing or has bad lines (all are found), the split is empty, or its rows
                 list different numbers of candidates.
         """
-        return Rows(_read(self, split, as_listed=False))
+        rows = self.read_listed(split)
+        if split == "train":
+            return rows
+        file = self._file(split)
+        if check_counts(self._path(split), file.rows, self.n_candidates) > 1:
+            return rows
+        drawn = add_candidates(
+            rows.examples, n_candidates=self.n_candidates, seed=self.candidate_seed, pool=file.rows
+        )
+        return dataclasses.replace(rows, examples=drawn)
 
     def read_listed(self, split: Split) -> Rows:
         """The examples of a split as the file has them.
@@ -90,12 +96,29 @@ class OwnDataConfig:
         Raises:
             InputError: a file is missing or has bad lines, or the split is empty.
         """
-        return Rows(_read(self, split, as_listed=True))
+        file = self._file(split)
+        shares = {
+            "valid": self.valid_fraction if self.valid is None else 0.0,
+            "test": self.test_fraction if self.test is None else 0.0,
+        }
+        chosen = file.rows
+        if split == "train" or self._own(split) is None:
+            chosen = [row for row, leader in zip(*file, strict=True) if split_of(leader, **shares) == split]
+        if not chosen:
+            others = "`task.valid` and `task.test`, files to validate and test on"
+            raise InputError.in_file(
+                self._path(split),
+                problem=f"no example falls into the split {split!r}",
+                fix=f"give {others if split == 'train' else f'a file for it, `task.{split}`'}",
+            )
+        if split == "train":
+            return Rows(chosen)
+        ranked = chosen if self.single_label else with_answers(chosen, file.rows)
+        return Rows(ranked, copies_note(ranked, split))
 
     def describe(self, split: Split, n: int) -> str:
         """A line about n rows of a split."""
-        file = {"train": self.train, "valid": self.valid, "test": self.test}[split] or self.train
-        return f"{n:,} {split} rows of {file.name}"
+        return f"{n:,} {split} rows of {self._path(split).name}"
 
     def beside(self, trained: Task) -> "OwnDataConfig":
         """All rows of another file than the one that a model was trained on are there to be tested."""
@@ -103,81 +126,133 @@ class OwnDataConfig:
             return self
         return dataclasses.replace(self, valid=self.valid or self.train, test=self.test or self.train)
 
+    def _own(self, split: Split) -> Path | None:
+        """A split's own file."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
 
-def _read(config: OwnDataConfig, split: Split, *, as_listed: bool) -> list[Example]:
-    own = {"train": config.train, "valid": config.valid, "test": config.test}[split]
-    path = own or config.train
-    rows = _parsed(path, path.stat().st_mtime_ns if path.is_file() else 0)
-    shares = {
-        "valid": config.valid_fraction if config.valid is None else 0.0,
-        "test": config.test_fraction if config.test is None else 0.0,
-    }
-    chosen = rows
-    if own is None or split == "train":
-        chosen = [row for row in rows if split_of(row, **shares) == split]
-    if not chosen:
-        way_out = (
-            "give files of their own to validate and test (--task.valid, --task.test)"
-            if split == "train"
-            else f"give a file for it (--task.{split})"
-        )
-        raise InputError(f"{path}: no example falls into the split {split!r}; {way_out}")
-    if split == "train" or as_listed:
-        return chosen
-    # All rows that could have come here, so that whether a file is refused does not depend on its split.
+    def _path(self, split: Split) -> Path:
+        """The file that a split's rows are in."""
+        return self._own(split) or self.train
+
+    def _file(self, split: Split) -> "OwnFile":
+        return _files.read(self._path(split))
+
+
+class OwnFile(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        rows: all examples.
+        leaders: for each the first example that has its context (by the rule of ``data.identity``), whose
+            split it shares.
+    """
+
+    rows: list[Example]
+    leaders: list[Example]
+
+
+class FileCache:
+    """Files that were read, as long as they do not change, since all splits may come from one.
+
+    Args:
+        limit: bytes of the files that are kept; of a larger one nothing is.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._kept: dict[tuple[Path, int, int], OwnFile] = {}
+
+    def read(self, path: Path) -> OwnFile:
+        """A file's content.
+
+        Raises:
+            InputError: as ``parse``.
+        """
+        if not path.is_file():
+            parse(path)
+        state = path.stat()
+        key = (path.absolute(), state.st_size, state.st_mtime_ns)
+        if key in self._kept:
+            return self._kept[key]
+        rows = parse(path)
+        first: dict[int, Example] = {}
+        contexts = digests(rows).contexts.tolist()
+        found = OwnFile(rows, [first.setdefault(c, row) for c, row in zip(contexts, rows, strict=True)])
+        if state.st_size <= self._limit:
+            self._kept[key] = found
+            while sum(size for _, size, _ in self._kept) > self._limit:
+                del self._kept[next(iter(self._kept))]
+        return found
+
+
+_files = FileCache(limit=64_000_000)
+"""Python's objects of a file take several times its bytes."""
+
+
+def check_counts(path: Path, rows: Sequence[Example], n_drawn: int) -> int:
+    """The candidates that each row of a file lists: of all rows, whatever their split.
+
+    Args:
+        path: of the file.
+        rows: all of them, so that whether a file is refused does not depend on the split.
+        n_drawn: candidates of rows that list none.
+
+    Raises:
+        InputError: they list different numbers.
+    """
     counts = Counter(len(row.candidates) for row in rows)
     if len(counts) > 1:
         usual = counts.most_common(1)[0][0]
         odd = next(row for row in rows if len(row.candidates) != usual)
         most, other = (f"{n} candidates" if n > 1 else "none" for n in (usual, len(odd.candidates)))
-        raise InputError(
-            f"{path}: rows to rank must list as many candidates each; most list {most}, example {odd.id!r} "
-            f"{other}; make them equal, or leave them all out: then {config.n_candidates} labels are drawn"
+        raise InputError.in_file(
+            path,
+            problem="rows to rank must list as many candidates each",
+            expected=f"{most}, as most rows",
+            got=shown(f"{other} in example {odd.id!r}"),
+            fix=f"make them equal, or leave them all out: then {n_drawn} labels are drawn",
         )
-    if set(counts) == {1}:
-        return add_candidates(chosen, n_candidates=config.n_candidates, seed=config.candidate_seed, pool=rows)
-    return chosen
+    return next(iter(counts))
 
 
-@lru_cache(maxsize=3)
-def _parsed(path: Path, changed: int) -> list[Example]:
-    """The file's examples, which all splits may come from, read once as long as the file does not change."""
-    return parse(path)
+def copies_note(examples: Sequence[Example], split: str) -> str:
+    """What a report says of rows that list their label more than once; "" where none does."""
+    n = 0
+    for example in examples:
+        key = text_key(example.label_text) if len(example.candidates) > 1 else ""
+        n += sum(text_key(text) == key for text in example.candidates) > 1
+    if not n:
+        return ""
+    return (
+        f"{n:,} of {len(examples):,} {split} rows list copies of their label, which do not count against it"
+    )
 
 
 def split_of(example: Example, *, valid: float, test: float) -> Split:
-    """The split of an example by a stable hash of its context: equal contexts stay together."""
+    """The split of an example by a stable hash of its context."""
     digest = hashlib.sha1("\n".join(example.context).encode()).hexdigest()
     place = int(digest[:8], 16) / 2**32
     return "test" if place < test else "valid" if place < test + valid else "train"
 
 
 def parse(path: Path) -> list[Example]:
-    """All examples of a .jsonl (or .json), .csv or .tsv file.
-
-    Where candidates are given, the label is the first that equals it.
+    """All examples of a file; see ``own_files`` for its kinds and ``own_rows`` for its rows.
 
     Raises:
-        InputError: the file is missing, of another kind, empty, or has bad lines; all are found, and the
-            first 20 shown.
+        InputError: the file is missing, of another kind, empty, or has bad lines. Of these all are found, and
+            the first 20 mistakes shown, a line each.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is missing; expected a .jsonl, .csv or .tsv file")
-    match path.suffix:
-        case ".jsonl" | ".json":
-            rows = _json_rows(path)
-        case ".csv" | ".tsv":
-            rows = _table_rows(path, "," if path.suffix == ".csv" else "\t")
-        case other:
-            raise InputError(f"{path}: expected a .jsonl, .csv or .tsv file, got {other or 'no ending'}")
     examples: list[Example] = []
     bad: dict[str, list[int]] = {}
     lines: dict[str, int] = {}
-    for number, row in rows:
+    in_line: Counter[int] = Counter()
+    for number, row in rows_of(path):
         try:
-            if isinstance(row, str):
-                raise InputError(row)
-            example = _example(row, number)
+            if isinstance(row, InputError):
+                raise row
+            in_line[number] += 1  # several, of a list that is written in one
+            nth = f"-{in_line[number]}" if in_line[number] > 1 else ""
+            example = example_of(row, f"line-{number}{nth}")
             if example.id in lines:
                 raise InputError(f"the id {example.id!r} is that of line {lines[example.id]}")
             lines[example.id] = number
@@ -185,13 +260,20 @@ def parse(path: Path) -> list[Example]:
         except InputError as error:
             bad.setdefault(str(error), []).append(number)
     if bad:
-        shown = [f"{_lines(numbers)}: {what}" for what, numbers in list(bad.items())[:SHOWN]]
-        more = f"\n  and {len(bad) - SHOWN:,} other mistakes" if len(bad) > SHOWN else ""
-        n = sum(map(len, bad.values()))
-        raise InputError(f"{path}: {n:,} bad lines\n  " + "\n  ".join(shown) + more)
+        raise _bad_lines(path, bad)
     if not examples:
-        raise InputError(f"{path} is empty; expected an example a line")
+        raise InputError.in_file(path, problem="the file is empty", expected="an example a line")
     return examples
+
+
+def _bad_lines(path: Path, bad: Mapping[str, Sequence[int]]) -> InputError:
+    n = sum(map(len, bad.values()))
+    if n == 1:
+        ((problem, (number,)),) = bad.items()
+        return InputError.in_file(path, number, problem=problem)
+    mistakes = [f"{_lines(numbers)}: {what}" for what, numbers in list(bad.items())[:SHOWN]]
+    more = f"\n  and {len(bad) - SHOWN:,} other mistakes" if len(bad) > SHOWN else ""
+    return InputError.in_file(path, problem=f"{n:,} bad lines\n  " + "\n  ".join(mistakes) + more)
 
 
 def _lines(numbers: Sequence[int]) -> str:
@@ -203,123 +285,3 @@ def _lines(numbers: Sequence[int]) -> str:
     first = ", ".join(f"{number:,}" for number in numbers[:3])
     more = f" and {len(numbers) - 3:,} more" if len(numbers) > 3 else ""
     return f"line{'s' if len(numbers) > 1 else ''} {first}{more}"
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers and objects, or what is wrong with a line as a text; blank lines are skipped."""
-    with path.open("rb") as file:
-        number = 0
-        while True:
-            raw = file.readline(LONGEST_LINE + 1)
-            if not raw:
-                return
-            number += 1
-            if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                yield number, f"longer than {LONGEST_LINE:,} bytes"
-                continue
-            raw = raw.rstrip()  # an error at its end would be told as one of the next line
-            if not raw:
-                continue
-            try:
-                yield number, json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                yield number, f"expected UTF-8, got {error.reason} at byte {error.start}"
-            except json.JSONDecodeError as error:
-                yield number, f"expected JSON, got {error.msg.removesuffix(' at')} at column {error.colno}"
-            except RecursionError:
-                yield number, "expected an object with a context and a label, got one nested too deeply"
-            except ValueError as error:  # a number of thousands of digits
-                yield number, f"expected JSON, got {error}"
-
-
-def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(LONGEST_LINE)
-    # Bytes that are no UTF-8 come out as half characters, which each row is searched for.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = next(reader, [])
-        missing = [name for name in REQUIRED if name not in header]
-        if missing:
-            raise InputError(
-                f"{path}: line 1: expected columns named {', '.join(KEYS)}, of which context and "
-                f"label are needed; got {', '.join(header) or 'nothing'}"
-            )
-        while True:
-            number = reader.line_num + 1
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                yield number, str(error)
-                continue
-            if row is None:
-                return
-            if not row:
-                continue
-            if any(ord(letter) in _HALF for cell in row for letter in cell):
-                yield number, "expected UTF-8, got bytes that are none"
-            elif len(row) != len(header):
-                yield number, f"expected {len(header)} columns, got {len(row)}"
-            else:
-                yield number, _table_object(dict(zip(header, row, strict=True)))
-
-
-def _table_object(row: dict[str, str]) -> dict[str, Any] | str:
-    """The object that a row of a table stands for."""
-    found: dict[str, Any] = {name: text for name, text in row.items() if name in REQUIRED}
-    found["context"] = [turn for turn in row["context"].splitlines() if turn.strip()]
-    if row["context"].startswith("["):  # as in a JSONL file; or a text that begins so
-        with contextlib.suppress(json.JSONDecodeError):
-            found["context"] = json.loads(row["context"])
-    if row.get("id"):
-        found["id"] = row["id"]
-    if row.get("candidates"):
-        try:
-            found["candidates"] = json.loads(row["candidates"])
-        except json.JSONDecodeError:
-            return "candidates: expected a JSON list of texts"
-    return found
-
-
-def _example(row: object, number: int) -> Example:
-    """The example of an object, or InputError."""
-    if not isinstance(row, Mapping):
-        raise InputError(f"expected an object with a context and a label, got {type(row).__name__}")
-    unknown = [str(key) for key in row if key not in KEYS]
-    for name in REQUIRED:
-        if name not in row:
-            instead = f"; there is an unknown key {unknown[0]!r}" if unknown else ""
-            raise InputError(f"no {name!r}{instead}")
-    if unknown:
-        raise InputError(f"unknown key {unknown[0]!r}; expected {', '.join(KEYS)}")
-    context = row["context"]
-    turns = (context,) if isinstance(context, str) else context
-    if not isinstance(turns, list | tuple) or not turns:
-        raise InputError(f"context: expected a text or a list of turns, got {_shown(context)}")
-    texts = [_text(f"context[{i}]", turn) for i, turn in enumerate(turns)]
-    label = _text("label", row["label"])
-    candidates = row.get("candidates", [label])
-    if not isinstance(candidates, list):
-        raise InputError(f"candidates: expected a list of texts, got {_shown(candidates)}")
-    listed = [_text(f"candidates[{i}]", candidate) for i, candidate in enumerate(candidates)]
-    if label not in listed:
-        raise InputError(f"the label {label[:40]!r} is not among the {len(listed)} candidates")
-    name = row.get("id", f"line-{number}")
-    if not isinstance(name, str | int) or not str(name).strip():
-        raise InputError(f"id: expected a text or a number, got {_shown(name)}")
-    return Example(str(name), tuple(texts), tuple(listed), listed.index(label), str(name))
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{name}: expected a text, got {_shown(value)}")
-    if not value.strip():
-        raise InputError(f"{name}: the text is empty")
-    if any(ord(letter) in _HALF for letter in value):
-        raise InputError(f"{name}: {value[:40]!r} holds half a character (a lone surrogate)")
-    return value
-
-
-def _shown(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"[:60]

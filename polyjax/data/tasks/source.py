@@ -52,17 +52,22 @@ class Source:
     page: str
 
 
+class MissingFile(InputError):
+    """A file of a published data set is not where it should be."""
+
+
 def find(folder: Path, file: OfficialFile, source: Source) -> Path:
     """The file's path in the user's folder, whatever the file holds.
 
     Raises:
-        InputError: it is missing; the message says where it was published.
+        MissingFile: the message says where it was published.
     """
     path = folder / file.name
     if not path.is_file():
-        raise InputError(
-            f"task {source.task}: {path} is missing; {file.name} is part of {source.title}, see "
-            f"{source.page}; put it there, or name its folder with --data-dir"
+        raise MissingFile.in_file(
+            path,
+            problem=f"the file is missing; it is part of {source.title}, see {source.page}",
+            fix="put it there, or name its folder: `task.source`",
         )
     return path
 
@@ -77,7 +82,8 @@ def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool
         unverified: take a file that is not the official one, or cannot be told from it.
 
     Raises:
-        InputError: it is missing, or it is not the official file and ``unverified`` was not asked for.
+        InputError: it is not the official file and ``unverified`` was not asked for.
+        MissingFile: it is not there.
     """
     path = find(folder, file, source)
     if file.size is None or file.md5 is None:
@@ -89,9 +95,10 @@ def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool
     else:
         return path, True
     if not unverified:
-        raise InputError(
-            f"task {source.task}: {path} cannot be taken for the official file: {difference}; "
-            "to use it all the same: --unverified (the report will say so)"
+        raise InputError.in_file(
+            path,
+            problem=f"not known to be the official file of {source.title}: {difference}",
+            fix="set `task.unverified` to use it all the same (the report will say so)",
         )
     return path, False
 
@@ -115,7 +122,7 @@ def check_fractions(valid: float, test: float) -> None:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends; a byte order mark is no text.
+    """The lines of a UTF-8 file with their ends; without a byte order mark.
 
     Raises:
         InputError: a line is not UTF-8; it is named when it is met.
@@ -125,9 +132,8 @@ def text_lines(path: Path) -> Iterator[str]:
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: expected UTF-8, got {error.reason} at byte {error.start}"
-                ) from None
+                problem = f"not valid UTF-8: {error.reason} at byte {error.start}"
+                raise InputError.in_file(path, number, problem=problem) from None
 
 
 def note_of(name: str, official: bool) -> str:

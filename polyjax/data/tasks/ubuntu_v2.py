@@ -5,13 +5,12 @@ stop, the latter a line break, as in ParlAI. A training row is a context, an utt
 right one; rows of wrong ones are left out.
 """
 
-import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from polyjax.data.rows import Rows
+from polyjax.data.tables import read_table
 from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
@@ -23,7 +22,7 @@ from polyjax.data.tasks.source import (
     text_lines,
 )
 from polyjax.data.text import TextConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.runtime.progress import console
 from polyjax.types import Example
 
@@ -76,45 +75,40 @@ def parse(path: Path) -> Iterator[Example]:
     Raises:
         InputError: the header or a row breaks the format; file and line are named.
     """
-    csv.field_size_limit(LONGEST_FIELD)
-    yield from _rows(path, csv.reader(text_lines(path), strict=True))
-
-
-def _rows(path: Path, reader: Any) -> Iterator[Example]:
-    header = next(reader, None)
+    rows = read_table(text_lines(path), delimiter=",", longest=LONGEST_FIELD)
+    _, header = next(rows, (1, []))
     training = header == TRAIN_COLUMNS
-    if header is None or not (training or header[:2] == TEST_COLUMNS):
-        raise InputError(
-            f"{path}:1: expected the columns {', '.join(TRAIN_COLUMNS)}, or {', '.join(TEST_COLUMNS)} and "
-            f"distractors, got {header}"
+    if isinstance(header, InputError) or not (training or header[:2] == TEST_COLUMNS):
+        raise InputError.in_file(
+            path,
+            1,
+            expected=f"the columns {', '.join(TRAIN_COLUMNS)}, or {', '.join(TEST_COLUMNS)} and distractors",
+            got=shown(str(header) if isinstance(header, InputError) else ", ".join(header)),
         )
     number = wrong = 0
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise InputError(f"{path}:{line}: {error}") from None
-        if row is None:
-            if wrong:
-                console.print(f"{path}: {wrong:,} rows of wrong utterances are left out")
-            return
+    for line, row in rows:
+        if isinstance(row, InputError):
+            raise InputError.in_file(path, line, problem=str(row))
         if len(row) != len(header):
-            raise InputError(f"{path}:{line}: expected {len(header)} columns, got {len(row)}")
+            raise InputError.in_file(
+                path, line, expected=f"{len(header)} columns", got=shown(f"{len(row)} columns")
+            )
         number += 1
         if training and not _is_right(row[2], path, line):
             wrong += 1
             continue
         turns = tuple(turn for part in plain(row[0]).split("\n") if (turn := part.strip()))
         if not turns:
-            raise InputError(f"{path}:{line}: the context is empty")
+            raise InputError.in_file(path, line, problem="the context is empty")
         candidates = (plain(row[1]),) if training else tuple(map(plain, row[1:]))
         # Rows of one dialogue are not independent: they begin with the same turn.
         yield Example(str(number), turns, candidates, 0, turns[0])
+    if wrong:
+        console.print(f"{path}: {wrong:,} rows of wrong utterances are left out")
 
 
 def _is_right(label: str, path: Path, line: int) -> bool:
     try:
         return float(label) >= 0.5
     except ValueError:
-        raise InputError(f"{path}:{line}: expected a Label of 1.0 or 0.0, got {label[:20]!r}") from None
+        raise InputError.in_file(path, line, expected="a Label of 1.0 or 0.0", got=label[:20]) from None

@@ -32,7 +32,7 @@ from polyjax.data.tasks.source import (
     text_lines,
 )
 from polyjax.data.text import TextConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
 SOURCE = Source(
@@ -190,9 +190,11 @@ def parse_starspace(path: Path, *, least: int) -> Iterator[Article]:
         if not sentences:
             continue
         if len(sentences) < least:
-            raise InputError(
-                f"{path}:{number}: expected at least {least} sentences separated by tabs, got "
-                f"{len(sentences)}"
+            raise InputError.in_file(
+                path,
+                number,
+                expected=f"at least {least} sentences separated by tabs",
+                got=len(sentences),
             )
         yield Article("", sentences)
 
@@ -204,7 +206,9 @@ def parse_articles(path: Path) -> list[Article]:
         InputError: the file is missing or a line is no article; file and line are named.
     """
     if not path.is_file():
-        raise InputError(f"--task.articles {path} is missing; expected a file of articles, JSON lines")
+        raise InputError.in_file(
+            path, problem="the file is missing", expected="a file of articles, JSON lines"
+        )
     found: list[Article] = []
     titles: set[str] = set()
     for number, line in enumerate(text_lines(path), start=1):
@@ -213,9 +217,11 @@ def parse_articles(path: Path) -> list[Article]:
         try:
             article = _article(json.loads(line))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(
-                f"{path}:{number}: expected an object with a title and sentences, paragraphs or a text; "
-                f"got {error!r}"
+            raise InputError.in_file(
+                path,
+                number,
+                expected="an object with a title and sentences, paragraphs or a text",
+                got=shown(repr(error)),
             ) from None
         title, times = article.title, 1
         while title in titles:
@@ -224,7 +230,7 @@ def parse_articles(path: Path) -> list[Article]:
         titles.add(title)
         found.append(dataclasses.replace(article, title=title))
     if not found:
-        raise InputError(f"--task.articles {path} is empty; expected an article a line")
+        raise InputError.in_file(path, problem="the file is empty", expected="an article a line")
     return found
 
 
@@ -260,9 +266,8 @@ def _read_articles(config: WikipediaSearchConfig, path: Path, split: Split) -> R
     shares = {"valid": config.valid_fraction, "test": config.test_fraction}
     chosen = [a for a in articles if len(a.sentences) >= 2 and split_of(a, **shares) == split]
     if not chosen:
-        raise InputError(
-            f"--task.articles {path}: no article of two sentences falls into the split {split!r}"
-        )
+        problem = f"no article of two sentences falls into the split {split!r}"
+        raise InputError.in_file(path, problem=problem)
     if split == "train":
         return Rows(Searches(chosen, config.seed), note)
     taken = {article.title for article in chosen}
@@ -271,8 +276,9 @@ def _read_articles(config: WikipediaSearchConfig, path: Path, split: Split) -> R
     texts = different(" ".join(article.sentences) for article in others)
     if len(texts) < config.n_documents:
         raise InputError(
-            f"task n_documents of {config.n_documents:,}: beside the {split} split {path} has "
-            f"{len(texts):,} different articles; lower --task.n-documents"
+            "task.n_documents",
+            expected=f"at most the {len(texts):,} different articles of {path} beside the {split} split",
+            got=config.n_documents,
         )
     examples = []
     for article in chosen:

@@ -1,0 +1,43 @@
+"""Which encoding a text file has, by its first bytes."""
+
+import codecs
+from pathlib import Path
+
+from polyjax.errors import InputError
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LOOKED_AT = 1000
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file: UTF-8, or what its byte order mark says.
+
+    Raises:
+        InputError: the file cannot be read, or begins as no text does.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_LOOKED_AT)
+    except OSError as error:
+        raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    if b"\0" in head:
+        # Of UTF-16 without a mark every other byte is 0 where letters are Latin.
+        wide = max(head[::2].count(0), head[1::2].count(0)) > len(head) / 4
+        kind = "UTF-16 without a byte order mark" if wide else "binary data"
+        raise InputError.in_file(path, expected="UTF-8 text", got=kind, fix="save it as UTF-8")
+    return "utf-8-sig"
+
+
+def not_valid(path: Path, encoding: str, error: UnicodeDecodeError) -> InputError:
+    """The error of bytes that are not of an encoding."""
+    name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
+    return InputError.in_file(path, problem=f"not valid {name}: {error.reason} at byte {error.start}")

@@ -1,0 +1,74 @@
+"""What a run was trained on, kept with it as digests: rows are known again however they come."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from polyjax.data.identity import Digests
+from polyjax.errors import InputError, first_line
+from polyjax.runtime.files import save_array
+from polyjax.types import Example
+
+KNOWN = "trained_on.npy"
+"""The file of a run directory: digests of the training rows, 8 bytes each."""
+
+
+def save_known(folder: Path, found: Digests) -> None:
+    """Keep the digests of training rows in a run directory, each once; nothing where they are there."""
+    rows = np.unique(found.rows)
+    path = folder / KNOWN
+    try:
+        if path.exists() and np.array_equal(_read(path), rows):
+            return
+    except InputError:
+        pass  # damaged: it is written again
+    save_array(path, rows)
+
+
+def load_known(folder: Path) -> np.ndarray | None:
+    """The digests of a run's training rows, in order; None of a run that kept none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder / KNOWN
+    return _read(path) if path.exists() else None
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError.in_file(path, problem=f"cannot be read ({first_line(error)})") from None
+    if rows.dtype != np.uint64 or rows.ndim != 1:
+        raise InputError.in_file(
+            path, expected="digests, uint64 [n]", got=f"{rows.dtype} {list(rows.shape)}", fix="remove it"
+        )
+    return rows
+
+
+def count_known(rows: np.ndarray, known: np.ndarray) -> int:
+    """How many rows are among those that are known, by their digests."""
+    return int(np.isin(rows, known).sum())
+
+
+def answers_note(found: Digests, split: str, *, rule: str) -> str:
+    """What a report says of contexts that have several right answers; "" where none has.
+
+    Args:
+        found: digests of a split's rows.
+        split: its name.
+        rule: what follows from it.
+    """
+    n = len(found.several)
+    if not n:
+        return ""
+    return f"{n:,} of {len(np.unique(found.contexts)):,} {split} contexts have several right answers{rule}"
+
+
+def ranked_note(examples: Sequence[Example], found: Digests, split: str) -> str:
+    """``answers_note`` of rows to rank."""
+    best_counts = any(example.answers for example in examples)
+    rule = ": the best placed of them counts as the label" if best_counts else ""
+    return answers_note(found, split, rule=rule)

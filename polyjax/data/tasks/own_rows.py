@@ -1,0 +1,252 @@
+"""Rows of one's own data: an object of a JSON file, or a row of a table, checked and made an Example."""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polyjax.data.identity import text_key
+from polyjax.errors import InputError, shown
+from polyjax.types import Example
+
+KEYS = ("context", "label", "candidates", "id", "answers", "negatives", "scores")
+REQUIRED = ("context", "label")
+_PLURALS = ("context", "label", "candidates")
+_HALF = range(0xD800, 0xE000)
+_LINE_BREAK = re.compile(r"\r\n|\n|\r")
+_STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
+_PYTHON_LIST = re.compile(rf"\s*\[\s*({_STRING}(?:\s*,\s*|\s+))*{_STRING}\s*,?\s*\]\s*", re.DOTALL)
+
+
+class Twice(dict[str, Any]):
+    """A JSON object in which a key came twice.
+
+    Attributes:
+        key: the first that did.
+    """
+
+    key = ""
+
+
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON parser's pairs; see ``Twice``."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        found = Twice(found)
+        found.key = next(name for i, name in enumerate(names) if name in names[:i])
+    return found
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong with a text that is not JSON, or JSON that cannot be held."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"expected JSON, got {error.msg.removesuffix(' at')} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "expected JSON, got lists nested too deeply"
+    return "expected JSON, got a number of thousands of digits"
+
+
+def nearly(name: str) -> str | None:
+    """The key that a name is taken for by mistake: in other case, with spaces, singular or plural.
+
+    >>> nearly(" Candidate"), nearly("Labels"), nearly("label"), nearly("score")
+    ('candidates', 'label', None, None)
+    """
+    if name in KEYS:
+        return None
+    plain = re.sub(r"[\W_]+", "", name).casefold()
+    for key in KEYS:
+        if key != "id" and (plain == key or (key in _PLURALS and plain.rstrip("s") == key.rstrip("s"))):
+            return key
+    return None
+
+
+def example_of(row: object, default_id: str) -> Example:
+    """The example of an object.
+
+    Where candidates are given, the label is the first that equals it, or else the first that is one text with
+    it (``data.identity``).
+
+    Args:
+        row: of a JSON file, or of ``cells_object``.
+        default_id: what it is called where it has no id.
+
+    Raises:
+        InputError: it has other keys, or values that are not as expected.
+    """
+    if not isinstance(row, Mapping):
+        raise InputError(
+            f"expected an object with a context and a label, got {type(row).__name__}", is_argument=False
+        )
+    if isinstance(row, Twice):
+        raise InputError(f"the key {row.key!r} is there twice")
+    _check_keys(row)
+    context = row["context"]
+    turns = [context] if isinstance(context, str) else context
+    if not isinstance(turns, list | tuple) or not turns:
+        raise _wrong("context", "a text or a list of turns", context)
+    texts = [_text(f"context[{i}]", turn) for i, turn in enumerate(turns)]
+    label = _text("label", row["label"])
+    listed = _texts("candidates", row.get("candidates", [label]))
+    place = _place(label, listed)
+    answers = _texts("answers", row.get("answers", []))
+    negatives = _texts("negatives", row.get("negatives", []))
+    right = set(map(text_key, (label, *answers))) if negatives else set()
+    for i, text in enumerate(negatives):
+        if text_key(text) in right:
+            raise InputError(f"negatives[{i}]", expected="a wrong answer", got=text[:40], is_argument=False)
+    scores = _scores(row.get("scores"), len(listed) + len(negatives))
+    name = row.get("id", default_id)
+    if not isinstance(name, str | int) or not str(name).strip():
+        raise _wrong("id", "a text or a number", name)
+    return Example(
+        str(name),
+        tuple(texts),
+        tuple(listed),
+        place,
+        str(name),
+        answers=tuple(answers),
+        negatives=tuple(negatives),
+        scores=scores,
+    )
+
+
+def _place(label: str, listed: Sequence[str]) -> int:
+    if label in listed:
+        return list(listed).index(label)
+    key = text_key(label)
+    for i, text in enumerate(listed):
+        if text_key(text) == key:
+            return i
+    raise InputError(
+        "label", expected=f"one of the {len(listed)} candidates", got=label[:40], is_argument=False
+    )
+
+
+def _check_keys(row: Mapping[Any, Any]) -> None:
+    unknown = [str(key) for key in row if key not in KEYS]
+    for name in REQUIRED:
+        if name not in row:
+            instead = f"; there is an unknown key {unknown[0]!r}" if unknown else ""
+            raise InputError(f"no {name!r}{instead}")
+    if unknown:
+        key = nearly(unknown[0])
+        fix = f"; is it meant to be {key!r}?" if key else ""
+        raise InputError(f"unknown key {unknown[0]!r}; expected {', '.join(KEYS)}{fix}")
+
+
+def _texts(name: str, value: object) -> list[str]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(name, "a list of texts", value)
+    return [_text(f"{name}[{i}]", text) for i, text in enumerate(value)]
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, "a text", value)
+    if not value.strip():
+        raise InputError(name, problem="the text is empty", is_argument=False)
+    if any(ord(letter) in _HALF for letter in value):
+        raise InputError(
+            name, problem="it holds half a character (a lone surrogate)", got=value[:40], is_argument=False
+        )
+    return value
+
+
+def _scores(value: object, n: int) -> tuple[float, ...] | None:
+    """A teacher's scores of a row's candidates (of its label, where it lists none) and then its negatives."""
+    if value is None:
+        return None
+    numbers = value if isinstance(value, list | tuple) else []
+    found = [one for one in numbers if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(found) != n or len(numbers) != n or not all(map(_is_finite, found)):
+        raise _wrong("scores", f"{n} finite numbers, of the candidates and then of the negatives", value)
+    return tuple(map(float, found))
+
+
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _wrong(name: str, expected: str, value: object) -> InputError:
+    """An error whose value is shown by its type and the beginning of its text."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        text = ""
+    return InputError(
+        name, expected=expected, got=shown(f"{type(value).__name__} {text}"[:60].rstrip()), is_argument=False
+    )
+
+
+def check_header(header: Sequence[str]) -> None:
+    """Look at a table's column names; others than ours are left out.
+
+    Raises:
+        InputError: one of ours is missing, there twice, or nearly there.
+    """
+    for name in KEYS:
+        if header.count(name) > 1:
+            raise InputError(f"the column {name!r} is there twice")
+    for name in header:
+        key = nearly(name)
+        if key is not None and key not in header:
+            raise InputError(
+                f"the column {name!r} is nearly {key!r}; rename it to that, or to something else"
+            )
+        if key is not None:
+            raise InputError(f"the columns {key!r} and {name!r} are nearly one; rename or remove one of them")
+    if any(name not in header for name in REQUIRED):
+        raise InputError(
+            f"expected columns named {', '.join(KEYS)}, of which context and label are needed; "
+            f"got {', '.join(header) or 'nothing'}"
+        )
+
+
+def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
+    """The object that a row of a table stands for.
+
+    Turns are the lines of a cell, or a list; lists are as JSON, Python, pandas or numpy write them.
+
+    Raises:
+        InputError: a cell that should be a list is none.
+    """
+    found: dict[str, Any] = {"label": cells["label"]}
+    turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
+    found["context"] = turns
+    if cells["context"].lstrip().startswith("["):  # as in a JSON file; or a text that begins so
+        listed = _list("context", cells["context"])
+        found["context"] = turns if listed is None else listed
+    if cells.get("id"):
+        found["id"] = cells["id"]
+    for name in ("candidates", "answers", "negatives", "scores"):
+        if cells.get(name, "").strip():
+            found[name] = _list(name, cells[name])
+            if found[name] is None:
+                kind = "numbers" if name == "scores" else "texts"
+                raise InputError(
+                    name, expected=f"a JSON list of {kind}", got=cells[name][:40], is_argument=False
+                )
+    return found
+
+
+def _list(name: str, cell: str) -> list[Any] | None:
+    """The list in a cell, as JSON, Python, pandas or numpy write it; None where it is none."""
+    try:
+        found = json.loads(cell)
+        return found if isinstance(found, list) else None
+    except json.JSONDecodeError:
+        if not _PYTHON_LIST.fullmatch(cell):
+            return None
+        try:
+            return [ast.literal_eval(text) for text in re.findall(_STRING, cell, re.DOTALL)]
+        except (SyntaxError, ValueError):  # an escape that Python does not know
+            return None
+    except (RecursionError, ValueError) as error:
+        raise InputError(name, problem=json_fault(error), is_argument=False) from None

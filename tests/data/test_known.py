@@ -1,0 +1,139 @@
+"""Testing on training rows is found out, however they come; a run resumes when its files have moved."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from polyjax.config import from_json
+from polyjax.data.identity import digests
+from polyjax.data.known import KNOWN, count_known, load_known, save_known
+from polyjax.data.tasks.jsonl import OwnDataConfig
+from polyjax.errors import InputError
+from polyjax.recipes.evaluate import rows_trained_on
+from polyjax.recipes.session import INCIDENTAL
+from polyjax.recipes.settings import RunConfig
+from polyjax.recipes.splits import read_splits
+from polyjax.runs import open_run
+from polyjax.types import Example
+
+ROWS = [{"context": [f"hi {i}", f"my thing {i}"], "label": f"fix number {i}"} for i in range(100)]
+
+
+def write(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def example(context: str, label: str) -> Example:
+    return Example("any id", (context,), ("x", label), 1, "any group")
+
+
+def test_rows_are_known_by_what_they_say(tmp_path):
+    save_known(tmp_path, digests([example("a b", "c"), example("d", "e"), example("d", "e")]))
+    known = load_known(tmp_path)
+    assert known is not None and known.dtype == np.uint64 and len(known) == 2
+    asked = [example("A  b\u200b", "C"), example("d", "c"), example("a", "c"), example("e", "d")]
+    assert count_known(digests(asked).rows, known) == 1
+    assert load_known(tmp_path / "nowhere") is None
+
+
+def test_digests_that_are_damaged_are_named_and_written_again(tmp_path):
+    path = tmp_path / KNOWN
+    for damage in (b"", b"no array", b"\x93NUMPY\x01\x00"):
+        path.write_bytes(damage)
+        with pytest.raises(InputError) as caught:
+            load_known(tmp_path)
+        assert caught.value.argument == str(path)
+    np.save(path, np.zeros(3))
+    with pytest.raises(InputError, match="expected digests"):
+        load_known(tmp_path)
+    save_known(tmp_path, digests([example("a", "b")]))
+    assert len(load_known(tmp_path)) == 1
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A run whose rows were read, as before its first step."""
+    task = OwnDataConfig(train=write(tmp_path / "data" / "mine.jsonl", ROWS), n_candidates=5)
+    config = RunConfig(task=task, run_dir=tmp_path / "run")
+    open_run(config.folder, config)
+    return config, read_splits(config, None)
+
+
+def test_training_rows_are_known_in_every_file(opened, tmp_path):
+    """Moved, copied, in part, in other letters, among others: by digests, whatever is given as what."""
+    config, splits = opened
+    training, test = list(splits.train.examples), list(splits.test.examples)
+
+    def count(rows):
+        task = OwnDataConfig(train=write(tmp_path / "other" / "x.jsonl", rows), n_candidates=5)
+        examples = task.beside(config.task).read("test").examples
+        assert len(examples) == len(rows)
+        return rows_trained_on(config.folder, config.task, digests(examples).rows)
+
+    assert count(ROWS) == len(training) == len(ROWS) - len(test) - len(splits.valid.examples)
+    new = [{"context": f"new {i}", "label": f"new {i}"} for i in range(20)]
+    assert count(new) == 0
+    some = [{"context": list(e.context), "label": e.label_text.upper()} for e in training[:7]]
+    assert count([*new, *some]) == 7
+    config.task.train.unlink()
+    assert count(ROWS) == len(training), "the run keeps what is needed to know"
+
+
+def test_a_run_that_kept_no_digests(opened, tmp_path):
+    config, splits = opened
+    (config.folder / KNOWN).unlink()
+    rows = digests(splits.train.examples).rows
+    assert rows_trained_on(config.folder, config.task, rows) == len(rows), "its rows are read again"
+    config.task.train.unlink()
+    assert rows_trained_on(config.folder, config.task, rows) is None
+
+
+def test_test_rows_that_are_training_rows_are_said(tmp_path):
+    """Given as files of their own, to validate and to test on; on the console and in the report."""
+    train = write(tmp_path / "a.jsonl", ROWS)
+    test = write(tmp_path / "b.jsonl", [*ROWS[:9], {"context": "new", "label": "new"}])
+    config = RunConfig(
+        task=OwnDataConfig(train=train, valid=test, test=test, n_candidates=5), run_dir=tmp_path / "r"
+    )
+    open_run(config.folder, config)
+    notes = read_splits(config, None).notes
+    assert "warning: 9 of 10 test rows are training rows too" in notes
+    assert "warning: 9 of 10 valid rows are training rows too" in notes
+    assert "9 of 10 test labels are training labels too" in notes
+
+
+def test_what_contexts_have_several_answers_is_said(tmp_path):
+    rows = [{"context": f"q {i % 50}", "label": f"a {i}"} for i in range(100)]
+    config = RunConfig(task=OwnDataConfig(train=write(tmp_path / "a.jsonl", rows)), run_dir=tmp_path / "r")
+    open_run(config.folder, config)
+    splits = read_splits(config, None)
+    n = {name: len(getattr(splits, name).examples) // 2 for name in ("train", "test")}
+    several = "contexts have several right answers"
+    assert f"{n['train']} of {n['train']} train {several}: none is a negative of another" in splits.notes
+    assert (
+        f"{n['test']} of {n['test']} test {several}: the best placed of them counts as the label"
+        in splits.notes
+    )
+
+
+def test_a_run_whose_file_has_moved_is_the_same(opened, tmp_path):
+    """Its settings may name another path, and then do; other rows are refused, and change nothing."""
+    config, _ = opened
+    (config.folder / "checkpoints" / "1").mkdir(parents=True)  # as if it was trained
+    moved = write(tmp_path / "elsewhere" / "renamed.jsonl", ROWS)
+    config.task.train.unlink()
+    other = dataclasses.replace(config, task=dataclasses.replace(config.task, train=moved))
+    open_run(other.folder, other, incidental=INCIDENTAL)
+    read_splits(other, None)
+    kept = json.loads((config.folder / "config.json").read_text())
+    assert from_json(RunConfig, kept, source="config").task.train == moved
+    changed = write(tmp_path / "elsewhere" / "changed.jsonl", ROWS[:-1])
+    third = dataclasses.replace(config, task=dataclasses.replace(config.task, train=changed))
+    open_run(third.folder, third, incidental=INCIDENTAL)
+    with pytest.raises(InputError, match="belongs to a run with other data"):
+        read_splits(third, None)
+    assert json.loads((config.folder / "config.json").read_text()) == kept
