@@ -88,7 +88,7 @@ def main(config: BenchmarkConfig) -> None:
         began = time.perf_counter()
         batch = next(loader)
         waits.append(time.perf_counter() - began)
-        shapes = (batch.inputs.context.ids.shape[1], batch.inputs.candidates.ids.shape[1])
+        shapes = (batch.inputs.context.ids.shape[1], batch.inputs.shared.tokens.ids.shape[1])
         if shapes not in compiled:
             state, figures = step(state, place(batch))
             jax.block_until_ready(figures)

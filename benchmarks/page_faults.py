@@ -23,7 +23,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from polyjax import Batch, DualInputs, EncoderConfig, PolyConfig, Tokens, make_scorer
+from polyjax import Batch, DualInputs, EncoderConfig, PolyConfig, Shared, Tokens, make_scorer
 from polyjax.evaluation.report import hardware
 from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
@@ -71,8 +71,8 @@ def measure(steps: int) -> dict[str, float]:
         ids = draw.integers(1000, 20000, (rows, length)).astype(np.int32)
         return Tokens(ids, ids > 0, np.zeros_like(ids))
 
-    inputs = DualInputs(tokens(32, 80), tokens(32, 48))
-    batch = Batch(inputs, np.arange(32, dtype=np.int32), np.ones((1, 32), bool), None)
+    inputs = DualInputs(tokens(32, 80), Shared(tokens(32, 48)))
+    batch = Batch(inputs, np.arange(32, dtype=np.int32), np.ones((32, 32), bool))
     times: list[float] = []
     faults = 0
     for i in range(steps + 2):

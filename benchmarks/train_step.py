@@ -131,8 +131,9 @@ def torch_step(codes: np.ndarray | None, batch: Batch, autocast: bool) -> Callab
     """The same update in eager PyTorch."""
     model = TorchScores(codes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-    assert isinstance(batch.inputs, DualInputs)
-    sides = [torch.from_numpy(np.array(t.ids)).long() for t in vars(batch.inputs).values()]
+    assert isinstance(batch.inputs, DualInputs) and batch.inputs.shared is not None
+    both = batch.inputs.context, batch.inputs.shared.tokens
+    sides = [torch.from_numpy(np.array(tokens.ids)).long() for tokens in both]
     label = torch.arange(len(batch.label))
 
     def run() -> float:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from polyjax import DualInputs, Tokens
+from polyjax import DualInputs, Shared, Tokens
 from polyjax.mesh.placement import BatchPlacer, everywhere, one_device, placed, shardings_of
 from polyjax.nn.scorers import Scorer
 from polyjax.train.losses import ranking_loss
@@ -25,8 +25,8 @@ def random_batch(n: int, context: int, candidate: int, *, vocab_size: int = 3000
         ids = draw.integers(1, vocab_size, (n, length)).astype(np.int32)
         return Tokens(ids, np.ones(ids.shape, bool), np.zeros_like(ids))
 
-    inputs = DualInputs(tokens(context), tokens(candidate))
-    return Batch(inputs, np.arange(n, dtype=np.int32), np.ones((1, n), bool), None)
+    inputs = DualInputs(tokens(context), Shared(tokens(candidate)))
+    return Batch(inputs, np.arange(n, dtype=np.int32), np.ones((n, n), bool))
 
 
 def one_device_update(
@@ -37,4 +37,4 @@ def one_device_update(
     graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", 0), seed=0)
     shardings = shardings_of(state, mesh)
     step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, everywhere(mesh)))
-    return step, placed(state, shardings), BatchPlacer(mesh, batch_size, "split")
+    return step, placed(state, shardings), BatchPlacer(mesh, batch_size)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from polyjax.config import part
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Encoder, EncoderConfig
-from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
+from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig, ProductForm
 from polyjax.nn.scorers import CrossScorer, DualScorer, ModelConfig, make_scorer
 from polyjax.ranker import Ranked, Ranker
 from polyjax.retrieval import CandidateIndex, Found, Index
-from polyjax.types import Batch, DualInputs, Example, PairInputs, Tokens
+from polyjax.types import Batch, DualInputs, Example, Listed, PairInputs, Shared, Tokens
 from polyjax.version import __version__
 
 if TYPE_CHECKING:
@@ -50,16 +50,19 @@ __all__ = [
     "HeadConfig",
     "Index",
     "InputError",
+    "Listed",
     "ModelConfig",
     "PairInputs",
     "PolyConfig",
+    "ProductForm",
     "Ranked",
     "Ranker",
     "Run",
+    "Shared",
     "Tokens",
     "__version__",
     "evaluate",
     "fit",
-    "part",
     "make_scorer",
+    "part",
 ]

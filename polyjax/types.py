@@ -19,7 +19,7 @@ import dataclasses
 import typing
 
 import jax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 from numpy import ndarray
 
 AnyArray = Array | ndarray
@@ -79,16 +79,49 @@ class Tokens:
 @typing.no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Shared:
+    """Candidates that every context of a batch has; each is encoded once.
+
+    Attributes:
+        tokens: Tokens [n, t].
+        of_rows: whether there is one for each row of the batch, its label (n = b), which is where the row is
+            when devices share the batch; otherwise they are the same in every batch, and on all devices.
+    """
+
+    tokens: Tokens
+    of_rows: bool = dataclasses.field(default=True, metadata={"static": True})
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Candidates that each context has for itself.
+
+    Attributes:
+        tokens: Tokens [b, c, t].
+    """
+
+    tokens: Tokens
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DualInputs:
-    """Input of a scorer that encodes both sides apart.
+    """Input of a scorer that encodes both sides apart, with candidates of one kind or of both.
+
+    Scores are [b, n + c]: first those of the n shared candidates, then those of the c listed ones.
 
     Attributes:
         context: Tokens [b, t].
-        candidates: Tokens [n, t], shared by every context (in-batch negatives), or [b, c, t], listed.
+        shared: candidates of all contexts, as in-batch negatives are.
+        listed: candidates of each context's own, as hard negatives are.
     """
 
     context: Tokens
-    candidates: Tokens
+    shared: Shared | None = None
+    listed: Listed | None = None
 
 
 @typing.no_type_check
@@ -103,18 +136,33 @@ class PairInputs:
 @typing.no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What a teacher scored of a batch's candidates.
+
+    Attributes:
+        scores: its scores, float32 [b, c]; 0 elsewhere.
+        where: True at candidates that it scored, bool [b, c].
+    """
+
+    scores: Float[AnyArray, "b c"]
+    where: Bool[AnyArray, "b c"]
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch whose scores are [b, c].
+    """A batch whose scores are [b, c], shared candidates before listed ones.
 
     Attributes:
         inputs: what the scorer reads.
         label: index of the right candidate, int32 [b].
-        where: True at real candidates, bool [1 or b, c].
-        keys: a hash of each shared candidate's text, int32 [n], by which copies of a label among the
-            in-batch negatives are found; None where candidates are listed or copies count as negatives.
+        where: True at the label and at real candidates that are negatives, bool [b, c]: not at copies of a
+            right answer.
+        teacher: a teacher's scores, where rows have them.
     """
 
     inputs: DualInputs | PairInputs
     label: Int[AnyArray, " b"]
     where: Bool[AnyArray, "#b c"]
-    keys: Int[AnyArray, " n"] | None
+    teacher: Teacher | None = None

@@ -96,7 +96,7 @@ def test_bert_recipes_start_from_a_folder():
         (["--optim.warmup-steps", "5", "--optim.warmup", "0.2"], "--optim.warmup: does nothing"),
         (["--rank.n", "5"], "--rank.n: does nothing"),
         (["--batch.candidates", "inline", "--batch.n-negatives", "3"], "--batch.n-negatives: does nothing"),
-        (["--batch.chunk", "33"], "is more than the 32 contexts of a batch"),
+        (["--batch.chunk", "33"], "--batch.chunk: expected at most the 32 contexts of a batch, got 33"),
     ],
 )
 def test_settings_that_contradict_each_other(arguments, message):

@@ -34,8 +34,11 @@ class BatchConfig:
             the candidates that its row lists; ``sampled``, ``n_negatives`` labels of other rows; ``fixed``,
             the lines of ``fixed_file``. ``auto`` is batch for bi and poly, sampled for a cross-encoder.
         n_negatives: sampled negatives of a context.
+        hard_negatives: at most so many of a row's own ``negatives`` are candidates besides, drawn anew in
+            each epoch; it does nothing where rows have none.
         fixed_file: candidates of all contexts, one a line; every label must be among them.
-        mask_duplicates: leave copies of a label out of its in-batch negatives (the paper does not).
+        mask_duplicates: leave right answers of a context, and copies of them, out of its negatives, wherever
+            these come from (the paper does not).
         group_batches: so many batches' examples are sorted by length together; 1 for no grouping.
         workers: processes that collate; 0 collates in threads of this process.
         chunk: contexts whose activations are kept in memory at once, for a batch that does not fit: same
@@ -45,6 +48,7 @@ class BatchConfig:
     batch_size: int = 32
     candidates: Literal["auto", "batch", "inline", "sampled", "fixed"] = "auto"
     n_negatives: int = 15
+    hard_negatives: int = 8
     fixed_file: Path | None = None
     mask_duplicates: bool = True
     group_batches: int = 64
@@ -53,17 +57,27 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
-        least = {"batch_size": 1, "n_negatives": 1, "group_batches": 1, "workers": 0, "chunk": 0}
+        least = {
+            "batch_size": 1,
+            "n_negatives": 1,
+            "hard_negatives": 0,
+            "group_batches": 1,
+            "workers": 0,
+            "chunk": 0,
+        }
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
-                raise InputError(f"batch {name} must be at least {smallest}, got {getattr(self, name)}")
+                raise InputError(f"batch.{name}", expected=f"at least {smallest}", got=getattr(self, name))
         if self.chunk > self.batch_size:
             raise InputError(
-                f"batch chunk of {self.chunk} is more than the {self.batch_size} contexts of a batch"
+                "batch.chunk", expected=f"at most the {self.batch_size} contexts of a batch", got=self.chunk
             )
         if (self.candidates == "fixed") != (self.fixed_file is not None):
             raise InputError(
-                "batch candidates 'fixed' and batch fixed_file go together: give both or neither"
+                "batch.fixed_file",
+                problem="`batch.candidates` of fixed and a file of fixed candidates go together",
+                got=self.fixed_file,
+                fix="give both or neither",
             )
 
     def source(self, inputs: Literal["dual", "pairs"]) -> CandidateSource:
@@ -90,8 +104,9 @@ class BatchPlan:
     def __init__(self, shapes: np.ndarray, config: BatchConfig, *, seed: int, n_batches: int):
         if len(shapes) < config.batch_size:
             raise InputError(
-                f"batch batch_size of {config.batch_size} is larger than the training split "
-                f"of {len(shapes)} examples"
+                "batch.batch_size",
+                expected=f"at most the {len(shapes)} examples of the training split",
+                got=config.batch_size,
             )
         self._shapes = shapes
         self._config = config
@@ -136,8 +151,8 @@ class BatchPlan:
 
 
 def prepare_texts(examples: Sequence[Example], text: TextEncoder) -> None:
-    """Tokenise all contexts and labels at once, and keep their ids."""
-    text.prepare((t for e in examples for t in (*e.context, e.label_text)), keep=True)
+    """Tokenise all contexts, labels and hard negatives at once, and keep their ids."""
+    text.prepare((t for e in examples for t in (*e.context, e.label_text, *e.negatives)), keep=True)
 
 
 def padded_shapes(examples: Sequence[Example], text: TextEncoder) -> np.ndarray:
@@ -164,12 +179,14 @@ def make_loader(
     seed: int,
     first: int = 0,
     part: np.ndarray | None = None,
+    needs_teacher: bool = False,
 ) -> tuple[grain.DatasetIterator, BatchPlan]:
     """An iterator over the training batches from number ``first`` up to ``n_batches``, and the plan of all.
 
-    A batch is a function of its number, so that the number of updates made is all that a resumed run needs
+    A batch is a function of its number, so that the number of steps done is all that a resumed run needs
     to know: grain's own iterator state would tie it to the same number of workers. Each process of a run
-    asks for its ``part``, the rows of every batch that its devices compute, int [p].
+    asks for its ``part``, the rows of every batch that its devices compute, int [p]. A loss that learns a
+    teacher's scores ``needs_teacher``: then every row must carry them.
     """
     prepare_texts(examples, text)
     plan = BatchPlan(padded_shapes(examples, text), config, seed=seed, n_batches=n_batches)
@@ -181,10 +198,11 @@ def make_loader(
         seed=seed,
         n_negatives=config.n_negatives,
         fixed=() if config.fixed_file is None else fixed_candidates(config.fixed_file),
+        n_hard=config.hard_negatives,
         mask_duplicates=config.mask_duplicates,
         part=part,
     )
-    collator.check()
+    collator.negatives.check(needs_teacher=needs_teacher)
     return load(plan, collator, first=first, workers=config.workers), plan
 
 

@@ -3,18 +3,17 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import grain
 import jax
 import numpy as np
 
-from polyjax.data.identity import text_hash, text_key
-from polyjax.data.text import TextEncoder
-from polyjax.errors import InputError
-from polyjax.types import Batch, DualInputs, Example, PairInputs, Tokens
+from polyjax.data.negatives import CandidateSource, Choice, DrawnAnew, Negatives, Row, label_score
+from polyjax.data.text import Ids, TextEncoder
+from polyjax.types import AnyArray, Batch, DualInputs, Example, Listed, PairInputs, Shared, Teacher, Tokens
 
-CandidateSource = Literal["batch", "inline", "sampled", "fixed"]
+__all__ = ["CandidateSource", "Collator", "DrawnAnew", "PlannedBatch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +31,6 @@ class PlannedBatch:
     lengths: tuple[int, int]
 
 
-@runtime_checkable
-class DrawnAnew(Protocol):
-    """Examples that differ from epoch to epoch."""
-
-    def at(self, index: int, epoch: int) -> Example:
-        """The example of a place in an epoch; that of epoch 0 is what indexing gives."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Listed:
-    """Candidates of one context and the place of its label."""
-
-    texts: Sequence[str]
-    label: int
-
-
 class Collator(grain.transforms.Map):
     """A planned batch -> Batch of numpy arrays.
 
@@ -60,9 +42,13 @@ class Collator(grain.transforms.Map):
         seed: of the sampled negatives.
         n_negatives: how many are sampled.
         fixed: candidates of all contexts.
-        mask_duplicates: leave copies of a label out of its negatives.
+        n_hard: at most so many of a row's own negatives are candidates besides.
+        mask_duplicates: leave right answers of a context, and copies of them, out of its negatives.
         part: rows of each batch that are wanted, int [p]; all where None. The arrays have those rows only,
             and are otherwise the whole batch's: its padded lengths, its candidates.
+
+    Attributes:
+        negatives: chooses the candidates.
 
     Raises:
         InputError: a row lists no candidates, or its label is not among the fixed ones; when it is met.
@@ -78,175 +64,179 @@ class Collator(grain.transforms.Map):
         seed: int,
         n_negatives: int = 15,
         fixed: Sequence[str] = (),
+        n_hard: int = 0,
         mask_duplicates: bool = True,
         part: np.ndarray | None = None,
     ):
-        self._part = part
-        self._examples, self._text, self._seed = examples, text, seed
+        self._part, self._text = part, text
         self._inputs: Literal["dual", "pairs"] = inputs
-        self._source: CandidateSource = source
-        self._n_negatives, self._mask_duplicates = n_negatives, mask_duplicates
-        self._fixed = fixed
-        self._place = {text_key(candidate): i for i, candidate in reversed(list(enumerate(fixed)))}
+        self._shares = inputs == "dual" and source in ("batch", "fixed")
+        self._of_rows = source == "batch"
+        self.negatives = Negatives(
+            examples,
+            source=source,
+            seed=seed,
+            n_negatives=n_negatives,
+            fixed=fixed,
+            n_hard=n_hard,
+            mask=mask_duplicates,
+        )
         text.prepare(fixed, keep=True)
-
-    def check(self) -> None:
-        """Raise InputError for the first row that cannot be learnt from, before anything is."""
-        if self._source in ("inline", "fixed"):
-            for i, example in enumerate(self._examples):
-                self._candidates(i, example, 0, [], 0)
 
     # grain's abstract ``map`` has no annotations, so its result is inferred to be None.
     def map(self, element: PlannedBatch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The batch's arrays."""
-        if self._inputs == "dual" and self._source == "batch":
-            return self._in_batch(element)
-        examples = [self._at(int(i), element.epoch) for i in element.indices]
-        if self._inputs == "dual" and self._source == "fixed":
-            return self._shared(examples)
-        rows = [
-            self._candidates(int(i), example, element.epoch, examples, place)
-            for place, (i, example) in enumerate(zip(element.indices, examples, strict=True))
-        ]
-        return self._listed(examples, rows)
+        negatives, epoch, text = self.negatives, element.epoch, self._text
+        wanted = np.arange(len(element.indices)) if self._part is None else self._part
+        if self._shares and not negatives.n_hard and not negatives.drawn_anew:
+            # Nothing of the other rows is needed: their lengths are planned.
+            return self._sharing(negatives.rows(element.indices[wanted].tolist(), epoch), wanted, element)
+        batch = negatives.rows(element.indices.tolist(), epoch)
+        rows = [batch[i] for i in wanted]
+        if negatives.drawn_anew:  # it has other lengths than the plan knows
+            element = dataclasses.replace(element, lengths=self._lengths(batch))
+        if not self._shares:
+            choices = [negatives.choice(row, epoch, batch, place) for place, row in enumerate(batch)]
+            label = np.array([choices[i].label for i in wanted], np.int32)
+            if self._inputs == "pairs":
+                return self._pairs(batch, choices, wanted, label)
+            tokens, where, teacher = self._own(batch, choices, wanted)
+            context = text.pad(self._contexts(rows), length=element.lengths[0])
+            return Batch(DualInputs(context, listed=Listed(tokens)), label, where, teacher)
+        common = self._sharing(rows, wanted, element, batch)
+        if not negatives.n_hard:
+            return common
+        choices = [negatives.hard(row, epoch) for row in batch]
+        return _both(common, *self._own(batch, choices, wanted, c=negatives.n_hard))
 
-    def _at(self, index: int, epoch: int) -> Example:
-        if isinstance(self._examples, DrawnAnew):
-            return self._examples.at(index, epoch)
-        return self._examples[index]
-
-    def _wanted(self, n: int) -> np.ndarray:
-        return np.arange(n) if self._part is None else self._part
-
-    def _in_batch(self, element: PlannedBatch) -> Batch:
-        """The labels of the batch are all contexts' candidates; only the rows wanted are looked at."""
-        text, n = self._text, len(element.indices)
-        wanted, (context_length, label_length) = self._wanted(n), element.lengths
-        # What is drawn anew has other lengths than the plan knows.
-        anew = isinstance(self._examples, DrawnAnew)
-        places = element.indices if anew else element.indices[wanted]
-        examples = [self._at(int(i), element.epoch) for i in places]
-        contexts = [text.context(e.context) for e in examples]
-        labels = [text.candidate(e.label_text) for e in examples]
-        if anew:
-            config = text.config
-            context_length = config.bucket(max(map(len, contexts)), config.context_tokens)
-            label_length = config.bucket(max(map(len, labels)), config.candidate_tokens)
-            examples, contexts, labels = ([rows[i] for i in wanted] for rows in (examples, contexts, labels))
-        keys = np.array([text_hash(e.label_text) for e in examples], np.int32)
-        return Batch(
-            DualInputs(text.pad(contexts, length=context_length), text.pad(labels, length=label_length)),
-            label=wanted.astype(np.int32),
-            where=np.ones((1, n), bool),
-            keys=keys if self._mask_duplicates else None,
+    def _lengths(self, batch: list[Row]) -> tuple[int, int]:
+        """Padded lengths of a batch's longest context and label."""
+        text, config = self._text, self._text.config
+        contexts = (text.context_length(row.example.context) for row in batch)
+        labels = (text.candidate_length(row.example.label_text) for row in batch)
+        return (
+            config.bucket(max(contexts), config.context_tokens),
+            config.bucket(max(labels), config.candidate_tokens),
         )
 
-    def _shared(self, examples: list[Example]) -> Batch:
-        """All contexts have the fixed candidates, which are encoded once."""
-        wanted = self._wanted(len(examples))
-        candidates, keys = self._fixed_arrays
-        return Batch(
-            DualInputs(self._contexts(examples, wanted), candidates),
-            label=np.array([self._place_of_label(examples[i]) for i in wanted], np.int32),
-            where=np.ones((1, len(self._fixed)), bool),
-            keys=keys if self._mask_duplicates else None,
-        )
+    def _contexts(self, rows: list[Row]) -> list[Ids]:
+        return [self._text.context(row.example.context) for row in rows]
+
+    def _sharing(
+        self, rows: list[Row], wanted: np.ndarray, element: PlannedBatch, batch: list[Row] | None = None
+    ) -> Batch:
+        """A batch whose contexts share their candidates: its labels, or the fixed ones.
+
+        Args:
+            rows: the rows wanted.
+            wanted: their places.
+            element: the plan, with the lengths of the whole batch.
+            batch: all rows, where they are not those of the split.
+        """
+        text, negatives = self._text, self.negatives
+        if self._of_rows:
+            ids = [text.candidate(row.example.label_text) for row in rows]
+            shared, places = Shared(text.pad(ids, length=element.lengths[1])), wanted
+            where = negatives.among_labels(rows, wanted, negatives.hashes_of(element.indices, batch))
+        else:
+            shared = Shared(self._fixed_tokens, of_rows=False)
+            places = np.array([negatives.place_of_label(row.example) for row in rows])
+            where = negatives.among_fixed(rows)
+        context = text.pad(self._contexts(rows), length=element.lengths[0])
+        teacher = self._teacher_of_labels(rows, places, where.shape[1])
+        return Batch(DualInputs(context, shared=shared), places.astype(np.int32), where, teacher)
 
     @functools.cached_property
-    def _fixed_arrays(self) -> tuple[Tokens, np.ndarray]:
-        """The fixed candidates' tokens and keys, the same in every batch."""
-        candidates = self._text.pad_candidates([self._text.candidate(text) for text in self._fixed])
-        return candidates, np.array([text_hash(text) for text in self._fixed], np.int32)
+    def _fixed_tokens(self) -> Tokens:
+        """The fixed candidates, the same in every batch."""
+        return self._text.pad_candidates([self._text.candidate(text) for text in self.negatives.fixed])
 
-    def _contexts(self, examples: list[Example], wanted: np.ndarray) -> Tokens:
-        """The contexts of the rows wanted, as long as the whole batch's longest needs."""
-        text = self._text
-        longest = max(text.context_length(e.context) for e in examples)
-        length = text.config.bucket(longest, text.config.context_tokens)
-        return text.pad([text.context(examples[i].context) for i in wanted], length=length)
-
-    def _listed(self, examples: list[Example], rows: list[Listed]) -> Batch:
-        """Each context has candidates of its own, c of them at most."""
-        text, wanted, c = self._text, self._wanted(len(examples)), max(len(row.texts) for row in rows)
-        longest = [max(map(text.candidate_length, row.texts)) for row in rows]  # of the whole batch
-        kept = [rows[i] for i in wanted]
-        # Places without a candidate repeat the first, which ``where`` leaves out.
-        filled = [[*row.texts, *[row.texts[0]] * (c - len(row.texts))] for row in kept]
-        answers = [[text.candidate(candidate) for candidate in texts] for texts in filled]
-        if self._inputs == "dual":
-            length = text.config.bucket(max(longest), text.config.candidate_tokens)
-            tokens = text.pad([ids for row in answers for ids in row], length=length)
-        else:
-            contexts = [text.context_length(e.context) for e in examples]
-            pairs = max(map(text.pair_length, contexts, longest))
-            tokens = text.pad_pairs(
-                [
-                    text.pair(text.context(examples[i].context), ids)
-                    for i, row in zip(wanted, answers, strict=True)
-                    for ids in row
-                ],
-                length=text.config.bucket(pairs, text.config.pair_limit()),
-            )
+    def _pairs(self, batch: list[Row], choices: list[Choice], wanted: np.ndarray, label: np.ndarray) -> Batch:
+        """Each candidate in one sequence with its context."""
+        text, c = self._text, max(len(choice.texts) for choice in choices)
+        rows, kept = [batch[i] for i in wanted], [choices[i] for i in wanted]
+        longest = max(
+            text.pair_length(text.context_length(row.example.context), self._longest(choice))
+            for row, choice in zip(batch, choices, strict=True)
+        )
+        pairs = [
+            text.pair(context, text.candidate(candidate))
+            for context, choice in zip(self._contexts(rows), kept, strict=True)
+            for candidate in _filled(choice, c)
+        ]
+        tokens = text.pad_pairs(pairs, length=text.config.bucket(longest, text.config.pair_limit()))
         tokens = jax.tree.map(lambda x: x.reshape(-1, c, x.shape[1]), tokens)
-        return Batch(
-            DualInputs(self._contexts(examples, wanted), tokens)
-            if self._inputs == "dual"
-            else PairInputs(tokens),
-            label=np.array([row.label for row in kept], np.int32),
-            where=np.array([self._where(row, c) for row in kept]),
-            keys=None,
-        )
+        return Batch(PairInputs(tokens), label, self._where(rows, kept, c), self._teacher(kept, c))
 
-    def _where(self, row: Listed, c: int) -> np.ndarray:
-        """Which of c places hold a candidate that is no copy of the label, bool [c]."""
-        where = np.arange(c) < len(row.texts)
-        if self._mask_duplicates:
-            keys = [text_key(candidate) for candidate in row.texts]
-            copies = [i for i, key in enumerate(keys) if key == keys[row.label] and i != row.label]
-            where[copies] = False
-        return where
+    def _own(
+        self, batch: list[Row], choices: list[Choice], wanted: np.ndarray, *, c: int | None = None
+    ) -> tuple[Tokens, np.ndarray, Teacher | None]:
+        """Candidates of the wanted rows' own: tokens [p, c, t], which are real [p, c], a teacher's scores.
 
-    def _candidates(
-        self, index: int, example: Example, epoch: int, batch: list[Example], place: int
-    ) -> Listed:
-        match self._source:
-            case "batch":
-                return Listed([e.label_text for e in batch], place)
-            case "inline":
-                if len(example.candidates) < 2:
-                    raise InputError(
-                        f"--batch.candidates inline: row {example.id} of the training split lists no "
-                        "candidates but its label; choose batch or sampled"
-                    )
-                return Listed(example.candidates, example.label)
-            case "sampled":
-                return Listed([example.label_text, *self._sample_negatives(example, index, epoch)], 0)
-            case "fixed":
-                return Listed(self._fixed, self._place_of_label(example))
+        Args:
+            batch: all rows.
+            choices: their candidates.
+            wanted: places of those whose arrays are made.
+            c: candidates of a row; as many as the longest list has by default.
+        """
+        text, kept = self._text, [choices[i] for i in wanted]
+        c = c or max(len(choice.texts) for choice in choices)
+        length = text.config.bucket(max(map(self._longest, choices)), text.config.candidate_tokens)
+        ids = [text.candidate(candidate) for choice in kept for candidate in _filled(choice, c)]
+        tokens = jax.tree.map(lambda x: x.reshape(-1, c, x.shape[1]), text.pad(ids, length=length))
+        return tokens, self._where([batch[i] for i in wanted], kept, c), self._teacher(kept, c)
 
-    def _place_of_label(self, example: Example) -> int:
-        place = self._place.get(text_key(example.label_text))
-        if place is None:
-            raise InputError(
-                f"--batch.candidates fixed: the label of row {example.id}, {example.label_text[:40]!r}, "
-                "is not among the fixed candidates; add it to the file, or choose batch or sampled"
-            )
-        return place
+    def _longest(self, choice: Choice) -> int:
+        """Tokens of the longest candidate."""
+        return max(map(self._text.candidate_length, choice.texts), default=1)
 
-    def _sample_negatives(self, example: Example, index: int, epoch: int) -> list[str]:
-        """Other examples' labels, none a copy of the label or of a context turn."""
-        draw = np.random.default_rng([self._seed, epoch, index])
-        taken = {text_key(t) for t in (example.label_text, *example.context)}
-        negatives: list[str] = []
-        for _ in range(100 * self._n_negatives):
-            other = int(draw.integers(len(self._examples)))
-            candidate = self._at(other, epoch).label_text
-            if other != index and (key := text_key(candidate)) not in taken:
-                taken.add(key)
-                negatives.append(candidate)
-                if len(negatives) == self._n_negatives:
-                    return negatives
-        raise InputError(
-            f"batch n_negatives of {self._n_negatives}: the training split has too few "
-            "different labels; lower batch.n_negatives"
-        )
+    def _where(self, rows: list[Row], choices: list[Choice], c: int) -> np.ndarray:
+        pairs = zip(rows, choices, strict=True)
+        return np.array([self.negatives.among_listed(row, choice, c) for row, choice in pairs])
+
+    def _teacher(self, choices: list[Choice], c: int) -> Teacher | None:
+        """A teacher's scores of listed candidates; None where no row of the split carries any."""
+        if not self.negatives.taught:
+            return None
+        teacher = _no_scores(len(choices), c)
+        for i, choice in enumerate(choices):
+            for j, score in enumerate(choice.scores):
+                if score is not None:
+                    teacher.scores[i, j], teacher.where[i, j] = score, True
+        return teacher
+
+    def _teacher_of_labels(self, rows: list[Row], places: np.ndarray, n: int) -> Teacher | None:
+        """A teacher's scores of the labels, which are at places of n shared candidates."""
+        if not self.negatives.taught:
+            return None
+        teacher = _no_scores(len(rows), n)
+        for i, (row, place) in enumerate(zip(rows, places.tolist(), strict=True)):
+            score = label_score(row.example)
+            if score is not None:
+                teacher.scores[i, place], teacher.where[i, place] = score, True
+        return teacher
+
+
+def _no_scores(b: int, c: int) -> Teacher:
+    return Teacher(np.zeros((b, c), np.float32), np.zeros((b, c), bool))
+
+
+def _filled(choice: Choice, c: int) -> list[str]:
+    """c texts; places without a candidate repeat the first, which ``where`` leaves out."""
+    first = choice.texts[0] if choice.texts else ""
+    return [*choice.texts, *[first] * (c - len(choice.texts))]
+
+
+def _both(common: Batch, tokens: Tokens, where: np.ndarray, teacher: Teacher | None) -> Batch:
+    """A batch of shared candidates with listed ones besides."""
+    assert isinstance(common.inputs, DualInputs)
+
+    def joined(one: AnyArray, other: AnyArray) -> np.ndarray:
+        return np.concatenate([one, other], axis=1)
+
+    return Batch(
+        dataclasses.replace(common.inputs, listed=Listed(tokens)),
+        common.label,
+        joined(common.where, where),
+        jax.tree.map(joined, common.teacher, teacher),
+    )

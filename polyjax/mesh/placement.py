@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -244,8 +244,6 @@ class BatchPlacer:
     Args:
         mesh: the devices.
         batch_size: contexts of a batch.
-        candidates: ``split`` where they belong to the batch's rows, ``whole`` where all contexts have the
-            same ones, whatever the batch.
 
     Raises:
         InputError: the batch cannot be split evenly.
@@ -254,39 +252,35 @@ class BatchPlacer:
         rows: those of a batch that this process must load, int [n].
     """
 
-    def __init__(self, mesh: Mesh, batch_size: int, candidates: Literal["split", "whole"]):
+    def __init__(self, mesh: Mesh, batch_size: int):
         parts = row_devices(mesh)
         if batch_size % parts:
             raise InputError(
-                f"batch batch_size of {batch_size} cannot be split over the {parts} devices of the mesh's "
-                f"data and fsdp axes; choose a multiple of {parts}, or another --mesh"
+                "batch.batch_size",
+                expected=f"a multiple of {parts}, the devices of the mesh's data and fsdp axes that share it",
+                got=batch_size,
+                fix="change it or `mesh`",
             )
-        self._mesh, self._batch_size, self._candidates = mesh, batch_size, candidates
+        self._mesh, self._batch_size = mesh, batch_size
         self.rows = own_rows(mesh, batch_size)
 
     def __call__(self, batch: Batch) -> Batch:
         """The global batch, of which ``batch`` has this process's rows."""
-        rows, whole = NamedSharding(self._mesh, ROWS), everywhere(self._mesh)
-        shared = rows if self._candidates == "split" else whole
-
-        def put(sharding: NamedSharding, tree: Any) -> Any:
-            def one(local: np.ndarray) -> jax.Array:
-                n = self._batch_size if sharding is rows else len(local)
-                return jax.make_array_from_process_local_data(sharding, local, (n, *local.shape[1:]))
-
-            return jax.tree.map(one, tree)
-
         inputs = batch.inputs
-        # A process may have a single row, whose list is its own.
-        in_common = isinstance(inputs, DualInputs) and inputs.candidates.ids.ndim == 2
-        in_common = in_common or len(batch.where) < len(batch.label)
         if isinstance(inputs, DualInputs):
-            placed_inputs = DualInputs(put(rows, inputs.context), put(shared, inputs.candidates))
+            shared = inputs.shared
+            if shared is not None:
+                shared = self._rows(shared) if shared.of_rows else self._whole(shared)
+            inputs = DualInputs(self._rows(inputs.context), shared, self._rows(inputs.listed))
         else:
-            placed_inputs = put(rows, inputs)
-        return Batch(
-            placed_inputs,
-            put(rows, batch.label),
-            put(whole if in_common else rows, batch.where),
-            put(shared, batch.keys),
-        )
+            inputs = self._rows(inputs)
+        return Batch(inputs, self._rows(batch.label), self._rows(batch.where), self._rows(batch.teacher))
+
+    def _rows(self, tree: T) -> T:
+        """Arrays of the batch's rows, of which each process has its own."""
+        return placed_rows(self._mesh, tree, self._batch_size)
+
+    def _whole(self, tree: T) -> T:
+        """Arrays that every process has, on all devices."""
+        whole = everywhere(self._mesh)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x, x.shape), tree)

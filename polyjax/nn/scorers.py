@@ -93,21 +93,26 @@ class DualScorer(nnx.Module):
     def __call__(
         self, inputs: DualInputs, *, key: Array | None = None, chunk: int = 0
     ) -> Float[Array, "b c"]:
-        """Scores [b, c].
+        """Scores [b, c]: of the shared candidates, then of the listed ones.
 
         Args:
             inputs: contexts and candidates.
             key: draws the dropout while training.
             chunk: contexts to encode at once, see ``in_chunks``; all where 0.
         """
-        context_key, candidate_key = (None, None) if key is None else jax.random.split(key)
+        context_key, key = (None, None) if key is None else jax.random.split(key)
         vectors, mask = in_chunks(self.encode_context, inputs.context, context_key, chunk)
-        shape = inputs.candidates.ids.shape
-        shared = len(shape) == 2
-        flat = jax.tree.map(lambda x: x.reshape(-1, shape[-1]), inputs.candidates)
-        rows = chunk if shared else chunk * shape[1]
-        candidates = in_chunks(self.encode_candidates, flat, candidate_key, rows)
-        return self.score(vectors, mask, candidates.reshape(*((1,) if shared else ()), *shape[:-1], -1))
+        scores = []
+        if inputs.shared is not None:
+            candidates = in_chunks(self.encode_candidates, inputs.shared.tokens, key, chunk)
+            scores.append(self.score(vectors, mask, candidates[None]))
+            key = None if key is None else jax.random.fold_in(key, 1)  # listed ones drop out otherwise
+        if inputs.listed is not None:
+            b, c, t = inputs.listed.tokens.ids.shape
+            flat = jax.tree.map(lambda x: x.reshape(b * c, t), inputs.listed.tokens)
+            candidates = in_chunks(self.encode_candidates, flat, key, chunk * c)
+            scores.append(self.score(vectors, mask, candidates.reshape(b, c, -1)))
+        return scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=1)
 
 
 class CrossScorer(nnx.Module):

@@ -1,28 +1,29 @@
-"""Cross-entropy of the label against the other candidates (arXiv 1905.01969 §4.1)."""
+"""Losses: scores and a batch -> one number a context (arXiv 1905.01969 §4.1, and what teaches from scores).
 
+A loss is a function of the scores [b, c] and of the batch: where the label and the negatives are, and what a
+teacher scored. Those of the library are frozen dataclasses, so that a run can record their settings; any
+function of the same form can be handed in. What needs vectors instead of scores is no loss but an objective.
+"""
+
+import dataclasses
+import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from polyjax.errors import InputError, shown
 from polyjax.nn.scorers import Scorer
-from polyjax.types import AnyArray, Batch
+from polyjax.types import AnyArray, Batch, DualInputs
 
+Loss = Callable[[Float[Array, "b c"], Batch], Float[Array, " b"]]
+"""Scores [b, c] and the batch -> one number for each context, [b]; a batch's loss is their mean.
 
-def in_batch_where(keys: Int[AnyArray, " n"], label: Int[AnyArray, " b"]) -> Bool[Array, "b n"]:
-    """Which shared candidates are negatives (or the label itself) of each context.
-
-    A candidate with the label's key but another place is a copy of the label, and is left out.
-
-    >>> in_batch_where(jnp.array([7, 8, 7]), jnp.array([0, 1, 2])).tolist()
-    [[True, True, False], [True, True, True], [False, True, True]]
-    """
-    keys = jnp.asarray(keys)
-    copy = keys[jnp.asarray(label)][:, None] == keys[None, :]
-    own = jnp.asarray(label)[:, None] == jnp.arange(keys.shape[0])[None, :]
-    return ~copy | own
+A loss that has ``needs_teacher`` set to True gets rows with a teacher's scores only.
+"""
 
 
 def cross_entropy(
@@ -40,28 +41,232 @@ def cross_entropy(
     0.6931
     """
     masked = jnp.where(where, scores, jnp.finfo(scores.dtype).min)
-    right = jnp.take_along_axis(masked, jnp.asarray(label)[:, None], axis=1)[:, 0]
-    return jax.nn.logsumexp(masked, axis=1) - right
+    return jax.nn.logsumexp(masked, axis=1) - _at(masked, label)
+
+
+def _at(values: Float[Array, "b c"], label: Int[AnyArray, " b"]) -> Float[Array, " b"]:
+    return jnp.take_along_axis(values, jnp.asarray(label)[:, None], axis=1)[:, 0]
+
+
+def _mean(values: Float[Array, "b c"], where: Bool[AnyArray, "#b c"]) -> Float[Array, " b"]:
+    """The mean over the places that count; 0 where there is none."""
+    where = jnp.broadcast_to(jnp.asarray(where), values.shape)
+    return jnp.where(where, values, 0.0).sum(1) / jnp.maximum(where.sum(1), 1).astype(values.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftmaxLoss:
+    """Cross-entropy of the label among its candidates (§4.1), in nats.
+
+    Attributes:
+        label_smoothing: share of the target that all real candidates have evenly, the label among them.
+        both_directions: the mean of that and of the context's cross-entropy among the batch's contexts for
+            its label; it needs the labels of the batch as candidates.
+    """
+
+    label_smoothing: float = 0.0
+    both_directions: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError("loss.label_smoothing", expected="a share in [0, 1)", got=self.label_smoothing)
+
+    def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
+        """One number for each context, [b]."""
+        forward = self._smoothed(scores, batch.label, batch.where)
+        if not self.both_directions:
+            return forward
+        n = labels_of_rows(batch)
+        where = jnp.broadcast_to(jnp.asarray(batch.where), scores.shape)
+        return (forward + self._smoothed(scores[:, :n].T, jnp.arange(n), where[:, :n].T)) / 2
+
+    def _smoothed(
+        self, scores: Float[Array, "b c"], label: Int[AnyArray, " b"], where: Bool[AnyArray, "#b c"]
+    ) -> Float[Array, " b"]:
+        entropy = cross_entropy(scores, label, where)
+        if not self.label_smoothing:
+            return entropy
+        # -sum_j log p_j / k = the label's cross-entropy + (its score - the mean score of the real ones).
+        evenly = entropy + _at(scores, label) - _mean(scores, where)
+        return (1 - self.label_smoothing) * entropy + self.label_smoothing * evenly
+
+
+def labels_of_rows(batch: Batch) -> int:
+    """How many rows a batch has whose labels are all contexts' candidates.
+
+    Raises:
+        InputError: the candidates are others.
+    """
+    inputs = batch.inputs
+    if not (isinstance(inputs, DualInputs) and inputs.shared is not None and inputs.shared.of_rows):
+        raise InputError(
+            "loss.both_directions",
+            expected="the labels of the batch as candidates",
+            got=shown("other candidates"),
+            fix="set `batch.candidates` to batch",
+        )
+    return len(inputs.shared.tokens.ids)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BinaryLoss:
+    """Binary cross-entropy of every candidate for itself, in nats; the mean over a context's candidates.
+
+    -pos_weight log sigmoid(s) of the label, -log sigmoid(-s) of the others.
+
+    Attributes:
+        pos_weight: factor of the label's part.
+    """
+
+    pos_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        _check_positive("pos_weight", self.pos_weight)
+
+    def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
+        """One number for each context, [b]."""
+        is_label = jnp.asarray(batch.label)[:, None] == jnp.arange(scores.shape[1])[None]
+        scores = jnp.where(batch.where, scores, 0.0)
+        wrong = jax.nn.softplus(jnp.where(is_label, -scores, scores))
+        return _mean(jnp.where(is_label, self.pos_weight * wrong, wrong), batch.where)
+
+
+@dataclasses.dataclass(frozen=True)
+class _FromTeacher:
+    """What losses that learn a teacher's scores have in common."""
+
+    needs_teacher: ClassVar[bool] = True
+
+    def _scored(self, batch: Batch) -> tuple[Float[Array, "b c"], Bool[Array, "b c"]]:
+        """The teacher's scores, and which candidates have one and count."""
+        teacher = batch.teacher
+        if teacher is None:
+            raise InputError(
+                "loss",
+                problem="it learns a teacher's scores, and the rows carry none",
+                fix="give rows `scores`, or choose another loss",
+            )
+        return jnp.asarray(teacher.scores), jnp.asarray(teacher.where) & jnp.asarray(batch.where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MarginLoss(_FromTeacher):
+    """Margin-MSE (arXiv 2010.02666): the teacher's distances between the label and its negatives.
+
+    The mean over the scored negatives of ((s_label - s) - (t_label - t))^2; scores may be shifted, but not
+    scaled.
+    """
+
+    def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
+        """One number for each context, [b]."""
+        taught, where = self._scored(batch)
+        is_label = jnp.asarray(batch.label)[:, None] == jnp.arange(scores.shape[1])[None]
+        margin = _at(scores, batch.label)[:, None] - scores
+        wanted = _at(taught, batch.label)[:, None] - taught
+        return _mean(jnp.square(jnp.where(where, margin - wanted, 0.0)), where & ~is_label)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationLoss(_FromTeacher):
+    """KL divergence of the student's distribution over the scored candidates from the teacher's, in nats.
+
+    With p the softmax of the teacher's scores over their temperature, and q the student's over its own:
+    temperature * teacher_temperature * sum_j p_j (log p_j - log q_j). The factor keeps the size of gradients
+    (arXiv 1503.02531 §2).
+
+    Attributes:
+        temperature: by which the student's scores are divided.
+        teacher_temperature: by which the teacher's are.
+    """
+
+    temperature: float = 1.0
+    teacher_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        _check_positive("temperature", self.temperature)
+        _check_positive("teacher_temperature", self.teacher_temperature)
+
+    def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
+        """One number for each context, [b]."""
+        taught, where = self._scored(batch)
+        least = jnp.finfo(scores.dtype).min
+        log_q = jax.nn.log_softmax(jnp.where(where, scores / self.temperature, least), axis=1)
+        log_p = jax.nn.log_softmax(jnp.where(where, taught / self.teacher_temperature, least), axis=1)
+        parts = jnp.where(where, jnp.exp(log_p) * (log_p - log_q), 0.0)
+        return self.temperature * self.teacher_temperature * parts.sum(1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitLoss(_FromTeacher):
+    """Mean squared difference between the scores and the teacher's, over the scored candidates."""
+
+    def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
+        """One number for each context, [b]."""
+        taught, where = self._scored(batch)
+        return _mean(jnp.square(jnp.where(where, scores - taught, 0.0)), where)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"loss.{name}", expected="a positive number", got=value)
+
+
+LossConfig = SoftmaxLoss | BinaryLoss | MarginLoss | DistillationLoss | LogitLoss
+"""The library's own losses, which the command line and config.json know by name."""
+
+LOSSES: Mapping[str, LossConfig] = {
+    "softmax": SoftmaxLoss(),
+    "bce": BinaryLoss(),
+    "margin-mse": MarginLoss(),
+    "kl": DistillationLoss(),
+    "mse": LogitLoss(),
+}
+"""Losses by name, with their default settings."""
+
+
+def loss_of(choice: str | Loss) -> Loss:
+    """The loss of a name, or the one that is handed in.
+
+    >>> loss_of("kl") == DistillationLoss() and loss_of(DistillationLoss()) == DistillationLoss()
+    True
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if isinstance(choice, str):
+        if choice not in LOSSES:
+            raise InputError("loss", expected=f"one of {', '.join(LOSSES)}, or a function", got=choice)
+        return LOSSES[choice]
+    if not callable(choice):
+        raise InputError("loss", expected=f"one of {', '.join(LOSSES)}, or a function", got=choice)
+    return choice
 
 
 def ranking_loss(
-    scorer: Scorer, batch: Batch, key: Array | None, *, chunk: int = 0
+    scorer: Scorer, batch: Batch, key: Array | None, *, chunk: int = 0, loss: Loss = LOSSES["softmax"]
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropy of a batch (nats), and its figures.
+    """Mean loss of a batch, and its metrics.
 
     Args:
         scorer: the model.
         batch: its inputs are of the scorer's kind.
         key: draws the dropout; None for none.
         chunk: contexts to encode at once, see ``polyjax.nn.scorers.in_chunks``; all where 0.
+        loss: of the scores.
     """
-    score = typing.cast(Callable[..., Array], scorer)  # the loader made the inputs of this scorer's kind
+    score = typing.cast(Callable[..., Any], scorer)  # the loader made the inputs of this scorer's kind
     scores = score(batch.inputs, key=key, chunk=chunk).astype(jnp.float32)
-    where = jnp.asarray(batch.where)
-    if batch.keys is not None:
-        where = where & in_batch_where(batch.keys, batch.label)
-    loss = cross_entropy(scores, batch.label, where).mean()
-    masked = jnp.where(where, scores, -jnp.inf)
-    right = jnp.take_along_axis(scores, jnp.asarray(batch.label)[:, None], axis=1)
-    ahead = (masked >= right).sum(axis=1) - 1  # the label itself; a tie counts against it
-    return loss, {"loss": loss, "accuracy": (ahead == 0).astype(jnp.float32).mean()}
+    losses = loss(scores, batch)
+    if jnp.shape(losses) != scores.shape[:1]:
+        raise InputError(
+            "loss",
+            expected=f"a function that gives one number for each of the {len(scores)} contexts",
+            got=shown(f"an array of shape {jnp.shape(losses)}"),
+        )
+    value = losses.mean()
+    masked = jnp.where(batch.where, scores, -jnp.inf)
+    ahead = (masked >= _at(scores, batch.label)[:, None]).sum(axis=1) - 1  # a tie counts against the label
+    return value, {"loss": value, "accuracy": (ahead == 0).astype(jnp.float32).mean()}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from polyjax.data.batches import BatchConfig, make_loader
 from polyjax.data.candidates import fixed_candidates
-from polyjax.data.collate import CandidateSource
+from polyjax.data.negatives import CandidateSource
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.errors import InputError
@@ -21,10 +21,10 @@ from polyjax.inference.scorer import TextScorer
 from polyjax.mesh.placement import ROWS, BatchPlacer, everywhere, one_device, row_devices
 from polyjax.nn.heads import Inputs
 from polyjax.nn.scorers import ModelConfig, Scorer
-from polyjax.train.losses import ranking_loss
+from polyjax.train.losses import Loss, loss_of, ranking_loss
 from polyjax.train.objective import Validation, Work
-from polyjax.train.step import Loss
-from polyjax.types import Batch, DualInputs, PairInputs, Tokens
+from polyjax.train.step import Loss as StepLoss
+from polyjax.types import Batch, DualInputs, Listed, PairInputs, Shared, Teacher, Tokens
 
 
 class Ranking:
@@ -38,9 +38,11 @@ class Ranking:
         batch: how batches are drawn.
         validate_examples: at most so many of the rows are ranked, drawn once.
         mesh: devices that share the work, from ``make_mesh``; one device where None.
+        loss: of the scores, one of ``polyjax.train.losses.LOSSES`` by name, or a function.
 
     Raises:
-        InputError: the batch cannot be split, nothing would be learnt, or the rows cannot be ranked.
+        InputError: the batch cannot be split, nothing would be learnt, the rows cannot be ranked, or there is
+            no such loss.
     """
 
     def __init__(
@@ -53,21 +55,25 @@ class Ranking:
         batch: BatchConfig,
         validate_examples: int,
         mesh: Mesh | None = None,
+        loss: str | Loss = "softmax",
     ):
         self.model: nnx.Module = scorer
         self.encoder = scorer.settings.encoder
         self.mesh = mesh or one_device()
         self.n_examples, self.batch_size = len(train_examples), batch.batch_size
-        self.loss: Loss = functools.partial(ranking_loss, chunk=batch.chunk)
+        of_scores = loss_of(loss)
+        self.loss: StepLoss = functools.partial(ranking_loss, chunk=batch.chunk, loss=of_scores)
+        self._needs_teacher = bool(getattr(of_scores, "needs_teacher", False))
         self._inputs: Inputs = scorer.inputs
         self._text, self._examples, self._batch = text, train_examples, batch
         source = batch.source(self._inputs)
         if source == "batch" and batch.batch_size < 2:
             raise InputError(
-                f"batch batch_size of {batch.batch_size}: with batch candidates a model learns from the "
-                "other labels of the batch; choose at least 2"
+                "batch.batch_size",
+                expected="at least 2: the labels of the batch are what a model learns against",
+                got=batch.batch_size,
             )
-        self.place = BatchPlacer(self.mesh, batch.batch_size, "whole" if source == "fixed" else "split")
+        self.place = BatchPlacer(self.mesh, batch.batch_size)
         self._valid, self._shared = some(valid.examples, validate_examples), valid.shared
         check_candidates(self._valid, self._shared, source="valid")
         self._validator: TextScorer | None = None
@@ -93,6 +99,7 @@ class Ranking:
             seed=seed,
             first=first,
             part=self.place.rows,
+            needs_teacher=self._needs_teacher,
         )
         return loader
 
@@ -100,8 +107,12 @@ class Ranking:
         """The shapes of the largest global batch, and where its arrays are."""
         source = self._batch.source(self._inputs)
         listed = self._batch.n_negatives + 1
+        most, hard, taught = 0, 0, False
+        for example in self._examples:
+            most, hard = max(most, len(example.candidates)), max(hard, len(example.negatives))
+            taught |= example.scores is not None
         if source == "inline":
-            listed = max(len(example.candidates) for example in self._examples)
+            listed = most
         elif source == "fixed":
             assert self._batch.fixed_file is not None
             listed = len(fixed_candidates(self._batch.fixed_file))
@@ -114,7 +125,8 @@ class Ranking:
             batch_size=self.batch_size,
             source=source,
             listed=listed,
-            keys=self._batch.mask_duplicates,
+            hard=min(hard, self._batch.hard_negatives),
+            taught=taught,
         )
 
     def work(self, batch: Batch) -> Iterator[Work]:
@@ -147,7 +159,8 @@ def longest_batch(
     batch_size: int,
     source: CandidateSource,
     listed: int,
-    keys: bool = True,
+    hard: int = 0,
+    taught: bool = False,
 ) -> Batch:
     """The shapes of a batch of the longest texts, and where its arrays are on a mesh.
 
@@ -158,7 +171,8 @@ def longest_batch(
         batch_size: contexts.
         source: of the candidates.
         listed: candidates of a context where they are not the batch's labels.
-        keys: whether copies of the labels are told by them, where candidates are shared.
+        hard: negatives of a context's own besides.
+        taught: whether a teacher scored candidates.
     """
     rows, everyone = NamedSharding(mesh, ROWS), everywhere(mesh)
 
@@ -169,34 +183,45 @@ def longest_batch(
         ids = array(jnp.int32, sharding, *shape)
         return Tokens(ids, array(bool, sharding, *shape), ids)
 
-    b, shared, cross = batch_size, source in ("batch", "fixed"), model.head.inputs == "pairs"
-    c = b if source == "batch" else listed
-    of_candidates = everyone if source == "fixed" else rows
-    if cross:
+    b, of_rows = batch_size, source == "batch"
+    common = b if of_rows else listed
+    c = common + hard
+    if model.head.inputs == "pairs":
         inputs = PairInputs(tokens(rows, b, c, text.pair_limit()))
     else:
-        candidates = tokens(of_candidates, *((c,) if shared else (b, c)), text.candidate_tokens)
-        inputs = DualInputs(tokens(rows, b, text.context_tokens), candidates)
-    in_common = shared and not cross
-    return Batch(
-        inputs,
-        array(jnp.int32, rows, b),
-        array(bool, everyone if in_common else rows, 1 if in_common else b, c),
-        array(jnp.int32, of_candidates, c) if keys and in_common else None,
-    )
+        shares = source in ("batch", "fixed")
+        length, own = text.candidate_tokens, hard if shares else c
+        inputs = DualInputs(
+            tokens(rows, b, text.context_tokens),
+            Shared(tokens(rows if of_rows else everyone, common, length), of_rows) if shares else None,
+            Listed(tokens(rows, b, own, length)) if own else None,
+        )
+    where = array(bool, rows, b, c)
+    teacher = Teacher(array(jnp.float32, rows, b, c), where) if taught else None
+    return Batch(inputs, array(jnp.int32, rows, b), where, teacher)
 
 
 def work_of(batch: Batch, batch_size: int) -> Iterator[Work]:
     """What a process's part of a batch of so many contexts gives the transformer to do."""
-    inputs = batch.inputs
-    sides = [inputs.context, inputs.candidates] if isinstance(inputs, DualInputs) else [inputs.pairs]
-    for tokens in sides:
-        mask = np.asarray(tokens.mask)
-        # Candidates that all contexts have, whatever the batch, are in every process.
-        part = len(mask) == len(batch.label)
-        if mask.ndim == 3:  # places of lists that hold no candidate are filled up, for nothing
-            mask = mask & np.asarray(batch.where)[..., None]
-        yield Work(mask.sum(-1), mask.size, len(batch.label) / batch_size if part else 1.0)
+    share = len(batch.label) / batch_size
+    inputs, where = batch.inputs, np.asarray(batch.where)
+    if isinstance(inputs, PairInputs):
+        yield _work(inputs.pairs, share, where)
+        return
+    yield _work(inputs.context, share)
+    if inputs.shared is not None:
+        # Candidates that are the same in every batch are in every process.
+        yield _work(inputs.shared.tokens, share if inputs.shared.of_rows else 1.0)
+    if inputs.listed is not None:
+        c = inputs.listed.tokens.ids.shape[1]
+        yield _work(inputs.listed.tokens, share, where[:, where.shape[1] - c :])
+
+
+def _work(tokens: Tokens, share: float, where: np.ndarray | None = None) -> Work:
+    """The work of tokens; places of lists that hold no candidate are filled up, for nothing."""
+    mask = np.asarray(tokens.mask)
+    mask = mask if where is None else mask & where[..., None]
+    return Work(mask.sum(-1), mask.size, share)
 
 
 def too_much(batch: BatchConfig, *, devices: int) -> tuple[str, str]:

@@ -62,33 +62,62 @@ def test_in_batch_candidates_are_the_labels(examples, text):
     batch = next(loader)
     assert isinstance(batch.inputs, DualInputs)
     assert batch.label.tolist() == list(range(8))
-    for row, i in zip(batch.inputs.candidates.ids, plan[0].indices, strict=True):
+    for row, i in zip(batch.inputs.shared.tokens.ids, plan[0].indices, strict=True):
         assert [t for t in row if t] == text.candidate(examples[i].label_text).tolist()
     for row, i in zip(batch.inputs.context.ids, plan[0].indices, strict=True):
         assert [t for t in row if t] == text.context(examples[i].context).tolist()
     assert len(list(loader)) == 2
 
 
-def test_duplicate_labels_share_a_key_unless_switched_off(text):
-    make = lambda mask: make_loader(  # noqa: E731
-        [Example(str(i), ("a",), (t,), 0, "g") for i, t in enumerate(["yes", "yes", "no", "maybe"])],
-        text,
-        BatchConfig(batch_size=4, mask_duplicates=mask),
-        inputs="dual",
-        n_batches=1,
-        seed=0,
-    )[0]
-    keys = next(make(True)).keys
-    assert len(set(keys.tolist())) == 3
-    assert next(make(False)).keys is None
+def in_order(rows, text, **settings) -> np.ndarray:
+    """``where`` of one batch of all rows, in the rows' order."""
+    config = BatchConfig(batch_size=len(rows), **settings)
+    loader, plan = make_loader(rows, text, config, inputs="dual", n_batches=1, seed=0)
+    order = np.argsort(plan[0].indices)
+    return next(loader).where[order][:, order]
+
+
+def test_copies_of_a_label_are_no_negatives_unless_that_is_switched_off(text):
+    labels = ["yes", "yes", "no", "maybe"]
+    rows = [Example(str(i), (word(i),), (t,), 0, "g") for i, t in enumerate(labels)]
+    copies = [[i != j and labels[i] == labels[j] for j in range(4)] for i in range(4)]
+    np.testing.assert_array_equal(in_order(rows, text), ~np.array(copies))
+    assert in_order(rows, text, mask_duplicates=False).all()
+
+
+def test_another_right_answer_of_a_context_is_no_negative(text):
+    """Rows of one context are a group: their labels, and what rows name, wherever a candidate comes from."""
+    rows = [
+        Example("0", ("Hi ",), ("abc",), 0, "0"),
+        Example("1", ("hi",), ("def",), 0, "1", answers=("ace",)),
+        Example("2", ("other",), ("def",), 0, "2"),
+        Example("3", ("else",), ("ace",), 0, "3"),
+    ]
+    expected = [
+        [True, False, False, False],  # def and ace are right as well, whosever label they are
+        [False, True, False, False],
+        [True, False, True, True],
+        [True, True, True, True],
+    ]
+    assert in_order(rows, text).tolist() == expected
+    hard = dataclasses.replace(rows[0], negatives=("DEF", "xyz", "ace", "fed"))
+    config = BatchConfig(batch_size=4)
+    loader, plan = make_loader([hard, *rows[1:]], text, config, inputs="dual", n_batches=1, seed=0)
+    batch, place = next(loader), plan[0].indices.tolist().index(0)
+    own = batch.inputs.listed.tokens.ids[place][batch.where[place, 4:]]
+    assert [row[row > 0].tolist() for row in own] == [text.candidate(t).tolist() for t in ("xyz", "fed")]
+    drawn = BatchConfig(batch_size=4, candidates="sampled", n_negatives=1)
+    with pytest.raises(InputError) as error:  # no label is wrong for the first two
+        next(make_loader(rows, text, drawn, inputs="pairs", n_batches=1, seed=0)[0])
+    assert error.value.argument == "batch.n_negatives"
 
 
 def test_copies_are_told_by_the_rule_of_identity(text):
     """Composed and decomposed letters are one label; a sign more is another."""
     labels = ["café", "cafe\u0301", "CAFÉ\u200b", "café+", "cafe", "दिन", "दान"]
     rows = [Example(str(i), (word(i),), (label,), 0, str(i)) for i, label in enumerate(labels)]
-    loader, _ = make_loader(rows, text, BatchConfig(batch_size=7), inputs="dual", n_batches=1, seed=0)
-    assert len(set(next(loader).keys.tolist())) == 5
+    where = in_order(rows, text)
+    assert [np.flatnonzero(~row).tolist() for row in where] == [[1, 2], [0, 2], [0, 1], [], [], [], []]
     config = BatchConfig(batch_size=7, candidates="sampled", n_negatives=4)
     loader, _ = make_loader(rows, text, config, inputs="dual", n_batches=1, seed=0)
     assert next(loader).where.all(), "four others are drawn, none of them a copy"
@@ -161,9 +190,7 @@ def test_worker_processes_give_the_same_batches_and_resume(examples, text):
 
 
 def test_a_batch_larger_than_the_split_is_refused(examples, text):
-    with pytest.raises(
-        InputError, match="batch_size of 200 is larger than the training split of 103 examples"
-    ):
+    with pytest.raises(InputError, match="at most the 103 examples"):
         make_loader(examples, text, BatchConfig(batch_size=200), inputs="dual", n_batches=1, seed=0)
 
 
@@ -171,5 +198,6 @@ def test_more_negatives_than_labels_are_refused(examples, text):
     loader, _ = make_loader(
         examples[:5], text, BatchConfig(batch_size=4, n_negatives=10), inputs="pairs", n_batches=1, seed=0
     )
-    with pytest.raises(InputError, match=r"lower batch\.n_negatives"):
+    with pytest.raises(InputError) as error:
         next(loader)
+    assert (error.value.argument, error.value.got, error.value.fix) == ("batch.n_negatives", 10, "lower it")

@@ -13,6 +13,7 @@ from conftest import CROSS_HEADS, DUAL_HEADS, HEADS, random_tokens, tiny
 from polyjax import DualInputs, InputError, PairInputs, PolyConfig, make_scorer
 from polyjax.nn.attention import attend
 from polyjax.nn.heads import BiConfig, PolyHead, ProductForm
+from polyjax.types import Listed, Shared
 
 
 @pytest.fixture(params=DUAL_HEADS)
@@ -30,7 +31,7 @@ def inputs_and_scorer(request, rng, rngs):
             dataclasses.replace(pairs, segments=(pairs.mask & (np.arange(12) > 5)).astype(np.int32))
         ), scorer
     context = random_tokens(rng, [9, 3, 6], width=9)
-    return DualInputs(context, random_tokens(rng, rng.integers(2, 6, (3, 4)), width=6)), scorer
+    return DualInputs(context, listed=Listed(random_tokens(rng, rng.integers(2, 6, (3, 4)), width=6))), scorer
 
 
 def pick(inputs, rows, columns):
@@ -38,7 +39,7 @@ def pick(inputs, rows, columns):
     listed = lambda tokens: jax.tree.map(lambda x: x[rows][:, columns], tokens)  # noqa: E731
     if isinstance(inputs, PairInputs):
         return PairInputs(listed(inputs.pairs))
-    return DualInputs(jax.tree.map(lambda x: x[rows], inputs.context), listed(inputs.candidates))
+    return DualInputs(jax.tree.map(lambda x: x[rows], inputs.context), listed=listed(inputs.listed))
 
 
 def test_permuting_contexts_and_candidates_permutes_scores(inputs_and_scorer):
@@ -73,7 +74,10 @@ def test_shared_candidates_equal_listed_ones(dual, rng):
     candidates = random_tokens(rng, [4, 2, 5, 6], width=6)
     listed = jax.tree.map(lambda x: np.broadcast_to(x, (3, *x.shape)), candidates)
     np.testing.assert_allclose(
-        dual(DualInputs(context, candidates)), dual(DualInputs(context, listed)), rtol=2e-5, atol=2e-6
+        dual(DualInputs(context, Shared(candidates))),
+        dual(DualInputs(context, listed=Listed(listed))),
+        rtol=2e-5,
+        atol=2e-6,
     )
 
 
@@ -82,7 +86,7 @@ def test_cached_candidates_give_the_same_scores(dual, rng):
     candidates = random_tokens(rng, [4, 2, 5], width=6)
     vectors = dual.encode_candidates(candidates)
     cached = dual.score(*dual.encode_context(context), vectors[None])
-    np.testing.assert_allclose(cached, dual(DualInputs(context, candidates)), rtol=1e-6)
+    np.testing.assert_allclose(cached, dual(DualInputs(context, Shared(candidates))), rtol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["basic", "sqrt"])
@@ -152,7 +156,8 @@ def test_one_code_is_a_bi_encoder_with_attention_pooling(rng, rngs):
         :, 0
     ]
     expected = pooled @ scorer.encode_candidates(candidates).T
-    np.testing.assert_allclose(scorer(DualInputs(context, candidates)), expected, rtol=1e-5, atol=1e-6)
+    scores = scorer(DualInputs(context, Shared(candidates)))
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_codes_of_zero_start_as_the_mean_pooled_bi_encoder(rng):
@@ -162,7 +167,7 @@ def test_codes_of_zero_start_as_the_mean_pooled_bi_encoder(rng):
         tiny(), PolyConfig(codes_std=0.0, candidate_sharpness=10.0, **shared), rngs=nnx.Rngs(0)
     )
     bi = make_scorer(tiny(), BiConfig(**shared), rngs=nnx.Rngs(0))
-    inputs = DualInputs(random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6))
+    inputs = DualInputs(random_tokens(rng, [9, 3], width=9), Shared(random_tokens(rng, [4, 2, 5], width=6)))
     np.testing.assert_allclose(poly(inputs), bi(inputs), rtol=1e-4)
 
 
@@ -171,7 +176,7 @@ def test_first_codes_of_a_short_context_equal_fewer_codes(rng):
     context, candidates = random_tokens(rng, [3], width=3), random_tokens(rng, [4, 2], width=6)
     scores = [
         make_scorer(tiny(), PolyConfig(codes="first", n_codes=n), rngs=nnx.Rngs(0))(
-            DualInputs(context, candidates)
+            DualInputs(context, Shared(candidates))
         )
         for n in (3, 8)
     ]
@@ -180,7 +185,7 @@ def test_first_codes_of_a_short_context_equal_fewer_codes(rng):
 
 def test_unit_vectors_bound_the_score(rng, rngs):
     scorer = make_scorer(tiny(), DUAL_HEADS["poly-unit-shared"], rngs=rngs)
-    inputs = DualInputs(random_tokens(rng, [9, 3], width=9), random_tokens(rng, [4, 2, 5], width=6))
+    inputs = DualInputs(random_tokens(rng, [9, 3], width=9), Shared(random_tokens(rng, [4, 2, 5], width=6)))
     assert np.abs(scorer(inputs)).max() <= 20.0 + 1e-4
 
 

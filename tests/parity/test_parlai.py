@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from polyjax import Batch, CrossScorer, DualInputs, PairInputs, Ranker
+from polyjax import Batch, CrossScorer, DualInputs, PairInputs, Ranker, Shared
 from polyjax.interop.parlai.flags import Flags, beside, optim_config, read_opt
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.train.losses import ranking_loss
@@ -184,7 +184,7 @@ def _batch(scorer, text, step) -> Batch:
         width = max(map(len, contexts)) + max(len(c) for row in rows for c in row)
         pairs = [text.pair(context, c) for context, row in zip(contexts, rows, strict=True) for c in row]
         tokens = jax.tree.map(lambda x: x.reshape(len(rows), -1, width), text.pad_pairs(pairs, length=width))
-        return Batch(PairInputs(tokens), label, np.ones((1, len(rows[0])), bool), keys=None)
+        return Batch(PairInputs(tokens), label, np.ones((1, len(rows[0])), bool))
     candidates = text.pad_candidates([text.candidate(t) for t in step["labels"]])
-    inputs = DualInputs(text.pad_contexts(contexts), candidates)
-    return Batch(inputs, label, np.ones((1, len(label)), bool), keys=None)
+    inputs = DualInputs(text.pad_contexts(contexts), Shared(candidates))
+    return Batch(inputs, label, np.ones((1, len(label)), bool))

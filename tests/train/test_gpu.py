@@ -46,7 +46,7 @@ def test_the_train_step_lowers(name, dtype, mesh, rng):
     )
     devices = make_mesh(mesh, jax.devices()[: 1 if mesh == "data=1" else 8])
     shardings = shardings_of(state, devices)
-    batch = BatchPlacer(devices, 8, "split")(batch_of(rng, HEADS[name], 8))
+    batch = BatchPlacer(devices, 8)(batch_of(rng, HEADS[name], 8))
     step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, everywhere(devices)))
     program = lowered(step, placed(state, shardings), batch)
     short = {"bfloat16": "bf16", "float16": "f16"}[dtype]

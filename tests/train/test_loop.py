@@ -304,7 +304,7 @@ def test_a_skipped_update_changes_nothing_but_the_scale():
     before = jax.device_get((state.trained, state.optimizer))
     batch = batch_of(np.random.default_rng(0), toy.HEADS["bi"], 4)
     batch.inputs.context.ids[:] %= 40
-    batch.inputs.candidates.ids[:] %= 40
+    batch.inputs.shared.tokens.ids[:] %= 40
     after, figures = make_train_step(graph, rule, ranking_loss)(state, batch)
     assert figures["skipped"] == 1 and figures["loss_scale"] == 2.0**60
     assert after.loss_scale is not None and after.loss_scale.scale == 2.0**59 and after.step == 1

@@ -18,7 +18,7 @@ from polyjax.train.memory import MemoryEstimate, device_memory
 from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
 from polyjax.train.state import init_state
 from polyjax.train.step import make_train_step
-from polyjax.types import Batch, DualInputs, PairInputs, Tokens
+from polyjax.types import Batch, DualInputs, Listed, PairInputs, Shared, Tokens
 
 SHAPE = EncoderConfig(
     vocab_size=500, dim=64, n_layers=4, n_heads=4, mlp_dim=256, n_positions=192, dropout=0.1, dtype="bfloat16"
@@ -50,13 +50,14 @@ def true_memory(
     if isinstance(head, CrossConfig):
         inputs = PairInputs(tokens(b, c, 127))
     else:
-        inputs = DualInputs(tokens(b, 96), tokens(b, 32) if c == b else tokens(b, c, 32))
-    batch = Batch(inputs, np.zeros(b, np.int32), np.ones((b, c), bool), None)
+        kinds = {"shared": Shared(tokens(b, 32))} if c == b else {"listed": Listed(tokens(b, c, 32))}
+        inputs = DualInputs(tokens(b, 96), **kinds)
+    batch = Batch(inputs, np.zeros(b, np.int32), np.ones((b, c), bool))
     shardings = shardings_of(state, devices)
     loss = functools.partial(ranking_loss, chunk=chunk)
     step = make_train_step(graph, optimizer, loss, shardings=(shardings, everywhere(devices)))
     state = placed(state, shardings)
-    analysis = step.lower(state, BatchPlacer(devices, b, "split")(batch)).compile().memory_analysis()
+    analysis = step.lower(state, BatchPlacer(devices, b)(batch)).compile().memory_analysis()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     return analysis.temp_size_in_bytes, held
 

@@ -16,6 +16,7 @@ from polyjax.runs import MetricsLog
 from polyjax.train.loop import TrainConfig
 from polyjax.train.ranking import work_of
 from polyjax.train.speed import Speed, model_flops, peaks_of
+from polyjax.types import DualInputs, Shared
 from test_step import batch_of
 
 
@@ -67,7 +68,7 @@ def test_speed_counts_tokens_and_padding(rng, monkeypatch):
     speed.add(work_of(batch, 12))
     speed.add(work_of(batch, 12))
     found = speed.figures()
-    masks = [batch.inputs.context.mask, batch.inputs.candidates.mask]
+    masks = [batch.inputs.context.mask, batch.inputs.shared.tokens.mask]
     tokens = sum(int(mask.sum()) for mask in masks)
     assert found["step_seconds"] == 1.0
     assert found["examples_per_second"] == 2 * 12 / 2.0, "each process sees its own part"
@@ -79,12 +80,24 @@ def test_speed_counts_tokens_and_padding(rng, monkeypatch):
 def test_places_of_lists_without_a_candidate_are_waste(rng):
     batch = batch_of(rng, HEADS["cross-mean"], 4)
     assert batch.inputs.pairs.mask.ndim == 3
-    where = np.zeros_like(np.broadcast_to(batch.where, batch.inputs.pairs.mask.shape[:2]))
-    where[:, 0] = True
+    where = np.arange(3) == np.zeros((4, 1), int)
     speed = Speed(tiny(), n_devices=1, batch_size=4)
     speed.add(work_of(dataclasses.replace(batch, where=where), 4))
     mask = np.asarray(batch.inputs.pairs.mask)
     assert speed.figures()["padding"] == pytest.approx(1 - mask[:, 0].sum() / mask.size)
+
+
+def test_work_of_both_kinds_of_candidates(rng):
+    batch = batch_of(rng, HEADS["bi-mean"], 4, hard=2)
+    context, shared, own = work_of(batch, 8)
+    assert (context.share, shared.share, own.share) == (0.5, 0.5, 0.5)
+    assert own.places == batch.inputs.listed.tokens.mask.size
+    real = batch.inputs.listed.tokens.mask & batch.where[:, 4:, None]
+    assert own.lengths.sum() == real.sum() < batch.inputs.listed.tokens.mask.sum()
+    fixed = dataclasses.replace(
+        batch, inputs=DualInputs(batch.inputs.context, Shared(batch.inputs.shared.tokens, of_rows=False))
+    )
+    assert [work.share for work in work_of(fixed, 8)] == [0.5, 1.0], "every process has them all"
 
 
 def test_the_share_of_the_peak_is_that_of_the_arithmetic_in_use(rng, monkeypatch):

@@ -1,37 +1,48 @@
 """One update: a batch computed in chunks is the batch computed at once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from conftest import HEADS, random_tokens, tiny
+from conftest import DUAL_HEADS, HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
 from polyjax.nn.scorers import in_chunks
-from polyjax.train.losses import ranking_loss
-from polyjax.types import Batch
+from polyjax.train.losses import LOSSES, BinaryLoss, SoftmaxLoss, ranking_loss
+from polyjax.types import Batch, Listed, Shared, Teacher
 
 
-def batch_of(rng, head, b: int, *, listed: int = 0) -> Batch:
-    """A batch of b contexts, with shared candidates or ``listed`` of its own each."""
+def batch_of(rng, head, b: int, *, listed: int = 0, hard: int = 0) -> Batch:
+    """A batch of b contexts, with ``listed`` candidates of its own each, or shared ones and ``hard`` besides.
+
+    Every two shared candidates are copies of each other, and one place of each context's own is empty.
+    """
     label = np.arange(b, dtype=np.int32)
     context = random_tokens(rng, rng.integers(1, 13, b), width=12)
     if isinstance(head, CrossConfig) or listed:
         c = listed or 3
         texts = random_tokens(rng, rng.integers(1, 9, (b, c)), width=8)
-        inputs = PairInputs(texts) if isinstance(head, CrossConfig) else DualInputs(context, texts)
-        return Batch(inputs, label % c, np.ones((1, c), bool), None)
-    candidates = random_tokens(rng, rng.integers(1, 9, b), width=8)
-    return Batch(DualInputs(context, candidates), label, np.ones((1, b), bool), label // 2)
+        pairs = isinstance(head, CrossConfig)
+        inputs = PairInputs(texts) if pairs else DualInputs(context, listed=Listed(texts))
+        return Batch(inputs, label % c, np.ones((b, c), bool))
+    shared = Shared(random_tokens(rng, rng.integers(1, 9, b), width=8))
+    where = (label[:, None] // 2 != label // 2) | (label[:, None] == label)
+    if not hard:
+        return Batch(DualInputs(context, shared), label, where)
+    own = Listed(random_tokens(rng, rng.integers(1, 7, (b, hard)), width=6))
+    real = np.arange(hard) != label[:, None] % hard
+    return Batch(DualInputs(context, shared, own), label, np.concatenate([where, real], axis=1))
 
 
-def loss_and_gradients(scorer, batch: Batch, chunk: int):
+def loss_and_gradients(scorer, batch: Batch, chunk: int, loss=LOSSES["softmax"]):
     graph, state = nnx.split(scorer)
 
-    def loss(state):
-        return ranking_loss(nnx.merge(graph, state), batch, None, chunk=chunk)[0]
+    def mean(state):
+        return ranking_loss(nnx.merge(graph, state), batch, None, chunk=chunk, loss=loss)[0]
 
-    value, gradients = jax.device_get(jax.jit(jax.value_and_grad(loss))(state))
+    value, gradients = jax.device_get(jax.jit(jax.value_and_grad(mean))(state))
     return float(value), jax.tree.leaves(gradients)
 
 
@@ -39,17 +50,58 @@ def norm(arrays) -> float:
     return float(np.sqrt(sum((array.astype(float) ** 2).sum() for array in arrays)))
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize(("listed", "chunks"), [(0, (10, 100)), (4, (8,))])  # 10 does not divide 64
-def test_a_batch_of_64_in_chunks_has_the_same_loss_and_gradients(name, listed, chunks, rng):
+@pytest.mark.parametrize(
+    ("name", "kinds", "chunks"),
+    [
+        *((name, {}, (10, 100)) for name in HEADS),  # 10 does not divide 64
+        *((name, {"listed": 4}, (8,)) for name in HEADS),
+        *((name, {"hard": 2}, (10,)) for name in DUAL_HEADS),
+    ],
+)
+def test_a_batch_of_64_in_chunks_has_the_same_loss_and_gradients(name, kinds, chunks, rng):
     scorer = make_scorer(tiny(), HEADS[name], rngs=nnx.Rngs(0))
-    batch = batch_of(rng, HEADS[name], 64, listed=listed)
+    batch = batch_of(rng, HEADS[name], 64, **kinds)
     loss, gradients = loss_and_gradients(scorer, batch, 0)
     for chunk in chunks:
         chunked_loss, chunked = loss_and_gradients(scorer, batch, chunk)
         assert abs(chunked_loss - loss) < 1e-5 * loss
         difference = [x - y for x, y in zip(chunked, gradients, strict=True)]
         assert norm(gradients) > 1e-3 and norm(difference) < 1e-5 * norm(gradients), chunk
+
+
+@pytest.mark.parametrize("name", DUAL_HEADS)
+def test_both_kinds_of_candidates_are_what_one_list_of_all_is(name, rng):
+    """In-batch negatives and each row's own, against one list a context that holds them all."""
+    scorer = make_scorer(tiny(), HEADS[name], rngs=nnx.Rngs(0))
+    b, hard = 8, 3
+    mixed = batch_of(rng, HEADS[name], b, hard=hard)
+    wide = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, 0), (0, 2)]), mixed.inputs.listed.tokens)
+    everything = jax.tree.map(
+        lambda shared, own: np.concatenate([np.broadcast_to(shared, (b, *shared.shape)), own], axis=1),
+        mixed.inputs.shared.tokens,
+        wide,
+    )
+    inputs = DualInputs(mixed.inputs.context, listed=Listed(everything))
+    dense = dataclasses.replace(mixed, inputs=inputs)
+    np.testing.assert_allclose(scorer(mixed.inputs), scorer(inputs), rtol=2e-5, atol=2e-6)
+    for loss in (SoftmaxLoss(label_smoothing=0.1), BinaryLoss(pos_weight=3.0)):
+        (value, gradients), (expected, there) = (
+            loss_and_gradients(scorer, batch, 0, loss=loss) for batch in (mixed, dense)
+        )
+        assert abs(value - expected) < 1e-5 * expected
+        assert norm([x - y for x, y in zip(gradients, there, strict=True)]) < 1e-5 * norm(there)
+
+
+def test_a_place_that_does_not_count_has_no_gradient(rng):
+    """Neither of the shared candidates nor of those of a row's own."""
+    scorer = make_scorer(tiny(), BiConfig(), rngs=nnx.Rngs(0))
+    batch = batch_of(rng, BiConfig(), 6, hard=2)
+    scores = scorer(batch.inputs)
+    for loss in LOSSES.values():
+        taught = Teacher(np.asarray(rng.normal(size=scores.shape), np.float32), np.ones(scores.shape, bool))
+        whole = dataclasses.replace(batch, teacher=taught)
+        gradient = jax.grad(lambda s, loss=loss, whole=whole: loss(s, whole).sum())(scores)
+        assert (np.asarray(gradient)[~batch.where] == 0).all() and np.abs(gradient).max() > 0, loss
 
 
 def test_memory_is_that_of_a_chunk(rng):
@@ -59,10 +111,11 @@ def test_memory_is_that_of_a_chunk(rng):
 
     def temporary(b: int, chunk: int) -> int:
         batch = Batch(
-            DualInputs(random_tokens(rng, [64] * b, width=64), random_tokens(rng, [32] * b, width=32)),
+            DualInputs(
+                random_tokens(rng, [64] * b, width=64), Shared(random_tokens(rng, [32] * b, width=32))
+            ),
             np.arange(b, dtype=np.int32),
-            np.ones((1, b), bool),
-            None,
+            np.ones((b, b), bool),
         )
 
         def loss(state):

@@ -21,6 +21,7 @@ from polyjax.nn.encoders import Dtype
 from polyjax.runs import run_lock
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.train.loop import TrainConfig, TrainResult, train
+from polyjax.train.losses import Loss
 from polyjax.train.optim import OptimConfig
 from polyjax.train.ranking import Ranking
 
@@ -45,8 +46,11 @@ class Letters:
         """Nothing to save."""
 
 
-def examples(n: int, *, candidates: int = 1, seed: int = 0) -> list[Example]:
-    """Contexts of random letters whose right answer starts with the context's first letter."""
+def examples(n: int, *, candidates: int = 1, hard: int = 0, seed: int = 0) -> list[Example]:
+    """Contexts of random letters whose right answer starts with the context's first letter.
+
+    Rows have up to ``hard`` negatives of their own, which start with the letters after it.
+    """
     draw = np.random.default_rng(seed)
     rows = []
     for i in range(n):
@@ -56,7 +60,12 @@ def examples(n: int, *, candidates: int = 1, seed: int = 0) -> list[Example]:
             "uvwxyz"[draw.integers(6)] * int(draw.integers(1, 4)),
             texts[0][0] * 2 + "uvwxyz"[draw.integers(6)],
         )
-        rows.append(Example(str(i), context, texts, 0, str(i // 3)))
+        first = ord(texts[0][0]) - ord("a")
+        own = tuple(
+            "abcdefghijklmnopqrst"[(first + 1 + k) % 20] * 2 + "uvwxyz"[draw.integers(6)]
+            for k in range(i % (hard + 1))
+        )
+        rows.append(Example(str(i), context, texts, 0, str(i // 3), negatives=own))
     return rows
 
 
@@ -79,6 +88,8 @@ def run(
     train_examples: list[Example] | None = None,
     mesh: str | None = None,
     buckets: int = 1,
+    loss: str | Loss = "softmax",
+    batch: BatchConfig | None = None,
     **changes,
 ) -> TrainResult:
     """Train the architecture on the toy problem; ``changes`` are those of TrainConfig.
@@ -96,9 +107,10 @@ def run(
             TextEncoder(Letters(), text),
             train_examples or examples(100),
             Rows(examples(30, candidates=8, seed=1)),
-            batch=BatchConfig(batch_size=batch_size, n_negatives=4, workers=workers),
+            batch=batch or BatchConfig(batch_size=batch_size, n_negatives=4, workers=workers),
             validate_examples=config.validate_examples,
             mesh=None if mesh is None else make_mesh(mesh),
+            loss=loss,
         )
         return train(
             objective,
