@@ -78,7 +78,8 @@ def main(config: BenchmarkConfig) -> None:
     began = time.perf_counter()
     batches = list(alone)
     rate = len(batches) * config.batch_size / (time.perf_counter() - began)
-    masks = [tokens.mask for batch in batches for tokens in (batch.inputs.context, batch.inputs.candidates)]
+    sides = [side for batch in batches for side in (batch.inputs.context, batch.inputs.shared.tokens)]
+    masks = [tokens.mask for tokens in sides]
     padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
 
     waits: list[float] = []

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -23,6 +23,8 @@ class EncoderSettings(Protocol):
     Settings may also have ``check_pairs`` (see ``ChecksPairs``), and ``layer_weights``, the entries of a
     block's matrices, from which speed in operations is counted (12 d^2 where they do not say).
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def dim(self) -> int:

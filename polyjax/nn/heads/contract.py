@@ -6,7 +6,7 @@ module, and the module itself, a ``DualHead`` or a ``PairHead``.
 
 import dataclasses
 import math
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -47,18 +47,15 @@ class HeadSettings(Protocol):
     """Settings of a head: a frozen dataclass, so that they can be compared, hashed and written as JSON.
 
     Settings with ``inputs`` of ``dual`` also say ``shared_encoder``, see ``DualSettings``. Settings from
-    outside the package carry a ``name`` and a ``version`` besides, see ``polyjax.config.part``.
+    outside the package carry a ``name`` and a ``version`` besides, see ``polyjax.part``.
+
+    Attributes:
+        arch: ``bi``, ``poly``, ``cross``, or a name of its own: for folders, tables and reports.
+        inputs: ``dual`` where both sides are encoded apart, ``pairs`` where they are read together.
     """
 
-    @property
-    def arch(self) -> str:
-        """``bi``, ``poly``, ``cross``, or a name of its own: for folders, tables and reports."""
-        ...
-
-    @property
-    def inputs(self) -> Inputs:
-        """``dual`` where both sides are encoded apart, ``pairs`` where they are read together."""
-        ...
+    arch: ClassVar[str]
+    inputs: ClassVar[Inputs]
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> Any:
         """The module, a ``DualHead`` or a ``PairHead`` as ``inputs`` says.
