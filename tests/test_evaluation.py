@@ -12,10 +12,11 @@ from ir_measures import RR, Success
 
 from conftest import HEADS, tiny
 from polyjax import make_scorer
+from polyjax.data.candidates import add_candidates
 from polyjax.data.identity import text_key
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.errors import InputError
-from polyjax.evaluation.baselines import tfidf_ranking
+from polyjax.evaluation.baselines import check_tfidf, tfidf_ranking
 from polyjax.evaluation.rankings import (
     check_candidates,
     evaluate,
@@ -307,3 +308,35 @@ def test_trec_names_differ_where_places_do(ids):
     names = trec_names(ids)
     assert len(set(names)) == len(ids) and all(name.split() == [name] for name in names)
     assert all(id_ in names for id_ in ids if id_.split() == [id_])
+
+
+WORDS = {
+    "Chinese": "打印机 坏了 怎么 修理 屏幕 黑 电源 开关 检查 路由器 重启 键盘 清洁 风扇 噪音 电池",
+    "Thai": "เครื่อง พิมพ์ เสีย ซ่อม หน้าจอ มืด สวิตช์ ไฟ ตรวจสอบ เราเตอร์ แป้นพิมพ์ พัดลม เสียง เปลี่ยน",
+    "Japanese": "プリンター 壊れた どう 修理 画面 黒い 電源 スイッチ 確認 ルーター キーボード 掃除 ファン",
+}
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_tfidf_of_texts_without_spaces_is_of_characters(language, rng):
+    words = WORDS[language].split()
+    rows = []
+    for i in range(60):
+        some = rng.choice(words, 5, replace=False).tolist()
+        rows.append(
+            Example(str(i), ("".join(some) + "？",), ("".join([some[1], some[4], some[0]]),), 0, str(i))
+        )
+    rows = add_candidates(rows, n_candidates=10, seed=0)
+    result = tfidf_ranking(rows, [text for row in rows for text in (*row.context, row.label_text)])
+    assert result.name == "TF-IDF of characters" and result.recall(1) > 0.6
+
+
+def test_a_baseline_below_chance_says_so():
+    rows = [Example(str(i), ("apple",), (f"pear {i}", "apple"), 0, str(i)) for i in range(9)]
+    assert tfidf_ranking(rows, ["apple pear"]).name == "TF-IDF (below chance)"
+
+
+def test_a_missing_scikit_learn_is_found_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs scikit-learn"):
+        check_tfidf()

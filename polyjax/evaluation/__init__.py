@@ -3,7 +3,7 @@
 ``evaluate`` ranks rows with a model, ``rank_listed`` and ``rank_shared`` take scores from anywhere.
 """
 
-from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
+from polyjax.evaluation.baselines import check_tfidf, tfidf_ranking, zero_shot_rankings
 from polyjax.evaluation.metrics import (
     Chance,
     RankingResult,
@@ -31,6 +31,7 @@ __all__ = [
     "best_of",
     "bootstrap_interval",
     "check_candidates",
+    "check_tfidf",
     "console_table",
     "evaluate",
     "markdown_table",

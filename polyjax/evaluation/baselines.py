@@ -1,7 +1,9 @@
 """What a model is compared with, on the same rows: TF-IDF, and the encoder before training."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from flax import nnx
@@ -18,6 +20,12 @@ from polyjax.nn.scorers import DualScorer
 from polyjax.types import Example
 
 TFIDF_TURNS = 5
+_UNSPACED = re.compile(
+    # Thai, Lao, Tibetan, Myanmar, Khmer, kana, Chinese characters
+    "[\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0edf\u0f40-\u0f6c\u1000-\u102a\u1780-\u17b3"
+    "\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
+)
+"""Letters of scripts whose words are not separated by spaces."""
 _ROWS = 256
 """Rows that are scored at once against shared candidates."""
 
@@ -27,6 +35,9 @@ def tfidf_ranking(
 ) -> RankingResult:
     """Cosine of TF-IDF vectors (scikit-learn) of the last 5 turns and of each candidate.
 
+    Terms are words; where words are not separated by spaces (Chinese, Japanese, Thai, ...) they are
+    characters and pairs of them. The result's name says so, and whether it is below chance.
+
     Args:
         examples: with listed candidates, or with shared ones.
         fit_on: texts (training turns) that give vocabulary and document frequencies.
@@ -35,30 +46,62 @@ def tfidf_ranking(
     Raises:
         InputError: scikit-learn is not installed.
     """
+    check_tfidf()
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    letters = has_no_spaces([*fit_on, *(e.label_text for e in examples)])
+    terms = {"analyzer": "char", "ngram_range": (1, 2)} if letters else {}
     try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ModuleNotFoundError:
-        raise InputError("the TF-IDF baseline needs scikit-learn; run: pip install -e '.[demo]'") from None
-    try:
-        vectorizer = TfidfVectorizer(sublinear_tf=True).fit(fit_on)
+        vectorizer = TfidfVectorizer(sublinear_tf=True, **terms).fit(fit_on)
     except ValueError:  # no word of two letters anywhere
         vectorizer = TfidfVectorizer(sublinear_tf=True, analyzer="char").fit([*fit_on, "a"])
     contexts = vectorizer.transform(" ".join(e.context[-TFIDF_TURNS:]) for e in examples)
     turns = min(TFIDF_TURNS, max(len(e.context) for e in examples))
-    name = f"TF-IDF, {turns} turns" if turns > 1 else "TF-IDF"
+    name = f"TF-IDF{' of characters' if letters else ''}{f', {turns} turns' if turns > 1 else ''}"
     if shared:
         table = vectorizer.transform(shared).T.tocsr()
         own = vectorizer.transform(e.label_text for e in examples)
         right = np.asarray(contexts.multiply(own).sum(axis=1)).ravel()
         parts = ((some, (contexts[some] @ table).toarray(), right[some]) for some in _parts(len(examples)))
-        return rank_shared(name, examples, shared, parts).ranking
+        return _beside_chance(rank_shared(name, examples, shared, parts).ranking)
     unique = {text: i for i, text in enumerate(dict.fromkeys(t for e in examples for t in e.candidates))}
     candidates = vectorizer.transform(unique)
     scores = np.empty((len(examples), len(examples[0].candidates)))
     for column in range(scores.shape[1]):
         chosen = candidates[[unique[e.candidates[column]] for e in examples]]
         scores[:, column] = np.asarray(contexts.multiply(chosen).sum(axis=1)).ravel()
-    return ranking(name, scores, examples)
+    return _beside_chance(ranking(name, scores, examples))
+
+
+def check_tfidf() -> None:
+    """Raise InputError where scikit-learn is not installed; to be called before a run trains."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError(
+            "the TF-IDF baseline",
+            problem="needs scikit-learn, which is not installed",
+            fix="run: pip install scikit-learn",
+            is_argument=False,
+        )
+
+
+def has_no_spaces(texts: Iterable[str]) -> bool:
+    """Whether a fifth or more of the letters are of scripts that do not separate words by spaces.
+
+    >>> has_no_spaces(["打印机坏了怎么修理？"]), has_no_spaces(["how to fix it (修理)?"])
+    (True, False)
+    """
+    letters = unspaced = 0
+    for text in texts:
+        letters += sum(map(str.isalpha, text))
+        unspaced += len(_UNSPACED.findall(text))
+    return 0 < letters <= 5 * unspaced
+
+
+def _beside_chance(result: RankingResult) -> RankingResult:
+    """The result, whose name says where it is below chance."""
+    if result.recall(1) * result.n_candidates >= 1:
+        return result
+    return dataclasses.replace(result, name=f"{result.name} (below chance)")
 
 
 def zero_shot_rankings(

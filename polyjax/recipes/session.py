@@ -14,6 +14,7 @@ from polyjax.data.batches import prepare_texts
 from polyjax.data.tasks import training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
+from polyjax.evaluation import check_tfidf
 from polyjax.interop.pretrained import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import is_primary, primary_first
@@ -86,6 +87,7 @@ def run(config: RunConfig, parts: Parts | None = None) -> None:
 def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: Parts) -> None:
     """The run itself, in a run directory that is this run's own."""
     began = time.monotonic()
+    check_tfidf()
     with kept_rows(config.folder, parts.files):
         splits = read_splits(config, source)
 
