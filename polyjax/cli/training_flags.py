@@ -14,6 +14,7 @@ from polyjax.data.tasks import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
 from polyjax.recipes.paper import recipe
 from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
+from polyjax.train.losses import loss_of
 from polyjax.recipes.settings import DEFAULT_PRESET, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice
 
 OWN_PARTS = ("own_encoder", "own_optimizer")
@@ -34,6 +35,7 @@ class Choice:
     init: Path | None = None
     encoder: str | None = None
     task: str | None = None
+    loss: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,9 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
         # Who says how long to train gets that, however few the rows are.
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
+    if choice.loss is not None:
+        default = dataclasses.replace(default, loss=loss_of(choice.loss))
+        arguments = without(arguments, "--loss")
     if choice.task is not None:
         default = for_task(default, task_named(choice.task))
         arguments = without(arguments, "--task")
@@ -89,6 +94,7 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
 def flags_of(default: RunConfig) -> type[RunConfig]:
     """The class whose fields are flags: only settings of the task and the head that were chosen."""
     narrow = [("arch", Arch), ("task", type(default.task)), ("head", type(default.head))]
+    narrow.append(("loss", type(default.loss)))
     fields = [(name, kind, dataclasses.field(default=getattr(default, name))) for name, kind in narrow]
     fields += [(name, tyro.conf.SuppressFixed[Any], dataclasses.field(default=None)) for name in OWN_PARTS]
     namespace = {"__doc__": RunConfig.__doc__}

@@ -30,6 +30,7 @@ from polyjax.recipes.settings import (
 )
 from polyjax.runtime.progress import hushed
 from polyjax.train.loop import TrainConfig
+from polyjax.train.losses import LossConfig, loss_of
 from polyjax.train.optim import OptimConfig
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ def fit(
     valid: Rows | None = None,
     test: Rows | None = None,
     head: HeadConfig | HeadSettings | Mapping[str, Any] | None = None,
+    loss: str | LossConfig | Callable[..., Any] | None = None,
     optimizer: Callable[..., Any] | None = None,
     text: TextConfig | Mapping[str, Any] | None = None,
     tokenizer: TokenizerChoice | Mapping[str, Any] | None = None,
@@ -89,6 +91,9 @@ def fit(
         valid: rows to validate on, a file or rows; by default a tenth of ``data``.
         test: rows to test on, likewise.
         head: settings of the scoring head, or of one of your own (``polyjax.nn.heads.HeadSettings``).
+        loss: ``softmax``, ``bce``, ``margin-mse``, ``kl`` or ``mse`` (the last three learn a teacher's
+            ``scores``), one of their configuration objects, or a function of your own,
+            ``loss(scores [b, c], batch) -> [b]``.
         optimizer: a function of your own, ``optimizer(optim, n_steps)``, that gives an optax transformation,
             instead of the one that ``optim`` describes.
         text: turns and lengths.
@@ -128,6 +133,7 @@ def fit(
         seed=seed,
         given={
             "own_optimizer": optimizer,
+            **({} if loss is None else {"loss": loss_of(loss)}),
             "run_dir": None if run_dir is None else Path(run_dir),
             "test_examples": test_examples,
             "mesh": mesh,

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -152,6 +152,7 @@ def trained(
             batch=config.batch,
             validate_examples=config.train.validate_examples,
             mesh=mesh,
+            loss=cast(Any, config.loss),  # handed in where it is one of the user's own
         )
         if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits
             for line in step_lines(objective, config, shape):

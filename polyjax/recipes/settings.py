@@ -17,6 +17,7 @@ from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype, EncoderConfig, EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings, Inputs, PolyConfig
 from polyjax.train.loop import TrainConfig
+from polyjax.train.losses import LossConfig, SoftmaxLoss
 from polyjax.train.optim import OptimConfig
 
 Arch = Literal["bi", "poly", "cross"]
@@ -87,6 +88,7 @@ class RunConfig:
         tokenizer: text to ids.
         text: turns, lengths and buckets.
         head: the scoring head of the architecture.
+        loss: of the scores; ``--loss NAME`` chooses it.
         batch: how training batches are drawn.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
@@ -113,6 +115,7 @@ class RunConfig:
     tokenizer: TokenizerChoice = TokenizerChoice()
     text: TextConfig = TextConfig()
     head: HeadConfig | HeadSettings | RecordedPart = PolyConfig()
+    loss: LossConfig | Callable[..., Any] | RecordedPart = SoftmaxLoss()
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
