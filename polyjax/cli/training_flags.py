@@ -14,8 +14,8 @@ from polyjax.data.tasks import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
 from polyjax.recipes.paper import recipe
 from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
-from polyjax.train.losses import loss_of
 from polyjax.recipes.settings import DEFAULT_PRESET, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice
+from polyjax.train.losses import loss_of
 
 OWN_PARTS = ("own_encoder", "own_optimizer")
 """Settings that only Python callers have."""
