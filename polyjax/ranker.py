@@ -22,6 +22,7 @@ from polyjax.inference.arguments import (
     check_list,
     check_mesh,
 )
+from polyjax.inference.explain import Explanation, explain
 from polyjax.inference.forks import refuse_forked
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.parlai.model import load_parlai
@@ -216,6 +217,12 @@ class Ranker:
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(texts[i], float(scores[i]), i) for i in map(int, order)]
 
+    def explain(self, context: Context, candidate: str, *, top: int = 5) -> Explanation:
+        """Why a poly-encoder gives a candidate its score; see ``polyjax.inference.explain.explain``."""
+        check_count("top", top)
+        turns, (text,) = as_turns("context", context), as_texts("candidate", [candidate])
+        return explain(self.scorer, turns, text, top=top)
+
     def index(
         self,
         candidates: str | os.PathLike[str] | Sequence[str],
@@ -286,11 +293,7 @@ class Ranker:
         rerank: Reranker | None = None,
         rerank_top: int = 50,
     ) -> Results:
-        """The best candidates of the index that was built or opened last; see ``Index.search``.
-
-        Raises:
-            InputError: there is no index, the context has no turn, or an argument is out of range.
-        """
+        """The best candidates of the index that was built or opened last; see ``Index.search``."""
         options = {"method": method, "first_stage": first_stage, "rerank": rerank, "rerank_top": rerank_top}
         return self._latest().search(context, top_k, **options)
 

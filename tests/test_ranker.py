@@ -371,3 +371,23 @@ def test_the_process_that_began_to_compute_may_go_on(monkeypatch):
     with pytest.raises(InputError) as error:
         forks.refuse_forked()
     assert not error.value.is_argument
+
+
+def test_a_score_is_explained_by_its_parts(poly):
+    text = "i like tea very much"
+    found = poly.explain(["hello", "what do you drink ?"], text, top=3)
+    scores = poly.score(["hello", "what do you drink ?"], [text])
+    np.testing.assert_allclose(found.score, scores[0], rtol=1e-4)
+    np.testing.assert_allclose(found.scale * (found.weights * found.products).sum(), found.score, rtol=1e-5)
+    assert found.weights.shape == found.products.shape == (64,)
+    np.testing.assert_allclose(found.weights.sum(), 1, rtol=1e-5)
+    assert found.reads.shape == (3, len(found.tokens)) and (found.reads >= 0).all()
+    np.testing.assert_allclose(found.reads.sum(1), 1, rtol=1e-4)
+    assert found.vectors.tolist() == np.argsort(-found.weights, kind="stable")[:3].tolist()
+    assert found.tokens[:4] == ["__start__", "he@@", "ll@@", "o"]
+
+
+def test_what_has_no_parts_is_not_explained(ranker, cross):
+    for other in (ranker, cross):
+        with pytest.raises(InputError, match="explain a poly-encoder"):
+            other.explain("hi", "yes")

@@ -134,6 +134,10 @@ class DictionaryTokenizer:
         """Rows that a token table needs."""
         return len(self._ids)
 
+    def token(self, id_: int) -> str:
+        """A token as it is written in the dictionary."""
+        return next((token for token, known in self._ids.items() if known == id_), "")
+
     def tokens(self, text: str) -> list[str]:
         """The pieces of a text."""
         text = text.lower() if self.settings.lower else text

@@ -120,6 +120,10 @@ class WordPieceTokenizer:
         """Rows that a token table needs."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    def token(self, id_: int) -> str:
+        """A token as it is written in the vocabulary."""
+        return self._tokenizer.id_to_token(id_) or ""
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -164,6 +168,10 @@ class SentencePieceTokenizer:
     def vocab_size(self) -> int:
         """Rows that a token table needs."""
         return self._processor.get_piece_size()
+
+    def token(self, id_: int) -> str:
+        """A token as it is written in the vocabulary."""
+        return self._processor.id_to_piece(id_)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""

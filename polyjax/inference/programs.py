@@ -103,11 +103,13 @@ class Compiled:
         self._contexts = program(DualScorer.encode_context)
         self._scores = program(DualScorer.score)
         self._pairs = program(CrossScorer.score_pairs)
+        self._others: dict[Callable[..., Any], Program] = {}
+        self._program = program
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
-        programs = self._candidates, self._contexts, self._scores, self._pairs
+        programs = (self._candidates, self._contexts, self._scores, self._pairs, *self._others.values())
         return sum(program.compilations for program in programs)
 
     @property
@@ -159,6 +161,12 @@ class Compiled:
         """Context vectors against candidate vectors, one set for all contexts or one each -> scores."""
         with self._scores.once(vectors.shape, candidates.shape) as run:
             return run(self._state, vectors, mask, candidates)
+
+    def run(self, function: Callable[..., Any], tokens: Tokens) -> Any:
+        """Another function of the scorer and a padded batch; the function must be a module's own."""
+        program = self._others.setdefault(function, self._program(function))
+        with program.once(tokens.ids.shape) as run:
+            return run(self._state, tokens)
 
     def pairs(self, tokens: Tokens) -> Float[Array, " n"]:
         """Pairs, Tokens [n, t] -> their scores."""

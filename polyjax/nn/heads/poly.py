@@ -133,6 +133,22 @@ class PolyHead(nnx.Module):
         vectors = vectors.astype(jnp.float32)
         return unit(vectors) if config.normalize else vectors, real
 
+    def reads(self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, "b m t"]:
+        """How much each context vector reads of each token: the weights w of ``context``.
+
+        Raises:
+            InputError: the codes attend with several heads, which have weights of their own.
+        """
+        config, (b, t, d) = self.config, hidden.shape
+        if config.codes == "first":
+            return jnp.where(mask[:, None, :], jnp.eye(config.n_codes, t)[None], jnp.float32(0))
+        if config.codes_attention == "multihead":
+            raise InputError("head.codes_attention", expected="basic or sqrt", got="multihead")
+        codes = jnp.broadcast_to(self.codes[...], (b, *self.codes[...].shape)).astype(hidden.dtype)
+        logits = jnp.einsum("bqd,bnd->bqn", codes, hidden)
+        scale = d**-0.5 if config.codes_attention == "sqrt" else 1.0
+        return masked_softmax(logits * scale, mask[:, None, :])
+
     def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
         """Token outputs -> candidate vectors [n, d]."""
         vector = reduced(hidden, mask, self.config)

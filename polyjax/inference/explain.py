@@ -1,0 +1,80 @@
+"""Why a candidate has its score: the context vectors that count, and the tokens that they read."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from polyjax.errors import InputError
+from polyjax.inference.scorer import TextScorer
+from polyjax.nn.scorers import DualScorer
+from polyjax.types import Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A score in its parts: score = scale * sum_i weights_i products_i.
+
+    Attributes:
+        score: of the candidate.
+        scale: of the head.
+        weights: how much each context vector counts, float32 [m]; they add up to 1.
+        products: of the context vectors with the candidate's vector, float32 [m].
+        vectors: the context vectors that count most, most first, int [k].
+        tokens: of the context, as the tokenizer writes them, [t].
+        reads: how much each of these vectors reads of each token, float32 [k, t]; rows add up to 1.
+    """
+
+    score: float
+    scale: float
+    weights: np.ndarray
+    products: np.ndarray
+    vectors: np.ndarray
+    tokens: list[str]
+    reads: np.ndarray
+
+
+def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -> Explanation:
+    """The parts of a candidate's score.
+
+    Args:
+        scorer: of a poly-encoder.
+        turns: of the context, oldest first.
+        candidate: the text.
+        top: context vectors whose tokens are wanted.
+
+    Raises:
+        InputError: the model's score has no such parts.
+    """
+    form = scorer.head.product_form if scorer.is_dual else None
+    reads_of = getattr(scorer.head, "reads", None) if scorer.is_dual else None
+    if form is None or reads_of is None:
+        raise InputError(
+            "context",
+            problem="the model's score is not made of context vectors that read tokens",
+            fix="explain a poly-encoder with basic or sqrt attention",
+            is_argument=False,
+        )
+    text = scorer.text
+    text.prepare([*turns, candidate])
+    ids = text.context(turns)
+    length = text.config.bucket(max(len(ids), 1), text.config.context_tokens)
+    tokens = text.pad([ids], length=length)
+    vector = scorer.encode_candidates([candidate])[0]
+    vectors, mask = (np.asarray(array)[0] for array in scorer.model.contexts(scorer.model.split(tokens)))
+    products = (vectors @ vector).astype(np.float32)
+    logits = np.where(mask, form.sharpness * products, -np.inf)
+    weights = np.exp(logits - logits.max())
+    weights = (weights / weights.sum()).astype(np.float32)
+    chosen = np.argsort(-weights, kind="stable")[: min(top, int(mask.sum()))]
+    reads = np.asarray(scorer.model.run(_reads, tokens))[0][chosen, : len(ids)]
+    named = [text.tokenizer.token(int(id_)) for id_ in ids]
+    score = form.scale * float((weights * products).sum())
+    return Explanation(score, form.scale, weights, products, chosen, named, reads)
+
+
+def _reads(scorer: DualScorer, tokens: Tokens) -> Float[Array, "b m t"]:
+    hidden = scorer.context_encoder(jax.tree.map(jnp.asarray, tokens))
+    return scorer.head.reads(hidden, jnp.asarray(tokens.mask))
