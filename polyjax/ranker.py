@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -85,6 +85,8 @@ class Ranker:
         step: int | None = None,
         dtype: Dtype | None = None,
         mesh: Mesh | None = None,
+        head: Any = None,
+        encoder: Any = None,
     ) -> "Ranker":
         """The model of a run directory.
 
@@ -94,15 +96,19 @@ class Ranker:
             dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
             mesh: devices that share each batch of texts, from ``polyjax.mesh.placement.make_mesh``; one
                 device where None.
+            head: the head of one's own that the run was made with: its class or its settings.
+            encoder: the encoder family of one's own, likewise.
 
         Raises:
-            InputError: an argument cannot work, or a file of the run directory is missing or broken.
+            InputError: an argument cannot work, a file of the run directory is missing or broken, or the run
+                was made with a part of one's own that is not given, or with another version of it.
         """
         refuse_forked()
         check_folder(folder)
         check_dtype(dtype)
         check_mesh(mesh)
-        return cls(TextScorer(*load_scorer(Path(folder), step=step, dtype=dtype), mesh=mesh))
+        loaded = load_scorer(Path(folder), step=step, dtype=dtype, head=head, encoder=encoder)
+        return cls(TextScorer(*loaded, mesh=mesh))
 
     @classmethod
     def from_encoder(
