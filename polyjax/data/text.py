@@ -130,6 +130,16 @@ class TextEncoder:
         row[1:-1] = ids
         return row
 
+    def cuts_context(self, turns: Sequence[str]) -> bool:
+        """Whether a context has more tokens than fit."""
+        recent = turns[-self.config.max_turns :]
+        separators = max(len(recent) - 1, 0) * len(self.tokenizer.separator_ids)
+        return sum(map(self._store.length, recent)) + separators > self.config.context_tokens - 2
+
+    def cuts_candidate(self, text: str) -> bool:
+        """Whether a candidate has more tokens than fit."""
+        return self._store.length(text) > self.config.candidate_tokens - 2
+
     def context_length(self, turns: Sequence[str]) -> int:
         """How many tokens ``context`` gives."""
         recent = turns[-self.config.max_turns :]

@@ -14,6 +14,7 @@ from polyjax.data.batches import prepare_texts
 from polyjax.data.tasks import training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
+from polyjax.data.truncation import check_losses, loss_notes, losses
 from polyjax.evaluation import check_tfidf
 from polyjax.interop.pretrained import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
@@ -29,7 +30,7 @@ from polyjax.recipes.start import encoder_config, initial_scorer, make_tokenizer
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import MODEL, Checkpoints, ModelCard, owned_run, write_json
 from polyjax.runtime.progress import console
-from polyjax.train.loop import TrainResult, train
+from polyjax.train.loop import TrainResult, train, updates_of
 from polyjax.train.optim import trainable_filter
 from polyjax.train.ranking import Ranking
 
@@ -143,6 +144,7 @@ def trained(
     )
     with primary_first("tokens"):
         prepare_texts(splits.train.examples, text)
+    say_losses(config, splits, text)
     with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         objective = Ranking(
             scorer,
@@ -163,3 +165,17 @@ def trained(
                 callback(step, kind, metrics)
 
         return train(objective, config.folder, optim=config.optim, config=config.train, on_log=on_log)
+
+
+def say_losses(config: RunConfig, splits: Splits, text: TextEncoder) -> None:
+    """Print and note what of the training texts the model does not see.
+
+    Raises:
+        InputError: all labels are one for the model.
+    """
+    found = losses(splits.train.examples, text)
+    steps, _ = updates_of(config.train, config.batch.batch_size, len(splits.train.examples))
+    check_losses(found, steps=steps)
+    for note in loss_notes(found):
+        console.print(note)
+        splits.notes.append(note)
