@@ -89,7 +89,7 @@ def check_losses(found: Losses, *, steps: int) -> None:
     if found.labels > 1 and found.token_rows == 1 and steps > TRIAL_STEPS:
         raise InputError(
             "text.candidate_tokens",
-            problem=f"all {found.labels:,} different training labels have the same tokens, and nothing can be "
+            problem=f"all {found.labels:,} different training labels have the same tokens: nothing can be "
             f"learnt ({found.cut_labels:,} of {found.rows:,} labels are cut)",
             got=found.candidate_tokens,
             fix="raise it, or leave out what the labels begin with in common",
