@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import logging
 import os
 import pickle
 import shutil
@@ -87,8 +88,15 @@ def test_prepared_rows_need_their_files(config):
 
 
 def test_an_unwritable_folder_is_named(config):
-    with pytest.raises(InputError, match="--prepared-dir '/proc/nowhere' cannot be written"):
+    with pytest.raises(InputError, match="cannot be written") as caught:
         dataclasses.replace(config, data_dir=Path("/proc/nowhere")).read("train")
+    assert (caught.value.argument, caught.value.got) == ("task.data_dir", "/proc/nowhere")
+
+
+def test_reading_leaves_absls_logger_alone(config):
+    level = logging.getLogger("absl").level
+    config.read("train")
+    assert logging.getLogger("absl").level == level != logging.ERROR
 
 
 def test_forms_of_a_task_are_kept_apart(tmp_path):
@@ -121,5 +129,5 @@ def test_dstc7_reads_its_answers_from_the_table(tmp_path):
 
 def test_a_file_without_rows_is_named(config):
     (config.source / "valid.csv").write_text(",".join([*ubuntu_v2.TEST_COLUMNS, "Distractor_0"]) + "\n")
-    with pytest.raises(InputError, match="task ubuntu_v2: the file of valid-unverified-.* holds no rows"):
+    with pytest.raises(InputError, match="valid-unverified-.*: its file holds no rows"):
         config.read("valid")

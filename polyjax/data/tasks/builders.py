@@ -102,7 +102,7 @@ class _FromFiles(tfds.core.GeneratorBasedBuilder):
         for i, row in enumerate(config.rows()):
             yield i, {name: _plain(getattr(row, name)) for name in names}
         if i < 0:
-            raise InputError(f"task {self.name}: the file of {config.name} holds no rows")
+            raise InputError(config.name, problem="its file holds no rows", is_argument=False)
 
 
 def _plain(value: Any) -> Any:
@@ -160,11 +160,23 @@ def prepared(name: str, data_dir: Path, source: Callable[[], Path]) -> Mapping[s
 
 
 def _builder(name: str, data_dir: Path, config: FilesConfig | None = None) -> tfds.core.GeneratorBasedBuilder:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of folders that are not there yet
     try:
-        return BUILDERS[name](data_dir=data_dir, file_format="array_record", config=config)
+        with absl_quiet():
+            return BUILDERS[name](data_dir=data_dir, file_format="array_record", config=config)
     except OSError as error:
-        raise InputError(f"--prepared-dir {str(data_dir)!r} cannot be read: {error}") from None
+        raise InputError("task.data_dir", problem=f"cannot be read: {error}", got=str(data_dir)) from None
+
+
+@contextlib.contextmanager
+def absl_quiet() -> Iterator[None]:
+    """tensorflow-datasets does not warn of folders that are not there yet; the logger's level is kept."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: Path) -> None:
@@ -177,7 +189,7 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
     except OSError as error:
         if builder.is_prepared():  # by another process, meanwhile
             return
-        raise InputError(f"--prepared-dir {str(data_dir)!r} cannot be written: {error}") from None
+        raise InputError("task.data_dir", problem=f"cannot be written: {error}", got=str(data_dir)) from None
 
 
 T = TypeVar("T")
