@@ -430,7 +430,7 @@ def test_a_broken_link_is_found(tmp_path):
     assert missing_links(page) == ["page.md#another", "none.md", "figures/tri.svg"]
 
 
-@pytest.mark.parametrize("page", **named([README, *DOCS]))
+@pytest.mark.parametrize("page", **named([README, ROOT / "CONTRIBUTING.md", *DOCS]))
 def test_files_that_a_page_names_exist(page):
     """As `benchmarks/scoring.py`, `tests/laws` or `experiments/README.md`, in backticks."""
     for path in re.findall(
