@@ -355,7 +355,7 @@ HELPS = (
     *(["index", name, "--help"] for name in ("build", "add", "remove", "compact", "info")),
     *([name, "--help"] for name in ("rank", "search", "chat", "serve", "convert", "export")),
 )
-ALIASES = {"--init-from", "--task", "--help", "--version"}
+ALIASES = {"--init-from", "--task", "--loss", "--help", "--version"}
 
 
 @lru_cache
