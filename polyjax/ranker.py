@@ -94,8 +94,7 @@ class Ranker:
             folder: the run directory.
             step: a saved step; by default the one with the best validation metric.
             dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
-            mesh: devices that share each batch of texts, from ``polyjax.mesh.placement.make_mesh``; one
-                device where None.
+            mesh: devices that share each batch of texts, as ``make_mesh`` gives; one device where None.
             head: the head of one's own that the run was made with: its class or its settings.
             encoder: the encoder family of one's own, likewise.
 
@@ -347,10 +346,6 @@ class Ranker:
 
     def _latest(self) -> Index:
         if self._index is None:
-            raise InputError(
-                "index",
-                problem="there is no index to search",
-                fix="call index(candidates) or open_index(folder)",
-                is_argument=False,
-            )
+            problem, fix = "there is no index to search", "call index(candidates) or open_index(folder)"
+            raise InputError("index", problem=problem, fix=fix, is_argument=False)
         return self._index
