@@ -99,8 +99,7 @@ class Ranker:
             encoder: the encoder family of one's own, likewise.
 
         Raises:
-            InputError: an argument cannot work, a file of the run directory is missing or broken, or the run
-                was made with a part of one's own that is not given, or with another version of it.
+            InputError: an argument cannot work, a file is missing or broken, or a part is not given.
         """
         refuse_forked()
         check_folder(folder)
