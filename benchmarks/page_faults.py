@@ -28,10 +28,8 @@ from polyjax.evaluation.report import hardware
 from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.memory import TUNABLE
+from polyjax.train import Trainer
 from polyjax.train.losses import ranking_loss
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.state import init_state
-from polyjax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,16 +54,9 @@ def measure(steps: int) -> dict[str, float]:
     enable_compilation_cache()
     shape = EncoderConfig(vocab_size=30522, dim=384, n_layers=6, n_heads=12, mlp_dim=1536, dtype="bfloat16")
     head = PolyConfig(shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0)
-    optim, draw = OptimConfig(), np.random.default_rng(0)
-    optimizer = make_optimizer(optim, 100)
-    graph, state = init_state(
-        make_scorer(shape, head, rngs=nnx.Rngs(0)),
-        optimizer,
-        plateau(optim),
-        trainable_filter("all", 6),
-        seed=0,
-    )
-    update = make_train_step(graph, optimizer, ranking_loss)
+    draw = np.random.default_rng(0)
+    scorer = make_scorer(shape, head, rngs=nnx.Rngs(0))
+    trainer = Trainer(scorer, ranking_loss, encoder=shape, n_steps=100)
 
     def tokens(rows: int, length: int) -> Tokens:
         ids = draw.integers(1000, 20000, (rows, length)).astype(np.int32)
@@ -79,8 +70,8 @@ def measure(steps: int) -> dict[str, float]:
         if i == 2:
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         began = time.perf_counter()
-        state, figures = update(state, batch)
-        jax.block_until_ready((state.step, figures))
+        metrics = trainer.step(batch)
+        jax.block_until_ready((trainer.state.step, metrics))
         times.append(time.perf_counter() - began)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -6,12 +6,11 @@ import jax
 import numpy as np
 
 from polyjax import DualInputs, Shared, Tokens
-from polyjax.mesh.placement import BatchPlacer, everywhere, one_device, placed, shardings_of
+from polyjax.mesh.placement import BatchPlacer, one_device
 from polyjax.nn.scorers import Scorer
+from polyjax.train import OptimConfig, Trainer
 from polyjax.train.losses import ranking_loss
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.state import TrainState, init_state
-from polyjax.train.step import make_train_step
+from polyjax.train.state import TrainState
 from polyjax.types import Batch
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -33,8 +32,7 @@ def one_device_update(
     scorer: Scorer, optim: OptimConfig, batch_size: int
 ) -> tuple[Step, TrainState, BatchPlacer]:
     """The update of all parameters as the loop makes it, its first state, and what places batches."""
-    rule, mesh = make_optimizer(optim, 1000), one_device()
-    graph, state = init_state(scorer, rule, plateau(optim), trainable_filter("all", 0), seed=0)
-    shardings = shardings_of(state, mesh)
-    step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, everywhere(mesh)))
-    return step, placed(state, shardings), BatchPlacer(mesh, batch_size)
+    trainer = Trainer(
+        scorer, ranking_loss, encoder=scorer.settings.encoder, n_steps=1000, optim=optim, mesh=one_device()
+    )
+    return trainer.update, trainer.state, BatchPlacer(trainer.mesh, batch_size)

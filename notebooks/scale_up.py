@@ -62,21 +62,17 @@ import matplotlib.pyplot as plt
 from flax import nnx
 
 import polyjax
+from polyjax.train import Trainer
+from polyjax.train.losses import ranking_loss
 from polyjax.train.memory import held_bytes
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.state import init_state
 
-encoder, optim = getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522), OptimConfig()
-
-
-def state() -> object:
-    """Parameters and optimiser before the first step."""
-    scorer = polyjax.make_scorer(encoder, polyjax.PolyConfig(shared_encoder=True), rngs=nnx.Rngs(0))
-    trained = trainable_filter("all", encoder.n_layers)
-    return init_state(scorer, make_optimizer(optim, 100), plateau(optim), trained, seed=0)[1]
-
-
-shapes, n = jax.eval_shape(state), jax.device_count()
+encoder, head = (
+    getattr(polyjax.EncoderConfig, SIZE)(vocab_size=30522),
+    polyjax.PolyConfig(shared_encoder=True),
+)
+model = nnx.eval_shape(lambda: polyjax.make_scorer(encoder, head, rngs=nnx.Rngs(0)))  # shapes alone
+shapes = Trainer(model, ranking_loss, encoder=encoder, n_steps=100).state
+n = jax.device_count()
 meshes = [f"data={n}"] + ([f"data={n // 4},fsdp=4", f"fsdp={n}", f"data={n // 2},model=2"] if n >= 8 else [])
 figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
 totals = [0.0] * len(meshes)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from polyjax.runtime import progress
-from polyjax.runtime.progress import Screen, meter
+from polyjax.runtime.progress import MARK_EVERY_S, RATE_OVER_S, Screen, meter
 
 
 @pytest.fixture
@@ -40,6 +40,16 @@ def test_work_done_at_once_is_told_at_its_end(clock):
         clock[0] = 2
         bar.add(8)
     assert shown.getvalue().split() == "encoding: 8/8 4 examples/s 0 s left".split()
+
+
+def test_the_counts_that_are_kept_do_not_grow_with_the_work(clock):
+    """100,000 pieces in 100 seconds; the rate is that of the last minute all the same."""
+    with meter("reading", 10**6, out=Console(file=io.StringIO())) as bar:
+        for i in range(100_000):
+            clock[0] = i / 1000
+            bar.add(1 if i < 50_000 else 2)
+        assert len(bar._marks) <= RATE_OVER_S / MARK_EVERY_S + 3
+        assert bar.rate == pytest.approx((10_000 + 2 * 50_000) / 60, rel=0.02)
 
 
 def test_a_pipe_is_told_lines_where_colours_are_forced(monkeypatch):

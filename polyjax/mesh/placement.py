@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.types import Batch, DualInputs
 
 T = TypeVar("T")
@@ -62,19 +62,23 @@ class MeshShape:
             name, equals, size = part.partition("=")
             if name not in AXES or name in sizes or not equals or not size.isdecimal() or int(size) < 1:
                 raise InputError(
-                    f"--mesh {text!r}: {part!r} is not AXIS=DEVICES with an axis of {', '.join(AXES)}, given "
-                    "once; for example --mesh data=4,fsdp=2"
+                    "mesh",
+                    problem=f"{part!r} cannot be read",
+                    expected=f"AXIS=DEVICES, each axis of {', '.join(AXES)} at most once, as data=4,fsdp=2",
+                    got=text,
                 )
             sizes[name] = int(size)
         rest = math.prod(size for name, size in sizes.items() if name != "data")
         if "data" not in sizes and rest < n_devices and n_devices % rest:
             raise InputError(
-                f"--mesh {text!r}: {n_devices} devices cannot be split into parts of {rest}; give data=N as "
-                "well to use fewer"
+                "mesh",
+                expected=f"axes whose product divides the {n_devices} devices",
+                got=text,
+                fix="add data=N to use fewer devices",
             )
         shape = cls(**{"data": max(n_devices // rest, 1), **sizes})
         if shape.size > n_devices:
-            raise InputError(f"--mesh {text!r} needs {shape.size} devices, there are {n_devices}")
+            raise InputError("mesh", expected=f"at most {n_devices} devices", got=text)
         return shape
 
     @property
@@ -101,10 +105,8 @@ def make_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     shape = MeshShape.parse(text, len(devices))
     if shape.size < len(devices) and jax.process_count() > 1:
-        raise InputError(
-            f"--mesh {text!r} takes {shape.size} of the {len(devices)} devices of {jax.process_count()} "
-            "processes; it must take all of them"
-        )
+        n = f"{len(devices)} devices of {jax.process_count()} processes"
+        raise InputError("mesh", expected=f"all {n}, not {shape.size} of them", got=text)
     sizes = tuple(getattr(shape, name) for name in AXES)
     # Auto: XLA chooses the sharding of what a step computes on the way.
     kinds = (AxisType.Auto,) * len(AXES)
@@ -140,8 +142,14 @@ def path_name(path: tuple) -> str:
     return ".".join(re.findall(r"\w+", jax.tree_util.keystr(path))).removesuffix(".value")
 
 
-def shardings_of(tree: T, mesh: Mesh) -> T:
+def shardings_of(tree: T, mesh: Mesh, *, optional: bool = False) -> T:
     """The sharding of each array of a state, by its path.
+
+    Args:
+        tree: of arrays or their shapes.
+        mesh: the devices.
+        optional: leave an array whole whose axis cannot be split: under a parameter's name an optimiser may
+            keep one of any shape.
 
     Raises:
         InputError: an axis of a parameter cannot be split over so many devices.
@@ -153,11 +161,15 @@ def shardings_of(tree: T, mesh: Mesh) -> T:
         if leaf.ndim < len(spec):  # an optimiser may keep less of a parameter than its shape
             return NamedSharding(mesh, P())
         for length, axis in zip(leaf.shape, spec, strict=False):
-            if axis is not None and length % mesh.shape[axis]:
-                raise InputError(
-                    f"--mesh {axis}={mesh.shape[axis]}: {name} of shape {leaf.shape} cannot be split over "
-                    f"{mesh.shape[axis]} devices; choose a divisor of {length}"
-                )
+            if axis is None or not length % mesh.shape[axis]:
+                continue
+            if optional:
+                return NamedSharding(mesh, P())
+            raise InputError(
+                "mesh",
+                expected=f"a divisor of {length} for {axis}, which splits {name} of shape {leaf.shape}",
+                got=shown(f"{axis}={mesh.shape[axis]}"),
+            )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)

@@ -1,7 +1,7 @@
 """Several processes as one run: joining them, who writes, waiting for each other, losing one.
 
-Every process runs the same command. ``connect`` joins them where the environment tells of any: SLURM's, or
-plain variables (docs/distributed.md has an example of each, and of Kubernetes).
+Every process runs the same command. ``connect`` joins them where environment variables name them: SLURM's, or
+plain ones (docs/distributed.md has an example of each, and of Kubernetes).
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,18 +26,21 @@ ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "J
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in the pods of an indexed job."""
 FAILED, LEAVING = "polyjax/failed", "polyjax/leaving"
-"""Keys of what a process that fails tells the others, and of those that have read it."""
+"""Keys of why a process failed, for the others, and of those that have read it."""
 GRACE_S = 5.0
-"""For the others to read it: without the first process there is nothing to read from."""
+"""Seconds for the others to read it: without the first process there is nothing to read from."""
 HEARTBEAT_S = 60
-"""Without a sign of life for so long, a process is given up, and the run with it."""
+"""A process that gives no sign of life for so long is taken for lost, and the run with it."""
+T = TypeVar("T", bool, int, float)
 
 
 def connect() -> None:
     """Join the other processes of the run, if there are any; before anything asks for devices.
 
+    For commands: it changes settings of jax, and who prints.
+
     Raises:
-        InputError: the variables are incomplete, or the others are not there.
+        InputError: the variables are incomplete, or the others cannot be reached.
     """
     names = {ADDRESS: os.environ.get(ADDRESS), PROCESSES: os.environ.get(PROCESSES)}
     names[PROCESS] = os.environ.get(PROCESS, os.environ.get(KUBERNETES_INDEX) if names[ADDRESS] else None)
@@ -45,12 +49,11 @@ def connect() -> None:
     if given:
         missing = [name for name in names if name not in given]
         if missing:
-            raise InputError(
-                f"{' and '.join(given)} set without {' and '.join(missing)}; set all three or none"
-            )
+            problem = f"set without {' and '.join(missing)}"
+            raise _not_an_argument(" and ".join(given), problem=problem, fix="set all three or none")
         count, index = (_number(name, names[name]) for name in (PROCESSES, PROCESS))
         if not 0 <= index < count:
-            raise InputError(f"{PROCESS}={index} must be below {PROCESSES}={count}")
+            raise _not_an_argument(PROCESS, expected=f"0 or more, below {PROCESSES}={count}", got=index)
         settings |= {"coordinator_address": names[ADDRESS], "num_processes": count, "process_id": index}
         settings["cluster_detection_method"] = "deactivate"
     elif int(os.environ.get("SLURM_NTASKS", "1")) < 2 or "SLURM_STEP_NODELIST" not in os.environ:
@@ -62,7 +65,8 @@ def connect() -> None:
     try:
         jax.distributed.initialize(**settings)
     except Exception as error:  # jax raises whatever its transport does
-        raise InputError(f"the run's other processes cannot be reached: {first_line(error)}") from None
+        problem = f"cannot be reached: {first_line(error)}"
+        raise _not_an_argument("the run's other processes", problem=problem) from None
     if not is_primary():
         console.quiet = True
 
@@ -73,10 +77,10 @@ def is_primary() -> bool:
 
 
 def wait(name: str) -> None:
-    """Until all processes are here, however long that takes, once for each name.
+    """Wait until all processes are here, however long that takes; once for each name.
 
     Raises:
-        InputError: another process has stopped; the message says why, if it could tell.
+        InputError: another process has stopped; the message says why, if that is known.
     """
     if jax.process_count() == 1:
         return
@@ -93,26 +97,34 @@ def wait(name: str) -> None:
             pause = min(2 * pause, 1.0)
 
 
-def listen_for_sigterm() -> None:
-    """Let jax's service take SIGTERM, of whichever process, as a notice to all of them."""
-    jax.config.update("jax_enable_preemption_service", True)
+@contextlib.contextmanager
+def sigterm_is_a_notice() -> Iterator[None]:
+    """Let jax's service take SIGTERM, of whichever process, as a notice to all of them; then as before."""
+    name = "jax_enable_preemption_service"
+    handler, setting = signal.getsignal(signal.SIGTERM), jax.config.values[name]
+    jax.config.update(name, True)
     distributed.global_state.initialize_preemption_sync_manager()
+    try:
+        yield
+    finally:
+        manager = distributed.global_state.preemption_sync_manager
+        assert manager is not None
+        manager.shutdown()
+        distributed.global_state.preemption_sync_manager = None
+        # The service's own handler is not Python's, and stays until another is set.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        jax.config.update(name, setting)
 
 
-def stop_listening_for_sigterm() -> None:
-    """Let SIGTERM end this process again."""
-    manager = distributed.global_state.preemption_sync_manager
-    assert manager is not None
-    manager.shutdown()
-    distributed.global_state.preemption_sync_manager = None
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def agreed(answer: T) -> T:
+    """The primary process's answer to a question, in all processes; all of them must ask.
 
-
-def agreed(flag: bool) -> bool:
-    """The primary process's answer to a question, in all processes; all of them must ask."""
+    Args:
+        answer: this process's, a bool, int or float (of which float32 is kept).
+    """
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+        return answer
+    return type(answer)(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
 @contextlib.contextmanager
@@ -126,17 +138,15 @@ def primary_first(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def losses_named(way_out: str = "start all processes again with the same command") -> Iterator[None]:
-    """In several processes: make jax's error that another one is gone one of one line."""
+def losses_named(fix: str = "start all processes again with the same command") -> Iterator[None]:
+    """In several processes: turn jax's error that another one is gone into one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or OUT_OF_MEMORY in str(error):
             raise
-        raise InputError(
-            f"process {jax.process_index()} of {jax.process_count()} lost the others ({first_line(error)}); "
-            f"{way_out}"
-        ) from None
+        me = f"process {jax.process_index()} of {jax.process_count()}"
+        raise _not_an_argument(me, problem=f"lost the others ({first_line(error)})", fix=fix) from None
 
 
 @contextlib.contextmanager
@@ -156,7 +166,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def _tell_the_others(stop: BaseException) -> None:
-    """Leave word of why this process ends for those that ``wait``, and time to read it."""
+    """Tell those that ``wait`` why this process ends, and give them time to read it."""
     reason = stop.__context__ if isinstance(stop, SystemExit) else stop
     if isinstance(reason, Preempted):  # as all of them
         return
@@ -173,7 +183,7 @@ def _tell_the_others(stop: BaseException) -> None:
 
 
 def _slurm(variables: Mapping[str, str]) -> dict:
-    """What a task of srun's knows of the others.
+    """What a task of srun knows of the others.
 
     jax's own reading gives a task one device; here a task that is alone on its node has all of them.
     """
@@ -200,4 +210,9 @@ def _number(name: str, value: str | None) -> int:
     try:
         return int(value or "")
     except ValueError:
-        raise InputError(f"{name}={value!r} is not a whole number") from None
+        raise _not_an_argument(name, expected="a whole number", got=value) from None
+
+
+def _not_an_argument(name: str, **fields: Any) -> InputError:
+    """An error of something that no caller passes: an environment variable, another process."""
+    return InputError(name, is_argument=False, **fields)

@@ -29,7 +29,7 @@ from polyjax.recipes.settings import (
     TokenizerChoice,
 )
 from polyjax.runtime.progress import hushed
-from polyjax.train.loop import TrainConfig
+from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, loss_of
 from polyjax.train.optim import OptimConfig
 

@@ -19,7 +19,7 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
 from polyjax.recipes.settings import Arch, EncoderChoice, RunConfig, TokenizerChoice
-from polyjax.train.loop import TrainConfig
+from polyjax.train.config import TrainConfig
 from polyjax.train.optim import OptimConfig
 
 PaperTask = Literal["convai2", "dstc7", "ubuntu_v2", "wikipedia_search"]

@@ -15,8 +15,8 @@ from polyjax.nn.scorers import ModelConfig
 from polyjax.recipes.paper import RECIPES, TRAINING_ROWS
 from polyjax.recipes.settings import SCRATCH, RunConfig
 from polyjax.runtime.progress import console
-from polyjax.train.loop import updates_of
-from polyjax.train.memory import Memory, MemoryEstimate, device_memory, step_memory
+from polyjax.train.config import steps_of
+from polyjax.train.memory import Memory, PlannedStep, device_memory, step_memory
 from polyjax.train.ranking import Ranking
 
 GIB = 2**30
@@ -85,9 +85,9 @@ def starts_from(config: RunConfig) -> str:
 def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
     """Print what the run would do."""
     n_rows, known = training_rows(config)
-    steps, validate_every = updates_of(config.train, config.batch.batch_size, n_rows)
+    steps, validate_every = steps_of(config.train, config.batch.batch_size, n_rows)
     source = config.batch.source(config.inputs)
-    memory = memory_estimate(config, shape, mesh)
+    planned = planned_step(config, shape, mesh)
     optim, train = config.optim, config.train
     warmup = f"{optim.warmup_steps} steps" if optim.warmup_steps else f"{optim.warmup:.0%} of the steps"
     decay = (
@@ -98,7 +98,7 @@ def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
     limit = f", at most {train.time_limit:,.0f} s" if train.time_limit else ""
     lines = [
         f"{config.recipe or config.preset}: {config.arch}-encoder on {config.dataset.name}",
-        f"model: {shape.n_layers} layers x {shape.dim}, {memory.n_parameters / 1e6:.1f} M parameters, "
+        f"model: {shape.n_layers} layers x {shape.dim}, {planned.n_parameters / 1e6:.1f} M parameters, "
         f"{shape.dtype}; starts from {starts_from(config)}",
         f"head: {config.scoring}",
         f"texts: {config.text.max_turns} turns, context {config.text.context_tokens} and candidate "
@@ -110,48 +110,49 @@ def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
         f"optimiser: {optim.optimizer}, rate {optim.learning_rate:g}, clip {optim.clip:g}, warm-up {warmup}, "
         f"decay {decay}; dropout {config.encoder.dropout:g}, attention {config.encoder.attention_dropout:g}",
         f"mesh: {mesh_shape(mesh)}",
-        *memory_lines(memory, config),
+        *memory_lines(planned, config),
         f"run directory: {config.folder}",
     ]
     for line in lines:
         console.print(line, highlight=False)
 
 
-def memory_estimate(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> MemoryEstimate:
-    """What a step will take; some seconds of compiling."""
-    with console.status("asking the compiler for the memory of a step"):
-        return MemoryEstimate(
-            ModelConfig(encoder=shape, head=config.scoring),
-            config.text,
-            config.optim,
-            config.train,
-            source=config.batch.source(config.inputs),
-            listed=listed_candidates(config),
-            mesh=mesh,
-        )
+def planned_step(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> PlannedStep:
+    """The step that the settings ask for."""
+    return PlannedStep(
+        ModelConfig(encoder=shape, head=config.scoring),
+        config.text,
+        config.optim,
+        config.train,
+        source=config.batch.source(config.inputs),
+        listed=listed_candidates(config),
+        mesh=mesh,
+        optimizer=config.given_optimizer,
+    )
 
 
-def memory_lines(memory: MemoryEstimate, config: RunConfig) -> list[str]:
+def memory_lines(planned: PlannedStep, config: RunConfig) -> list[str]:
     """The memory of a step on each device, whether it fits, and what to do where it does not."""
     at_once = config.batch.chunk or config.batch.batch_size
     batch_size = config.batch.batch_size
-    needed = memory.of(at_once, batch_size)
+    with console.status("compiling a step, for its memory"):
+        needed = planned.memory(batch_size, config.batch.chunk)
     limit, _ = device_memory()
     lines = [memory_line(f"{at_once} contexts at once", needed)]
     if needed.total > limit:
-        lines.append(f"it does not fit; {_fix(memory, limit, batch_size)}")
+        lines.append(f"it does not fit; {_fix(planned, needed, limit, batch_size)}")
     return lines
 
 
 def step_lines(objective: Ranking, config: RunConfig, shape: EncoderSettings) -> list[str]:
     """The memory of the step that is about to be trained, and what to do where it does not fit."""
     with console.status("compiling a step, for its memory"):
-        needed = step_memory(objective, config.optim, config.train)
+        needed = step_memory(objective, config.optim, config.train, optimizer=config.given_optimizer)
     lines = [memory_line(f"{config.batch.chunk or config.batch.batch_size} contexts at once", needed)]
     limit, _ = device_memory()
     if needed.total > limit:
-        memory = memory_estimate(config, shape, objective.mesh)
-        lines.append(f"it does not fit; {_fix(memory, limit, config.batch.batch_size)}")
+        planned = planned_step(config, shape, objective.mesh)
+        lines.append(f"it does not fit; {_fix(planned, needed, limit, config.batch.batch_size)}")
     return lines
 
 
@@ -165,17 +166,17 @@ def memory_line(what: str, needed: Memory) -> str:
     )
 
 
-def _fix(memory: MemoryEstimate, limit: int, batch_size: int) -> str:
-    if memory.held > limit:
+def _fix(planned: PlannedStep, needed: Memory, limit: int, batch_size: int) -> str:
+    if needed.held > limit:
         return (
-            f"parameters, gradients and optimiser take {memory.held / GIB:.1f} GiB: --mesh fsdp=N "
+            f"parameters, gradients and optimiser take {needed.held / GIB:.1f} GiB: --mesh fsdp=N "
             "splits them over N devices, --train.trainable K trains the top K layers only"
         )
-    chunk = memory.chunk_that_fits(limit, batch_size)
+    chunk = planned.chunk_that_fits(limit, batch_size)
     if chunk is None:
         return (
             "not even one context at a time on each device: keep less of it (--encoder.remat), shorten "
             "text.context-tokens, or use a smaller encoder"
         )
-    fits = memory.of(chunk, batch_size).total / GIB
+    fits = planned.estimate(chunk, batch_size).total / GIB
     return f"with --batch.chunk {chunk} it does ({fits:.1f} GiB), with the same negatives and gradients"

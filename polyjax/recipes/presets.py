@@ -18,7 +18,7 @@ from polyjax.interop.pretrained import is_pretraining_run
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
 from polyjax.recipes.settings import INIT, Arch, EncoderChoice, PresetName, RunConfig, TokenizerChoice
 from polyjax.runs import CONFIG, ModelCard, read_card, read_json
-from polyjax.train.loop import TrainConfig
+from polyjax.train.config import TrainConfig
 from polyjax.train.optim import OptimConfig
 
 MOST_EPOCHS = 5.0

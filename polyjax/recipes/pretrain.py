@@ -207,9 +207,9 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
             memory = step_memory(objective, config.optim, config.train)
         console.print(memory_line(f"{config.batch.chunk or config.batch.tokens:,} tokens at once", memory))
         if memory.total > device_memory()[0]:
-            console.print(f"it does not fit; {objective.at_once[1]}")
+            console.print(f"it does not fit; {objective.too_much[1]}")
     with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
-        outcome = train(objective, config.folder, optim=config.optim, config=config.train, on_log=log)
+        outcome = train(objective, config.folder, optim=config.optim, config=config.train, callbacks=(log,))
     if is_primary():
         notes = [
             f"corpus: {', '.join(config.corpus.files)}; {counts}",

@@ -10,7 +10,7 @@ from polyjax.data.tasks import task_named
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.recipes.settings import SCRATCH, EncoderChoice
-from polyjax.train.loop import TrainConfig
+from polyjax.train.config import TrainConfig
 from polyjax.train.optim import OptimConfig
 from polyjax.train.pretraining import LossWeights
 

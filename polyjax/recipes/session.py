@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,12 +30,11 @@ from polyjax.recipes.start import encoder_config, initial_scorer, make_tokenizer
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import MODEL, Checkpoints, ModelCard, owned_run, write_json
 from polyjax.runtime.progress import console
-from polyjax.train.loop import TrainResult, train, updates_of
+from polyjax.train.config import steps_of
+from polyjax.train.loop import TrainResult, train
 from polyjax.train.optim import trainable_filter
 from polyjax.train.ranking import Ranking
-
-Callback = Callable[[int, str, dict[str, Any]], Any]
-"""Called with (step, kind, metrics) at every line of the log; kind is ``train``, ``valid`` or ``test``."""
+from polyjax.train.session import Callback
 
 INCIDENTAL = (
     "run_dir",
@@ -160,11 +159,14 @@ def trained(
             for line in step_lines(objective, config, shape):
                 console.print(line)
 
-        def on_log(step: int, kind: str, metrics: dict[str, Any]) -> None:
-            for callback in (log, *parts.callbacks):
-                callback(step, kind, metrics)
-
-        return train(objective, config.folder, optim=config.optim, config=config.train, on_log=on_log)
+        return train(
+            objective,
+            config.folder,
+            optim=config.optim,
+            config=config.train,
+            optimizer=config.given_optimizer,
+            callbacks=(log, *parts.callbacks),
+        )
 
 
 def say_losses(config: RunConfig, splits: Splits, text: TextEncoder) -> None:
@@ -174,7 +176,7 @@ def say_losses(config: RunConfig, splits: Splits, text: TextEncoder) -> None:
         InputError: all labels are one for the model.
     """
     found = losses(splits.train.examples, text)
-    steps, _ = updates_of(config.train, config.batch.batch_size, len(splits.train.examples))
+    steps, _ = steps_of(config.train, config.batch.batch_size, len(splits.train.examples))
     check_losses(found, steps=steps)
     for note in loss_notes(found):
         console.print(note)

@@ -16,7 +16,7 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype, EncoderConfig, EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings, Inputs, PolyConfig
-from polyjax.train.loop import TrainConfig
+from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, SoftmaxLoss
 from polyjax.train.optim import OptimConfig
 
@@ -195,6 +195,11 @@ class RunConfig:
                 "head", problem=f"the run's head is one of your own ({self.head})", fix="hand it in"
             )
         return self.head
+
+    @property
+    def given_optimizer(self) -> Callable[..., Any] | None:
+        """The user's own optimiser, where it was handed in."""
+        return None if isinstance(self.own_optimizer, RecordedPart) else self.own_optimizer
 
     @property
     def own_parts(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,13 +45,15 @@ class Checkpoints:
     Args:
         run_dir: the run directory.
         read_only: open to restore only; nothing is created or cleaned.
+        say: is given what a damaged checkpoint makes necessary; printed in red where None.
     """
 
-    def __init__(self, run_dir: Path, *, read_only: bool = False):
+    def __init__(self, run_dir: Path, *, read_only: bool = False, say: Callable[[str], None] | None = None):
         from polyjax.runs.arrays import ArrayStore  # orbax is imported where checkpoints are opened
 
         self._run_dir, self._folder = run_dir, (run_dir / CHECKPOINTS).absolute()
         self._checksums = Checksums(run_dir)
+        self._say = say or _print
         if read_only and not self._folder.is_dir():
             fix = "name the directory of a run that has begun to train"
             raise InputError.in_file(run_dir, problem="has no checkpoints", fix=fix)
@@ -71,7 +73,7 @@ class Checkpoints:
             raise InputError.in_file(damaged[0] / BEST_BY_FILE, problem="damaged", fix=fix)
         if not read_only and agreed(bool(damaged)):
             for step in damaged if is_primary() else ():
-                console.print(f"{step / BEST_BY_FILE}: damaged; step {step.name} is put aside", style="red")
+                self._say(f"{step / BEST_BY_FILE}: damaged; step {step.name} is put aside")
                 self._move_aside(int(step.name))
             wait("steps with damaged metrics are put aside")
 
@@ -144,7 +146,7 @@ class Checkpoints:
             problem = problem or InputError.in_file(self._folder / str(step), problem="damaged")
             if len(self.steps) == 1:
                 raise _fixed(problem, f"{NO_OTHER}: remove {self._folder} to start again") from None
-            console.print(f"{problem}; it is put aside, and the step before is used", style="red")
+            self._say(f"{problem}; it is put aside, and the step before is used")
             self._put_aside(step)
 
     def _put_aside(self, step: int) -> None:
@@ -196,6 +198,10 @@ class Checkpoints:
             use = f"remove {self._folder / str(step)} to use step {others[-1]}" if others else NO_OTHER
             raise _fixed(error, use) from None
         return nnx.merge(graph, fill_parameters(state, restored["model"]))
+
+
+def _print(text: str) -> None:
+    console.print(text, style="red")
 
 
 def _fixed(error: InputError, fix: str) -> InputError:

@@ -1,4 +1,8 @@
-"""Progress that a person can follow: a bar on a terminal, a line now and then elsewhere."""
+"""Progress that a person can follow: a bar on a terminal, a line now and then elsewhere.
+
+rich draws the bar. What is done here it has nothing for: lines where there is no terminal, and a rate that
+leaves the first piece of work out, in which programs are compiled.
+"""
 
 import time
 from collections import deque
@@ -14,8 +18,9 @@ LINE_EVERY_S = 20.0
 WIDE = 130
 """Columns of a terminal that has room for a bar."""
 RATE_OVER_S = 60.0
-"""A rate is that of the last minute: what was compiled before says nothing of the time left."""
-
+"""Seconds over which a rate is taken: what was compiled before says nothing of the time left."""
+MARK_EVERY_S = 0.5
+"""Seconds between the counts that are kept for it, however often work moves on."""
 
 Watcher = Callable[[str, int, int, str], None]
 """Called with a piece of work's title, units done, units in all, and what is shown beside the count."""
@@ -24,7 +29,7 @@ _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 @contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Show the progress of what is done within by a function, instead of as a bar or lines."""
+    """Give the progress of the work within to a function, instead of showing it as a bar or lines."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -35,8 +40,8 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 class Screen(Console):
     """A console that shows bars and colours to a terminal only.
 
-    rich takes FORCE_COLOR, which notebooks set for the commands that they start, for a terminal: each state
-    of a bar would become a line.
+    rich takes FORCE_COLOR, which notebooks set for the commands that they start, for a sign of a terminal:
+    each state of a bar would become a line.
     """
 
     @property
@@ -71,7 +76,7 @@ def hushed(quiet: bool = True) -> Iterator[None]:
 
 
 class Meter:
-    """Counts work done; ``add`` moves it on, with figures shown beside it."""
+    """Counts work that is done, and shows it with a note beside the count."""
 
     def __init__(
         self,
@@ -106,7 +111,10 @@ class Meter:
         """``done`` units are done in all."""
         self._done = done
         now = time.monotonic()
-        self._marks.append((now, done))
+        if len(self._marks) > 2 and now - self._marks[-2][0] < MARK_EVERY_S:
+            self._marks[-1] = (now, done)
+        else:
+            self._marks.append((now, done))
         if self._first_piece and len(self._marks) > 2:
             self._marks.popleft()
             self._first_piece = False
@@ -121,7 +129,7 @@ class Meter:
         if self._bar is None and (now - self._shown > LINE_EVERY_S or self._done == self._total):
             self._shown = now
             seconds = (self._total - self._done) / max(self.rate, 1e-9)
-            # Of the first piece's rate, mostly compilation, no time can be told.
+            # The rate of the first piece, mostly compilation, says nothing of the time left.
             left = "" if self._first_piece and self._done < self._total else f"  {seconds:.0f} s left"
             self._out.print(f"{self._title}: {self._done}/{self._total}  {note}{left}")
 
@@ -143,7 +151,7 @@ def meter(
         yield Meter(title, total, unit, None, start=start, out=out)
         return
     count = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    # Beside the figures of a note, a narrow terminal has no room for a bar.
+    # Beside a note, a narrow terminal has no room for a bar.
     columns = (*count, BarColumn()) if out.width >= WIDE else count
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
         yield Meter(title, total, unit, bar, start=start)

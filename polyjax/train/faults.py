@@ -11,100 +11,119 @@ import numpy as np
 
 from polyjax.errors import OUT_OF_MEMORY, InputError
 from polyjax.mesh.processes import losses_named
-from polyjax.runs import Checkpoints
 from polyjax.train.optim import OptimConfig
 from polyjax.train.state import TrainState
 
 LEAST_LOSS_SCALE = 1.0
-"""At which an overflow is no fault of the loss's scale."""
+"""Above which an overflow may be due to the loss's scale."""
+LatestStep = Callable[[], int | None]
+"""The last saved step, None where nothing was saved."""
 
 
 @contextlib.contextmanager
-def errors_named(checkpoints: Checkpoints, at_once: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """Errors of the device and of the other processes as one line that names the way out.
+def errors_named(latest_step: LatestStep, too_much: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """Turn errors of the device and of the other processes into one line that says what to do.
 
     Args:
-        checkpoints: of the run.
-        at_once: what is too much where memory is exhausted, and the way out of it.
+        latest_step: of the run.
+        too_much: what does not fit where memory is exhausted, and what to do; see ``Objective``.
     """
     try:
-        with losses_named("what was saved is kept: start all of them again with the same command"):
+        with losses_named("start all of them again with the same command; what was saved is kept"):
             yield
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        saved = checkpoints.latest_step
-        kept = "nothing was saved yet" if saved is None else f"step {saved} is saved"
-        what, way_out = at_once()
-        raise InputError(
-            f"the device's memory does not do for {what} at once ({kept}, no batch was dropped); {way_out}"
-        ) from None
+        what, fix = too_much()
+        raise out_of_memory(f"{what} per step", latest_step(), "no batch was skipped", fix=fix) from None
 
 
 @contextlib.contextmanager
-def validation_errors_named(checkpoints: Checkpoints) -> Iterator[None]:
-    """Memory that is exhausted by a validation, where no smaller chunk helps, as one line."""
+def validation_errors_named(latest_step: LatestStep) -> Iterator[None]:
+    """Turn memory that is exhausted by a validation, where no smaller chunk helps, into one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
-        saved = checkpoints.latest_step
-        kept = "nothing was saved yet" if saved is None else f"step {saved} is saved"
-        raise InputError(
-            f"the device's memory does not do for validating ({kept}); the same command goes on with --mesh "
-            "over more devices"
+        raise out_of_memory(
+            "the validation", latest_step(), fix="resume with a `mesh` of more devices"
         ) from None
 
 
-def finite_means(
-    window: Sequence[dict[str, jax.Array]], step: int, optim: OptimConfig, *, saved: int | None
-) -> dict[str, Any]:
-    """Means of the figures since the last log; raise InputError if a loss or gradient is not finite.
+def out_of_memory(what: str, saved: int | None, *more: str, fix: str) -> InputError:
+    """The error of a device's exhausted memory.
 
-    With a loss scale, the scale is the last one, the number of skipped updates their sum, and the gradient's
-    norm the mean of the others: overflows are expected, until the scale is so low that they cannot be its
-    own.
+    Args:
+        what: did not fit.
+        saved: the last saved step.
+        more: of what is kept.
+        fix: what to do.
     """
-    values = jax.device_get(list(window))
-    raise_unless_finite("loss", [float(v["loss"]) for v in values], step, optim, saved=saved)
-    norms = [
-        0.0 if v.get("skipped") and v["loss_scale"] > LEAST_LOSS_SCALE else float(v["gradient_norm"])
-        for v in values
-    ]
-    raise_unless_finite("gradient's norm", norms, step, optim, saved=saved)
-    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    if "skipped" in means:
-        skipped = sum(float(v["skipped"]) for v in values)
-        means |= {
-            "gradient_norm": sum(norms) / max(len(values) - skipped, 1),
-            "loss_scale": float(values[-1]["loss_scale"]),
-            "skipped": skipped,
-        }
-    return means
+    kept = "; ".join(["nothing was saved yet" if saved is None else f"step {saved} is saved", *more])
+    return InputError("device memory", problem=f"exhausted with {what} ({kept})", fix=fix, is_argument=False)
 
 
-def check_finite(state: TrainState, step: int, optim: OptimConfig, *, saved: int | None) -> None:
-    """Raise InputError if a parameter is not finite: such a state is never saved."""
-    if not _all_finite(jax.tree.leaves(state.trained)):
-        raise_unless_finite("value of a parameter", [math.nan], step, optim, saved=saved)
+class FiniteChecks:
+    """Raises InputError where a loss, a gradient or a parameter is not finite: such a state is never saved.
+
+    Args:
+        optim: whose rate and clipping are named.
+        own_optimizer: whether another optimiser is used, of which nothing is known.
+        latest_step: of the run.
+    """
+
+    def __init__(self, optim: OptimConfig, *, own_optimizer: bool, latest_step: LatestStep):
+        self._latest_step = latest_step
+        lower = (
+            "a lower learning rate in `optimizer`"
+            if own_optimizer
+            else f"a lower `optim.learning_rate` than {optim.learning_rate:g}, "
+            f"a lower `optim.clip` than {optim.clip:g}"
+        )
+        self._argument = "optimizer" if own_optimizer else "optim.learning_rate"
+        self._fix = f"in another `run_dir`, try {lower}, or float32"
+
+    def means(self, window: Sequence[dict[str, jax.Array]], step: int) -> dict[str, Any]:
+        """Means of the metrics of the steps up to ``step``.
+
+        With a loss scale, the scale is the last one, the number of skipped steps their sum, and the norm of
+        the gradient the mean of the others: overflows are expected, until the scale is too low to cause them.
+        """
+        values = jax.device_get(list(window))
+        self.check("loss", [float(v["loss"]) for v in values], step)
+        norms = [
+            0.0 if v.get("skipped") and v["loss_scale"] > LEAST_LOSS_SCALE else float(v["gradient_norm"])
+            for v in values
+        ]
+        self.check("gradient's norm", norms, step)
+        means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+        if "skipped" in means:
+            skipped = sum(float(v["skipped"]) for v in values)
+            means |= {
+                "gradient_norm": sum(norms) / max(len(values) - skipped, 1),
+                "loss_scale": float(values[-1]["loss_scale"]),
+                "skipped": skipped,
+            }
+        return means
+
+    def parameters(self, state: TrainState, step: int) -> None:
+        """Check all trained parameters."""
+        if not _all_finite(jax.tree.leaves(state.trained)):
+            self.check("value of a parameter", [math.nan], step)
+
+    def check(self, what: str, values: Sequence[float], step: int) -> None:
+        """Name the first step whose value is not finite; the last of the values is that of ``step``."""
+        place = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        if place is None:
+            return
+        saved = self._latest_step()
+        kept = "nothing was saved" if saved is None else f"the last saved step is {saved}"
+        at = step - len(values) + 1 + place
+        problem = f"the {what} became {values[place]} at step {at} ({kept})"
+        raise InputError(self._argument, problem=problem, fix=self._fix)
 
 
 @jax.jit
 def _all_finite(leaves: list[jax.Array]) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
-
-
-def raise_unless_finite(
-    what: str, values: Sequence[float], step: int, optim: OptimConfig, *, saved: int | None
-) -> None:
-    """Raise InputError naming the first step whose value is not finite; the values end at ``step``."""
-    place = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
-    if place is None:
-        return
-    kept = "nothing was saved" if saved is None else f"the last saved step is {saved}"
-    raise InputError(
-        f"the {what} became {values[place]} at step {step - len(values) + 1 + place} ({kept}); in another "
-        f"--run-dir, try a lower optim.learning_rate than {optim.learning_rate:g}, a lower optim.clip than "
-        f"{optim.clip:g}, or float32"
-    )

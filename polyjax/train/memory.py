@@ -1,9 +1,9 @@
-"""The memory that training will take, before anything is run."""
+"""The memory that training will take, as the compiler counts it for a step's program; nothing is run."""
 
 import dataclasses
+import functools
 import math
 import os
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -13,23 +13,17 @@ from jax.sharding import Mesh
 
 from polyjax.data.collate import CandidateSource
 from polyjax.data.text import TextConfig
-from polyjax.mesh.placement import (
-    everywhere,
-    one_device,
-    path_name,
-    placed_shapes,
-    row_devices,
-    shardings_of,
-)
+from polyjax.mesh.placement import one_device, path_name, row_devices, shardings_of
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadSettings
-from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
-from polyjax.train.loop import TrainConfig
+from polyjax.nn.scorers import ModelConfig, make_scorer
+from polyjax.train.config import TrainConfig
 from polyjax.train.losses import cross_entropy, ranking_loss
 from polyjax.train.objective import Objective
-from polyjax.train.optim import OptimConfig, make_loss_scale, make_optimizer, plateau, trainable_filter
+from polyjax.train.optim import OptimConfig
 from polyjax.train.ranking import longest_batch
-from polyjax.train.state import TrainState, init_state
-from polyjax.train.step import make_train_step
+from polyjax.train.state import TrainState
+from polyjax.train.trainer import Optimizer, Trainer
 
 _FEW = 8  # contexts of the smallest step; axes of length 1 are compiled otherwise
 _FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
@@ -56,12 +50,47 @@ class Memory:
         """All of it."""
         return self.parameters + self.optimizer + self.gradients + self.activations
 
+    @property
+    def held(self) -> int:
+        """What no shorter text and no smaller chunk saves."""
+        return self.parameters + self.optimizer + self.gradients
 
-class MemoryEstimate:
-    """Memory of training as the compiler counts it, for the longest texts.
 
-    Four small steps are compiled on the mesh, of 1 and 2 layers and of 8 and 16 contexts on each device; a
-    step's temporary memory is close to linear in both, and is extrapolated. Nothing is run.
+def memory_of(trainer: Trainer, batch: Any, options: dict[str, Any] | None = None) -> Memory:
+    """Memory on each device of a trainer's step.
+
+    Args:
+        trainer: may have shapes only.
+        batch: shapes, and where the arrays are.
+        options: of the compiler. Without any, the program is the one that is trained, and in the compilation
+            cache when it is needed.
+    """
+    held = _held(trainer)
+    temporary = _temporary_bytes(trainer.lowered(batch), options)
+    return dataclasses.replace(held, activations=max(temporary - held.gradients, 0))
+
+
+def step_memory(
+    objective: Objective, optim: OptimConfig, config: TrainConfig, *, optimizer: Optimizer | None = None
+) -> Memory:
+    """Memory on each device of the step that is about to be trained, for its largest batch.
+
+    Args:
+        objective: as ``train``; the others as well.
+        optim: optimiser and schedule.
+        config: length, and what is trained.
+        optimizer: another one.
+    """
+    trainer = Trainer.of(objective, optim=optim, config=config, optimizer=optimizer, shapes_only=True)
+    return memory_of(trainer, objective.largest_batch())
+
+
+class PlannedStep:
+    """A ranker's step that is planned: its settings are known, and neither data nor memory are needed.
+
+    Its memory for one size of batch is that of its program, compiled for the longest texts. Which chunk would
+    fit is a question about many sizes: there, memory is estimated from four small programs, of 1 and 2 layers
+    and of 8 and 16 contexts on each device, as a step's temporary memory is close to linear in both.
 
     Args:
         model: its shape.
@@ -71,6 +100,7 @@ class MemoryEstimate:
         source: of the candidates.
         listed: candidates of a context where they are not the batch's labels.
         mesh: devices, from ``make_mesh``; one where None.
+        optimizer: another one.
     """
 
     def __init__(
@@ -83,29 +113,35 @@ class MemoryEstimate:
         source: CandidateSource,
         listed: int,
         mesh: Mesh | None = None,
+        optimizer: Optimizer | None = None,
     ):
         self._model, self._text, self._optim, self._config = model, text, optim, config
         self._source: CandidateSource = source
-        self._listed, self._mesh = listed, mesh or one_device()
-        _, state = self._abstract(model.encoder.n_layers)
+        self._listed, self._mesh, self._optimizer = listed, mesh or one_device(), optimizer
         self._rows = row_devices(self._mesh)
-        self.n_parameters = _bytes((state.trained, state.frozen)) // 4
-        self.parameters = held_bytes((state.trained, state.frozen), self._mesh)
-        self._trained = held_bytes(state.trained, self._mesh)
-        self._optimizer = held_bytes(state.optimizer, self._mesh)
-        self._points = {
-            (b, layers): self._temporary(b, layers) for b in (_FEW, 2 * _FEW) for layers in (1, 2)
-        }
-        # The steps that are compiled have no table of words; where it is split, it is put together.
-        encoders = _bytes(model_tables(state)) if self._mesh.shape["fsdp"] > 1 else 0
-        self._gathered = 2 * encoders if config.trainable == "all" else encoders
+        self._whole = self._trainer(model.encoder)
 
-    def of(self, contexts: int, batch_size: int | None = None) -> Memory:
-        """The memory where so many contexts' activations are kept at once, of a batch of more."""
-        whole = batch_size or contexts
-        contexts = -(-contexts // self._rows)
+    @property
+    def n_parameters(self) -> int:
+        """Of the whole model."""
+        state = self._whole.state
+        return _bytes((state.trained, state.frozen)) // 4
+
+    def memory(self, batch_size: int, chunk: int = 0) -> Memory:
+        """The memory of a step of so many contexts; seconds of compiling, a minute for BERT base.
+
+        Args:
+            batch_size: contexts.
+            chunk: contexts whose activations are kept at a time; all where 0.
+        """
+        trainer = self._trainer(self._model.encoder, chunk=chunk) if chunk else self._whole
+        return memory_of(trainer, self._batch(batch_size), _FAST)
+
+    def estimate(self, contexts: int, batch_size: int) -> Memory:
+        """``memory``, estimated, where so many contexts' activations are kept at a time."""
+        on_each = -(-contexts // self._rows)
         layers, a, points = self._model.encoder.n_layers, _FEW, self._points
-        x, y = (contexts - a) / a, layers - 1
+        x, y = (on_each - a) / a, layers - 1
         first, more = points[a, 1], points[2 * a, 1]
         deep, both = points[a, 2], points[2 * a, 2]
         temporary = first + x * (more - first) + y * (deep - first) + x * y * (both - more - deep + first)
@@ -115,62 +151,77 @@ class MemoryEstimate:
             head = self._model.head, self._model.encoder.dim
             few, more = (_score_bytes(*head, b, b * self._rows) for b in (a, 2 * a))
             activations = max(activations - int(few + x * (more - few)), 0)
-            scores = _score_bytes(*head, -(-whole // self._rows), whole)
+            scores = _score_bytes(*head, -(-batch_size // self._rows), batch_size)
             # In chunks, a chunk's activations and the scores are not there at the same time.
-            chunked = contexts * self._rows < whole
+            chunked = on_each * self._rows < batch_size
             activations = max(activations, scores) if chunked else activations + scores
-        return Memory(self.parameters, self._optimizer, self._trained, activations + self._gathered)
-
-    @property
-    def held(self) -> int:
-        """Bytes on a device that no shorter text and no smaller chunk saves."""
-        return self.parameters + self._optimizer + self._trained
+        return dataclasses.replace(_held(self._whole), activations=activations + self._gathered)
 
     def chunk_that_fits(self, limit: int, batch_size: int) -> int | None:
-        """The largest power of two of contexts below the batch size that fits; None where not even 1 does."""
+        """The largest power of two of contexts below the batch size that fits; None where not even 1 does.
+
+        An encoder of one's own that has no settings ``n_layers`` and ``vocab_size`` is compiled for each.
+        """
+        shape: Any = self._model.encoder
+        fields = {field.name for field in dataclasses.fields(shape)}
+        estimable = {"n_layers", "vocab_size"} <= fields
         chunk = 1 << max(batch_size - 1, 1).bit_length() - 1
-        while chunk >= self._rows and self.of(chunk, batch_size).total > limit:
+        while chunk >= self._rows:
+            needed = self.estimate(chunk, batch_size) if estimable else self.memory(batch_size, chunk)
+            if needed.total <= limit:
+                return chunk
             chunk //= 2
-        return chunk if chunk >= self._rows else None
+        return None
 
-    def _abstract(self, n_layers: int, **changes: int) -> tuple[nnx.GraphDef, TrainState]:
-        shape = dataclasses.replace(self._model.encoder, n_layers=n_layers, **changes)
-        trainable = self._config.trainable
-        if isinstance(trainable, int):
-            trainable = min(trainable, n_layers)
-        optimizer, rule = make_optimizer(self._optim, 100), plateau(self._optim)
-        graphs: list[nnx.GraphDef] = []
+    @functools.cached_property
+    def _points(self) -> dict[tuple[int, int], int]:
+        """Temporary bytes of the four small programs, by contexts on each device and layers."""
+        return {
+            (contexts, layers): self._temporary(contexts, layers)
+            for contexts in (_FEW, 2 * _FEW)
+            for layers in (1, 2)
+        }
 
-        def build() -> TrainState:
-            scorer: Scorer = make_scorer(shape, self._model.head, rngs=nnx.Rngs(0))
-            chosen = trainable_filter(trainable, n_layers)
-            graph, state = init_state(scorer, optimizer, rule, chosen, seed=0)
-            graphs.append(graph)
-            return state
-
-        state = jax.eval_shape(build)
-        return graphs[0], state
+    @property
+    def _gathered(self) -> int:
+        """Bytes of token tables that are put together where they are split; the small programs have none."""
+        if self._mesh.shape["fsdp"] == 1:
+            return 0
+        tables = _bytes(_token_tables(self._whole.state))
+        return 2 * tables if self._config.trainable == "all" else tables
 
     def _temporary(self, contexts: int, n_layers: int) -> int:
         # A large table's gradient would hide the activations of few layers.
-        graph, state = self._abstract(n_layers, vocab_size=1)
-        shardings = shardings_of(state, self._mesh)
-        rule, shared = make_optimizer(self._optim, 100), everywhere(self._mesh)
-        step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, shared))
-        batch = longest_batch(
+        shape: Any = self._model.encoder
+        small = self._trainer(dataclasses.replace(shape, n_layers=n_layers, vocab_size=1))
+        lowered = small.lowered(self._batch(contexts * self._rows))
+        return max(_temporary_bytes(lowered, _FAST) - _held(small).gradients, 0)
+
+    def _trainer(self, shape: EncoderSettings, *, chunk: int = 0) -> Trainer:
+        trainable, n_layers = self._config.trainable, shape.n_layers
+        return Trainer(
+            nnx.eval_shape(lambda: make_scorer(shape, self._model.head, rngs=nnx.Rngs(0))),
+            functools.partial(ranking_loss, chunk=chunk),
+            encoder=shape,
+            n_steps=100,  # changes a number in the program
+            optim=self._optim,
+            trainable=min(trainable, n_layers) if isinstance(trainable, int) else trainable,
+            mesh=self._mesh,
+            optimizer=self._optimizer,
+        )
+
+    def _batch(self, batch_size: int) -> Any:
+        return longest_batch(
             self._model,
             self._text,
             self._mesh,
-            batch_size=contexts * self._rows,
+            batch_size=batch_size,
             source=self._source,
             listed=self._listed,
         )
-        analysis = step.lower(placed_shapes(state, shardings), batch).compile(_FAST).memory_analysis()
-        assert analysis is not None, "this backend does not tell the memory of its programs"
-        return max(analysis.temp_size_in_bytes - held_bytes(state.trained, self._mesh), 0)
 
 
-@lru_cache
+@functools.lru_cache
 def _score_bytes(config: HeadSettings, dim: int, b: int, n: int) -> int:
     """Temporary bytes of the loss of b contexts' vectors against n candidates', and of its gradients."""
     head = config.build(dim, rngs=nnx.Rngs(0))
@@ -182,20 +233,37 @@ def _score_bytes(config: HeadSettings, dim: int, b: int, n: int) -> int:
         return cross_entropy(scores, jnp.arange(b), jnp.ones((1, n), bool)).mean()
 
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((b, m, dim), (n, dim))]
-    analysis = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs).compile(_FAST).memory_analysis()
-    assert analysis is not None, "this backend does not tell the memory of its programs"
-    return analysis.temp_size_in_bytes + 2 * _bytes(inputs)  # the vectors and their gradients
+    # The vectors and their gradients, besides.
+    return _temporary_bytes(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs), _FAST) + 2 * _bytes(
+        inputs
+    )
 
 
-def model_tables(state: TrainState) -> list[Any]:
-    """The tables of words of a state's encoders."""
+def _temporary_bytes(lowered: jax.stages.Lowered, options: dict[str, Any] | None) -> int:
+    analysis = lowered.compile(options).memory_analysis()
+    assert analysis is not None, "this backend does not say what memory its programs take"
+    return analysis.temp_size_in_bytes
+
+
+def _held(trainer: Trainer) -> Memory:
+    """A trainer's memory between steps, and its gradients'."""
+    state, mesh = trainer.state, trainer.mesh
+    return Memory(
+        held_bytes((state.trained, state.frozen), mesh),
+        held_bytes(state.optimizer, mesh),
+        held_bytes(state.trained, mesh),
+        0,
+    )
+
+
+def _token_tables(state: TrainState) -> list[Any]:
     leaves = jax.tree_util.tree_leaves_with_path((state.trained, state.frozen))
     return [leaf for path, leaf in leaves if path_name(path).endswith("embeddings.tokens")]
 
 
 def held_bytes(tree: Any, mesh: Mesh) -> int:
     """Bytes of a state's arrays on one device of a mesh."""
-    shardings = jax.tree.leaves(shardings_of(tree, mesh))
+    shardings = jax.tree.leaves(shardings_of(tree, mesh, optional=True))
     return sum(
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(jax.tree.leaves(tree), shardings, strict=True)
@@ -205,36 +273,6 @@ def held_bytes(tree: Any, mesh: Mesh) -> int:
 def _bytes(tree: object) -> int:
     """Bytes of arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def step_memory(objective: Objective, optim: OptimConfig, config: TrainConfig) -> Memory:
-    """Memory on each device of the step that is about to be trained, for its largest batch.
-
-    The step is compiled for it, and so is in the compilation cache when it is needed.
-    """
-    mesh, rule = objective.mesh, make_optimizer(optim, 100)
-    chosen = trainable_filter(config.trainable, objective.encoder.n_layers)
-    scale = make_loss_scale(optim, objective.encoder.dtype)
-    graphs: list[nnx.GraphDef] = []
-
-    def build() -> TrainState:
-        graph, state = init_state(objective.model, rule, plateau(optim), chosen, seed=0, loss_scale=scale)
-        graphs.append(graph)
-        return state
-
-    state = jax.eval_shape(build)
-    shardings = shardings_of(state, mesh)
-    step = make_train_step(graphs[0], rule, objective.loss, shardings=(shardings, everywhere(mesh)))
-    batch = objective.largest_batch()
-    analysis = step.lower(placed_shapes(state, shardings), batch).compile().memory_analysis()
-    assert analysis is not None, "this backend does not tell the memory of its programs"
-    gradients = held_bytes(state.trained, mesh)
-    return Memory(
-        held_bytes((state.trained, state.frozen), mesh),
-        held_bytes(state.optimizer, mesh),
-        gradients,
-        max(analysis.temp_size_in_bytes - gradients, 0),
-    )
 
 
 def device_memory() -> tuple[int, str]:

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from polyjax.nn.encoders import EncoderSettings
-from polyjax.train.step import Loss
+from polyjax.train.step import BatchLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Validation:
 
     Attributes:
         loss: nats; a plateau of the learning rate watches it.
-        figures: for the log, the loss among them; every one that ``best_by`` may name is there.
+        metrics: for the log, the loss among them; every one that ``best_by`` may name is there.
         summary: a line for people.
     """
 
     loss: float
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     summary: str
 
 
@@ -48,7 +48,7 @@ class Objective(Protocol):
 
     @property
     def model(self) -> nnx.Module:
-        """With its initial parameters; they are given away."""
+        """With its initial parameters, which training leaves as they are."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class Objective(Protocol):
         ...
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> BatchLoss:
         """Of the model on a batch."""
         ...
 
@@ -82,8 +82,8 @@ class Objective(Protocol):
         ...
 
     @property
-    def at_once(self) -> tuple[str, str]:
-        """What was too much where memory is exhausted, and the way out of it."""
+    def too_much(self) -> tuple[str, str]:
+        """What does not fit in a step where memory is exhausted, and what to do."""
         ...
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[Any]:

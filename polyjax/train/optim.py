@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule: warm-up, then a plateau or linear decay."""
+"""The optimiser, its learning-rate schedule and its settings, and which parameters are trained."""
 
 import dataclasses
 import math
@@ -28,21 +28,21 @@ class OptimConfig:
         weight_decay: decoupled; matrices only, never biases, norms or embeddings.
         clip: largest global norm of the gradient.
         warmup: share of all steps, in [0, 1), in which the rate grows linearly from 0.
-        warmup_steps: so many updates instead of a share.
-        parlai_warmup: warm up over so many updates as ParlAI does instead: from 1e-4 of the rate, and
-            stopping one update short of the full one, for good; 0 for polyjax's own warm-up.
-        decay: ``linear`` to zero at the last step, ``inverse-sqrt`` of the number of updates (the warm-up
-            ends at the full rate), ``plateau`` on the validation loss, or ``none``.
-        plateau_factor: a plateau multiplies the rate by this.
-        plateau_patience: validations without improvement that are borne before a cut, counted as
-            torch does: 0 cuts after the first one.
+        warmup_steps: so many steps instead of a share.
+        parlai_warmup: warm up over so many steps as ParlAI does instead: from 1e-4 of the rate, and stopping
+            one step short of the full one, for good; 0 for polyjax's own warm-up.
+        decay: ``linear`` to zero at the last step, ``inverse-sqrt`` of the number of steps (the warm-up ends
+            at the full rate), ``plateau`` on the validation loss, or ``none``.
+        plateau_factor: with ``decay`` of ``plateau``, a plateau multiplies the rate by this.
+        plateau_patience: validations without improvement before the rate is cut, counted as torch does: 0
+            cuts after the first one.
         head_rate: the head's parameters (codes, linear layer) learn at this multiple of the rate.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
         loss_scale: in float16, what the loss is multiplied with at first, so that small gradients are not
-            rounded to nothing; it is halved at every overflow, and that update skipped.
-        loss_scale_growth: updates without an overflow after which it is doubled.
+            rounded to nothing; at every overflow it is halved, and that step skipped.
+        loss_scale_growth: steps without an overflow after which it is doubled.
     """
 
     optimizer: Literal["adamw", "adamax"] = "adamw"
@@ -66,21 +66,23 @@ class OptimConfig:
         """Raise InputError for a value that cannot work."""
         for name in ("learning_rate", "clip", "head_rate", "eps", "loss_scale", "loss_scale_growth"):
             if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"optim {name} must be positive and finite, got {getattr(self, name)}")
+                raise InputError(f"optim.{name}", expected="above 0, and finite", got=getattr(self, name))
         for name in ("warmup", "b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"optim {name} must be in [0, 1), got {getattr(self, name)}")
+                raise InputError(f"optim.{name}", expected="0 or more, and below 1", got=getattr(self, name))
         if not 0 < self.plateau_factor < 1:
-            raise InputError(f"optim plateau_factor must be in (0, 1), got {self.plateau_factor}")
+            raise InputError(
+                "optim.plateau_factor", expected="between 0 and 1, both excluded", got=self.plateau_factor
+            )
         for name in ("plateau_patience", "weight_decay", "warmup_steps", "parlai_warmup"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"optim {name} must be 0 or more and finite, got {getattr(self, name)}")
+                raise InputError(f"optim.{name}", expected="0 or more, and finite", got=getattr(self, name))
 
 
 def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
-    """The learning rate of update i (from 0): linear warm-up, then what ``decay`` says.
+    """The learning rate of step i (from 0): linear warm-up, then what ``decay`` says.
 
-    The first update has a rate above zero, and the last one too: i + 1 of the warm-up's steps.
+    The first step has a rate above zero, and the last one too: i + 1 of the warm-up's steps.
 
     >>> rate = schedule(OptimConfig(learning_rate=1.0, warmup=0.2, decay="linear"), 10)
     >>> [round(float(rate(i)), 3) for i in (0, 1, 2, 9)]
@@ -91,6 +93,8 @@ def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
     """
     n_warmup = config.warmup_steps or round(config.warmup * n_steps)
 
+    # Not optax.linear_schedule and join_schedules: they compute 1 - i / n where this has (n - i) / n, which
+    # float32 rounds otherwise (by 4e-5 of the rate near the end), and runs would not resume to the same bits.
     def rate(i: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(i, jnp.float32)
         warm = (step + 1.0) / max(n_warmup, 1)
@@ -121,8 +125,7 @@ def plateau(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
 def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransformation:
     """clip -> adam(w) or adamax -> rate multiples -> schedule.
 
-    The plateau's factor is not in the chain: it changes at validations only, and the train step takes
-    it as a number.
+    The plateau's factor is not in the chain: it changes at validations only, and the step is given it.
     """
     match config.optimizer:
         case "adamw":
@@ -135,16 +138,29 @@ def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransform
         optax.clip_by_global_norm(config.clip),
         moments,
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),
-        _scale_head(config.head_rate),
+        optax.masked(optax.scale(config.head_rate), _of_head),
         optax.scale_by_learning_rate(schedule(config, n_steps)),
     )
 
 
-def updates_made(state: optax.OptState) -> jax.Array:
-    """Updates that the schedule of ``make_optimizer``'s chain has counted, int32 []."""
+def steps_counted(state: optax.OptState) -> jax.Array:
+    """Steps that the schedule of ``make_optimizer``'s chain has counted, int32 []: skipped ones are not."""
     last = typing.cast(tuple, state)[-1]
     assert isinstance(last, optax.ScaleByScheduleState)
     return jnp.asarray(last.count)
+
+
+def logged_rate(state: optax.OptState) -> jax.Array | None:
+    """The learning rate that an optimiser's state tells, None where it tells none (or several).
+
+    >>> state = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5).init({"a": jnp.ones(2)})
+    >>> float(logged_rate(state))
+    0.5
+    """
+    rates = optax.tree.get_all_with_path(
+        state, "learning_rate", filtering=lambda path, value: isinstance(value, jax.Array)
+    )
+    return rates[0][1] if len(rates) == 1 else None
 
 
 def make_loss_scale(config: OptimConfig, dtype: str) -> DynamicScale | None:
@@ -159,17 +175,15 @@ def make_loss_scale(config: OptimConfig, dtype: str) -> DynamicScale | None:
 
 
 def _decayed(params: optax.Params) -> optax.Params:
+    """Which parameters decay: matrices."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
 
 
-def _scale_head(rate: float) -> optax.GradientTransformation:
-    def update(updates, state, params=None):
-        def scale(path, update):
-            return update * rate if jax.tree_util.keystr(path).startswith("['head']") else update
-
-        return jax.tree_util.tree_map_with_path(scale, updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+def _of_head(params: optax.Params) -> optax.Params:
+    """Which parameters are the head's."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path).startswith("['head']"), params
+    )
 
 
 def trainable_filter(trainable: Trainable, n_layers: int) -> nnx.filterlib.Filter:
@@ -179,9 +193,8 @@ def trainable_filter(trainable: Trainable, n_layers: int) -> nnx.filterlib.Filte
         InputError: k is not between 0 and the number of layers.
     """
     if isinstance(trainable, int) and not 0 <= trainable <= n_layers:
-        raise InputError(
-            f"train trainable of {trainable} layers must be between 0 and the encoder's {n_layers}"
-        )
+        expected = f"all, all-but-embeddings, or 0 to {n_layers} layers"
+        raise InputError("train.trainable", expected=expected, got=trainable)
 
     def chosen(path: tuple, value: object) -> bool:
         names = ".".join(map(str, path))

@@ -1,4 +1,4 @@
-"""The objective of pre-training: hidden tokens and the next utterance (arXiv 1905.01969 §4.1)."""
+"""The objective of pre-training: masked tokens and the next utterance (arXiv 1905.01969 §4.1)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from polyjax.data.batches import load
 from polyjax.data.corpora.corpus import Pairs
 from polyjax.data.corpora.masking import MaskingCollator, PretrainBatch
 from polyjax.data.corpora.packing import PairPlan, PretrainBatchConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.mesh.placement import everywhere, one_device, own_rows, placed_rows, row_devices
 from polyjax.nn.pretraining import Pretrainer, pretraining_sums
 from polyjax.nn.scorers import in_chunks
@@ -26,10 +26,10 @@ HELD_OUT_SEED = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """What the two losses count for.
+    """Weights of the two losses.
 
     Attributes:
-        masked: of the hidden tokens' mean cross-entropy.
+        masked: of the masked tokens' mean cross-entropy.
         next: of the pairs' mean cross-entropy.
     """
 
@@ -39,27 +39,27 @@ class LossWeights:
     def __post_init__(self) -> None:
         """Raise InputError for values that cannot work."""
         if min(self.masked, self.next) < 0 or not self.masked + self.next:
-            raise InputError(
-                f"loss masked of {self.masked:g} and next of {self.next:g}: expected 0 or more, one above 0"
-            )
+            expected = "0 or more, and one of `loss.masked` and `loss.next` above 0"
+            got = shown(f"{self.masked:g} and {self.next:g}")
+            raise InputError("loss.masked", expected=expected, got=got)
 
 
 def pretraining_loss(
     model: Pretrainer, batch: PretrainBatch, key: Array | None, *, weights: LossWeights, chunk: int = 0
 ) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum of a batch's two mean losses (nats), and its figures.
+    """The weighted sum of a batch's two mean losses (nats), and its metrics.
 
     Args:
-        model: that guesses.
+        model: that predicts.
         batch: of pairs.
         key: draws the dropout; None for none.
         weights: of the two.
         chunk: rows to compute at once, see ``polyjax.nn.scorers.in_chunks``; all where 0.
     """
     sums = batch_sums(model, batch, key, chunk=chunk)
-    figures = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
-    loss = weights.masked * figures["masked_loss"] + weights.next * figures["next_loss"]
-    return loss, {"loss": loss, **figures}
+    metrics = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
+    loss = weights.masked * metrics["masked_loss"] + weights.next * metrics["next_loss"]
+    return loss, {"loss": loss, **metrics}
 
 
 def batch_sums(
@@ -78,12 +78,12 @@ class Pretraining:
     """Trains an encoder with its pre-training heads on a corpus's pairs; see ``Objective``.
 
     Args:
-        model: with its initial parameters; they are given away.
+        model: with its initial parameters.
         pairs: to learn from.
         held_out: pairs of other conversations, to validate on.
         batch: how batches are drawn.
         weights: of the losses.
-        validate_batches: so many batches of the held-out pairs are looked at, always the same ones.
+        validate_batches: so many batches of the held-out pairs are used, always the same ones.
         mesh: devices that share the work, from ``make_mesh``; one device where None.
 
     Raises:
@@ -108,9 +108,10 @@ class Pretraining:
         rows, devices = batch.tokens // pairs.text.pair_limit(), row_devices(self.mesh)
         if rows < devices:
             raise InputError(
-                f"batch tokens of {batch.tokens} are {rows} rows of {pairs.text.pair_limit()} tokens (text "
-                f"context_tokens and candidate_tokens), less than one on each of {devices} devices; raise "
-                "batch.tokens"
+                "batch.tokens",
+                expected=f"at least {devices * pairs.text.pair_limit()}: on each of {devices} devices a row "
+                f"of {pairs.text.pair_limit()} tokens (`text.context_tokens` and `text.candidate_tokens`)",
+                got=batch.tokens,
             )
         self._held_out = PairPlan(held_out, batch, seed=HELD_OUT_SEED, n_batches=validate_batches)
         self._validate_batches = min(validate_batches, self._held_out.batches_in(0))
@@ -129,28 +130,26 @@ class Pretraining:
         return pretraining_loss(model, batch, key, weights=self._weights, chunk=self._chunk_of(batch))
 
     def _chunk_of(self, batch: PretrainBatch) -> int:
-        """Rows of a batch that are computed at once: as many on each device; 0 for all."""
+        """Rows of a batch that are computed together, as many on each device; 0 for all."""
         if not self._batch.chunk:
             return 0
         devices = row_devices(self.mesh)
         return max(self._batch.chunk // batch.tokens.ids.shape[1] // devices, 1) * devices
 
     @property
-    def at_once(self) -> tuple[str, str]:
-        """What was too much where memory is exhausted, and the way out of it."""
+    def too_much(self) -> tuple[str, str]:
+        """What does not fit in a step where memory is exhausted, and what to do."""
         tokens = self._batch.chunk or self._batch.tokens
         least = self._held_out.row_length * row_devices(self.mesh)
         if tokens <= least:
-            return (
-                f"{tokens} tokens",
-                "in another --run-dir, shorten --text.context-tokens, or a smaller encoder",
-            )
-        return f"{tokens} tokens", (
-            f"the same command with --batch.chunk {max(tokens // 2, least)} goes on, with the same gradients"
-        )
+            fix = "in another `run_dir`, lower `text.context_tokens`, or choose a smaller encoder"
+        else:
+            chunk = max(tokens // 2, least)
+            fix = f"resume with {chunk} as `batch.chunk`, which keeps the gradients the same"
+        return f"{tokens} tokens", fix
 
     def _plan_of(self, seed: int) -> PairPlan:
-        """The plan of training batches by a seed; it is made once, because an epoch of it takes a while."""
+        """The plan of training batches by a seed; made once, because an epoch of it takes a while."""
         if self._plan is None or self._plan[0] != seed:
             self._plan = seed, PairPlan(self._pairs, self._batch, seed=seed, n_batches=1)
         return self._plan[1]
@@ -193,7 +192,7 @@ class Pretraining:
         return batch_sums(model, batch, None, chunk=self._chunk_of(batch))
 
     def validate(self, model: nnx.Module) -> Validation:
-        """The losses on held-out pairs, whose draws are always the same, and how many are guessed right."""
+        """The losses on held-out pairs, whose draws are always the same, and the shares that are right."""
         state = nnx.state(model)
         totals: dict[str, np.ndarray] = {}
         for number in range(self._validate_batches):

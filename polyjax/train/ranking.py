@@ -23,7 +23,7 @@ from polyjax.nn.heads import Inputs
 from polyjax.nn.scorers import ModelConfig, Scorer
 from polyjax.train.losses import Loss, loss_of, ranking_loss
 from polyjax.train.objective import Validation, Work
-from polyjax.train.step import Loss as StepLoss
+from polyjax.train.step import BatchLoss
 from polyjax.types import Batch, DualInputs, Listed, PairInputs, Shared, Teacher, Tokens
 
 
@@ -62,7 +62,7 @@ class Ranking:
         self.mesh = mesh or one_device()
         self.n_examples, self.batch_size = len(train_examples), batch.batch_size
         of_scores = loss_of(loss)
-        self.loss: StepLoss = functools.partial(ranking_loss, chunk=batch.chunk, loss=of_scores)
+        self.loss: BatchLoss = functools.partial(ranking_loss, chunk=batch.chunk, loss=of_scores)
         self._needs_teacher = bool(getattr(of_scores, "needs_teacher", False))
         self._inputs: Inputs = scorer.inputs
         self._text, self._examples, self._batch = text, train_examples, batch
@@ -84,8 +84,8 @@ class Ranking:
         return 0 if self._validator is None else self._validator.compilations
 
     @property
-    def at_once(self) -> tuple[str, str]:
-        """What was too much where memory is exhausted, and the way out of it."""
+    def too_much(self) -> tuple[str, str]:
+        """What does not fit in a step where memory is exhausted, and what to do."""
         return too_much(self._batch, devices=row_devices(self.mesh))
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[Batch]:
@@ -225,14 +225,14 @@ def _work(tokens: Tokens, share: float, where: np.ndarray | None = None) -> Work
 
 
 def too_much(batch: BatchConfig, *, devices: int) -> tuple[str, str]:
-    """What was too much for the devices' memory, and the way out; each has a context of a chunk at least."""
+    """What does not fit in the devices' memory, and what to do; each has a context of a chunk at least."""
     contexts = batch.chunk or batch.batch_size
     if contexts <= devices:
-        return f"{contexts} contexts", (
-            "keep less of it (--encoder.remat), split parameters over devices (--mesh fsdp=N), shorten "
-            "text.context-tokens, or use a smaller encoder"
+        fix = (
+            "set `encoder.remat`, split parameters over devices (fsdp=N in `mesh`), lower "
+            "`text.context_tokens`, or use a smaller encoder"
         )
-    chunk = max(contexts // 2, devices)
-    return f"{contexts} contexts", (
-        f"the same command with --batch.chunk {chunk} goes on, with the same negatives"
-    )
+    else:
+        chunk = max(contexts // 2, devices)
+        fix = f"resume with {chunk} as `batch.chunk`, which keeps the negatives the same"
+    return f"{contexts} contexts", fix

@@ -4,13 +4,14 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from polyjax.errors import first_line
 from polyjax.nn.encoders import EncoderSettings
-from polyjax.runtime.progress import console
 from polyjax.train.objective import Work
 
 PEAKS: dict[str, tuple[float, float]] = {
@@ -36,7 +37,7 @@ def peaks_of(device_kind: str) -> tuple[float, float] | None:
 
 
 def model_flops(config: EncoderSettings, lengths: np.ndarray, *, trained_layers: int | None = None) -> float:
-    """Operations of the transformer's products in one update, forward and backward, of the real tokens.
+    """Operations of the transformer's products in one step, forward and backward, of the real tokens.
 
     In each layer, per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its
     sequence's length for the attention (arXiv 2204.02311, appendix B). Padding is no model's work.
@@ -73,16 +74,16 @@ class Speed:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count anew."""
+        """Begin to count again."""
         self._began = time.monotonic()
         self._steps, self._tokens, self._places, self._flops, self._waiting = 0, 0.0, 0.0, 0.0, 0.0
 
     def waited(self, seconds: float) -> None:
-        """An update waited so long for its batch."""
+        """A step waited so long for its batch."""
         self._waiting += seconds
 
     def add(self, work: Iterable[Work]) -> None:
-        """An update's work, of which this process has its part."""
+        """A step's work, of which this process has its part."""
         self._steps += 1
         for part in work:
             self._tokens += int(part.lengths.sum()) / part.share
@@ -91,7 +92,7 @@ class Speed:
                 model_flops(self._encoder, part.lengths, trained_layers=self._trained_layers) / part.share
             )
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Speeds a second of the whole run, the shares of waiting for batches and of padding, and memory.
 
         ``mfu`` is there where the device's peak for the arithmetic in use is known: the share of it that
@@ -122,24 +123,25 @@ def _memory() -> int:
 
 
 class Profile:
-    """A trace of some updates, for TensorBoard, Perfetto or xprof.
+    """A trace of some steps, for TensorBoard, Perfetto or xprof.
 
     Args:
-        steps: first and last update to record, counted from 1; None for no trace.
+        steps: first and last step to record, counted from 1; None for no trace.
         folder: where the trace goes.
+        out: where it is said that it could not be written.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, folder: str):
-        self._steps, self._folder, self._on = steps, folder, False
+    def __init__(self, steps: tuple[int, int] | None, folder: Path, out: Console):
+        self._steps, self._folder, self._out, self._on = steps, folder, out, False
 
     def before(self, step: int) -> None:
-        """An update is about to be made."""
+        """A step is about to be made."""
         if self._steps and not self._on and self._steps[0] <= step <= self._steps[1]:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._on = True
 
     def after(self, step: int, result: object) -> None:
-        """The update was started, and gives this result."""
+        """The step was started, and gives this result."""
         if self._on and self._steps and step >= self._steps[1]:
             self.close(result)
 
@@ -151,4 +153,4 @@ class Profile:
             try:
                 jax.profiler.stop_trace()
             except Exception as error:  # a trace is not worth a run
-                console.print(f"the trace in {self._folder} could not be written: {first_line(error)}")
+                self._out.print(f"the trace in {self._folder} could not be written: {first_line(error)}")

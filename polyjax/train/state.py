@@ -5,7 +5,6 @@ import typing
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
@@ -37,37 +36,6 @@ class TrainState:
     step: Array
     key: Array
     loss_scale: DynamicScale | None = None
-
-
-def init_state(
-    model: nnx.Module,
-    optimizer: optax.GradientTransformation,
-    plateau: optax.GradientTransformationExtraArgs,
-    trainable: nnx.filterlib.Filter,
-    *,
-    seed: int,
-    loss_scale: DynamicScale | None = None,
-) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's graph, and the state before the first step.
-
-    Args:
-        model: with its initial parameters.
-        optimizer: from ``make_optimizer``.
-        plateau: from ``plateau``.
-        trainable: which parameters learn, from ``trainable_filter``.
-        seed: of the dropout.
-        loss_scale: from ``make_loss_scale``.
-    """
-    graph, trained, frozen = nnx.split(model, trainable, ...)
-    return graph, TrainState(
-        trained=trained,
-        frozen=frozen,
-        optimizer=optimizer.init(trained),
-        plateau=typing.cast(optax.contrib.ReduceLROnPlateauState, plateau.init(jnp.zeros((), jnp.float32))),
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.key_data(jax.random.key(seed)),
-        loss_scale=loss_scale,
-    )
 
 
 def trees_of(state: TrainState) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One update: loss -> gradients -> parameters. Pure, and knowing of a model only what its loss is."""
+"""One step: loss -> gradients -> parameters. Pure, and knowing of a model only what its loss is."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,28 +14,28 @@ from jaxtyping import Array
 from polyjax.mesh.placement import used
 from polyjax.train.state import TrainState
 
-Loss = Callable[[Any, Any, Array | None], tuple[Array, dict[str, Array]]]
-"""(model, batch, key that draws the dropout or None) -> the loss (nats) and its figures, it among them."""
+BatchLoss = Callable[[Any, Any, Array | None], tuple[Array, dict[str, Array]]]
+"""(model, batch, key that draws the dropout or None) -> the loss (nats) and its metrics, it among them."""
 
 
 def make_train_step(
     graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    loss: Loss,
+    optimizer: optax.GradientTransformationExtraArgs,
+    loss: BatchLoss,
     *,
     shardings: tuple[TrainState, NamedSharding] | None = None,
     on_trace: Callable[[], None] = lambda: None,
 ) -> jax.stages.Wrapped:
-    """The jitted update, (state, batch) -> (state, figures). It gives its state's memory away.
+    """The jitted step, (state, batch) -> (state, metrics). It gives its state's memory away.
 
-    With a loss scale, an update whose gradients are not finite is skipped: nothing but the scale and the
-    number of the step changes, and the figure ``skipped`` is 1.
+    The optimiser is given the loss as ``value`` besides. With a loss scale, a step whose gradients are not
+    finite is skipped: only the scale and the number of the step change, and the metric ``skipped`` is 1.
 
     Args:
         graph: of the model.
-        optimizer: from ``make_optimizer``.
+        optimizer: of the trained parameters.
         loss: of the model on a batch.
-        shardings: of the state that comes out, and of its figures; chosen by XLA where None.
+        shardings: of the state that comes out, and of its metrics; chosen by XLA where None.
         on_trace: called at each new shape, that is once a compilation.
     """
 
@@ -52,19 +52,21 @@ def make_train_step(
 
         scale, finite = state.loss_scale, None
         if scale is None:
-            (_, figures), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+            (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         else:
             was = jnp.asarray(scale.scale)
             with jax.numpy_dtype_promotion("standard"):  # as flax's arithmetic is
                 scaled = scale.value_and_grad(loss_of, has_aux=True)(state.trained)
-            scale, finite, (_, figures), gradients = scaled
-            figures |= {"loss_scale": was, "skipped": 1.0 - finite.astype(jnp.float32)}
+            scale, finite, (value, metrics), gradients = scaled
+            metrics |= {"loss_scale": was, "skipped": 1.0 - finite.astype(jnp.float32)}
         if shardings is not None:  # each device updates, and so keeps, its part of what fsdp splits
             gradients = jax.lax.with_sharding_constraint(gradients, shardings[0].trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counters and float32
-            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
+            updates, optimizer_state = optimizer.update(
+                gradients, state.optimizer, state.trained, value=value
+            )
             updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
-            figures["gradient_norm"] = optax.tree.norm(gradients)
+            metrics["gradient_norm"] = optax.tree.norm(gradients)
             trained = optax.apply_updates(state.trained, updates)
         if finite is not None:
             trained, optimizer_state = jax.tree.map(
@@ -74,6 +76,6 @@ def make_train_step(
             )
         return dataclasses.replace(
             state, trained=trained, optimizer=optimizer_state, step=state.step + 1, loss_scale=scale
-        ), figures
+        ), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)

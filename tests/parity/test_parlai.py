@@ -18,9 +18,9 @@ from polyjax import Batch, CrossScorer, DualInputs, PairInputs, Ranker, Shared
 from polyjax.interop.parlai.flags import Flags, beside, optim_config, read_opt
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.train.losses import ranking_loss
-from polyjax.train.optim import make_optimizer, plateau, schedule, trainable_filter
-from polyjax.train.state import TrainState, init_state
-from polyjax.train.step import make_train_step
+from polyjax.train.optim import schedule
+from polyjax.train.state import TrainState
+from polyjax.train.trainer import Trainer
 
 HERE = Path(__file__).parents[1] / "golden" / "parlai"
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
@@ -121,13 +121,14 @@ def test_the_first_five_updates(fixture):
     else:
         scorer, text, _ = load_parlai(path, padding="parlai")
     optim = optim_config(Flags(read_opt(beside(path, ".opt")), beside(path, ".opt")))
-    optimizer = make_optimizer(optim, 5)
-    graph, state = init_state(scorer, optimizer, plateau(optim), trainable_filter("all", 2), seed=0)
+    trainer = Trainer(scorer, ranking_loss, encoder=scorer.settings.encoder, n_steps=5, optim=optim)
+    state = trainer.state
     before = {name: np.asarray(value) for name, value in _flat(state.trained).items()}
-    update = make_train_step(graph, optimizer, ranking_loss)
     for i, step in enumerate(golden["train"]["steps"]):
         np.testing.assert_allclose(schedule(optim, 5)(i), step["lr_used"], rtol=1e-6)
-        state, figures = _updated(update, state, _batch(scorer, text, step), step["grad_norm_before_clip"])
+        state, figures = _updated(
+            trainer.update, state, _batch(scorer, text, step), step["grad_norm_before_clip"]
+        )
         np.testing.assert_allclose(figures["loss"], step["mean_loss"], **TOLERANCE)
         np.testing.assert_allclose(figures["gradient_norm"], step["grad_norm_before_clip"], rtol=1e-4)
     after = _flat(state.trained)

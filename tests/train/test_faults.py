@@ -19,11 +19,12 @@ from conftest import FAST_COMPILATION
 from polyjax import InputError, make_scorer
 from polyjax.cli.flags import user_errors
 from polyjax.errors import Preempted
-from polyjax.mesh.placement import make_mesh, placed, shardings_of
+from polyjax.mesh.placement import make_mesh
 from polyjax.runs import Checkpoints, MetricsLog
 from polyjax.runs.checkpoints import BEST_BY_FILE
-from polyjax.train.optim import make_optimizer, plateau, trainable_filter
-from polyjax.train.state import init_state, restore_state
+from polyjax.train import Trainer
+from polyjax.train.interrupt import Notice
+from polyjax.train.losses import ranking_loss
 from runs import SCRIPT, assert_same, finish, parameters, saved_steps, start, wait_for_steps
 
 
@@ -52,12 +53,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, whole):
 
 def test_sigterm_when_a_validation_is_due_or_at_the_end(tmp_path, monkeypatch):
     """The validation is made, and the plateau rule and the choice of the best have it."""
-    import polyjax.train.loop as loop
-
     toy.run(tmp_path / "whole", "bi")
     for stops in ([20], [60]):
         run_dir = tmp_path / str(stops[0])
-        monkeypatch.setattr(loop.Notice, "given", lambda self, step, stops=stops: step in stops)
+        monkeypatch.setattr(Notice, "given", lambda self, step, stops=stops: step in stops)
         with pytest.raises(Preempted, match=f"after step {stops[0]}"):
             toy.run(run_dir, "bi")
         stops.clear()
@@ -107,14 +106,17 @@ def test_a_full_disk_anywhere_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_training_nothing_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="nothing would be trained; train a layer at least"):
+    with pytest.raises(InputError) as error:
         toy.run(tmp_path, "bi", trainable=0)
+    assert (error.value.argument, error.value.got) == ("train.trainable", 0)
+    assert error.value.fix == "train at least one layer"
 
 
 def test_a_trace_of_updates_that_were_made_already_is_an_error(tmp_path):
     toy.run(tmp_path, "bi", steps=7, validate_every_steps=7)
-    with pytest.raises(InputError, match="--profile-steps 3-4: the run has 14 updates, of which 7 are made"):
+    with pytest.raises(InputError) as error:
         toy.run(tmp_path, "bi", steps=14, validate_every_steps=7, profile_steps="3-4")
+    assert (error.value.argument, error.value.expected) == ("profile_steps", "some of the steps 8-14")
 
 
 OUT_OF_MEMORY = """
@@ -122,7 +124,8 @@ import resource, sys
 import jax, jax.numpy as jnp
 import toy
 from polyjax.cli.flags import user_errors
-step = toy.train.__globals__["make_train_step"]
+from polyjax.train import trainer
+step = trainer.make_train_step
 
 def limited(*arguments, **settings):
     # Compiled first, then without room for what it computes.
@@ -134,7 +137,7 @@ def limited(*arguments, **settings):
         return program(state, batch)
     return once
 
-toy.train.__globals__["make_train_step"] = limited
+trainer.make_train_step = limited
 with user_errors():
     toy.run(__import__("pathlib").Path(sys.argv[1]), "bi", batch_size=8192, train_examples=toy.examples(8192))
 """
@@ -152,8 +155,8 @@ def test_memory_that_is_really_exhausted_names_the_flag(tmp_path):
     )
     said = " ".join(done.stderr.split())
     assert done.returncode == 2, done.stderr
-    assert "for 8192 contexts at once (nothing was saved yet, no batch was dropped)" in said
-    assert "--batch.chunk 4096 goes on" in said and "Traceback" not in said
+    assert "exhausted with 8192 contexts per step (nothing was saved yet; no batch was skipped)" in said
+    assert "resume with 4096 as" in said and "Traceback" not in said
 
 
 @pytest.fixture(scope="module")
@@ -281,14 +284,11 @@ def restored_on(mesh: str, run_dir: Path) -> dict[str, np.ndarray]:
     """All arrays of the latest checkpoint, restored onto a mesh."""
     scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(5))
     optim = toy.OPTIM["poly"]
-    _, state = init_state(
-        scorer, make_optimizer(optim, 60), plateau(optim), trainable_filter("all", 2), seed=0
-    )
     devices = make_mesh(mesh, jax.devices()[: 8 if mesh == "data=4,fsdp=2" else int(mesh[-1])])
-    shardings = shardings_of(state, devices)
-    state, _ = restore_state(Checkpoints(run_dir, read_only=True), placed(state, shardings))
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == shardings
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    trainer = Trainer(scorer, ranking_loss, encoder=toy.SHAPE, n_steps=60, optim=optim, mesh=devices)
+    trainer.restore(Checkpoints(run_dir, read_only=True))
+    assert jax.tree.map(lambda leaf: leaf.sharding, trainer.state) == trainer.shardings
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(trainer.state))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
@@ -309,25 +309,27 @@ def test_saved_on_eight_devices_resumed_on_fewer(tmp_path):
             np.testing.assert_allclose(value, final[name], atol=2e-4, err_msg=name)
 
 
-def test_exhausted_memory_names_the_flag(tmp_path):
+def test_exhausted_memory_names_the_argument(tmp_path):
     from polyjax.data.batches import BatchConfig
     from polyjax.train.faults import errors_named
     from polyjax.train.ranking import too_much
 
-    def exhausted(devices=1, **batch):
-        with errors_named(Checkpoints(tmp_path), lambda: too_much(BatchConfig(**batch), devices=devices)):
+    def exhausted(devices=1, saved=None, **batch) -> InputError:
+        advice = too_much(BatchConfig(**batch), devices=devices)
+        with pytest.raises(InputError) as error, errors_named(lambda: saved, lambda: advice):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return error.value
 
-    with pytest.raises(InputError, match=r"for 32 contexts .*nothing was saved.*--batch.chunk 16 goes on"):
-        exhausted(batch_size=32)
-    with pytest.raises(InputError, match=r"for 4 contexts .*--batch.chunk 2 goes on"):
-        exhausted(batch_size=32, chunk=4)
-    with pytest.raises(InputError, match="smaller encoder"):
-        exhausted(batch_size=32, chunk=1)
-    with pytest.raises(InputError, match="--batch.chunk 8 goes on"):
-        exhausted(batch_size=32, chunk=12, devices=8)
-    with pytest.raises(InputError, match="smaller encoder"):
-        exhausted(batch_size=32, chunk=8, devices=8)
-    other = errors_named(Checkpoints(tmp_path), lambda: ("", ""))
+    error = exhausted(batch_size=32)
+    assert "32 contexts" in error.problem and "nothing was saved" in error.problem
+    assert "resume with 16 as `batch.chunk`" in error.fix
+    assert "step 5 is saved" in exhausted(batch_size=32, saved=5).problem
+    error = exhausted(batch_size=32, chunk=4)
+    assert "4 contexts" in error.problem and "2 as `batch.chunk`" in error.fix
+    assert "8 as `batch.chunk`" in exhausted(batch_size=32, chunk=12, devices=8).fix
+    for settings in ({"chunk": 1}, {"chunk": 8, "devices": 8}):
+        fix = exhausted(batch_size=32, **settings).fix
+        assert "`encoder.remat`" in fix and "chunk" not in fix
+    other = errors_named(lambda: None, lambda: ("", ""))
     with pytest.raises(jax.errors.JaxRuntimeError), other:
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

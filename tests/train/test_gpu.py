@@ -11,16 +11,14 @@ from flax import nnx
 
 from conftest import HEADS, random_tokens, tiny
 from polyjax import PolyConfig, Tokens, make_scorer
-from polyjax.mesh.placement import BatchPlacer, everywhere, make_mesh, placed, shardings_of
+from polyjax.mesh.placement import BatchPlacer, make_mesh
 from polyjax.nn.attention import cudnn_suits
 from polyjax.nn.encoders import Encoder
 from polyjax.nn.heads import PolyHead
 from polyjax.retrieval.index.store import in_memory
 from polyjax.retrieval.search.scan import Scan
+from polyjax.train import Trainer
 from polyjax.train.losses import ranking_loss
-from polyjax.train.optim import OptimConfig, make_loss_scale, make_optimizer, plateau, trainable_filter
-from polyjax.train.state import init_state
-from polyjax.train.step import make_train_step
 from test_step import batch_of
 
 HALF = ["bfloat16", "float16"]
@@ -37,18 +35,12 @@ def lowered(function, *arguments) -> str:
 @pytest.mark.parametrize("name", ["bi-mean", "poly-basic", "cross-first"])
 @pytest.mark.parametrize("mesh", ["data=1", "data=4,fsdp=2"])
 def test_the_train_step_lowers(name, dtype, mesh, rng):
-    optim = OptimConfig()
-    rule = make_optimizer(optim, 10)
     scorer = make_scorer(tiny(dtype=dtype, dropout=0.1), HEADS[name], rngs=nnx.Rngs(0))
-    scale = make_loss_scale(optim, dtype)
-    graph, state = init_state(
-        scorer, rule, plateau(optim), trainable_filter("all", 2), seed=0, loss_scale=scale
-    )
     devices = make_mesh(mesh, jax.devices()[: 1 if mesh == "data=1" else 8])
-    shardings = shardings_of(state, devices)
+    trainer = Trainer(scorer, ranking_loss, encoder=scorer.settings.encoder, n_steps=10, mesh=devices)
+    assert (trainer.state.loss_scale is not None) == (dtype == "float16")
     batch = BatchPlacer(devices, 8)(batch_of(rng, HEADS[name], 8))
-    step = make_train_step(graph, rule, ranking_loss, shardings=(shardings, everywhere(devices)))
-    program = lowered(step, placed(state, shardings), batch)
+    program = lowered(trainer.update, trainer.state, batch)
     short = {"bfloat16": "bf16", "float16": "f16"}[dtype]
     products = [line for line in program.splitlines() if "dot_general" in line]
     assert sum(f"x{short}>" in line for line in products) > len(products) / 2, (

@@ -13,11 +13,10 @@ from flax import nnx
 import toy
 from polyjax import InputError, make_scorer
 from polyjax.runs import Checkpoints, MetricsLog, open_data, open_run, owned_run, run_lock
-from polyjax.train.loop import TrainConfig, updates_of
+from polyjax.train import Trainer
+from polyjax.train.config import TrainConfig, steps_of
 from polyjax.train.losses import ranking_loss
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.state import init_state, restore_state
-from polyjax.train.step import make_train_step
+from polyjax.train.optim import OptimConfig
 from runs import assert_same, finish, parameters, saved_steps, start
 
 
@@ -160,11 +159,10 @@ def test_a_plateau_cut_survives_a_restart(tmp_path):
     toy.run(tmp_path, "bi", steps=4, **changes)
     (tmp_path / "metrics.jsonl").rename(tmp_path / "before")
     scorer = make_scorer(toy.SHAPE, toy.HEADS["bi"], rngs=nnx.Rngs(0))
-    rule, optimizer = plateau(still), make_optimizer(still, 4)
-    _, fresh = init_state(scorer, optimizer, rule, trainable_filter("all", 2), seed=0)
-    state, _ = restore_state(Checkpoints(tmp_path, read_only=True), fresh)
-    assert float(fresh.plateau.scale) == 1.0
-    assert float(state.plateau.scale) == pytest.approx(still.plateau_factor)
+    trainer = Trainer(scorer, ranking_loss, encoder=toy.SHAPE, n_steps=4, optim=still)
+    assert float(trainer.state.plateau.scale) == 1.0
+    trainer.restore(Checkpoints(tmp_path, read_only=True))
+    assert float(trainer.state.plateau.scale) == pytest.approx(still.plateau_factor)
 
 
 def test_a_run_says_why_it_ended_early(tmp_path):
@@ -206,12 +204,12 @@ def test_restoring_a_step_that_was_not_saved_is_refused(finished, tmp_path):
 
 def test_steps_end_early_over_few_rows():
     config = TrainConfig(steps=280, most_epochs=10.0, validate_every_steps=140)
-    assert updates_of(config, 32, 95_664) == (280, 140), "no limit where rows are many"
-    assert updates_of(config, 32, 160) == (50, 25), "two checkpoints to choose from"
-    assert updates_of(config, 32, 33) == (10, 5)
-    assert updates_of(dataclasses.replace(config, most_epochs=5.0), 32, 160) == (25, 13), "not 12, 24 and 25"
-    assert updates_of(dataclasses.replace(config, validate_every_steps=10), 32, 160) == (50, 10)
-    assert updates_of(dataclasses.replace(config, most_epochs=0.0), 32, 160) == (280, 140)
+    assert steps_of(config, 32, 95_664) == (280, 140), "no limit where rows are many"
+    assert steps_of(config, 32, 160) == (50, 25), "two checkpoints to choose from"
+    assert steps_of(config, 32, 33) == (10, 5)
+    assert steps_of(dataclasses.replace(config, most_epochs=5.0), 32, 160) == (25, 13), "not 12, 24 and 25"
+    assert steps_of(dataclasses.replace(config, validate_every_steps=10), 32, 160) == (50, 10)
+    assert steps_of(dataclasses.replace(config, most_epochs=0.0), 32, 160) == (280, 140)
 
 
 def test_a_log_line_that_is_not_json_is_named(tmp_path):
@@ -291,22 +289,16 @@ def test_float16_learns_as_float32_from_a_scale_that_overflows(tmp_path):
 def test_a_skipped_update_changes_nothing_but_the_scale():
     import jax
 
-    from polyjax.train.optim import make_loss_scale
     from test_step import batch_of
 
     optim = OptimConfig(loss_scale=2.0**60)
     scorer = make_scorer(dataclasses.replace(toy.SHAPE, dtype="float16"), toy.HEADS["bi"], rngs=nnx.Rngs(0))
-    scale = make_loss_scale(optim, "float16")
-    rule = make_optimizer(optim, 10)
-    graph, state = init_state(
-        scorer, rule, plateau(optim), trainable_filter("all", 2), seed=0, loss_scale=scale
-    )
-    before = jax.device_get((state.trained, state.optimizer))
+    trainer = Trainer(scorer, ranking_loss, encoder=scorer.settings.encoder, n_steps=10, optim=optim)
+    before = jax.device_get((trainer.state.trained, trainer.state.optimizer))
     batch = batch_of(np.random.default_rng(0), toy.HEADS["bi"], 4)
     batch.inputs.context.ids[:] %= 40
     batch.inputs.shared.tokens.ids[:] %= 40
-    after, figures = make_train_step(graph, rule, ranking_loss)(state, batch)
-    assert figures["skipped"] == 1 and figures["loss_scale"] == 2.0**60
+    metrics, after = trainer.step(batch), trainer.state
+    assert metrics["skipped"] == 1 and metrics["loss_scale"] == 2.0**60
     assert after.loss_scale is not None and after.loss_scale.scale == 2.0**59 and after.step == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get((after.trained, after.optimizer)), before)
-    assert make_loss_scale(optim, "bfloat16") is None

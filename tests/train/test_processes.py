@@ -13,8 +13,8 @@ from flax import nnx
 import toy
 from polyjax import InputError, make_scorer
 from polyjax.runs import Checkpoints, MetricsLog, flat_parameters
-from polyjax.train.optim import make_optimizer, plateau, trainable_filter
-from polyjax.train.state import init_state, restore_state
+from polyjax.train import Trainer
+from polyjax.train.losses import ranking_loss
 from runs import SHORTER, assert_same, finish, joined, pair, parameters, python, start, wait_for_steps
 
 
@@ -49,10 +49,9 @@ def first_gradients(run_dir):
     """Those of the only update made, but for a factor: Adam's first moment."""
     optim = toy.OPTIM["poly"]
     scorer = make_scorer(toy.SHAPE, toy.HEADS["poly"], rngs=nnx.Rngs(0))
-    trained = trainable_filter("all", toy.SHAPE.n_layers)
-    _, state = init_state(scorer, make_optimizer(optim, 1), plateau(optim), trained, seed=0)
-    state, _ = restore_state(Checkpoints(run_dir, read_only=True), state)
-    found = [leaf for leaf in jax.tree.leaves(state.optimizer, is_leaf=_is_adam) if _is_adam(leaf)]
+    trainer = Trainer(scorer, ranking_loss, encoder=toy.SHAPE, n_steps=1, optim=optim)
+    trainer.restore(Checkpoints(run_dir, read_only=True))
+    found = [leaf for leaf in jax.tree.leaves(trainer.state.optimizer, is_leaf=_is_adam) if _is_adam(leaf)]
     return jax.tree.leaves(jax.device_get([adam.mu for adam in found]))
 
 
@@ -112,16 +111,17 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, pair_whole)
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("variables", "argument", "problem"),
     [
-        ({"JAX_NUM_PROCESSES": "2"}, "set without"),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES", "JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID"),
         (
             {
                 "JAX_COORDINATOR_ADDRESS": "localhost:1",
                 "JAX_NUM_PROCESSES": "x",
                 "JAX_PROCESS_ID": "0",
             },
-            "not a whole number",
+            "JAX_NUM_PROCESSES",
+            "a whole number",
         ),
         (
             {
@@ -129,17 +129,20 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step(tmp_path, pair_whole)
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": "2",
             },
-            "must be below",
+            "JAX_PROCESS_ID",
+            "below JAX_NUM_PROCESSES=2",
         ),
     ],
 )
-def test_variables_that_cannot_work(variables, message, monkeypatch):
+def test_variables_that_cannot_work(variables, argument, problem, monkeypatch):
     from polyjax.mesh.processes import connect
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as error:
         connect()
+    assert error.value.argument == argument and not error.value.is_argument
+    assert problem in (error.value.problem or error.value.expected)
 
 
 def test_slurm_and_kubernetes_are_found(monkeypatch):

@@ -16,17 +16,14 @@ from polyjax import BiConfig, CrossConfig, InputError, PolyConfig, make_scorer
 from polyjax.mesh.placement import (
     BatchPlacer,
     MeshShape,
-    everywhere,
     make_mesh,
-    placed,
     row_devices,
     shardings_of,
     spec_of,
 )
+from polyjax.train import Trainer
 from polyjax.train.losses import ranking_loss
-from polyjax.train.optim import OptimConfig, make_optimizer, plateau, trainable_filter
-from polyjax.train.state import init_state
-from polyjax.train.step import make_train_step
+from polyjax.train.optim import OptimConfig
 from polyjax.types import Shared
 from test_step import batch_of
 
@@ -37,33 +34,26 @@ SHAPE = {"dim": 32, "mlp_dim": 64, "n_heads": 4}
 B = 16
 
 
-def start(name: str, mesh: str, **shape):
-    """The graph and the state before the first update, on a mesh."""
-    devices = make_mesh(mesh)
-    optimizer = make_optimizer(OPTIM, 10)
-    scorer = make_scorer(tiny(**SHAPE, **shape), HEADS[name], rngs=nnx.Rngs(0))
-    graph, state = init_state(scorer, optimizer, plateau(OPTIM), trainable_filter("all", 2), seed=0)
-    shardings = shardings_of(state, devices)
-    return devices, graph, placed(state, shardings), shardings
+def start(name: str, mesh: str, *, chunk=0, **shape) -> Trainer:
+    """A training before the first step, on a mesh."""
+    encoder = tiny(**SHAPE, **shape)
+    scorer = make_scorer(encoder, HEADS[name], rngs=nnx.Rngs(0))
+    loss = functools.partial(ranking_loss, chunk=chunk)
+    return Trainer(scorer, loss, encoder=encoder, n_steps=10, optim=OPTIM, mesh=make_mesh(mesh))
 
 
 def step(name: str, mesh: str, batch, *, chunk=0, **shape):
     """Loss, gradients and updated parameters of one step, on the host."""
-    devices, graph, state, shardings = start(name, mesh, **shape)
-    batch = BatchPlacer(devices, len(batch.label))(batch)
+    trainer = start(name, mesh, chunk=chunk, **shape)
+    graph, state = trainer.graph, trainer.state
+    batch = BatchPlacer(trainer.mesh, len(batch.label))(batch)
 
     def loss(trained):
         return ranking_loss(nnx.merge(graph, trained, state.frozen), batch, None, chunk=chunk)[0]
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(state.trained)
-    update = make_train_step(
-        graph,
-        make_optimizer(OPTIM, 10),
-        functools.partial(ranking_loss, chunk=chunk),
-        shardings=(shardings, everywhere(devices)),
-    )
-    after, figures = update(state, batch)
-    return jax.device_get((value, gradients, after.trained, figures["loss"]))
+    metrics = trainer.step(batch)
+    return jax.device_get((value, gradients, trainer.state.trained, metrics["loss"]))
 
 
 def assert_close(one, other):
@@ -88,7 +78,7 @@ def assert_close(one, other):
 def test_a_step_on_eight_devices_is_that_on_one(name, hard, rng):
     batch = batch_of(rng, HEADS[name], B, hard=hard)
     expected = step(name, "data=1", batch)
-    before = jax.device_get(start(name, "data=1")[2].trained)
+    before = jax.device_get(start(name, "data=1").state.trained)
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), expected[2], before)
     assert max(jax.tree.leaves(moved)) > 1e-4
     for mesh in MESHES:
@@ -106,11 +96,10 @@ def test_chunks_and_dropout_are_the_same_on_any_mesh(mesh, rng):
 def test_negatives_are_those_of_the_whole_batch(rng):
     """One context's loss grows when a negative on the farthest device comes nearer to it."""
     batch = batch_of(rng, HEADS["bi-mean"], B)
-    devices, graph, state, _ = start("bi-mean", "data=8")
-    place = BatchPlacer(devices, B)
+    trainer = start("bi-mean", "data=8")
+    place, scorer = BatchPlacer(trainer.mesh, B), trainer.model
 
     def losses(batch):
-        scorer = nnx.merge(graph, state.trained, state.frozen)
         return jax.device_get(jax.jit(lambda batch: scorer(batch.inputs))(place(batch)))
 
     before = losses(batch)
@@ -130,11 +119,8 @@ def test_negatives_are_those_of_the_whole_batch(rng):
 def test_no_device_is_given_the_tokens_of_all(dtype, rng, processor):
     """What is exchanged are gradients and vectors, not the activations of the whole batch."""
     batch = batch_of(rng, HEADS["bi-mean"], 32)
-    devices, graph, state, shardings = start("bi-mean", "data=8", dtype=dtype)
-    update = make_train_step(
-        graph, make_optimizer(OPTIM, 10), ranking_loss, shardings=(shardings, everywhere(devices))
-    )
-    program = update.lower(state, BatchPlacer(devices, 32)(batch)).compile().as_text()
+    trainer = start("bi-mean", "data=8", dtype=dtype)
+    program = trainer.lowered(BatchPlacer(trainer.mesh, 32)(batch)).compile().as_text()
     gathered = re.findall(r"= \(?\w+\[([\d,]+)\].* all-gather\(", program)
     sizes = [math.prod(map(int, shape.split(","))) for shape in gathered]
     rows, tokens = 32 * SHAPE["dim"], 32 * 8 * SHAPE["dim"]
@@ -142,7 +128,7 @@ def test_no_device_is_given_the_tokens_of_all(dtype, rng, processor):
 
 
 def test_parameters_and_moments_are_split_as_the_table_says():
-    mesh, _, state, _ = start("poly-basic", "data=2,fsdp=2,model=2")
+    state = start("poly-basic", "data=2,fsdp=2,model=2").state
     moments = next(part for part in state.optimizer if hasattr(part, "mu"))
     for tree in (state.trained, moments.mu, moments.nu):
         kernel = tree["context_encoder"]["blocks"][0]["mlp_in"]["kernel"].get_value()
@@ -188,19 +174,27 @@ def test_mesh_in_words(text, n, shape):
     "text", ["rows=8", "data", "data=0", "data=x", "data=2,data=4", "data=16", "fsdp=16", "fsdp=3"]
 )
 def test_a_mesh_that_cannot_be(text):
-    with pytest.raises(InputError, match="--mesh"):
+    with pytest.raises(InputError) as error:
         MeshShape.parse(text, 8)
+    assert (error.value.argument, error.value.got) == ("mesh", text)
 
 
 def test_what_cannot_be_split_is_an_error_that_names_it(rng):
-    with pytest.raises(InputError, match="multiple of 8") as error:
+    with pytest.raises(InputError) as error:
         BatchPlacer(make_mesh("data=8"), 12)
     assert (error.value.argument, error.value.got) == ("batch.batch_size", 12)
-    with pytest.raises(InputError, match=r"model=5: .*kernel of shape .*divisor of"):
-        scorer = make_scorer(tiny(), BiConfig(), rngs=nnx.Rngs(0))
-        shardings_of(nnx.state(scorer), make_mesh("model=5", jax.devices()[:5]))
-    with pytest.raises(InputError, match="devices, there are"):
+    assert "multiple of 8" in error.value.expected and "`mesh`" in error.value.fix
+    state = nnx.state(make_scorer(tiny(), BiConfig(), rngs=nnx.Rngs(0)))
+    mesh = make_mesh("model=5", jax.devices()[:5])
+    with pytest.raises(InputError) as error:
+        shardings_of(state, mesh)
+    assert (error.value.argument, error.value.got) == ("mesh", "model=5")
+    assert "divisor of" in error.value.expected and "kernel" in error.value.expected
+    whole = jax.tree.leaves(shardings_of(state, mesh, optional=True))
+    assert all(sharding.is_fully_replicated for sharding in whole), "an optimiser's may be of any shape"
+    with pytest.raises(InputError) as error:
         make_mesh("data=9")
+    assert "8" in error.value.expected and error.value.got == "data=9"
 
 
 def test_a_batch_is_placed_by_rows(rng):

@@ -5,6 +5,7 @@ Contexts name a letter, labels repeat it: a problem that a tiny scorer learns.
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,16 @@ from polyjax.mesh.processes import connect, leaving_at_once
 from polyjax.nn.encoders import Dtype
 from polyjax.runs import run_lock
 from polyjax.runtime.compilation import enable_compilation_cache
-from polyjax.train.loop import TrainConfig, TrainResult, train
+from polyjax.train import (
+    Callback,
+    OptimConfig,
+    Optimizer,
+    Ranking,
+    TrainConfig,
+    TrainResult,
+    train,
+)
 from polyjax.train.losses import Loss
-from polyjax.train.optim import OptimConfig
-from polyjax.train.ranking import Ranking
 
 SHAPE = EncoderConfig(vocab_size=40, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=32, norm_eps=1e-5)
 HEADS = {
@@ -90,6 +97,9 @@ def run(
     buckets: int = 1,
     loss: str | Loss = "softmax",
     batch: BatchConfig | None = None,
+    optimizer: Optimizer | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
     **changes,
 ) -> TrainResult:
     """Train the architecture on the toy problem; ``changes`` are those of TrainConfig.
@@ -117,6 +127,9 @@ def run(
             run_dir,
             optim=optim or OPTIM[arch],
             config=dataclasses.replace(config, **changes),
+            optimizer=optimizer,
+            callbacks=callbacks,
+            quiet=quiet,
         )
 
 

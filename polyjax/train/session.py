@@ -1,0 +1,201 @@
+"""What a loop does besides steps: it opens a run, logs, validates and saves."""
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from polyjax.mesh.processes import agreed, is_primary
+from polyjax.runs import Checkpoints, MetricsLog
+from polyjax.runtime.progress import Screen, console, meter
+from polyjax.train.config import TrainConfig
+from polyjax.train.events import Due, Events, Progress, why_ended
+from polyjax.train.faults import FiniteChecks, errors_named, validation_errors_named
+from polyjax.train.objective import Objective, Validation
+from polyjax.train.speed import Profile, Speed
+from polyjax.train.trainer import Trainer
+
+Callback = Callable[[int, str, dict[str, Any]], object]
+"""Called with (step, kind, metrics) for every line of the log; kind is ``train`` or ``valid``. It may raise
+StopTraining; what it returns is ignored."""
+
+
+class StopTraining(Exception):
+    """Raised by a callback to end a run: it is validated, saved, and counts as finished.
+
+    Args:
+        reason: what ``TrainResult.stopped_by`` says.
+    """
+
+    def __init__(self, reason: str = "a callback"):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Session:
+    """A run directory in which a trainer resumes from the last checkpoint.
+
+    Args:
+        trainer: at its beginning; it is given the saved state.
+        objective: validates.
+        run_dir: where metrics and checkpoints go.
+        config: limits, profile.
+        events: when things happen.
+        callbacks: see ``Callback``.
+        quiet: print nothing.
+
+    Attributes:
+        first: steps that were made before.
+        progress: validations, seconds, and why the run has ended.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        objective: Objective,
+        run_dir: Path,
+        *,
+        config: TrainConfig,
+        events: Events,
+        callbacks: Sequence[Callback],
+        quiet: bool,
+    ):
+        self._trainer, self._objective, self._config, self._events = trainer, objective, config, events
+        self._callbacks, self._stopped = callbacks, ""
+        self._screen = Screen(quiet=True) if quiet else console
+        self._checkpoints = Checkpoints(run_dir, say=_warn if quiet else None)
+        self.progress = Progress()
+        if self._checkpoints.latest_step is not None:
+            self.progress = Progress.of_saved(trainer.restore(self._checkpoints))
+        self.first = trainer.steps_made
+        profiled = config.profiled_of(events.steps, made=self.first)
+        self._profile = Profile(profiled if is_primary() else None, run_dir / "profile", self._screen)
+        self._log = MetricsLog(run_dir, resume_step=self.first, write=is_primary())
+        self._checks = FiniteChecks(
+            trainer.optim, own_optimizer=trainer.own_optimizer, latest_step=self._latest_step
+        )
+        self._speed = Speed(
+            objective.encoder,
+            n_devices=trainer.mesh.size,
+            batch_size=objective.batch_size,
+            trained_layers=config.trainable if isinstance(config.trainable, int) else None,
+        )
+        self._began = time.monotonic() - self.progress.seconds
+        self._window: list[dict[str, jax.Array]] = []
+        if self.first and not self.progress.finished:
+            self._screen.print(f"resuming {run_dir} after step {self.first} of {events.steps}")
+
+    def _latest_step(self) -> int | None:
+        return self._checkpoints.latest_step
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Show progress, and name what goes wrong."""
+        with (
+            meter(
+                "training", self._events.steps, unit="steps", start=self.first, out=self._screen
+            ) as self._shown,
+            errors_named(self._latest_step, lambda: self._objective.too_much),
+            contextlib.closing(self._profile),
+        ):
+            yield
+
+    def step(self, number: int, batches: Iterator[Any]) -> None:
+        """Make a step with the next batch."""
+        self._profile.before(number)
+        waiting = time.monotonic()
+        local = next(batches)
+        self._speed.waited(time.monotonic() - waiting)
+        metrics = self._trainer.step(self._objective.place(local))
+        self._profile.after(number, metrics)
+        self._speed.add(self._objective.work(local))
+        self._window.append(metrics)
+
+    @property
+    def seconds(self) -> float:
+        """That the run has trained, earlier sessions included."""
+        return time.monotonic() - self._began
+
+    def clock(self, step: int) -> float:
+        """The seconds that all processes agree upon; 0 at steps where none of them reads the clock."""
+        if not self._events.reads_clock(step, processes=jax.process_count()):
+            return 0.0
+        return agreed(self.seconds)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled for training and validating."""
+        return self._trainer.compilations + self._objective.compilations
+
+    def log(self, step: int) -> None:
+        """Write the means since the last log."""
+        means = self._checks.means(self._window, step)
+        self._window = []
+        means |= {
+            **self._speed.metrics(),
+            **self._trainer.rates(),
+            "seconds": self.seconds,
+            "compilations": self.compilations,
+        }
+        self._record(step, "train", means)
+        self._speed.restart()
+        pace = (means[f"{what}_per_second"] for what in ("examples", "tokens"))
+        note = "{:.3g} examples/s, {:.3g} tokens/s".format(*pace)
+        self._shown.move_to(step, f"{note}  loss {means['loss']:.3f}")
+
+    def check(self, step: int) -> None:
+        """Raise InputError where a parameter is not finite: such a state is neither validated nor saved."""
+        self._checks.parameters(self._trainer.state, step)
+
+    def validate(self, step: int) -> float:
+        """Validate, and tell the plateau rule; the metric that chooses the best step, larger is better."""
+        with validation_errors_named(self._latest_step):
+            outcome = self._objective.validate(self._trainer.model)
+        self._checks.check("validation loss", [outcome.loss], step)
+        self._trainer.validated(outcome.loss)
+        best_by = better_is_larger(outcome, self._config.best_by)
+        self.progress = self.progress.validated(best_by)
+        self._record(step, "valid", outcome.metrics | {"seconds": self.seconds})
+        self._screen.print(f"step {step}: valid loss {outcome.loss:.3f}, {outcome.summary}")
+        return best_by
+
+    def save(self, step: int, due: Due, best_by: float | None) -> None:
+        """Save the state, and why the run ends where it does."""
+        finished = self._stopped or why_ended(self._config, self._events, step, due, self.progress)
+        self.progress = dataclasses.replace(self.progress, seconds=self.seconds, finished=finished)
+        self._trainer.save(self._checkpoints, dataclasses.asdict(self.progress), best_by=best_by)
+        self._speed.restart()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback wants the run to end."""
+        return bool(self._stopped)
+
+    def _record(self, step: int, kind: str, metrics: dict[str, Any]) -> None:
+        """Write a line of the log and call the callbacks; in several processes the first one's may stop."""
+        self._log.write(step, kind, metrics)
+        reason = ""
+        for callback in self._callbacks:
+            try:
+                callback(step, kind, dict(metrics))
+            except StopTraining as stop:
+                reason = reason or stop.reason
+        if self._callbacks and agreed(bool(reason)):
+            self._stopped = self._stopped or reason or "a callback"
+
+
+def better_is_larger(outcome: Validation, name: str) -> float:
+    """A validation's metric, negated where less is better."""
+    if name == "loss":
+        return -outcome.loss
+    # A recall's name ends with the number of candidates.
+    return next(value for key, value in outcome.metrics.items() if key.partition("/")[0] == name)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=2)

@@ -1,0 +1,260 @@
+"""The one way to begin a training: what is trained, by which optimiser, on which devices, in which step."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from polyjax.errors import InputError
+from polyjax.mesh.placement import everywhere, one_device, placed, placed_shapes, shardings_of
+from polyjax.nn.encoders import EncoderSettings
+from polyjax.runs import Checkpoints
+from polyjax.train.config import TrainConfig, steps_of
+from polyjax.train.objective import Objective
+from polyjax.train.optim import (
+    OptimConfig,
+    Trainable,
+    logged_rate,
+    make_loss_scale,
+    make_optimizer,
+    plateau,
+    schedule,
+    steps_counted,
+    trainable_filter,
+)
+from polyjax.train.state import TrainState, state_of, trees_of
+from polyjax.train.step import BatchLoss, make_train_step
+
+Optimizer = optax.GradientTransformation | Callable[[OptimConfig, int], optax.GradientTransformation]
+"""An optax optimiser, or what makes one of (settings, steps in all)."""
+
+
+class Trainer:
+    """A model in training: optimiser, plateau rule, what is trained, loss scale, state, shardings and step.
+
+    >>> from polyjax.nn.linear import Linear  # any module, and any loss of it
+    >>> model, ones = Linear(2, 1, rngs=nnx.Rngs(0)), jnp.ones((1, 2))
+    >>> def loss(model, batch, key):
+    ...     error = (model(batch) - 1.0).sum() ** 2
+    ...     return error, {"loss": error}
+    >>> shape = EncoderConfig(vocab_size=1, dim=2, n_layers=1, n_heads=1, mlp_dim=2, n_positions=1)
+    >>> trainer = Trainer(model, loss, encoder=shape, n_steps=50, optimizer=optax.sgd(0.1))
+    >>> losses = [float(trainer.step(ones)["loss"]) for _ in range(50)]
+    >>> losses[0] > 0.01 and losses[-1] < 1e-6
+    True
+
+    Args:
+        model: with its initial parameters, which are copied; or its shapes alone (``shapes_of``, or from
+            ``nnx.eval_shape``), to look at a step's program without any memory.
+        loss: of the model on a batch.
+        encoder: the shape of its transformer: layers, of which the top ones may be trained, and arithmetic.
+        n_steps: steps in all, for the schedule.
+        optim: optimiser, schedule, plateau rule and loss scale.
+        trainable: see ``TrainConfig``.
+        seed: of the dropout.
+        mesh: devices that share the work, from ``make_mesh``; one device where None.
+        optimizer: takes the place of the optimiser and schedule of ``optim``. Its state is saved and restored
+            as it is. What remains of ``optim`` is ``decay`` of ``plateau``, whose factor its updates are
+            multiplied with, and the loss scale.
+
+    Raises:
+        InputError: nothing would be trained, or a parameter cannot be split over the mesh.
+
+    Attributes:
+        state: before the next step; shapes where the model is.
+        shardings: of the state.
+        update: the step as a pure, jitted function, (state, batch) -> (state, metrics), that gives the memory
+            of its state away.
+        graph: of the model.
+        mesh: devices.
+        optim: settings.
+        own_optimizer: whether another one than theirs is used.
+        compilations: programs compiled of it.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        loss: BatchLoss,
+        *,
+        encoder: EncoderSettings,
+        n_steps: int,
+        optim: OptimConfig = OptimConfig(),  # noqa: B008  # frozen
+        trainable: Trainable = "all",
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        optimizer: Optimizer | None = None,
+    ):
+        self.mesh, self.optim, self._n_steps = mesh or one_device(), optim, n_steps
+        self.own_optimizer = optimizer is not None
+        if optimizer is None:
+            optimizer = make_optimizer(optim, n_steps)
+        elif not isinstance(optimizer, optax.GradientTransformation):
+            optimizer = optimizer(optim, n_steps)
+        self._optimizer = optax.with_extra_args_support(optimizer)
+        self._plateau = plateau(optim)
+        self.graph, trained, frozen = nnx.split(model, trainable_filter(trainable, encoder.n_layers), ...)
+        if not jax.tree.leaves(trained):
+            raise InputError(
+                "train.trainable",
+                problem="nothing would be trained, as the head of this architecture has no parameters",
+                got=trainable,
+                fix="train at least one layer",
+            )
+
+        def begin(trained: nnx.State, frozen: nnx.State) -> TrainState:
+            return TrainState(
+                trained=trained,
+                frozen=frozen,
+                optimizer=jax.tree.map(_as_array, self._optimizer.init(trained)),
+                plateau=typing.cast(
+                    optax.contrib.ReduceLROnPlateauState, self._plateau.init(jnp.zeros((), jnp.float32))
+                ),
+                step=jnp.zeros((), jnp.int32),
+                key=jax.random.key_data(jax.random.key(seed)),
+                loss_scale=make_loss_scale(optim, encoder.dtype),
+            )
+
+        shapes = jax.eval_shape(begin, trained, frozen)
+        self.shardings = _shardings(shapes, self.mesh)
+        is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(trained))
+        self.state = (
+            placed_shapes(shapes, self.shardings)
+            if is_abstract
+            else placed(begin(trained, frozen), self.shardings)
+        )
+        self.compilations = 0
+        self.update = make_train_step(
+            self.graph,
+            self._optimizer,
+            loss,
+            shardings=(self.shardings, everywhere(self.mesh)),
+            on_trace=self._traced,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        *,
+        optim: OptimConfig,
+        config: TrainConfig,
+        optimizer: Optimizer | None = None,
+        shapes_only: bool = False,
+    ) -> "Trainer":
+        """Of an objective's model and loss.
+
+        Args:
+            objective: what is trained.
+            optim: as for the class; ``optimizer`` as well.
+            config: how many steps, which parameters, which seed.
+            optimizer: as for the class.
+            shapes_only: make no state, only its shapes.
+        """
+        model = objective.model
+        return cls(
+            shapes_of(model) if shapes_only else model,
+            objective.loss,
+            encoder=objective.encoder,
+            n_steps=steps_of(config, objective.batch_size, objective.n_examples)[0],
+            optim=optim,
+            trainable=config.trainable,
+            seed=config.seed,
+            mesh=objective.mesh,
+            optimizer=optimizer,
+        )
+
+    def _traced(self) -> None:
+        self.compilations += 1
+
+    def step(self, batch: Any) -> dict[str, jax.Array]:
+        """Make a step; its metrics.
+
+        Args:
+            batch: the global one, on the mesh.
+        """
+        self.state, metrics = self.update(self.state, batch)
+        return metrics
+
+    def lowered(self, batch: Any) -> jax.stages.Lowered:
+        """The step's program for a batch, not run.
+
+        Args:
+            batch: shapes are enough, with where their arrays are.
+        """
+        return self.update.lower(self.state, batch)
+
+    @property
+    def steps_made(self) -> int:
+        """Steps in all, earlier sessions included."""
+        return int(self.state.step)
+
+    @property
+    def model(self) -> nnx.Module:
+        """The model with its present parameters, whose memory the next step gives away."""
+        return nnx.merge(self.graph, self.state.trained, self.state.frozen)
+
+    def validated(self, loss: float) -> None:
+        """Tell the plateau rule a validation loss, where ``decay`` is ``plateau``."""
+        if self.optim.decay != "plateau":
+            return
+        state = self.state
+        with jax.numpy_dtype_promotion("standard"):
+            _, new = self._plateau.update(jnp.zeros((), jnp.float32), state.plateau, value=jnp.float32(loss))
+        self.state = dataclasses.replace(state, plateau=placed(new, self.shardings.plateau))
+
+    def rates(self) -> dict[str, float]:
+        """``learning_rate`` of the last step, with the plateau's factor in it.
+
+        An optimiser of one's own tells its rate by ``optax.inject_hyperparams``. Of one that does not, there
+        is ``rate_factor`` instead, the plateau's factor alone.
+        """
+        factor = jnp.asarray(self.state.plateau.scale)
+        if not self.own_optimizer:
+            # The schedule does not count skipped steps.
+            rate = schedule(self.optim, self._n_steps)(steps_counted(self.state.optimizer) - 1)
+        else:
+            rate = logged_rate(self.state.optimizer)
+        if rate is None:
+            return {"rate_factor": float(factor)}
+        return {"learning_rate": float(jnp.float32(rate) * factor)}
+
+    def save(self, checkpoints: Checkpoints, progress: dict[str, Any], *, best_by: float | None) -> None:
+        """Save the state after a step; see ``Checkpoints.save``."""
+        checkpoints.save(self.steps_made, trees_of(self.state), progress, best_by=best_by)
+
+    def restore(self, checkpoints: Checkpoints) -> dict[str, Any]:
+        """Take the latest saved state that is whole; its progress data.
+
+        Raises:
+            InputError: none is whole.
+        """
+        saved = checkpoints.restore(trees_of(self.state))
+        self.state = state_of(saved.trees, self.state)
+        return saved.progress
+
+
+def shapes_of(model: nnx.Module) -> nnx.Module:
+    """A model without its parameters' values."""
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state))
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
+def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Where the arrays of a state belong; what an optimiser keeps of a parameter is split as that is."""
+    return TrainState(
+        **{
+            field.name: shardings_of(getattr(state, field.name), mesh, optional=field.name == "optimizer")
+            for field in dataclasses.fields(state)
+        }
+    )
