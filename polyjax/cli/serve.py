@@ -85,6 +85,7 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax serve") -> None:
     with user_errors():
         command = parse(arguments, prog=prog)
         keys = keys_of(command)
+        log_to(sys.stderr)
         enable_compilation_cache()
         sock = bind(command.hostname, command.port)  # before the seconds that loading takes
         ranker = load_ranker(command.model, step=command.step, dtype=command.dtype)
@@ -99,7 +100,6 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax serve") -> None:
             score_map=_score_map(command.model),
             reranker_map=None if command.rerank is None else _score_map(command.rerank),
         )
-    log_to(sys.stderr)
     if not keys and not _is_loopback(command.hostname):
         log.warning("everybody who reaches this address may use the server; see --api-key-file")
     host, port = sock.getsockname()[:2]
@@ -134,7 +134,7 @@ def _index(command: Serve, ranker: Ranker) -> LiveIndex | None:
     if command.candidates is None:
         return None
     folder = default_index(command.model, command.candidates)
-    load_index(ranker.scorer, command.candidates, folder, lambda text: errors.print(text, markup=False))
+    load_index(ranker.scorer, command.candidates, folder, log.info)
     return LiveIndex.open(ranker, folder, max_top_n=command.max_top_n)
 
 

@@ -1,125 +1,118 @@
 """The index that a server searches, which may change while it is searched."""
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from polyjax.errors import InputError
 from polyjax.ranker import Ranker
-from polyjax.retrieval.index.build import add_to_index, check_dual
-from polyjax.retrieval.index.change import remove
-from polyjax.retrieval.index.manifest import read_manifest
-from polyjax.retrieval.index.store import CandidateIndex, open_index
-from polyjax.retrieval.search.searcher import Method, Results, Searcher
+from polyjax.retrieval import Index, Method, Results
 
 
 class UnknownCandidate(Exception):
     """A candidate that is to be removed is not in the index."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """An index whose searches are compiled.
+
+    Attributes:
+        index: searched, and never changed.
+        only_scans: a scan is its fastest search; the programs of others are not compiled.
+    """
+
+    index: Index
+    only_scans: bool = True
+
+
 class LiveIndex:
-    """An index on disk or in memory. A search keeps the candidates that it began with.
+    """An index of a ranker. A search keeps the candidates that it began with.
 
     Args:
         ranker: what the index was made with.
-        index: its candidates.
-        folder: where they are kept; such an index can change.
+        index: from ``Ranker.index`` or ``Ranker.open_index``; it can change where it is kept in a folder.
         max_top_n: results of a search at most.
     """
 
-    def __init__(
-        self, ranker: Ranker, index: CandidateIndex, *, folder: Path | None = None, max_top_n: int = 100
-    ):
-        self._ranker, self._folder, self._most = ranker, folder, max_top_n
-        self._searcher = Searcher(ranker.scorer, index)
+    def __init__(self, ranker: Ranker, index: Index, *, max_top_n: int = 100):
+        self._ranker, self._most = ranker, max_top_n
+        self._opened = _Opened(index)
         self._changing = threading.Lock()
-
-    @classmethod
-    def open(cls, ranker: Ranker, folder: Path, *, max_top_n: int = 100) -> "LiveIndex":
-        """The index of a folder.
-
-        Args:
-            ranker: what it was made with.
-            folder: of the index.
-            max_top_n: results of a search at most.
-
-        Raises:
-            InputError: there is none, it is broken, or it was made with another model.
-        """
-        check_dual(ranker.scorer)
-        index = open_index(folder, scorer=ranker.scorer)
-        return cls(ranker, index, folder=folder, max_top_n=max_top_n)
 
     @property
     def can_change(self) -> bool:
         """Whether it is kept on disk."""
-        return self._folder is not None
+        return self._opened.index.folder is not None
 
     def __len__(self) -> int:
         """Candidates that can be found."""
-        return len(self._searcher.index)
+        return len(self._opened.index)
 
     @property
     def dtype(self) -> str:
         """Of the kept vectors."""
-        return self._searcher.index.dtype
+        return self._opened.index.dtype
 
     def compile(self) -> int:
         """Compile what searches need; the number of programs."""
-        return _compile(self._searcher, self._most)
+        self._opened, programs = _compiled(self._opened.index, self._most)
+        return programs
 
     def search(self, turns: Sequence[str], top_n: int, method: Method) -> Results:
-        """The best candidates of a context."""
-        searcher = self._searcher
-        return searcher.search([list(turns)], top_n, method=method)[0]
+        """The best candidates of a context.
 
-    def add(self, texts: Sequence[str]) -> list[int]:
-        """Add candidates; the ids of those that are new.
+        Where a scan is the fastest, every method is a scan, which is certified by its nature.
+        """
+        opened = self._opened
+        return opened.index.search(list(turns), top_n, method="scan" if opened.only_scans else method)
+
+    def add(self, texts: Sequence[str]) -> tuple[int, list[int]]:
+        """Add candidates: how many are new, and the id of each text, new or not.
 
         Raises:
             InputError: the index cannot be changed.
         """
         with self._changing:
-            before = read_manifest(self._kept()).next_id
-            ids = add_to_index(self._kept(), texts, self._ranker.scorer)
-            self._reopen()
-            return sorted({id_ for id_ in ids if id_ >= before})
+            index = self._ranker.open_index(self._folder())
+            before = len(index)
+            ids = index.add(texts)
+            self._opened, _ = _compiled(index, self._most)
+            return len(index) - before, ids
 
     def remove(self, *, ids: Sequence[int] = (), texts: Sequence[str] = ()) -> int:
         """Take candidates out, by number or by text, all or none; how many there were.
 
         Raises:
-            UnknownCandidate: one of them is not there.
+            UnknownCandidate: one of them was never there.
+            InputError: the index cannot be changed.
         """
         with self._changing:
-            held = {text: id_ for id_, text in self._searcher.index.items()}
-            for text in texts:
-                if text not in held:
-                    raise UnknownCandidate(f"`documents[{texts.index(text)}]`: the index does not hold it")
-            wanted = sorted({*ids, *(held[text] for text in texts)})
-            if missing := set(wanted) - set(held.values()):
-                raise UnknownCandidate(f"`ids`: the index does not hold {min(missing)}")
-            n = remove(self._kept(), wanted)
-            self._reopen()
+            index = self._ranker.open_index(self._folder())
+            try:
+                n = index.remove(texts=texts) if texts else index.remove(ids=ids)
+            except InputError as error:
+                if not error.argument.startswith(("ids", "texts")):
+                    raise
+                name = "documents" if texts else "ids"
+                raise UnknownCandidate(f"`{name}`: the index does not hold one of them") from error
+            self._opened, _ = _compiled(index, self._most)
             return n
 
-    def _kept(self) -> Path:
-        if self._folder is None:
+    def _folder(self) -> Path:
+        folder = self._opened.index.folder
+        if folder is None:
             raise InputError("index", problem="it is in memory only", fix="build it in a folder")
-        return self._folder
-
-    def _reopen(self) -> None:
-        """Search what is on disk now; compiled before anybody searches it."""
-        scorer = self._ranker.scorer
-        searcher = Searcher(scorer, open_index(self._kept(), scorer=scorer))
-        _compile(searcher, self._most)
-        self._searcher = searcher
+        return folder
 
 
-def _compile(searcher: Searcher, most: int) -> int:
-    """Compile what searches for up to so many candidates need; the number of programs."""
-    top_n, programs = 1, 0
-    while top_n < 2 * most:
-        programs += searcher.compile(min(top_n, most))
-        top_n *= 2
-    return programs
+def _compiled(index: Index, most: int) -> tuple[_Opened, int]:
+    """An index with all programs of searches for up to so many candidates, and their number."""
+    before, only_scans = index.compilations, True
+    for top_n in sorted({min(1 << n, most) for n in range(most.bit_length() + 1)}):
+        index.compile(top_n)
+        only_scans = index.search("a", top_n).rank is None
+        if not only_scans:
+            index.search("a", top_n, method="quick")
+    return _Opened(index, only_scans), index.compilations - before

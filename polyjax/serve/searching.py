@@ -98,11 +98,11 @@ class SearchRoutes:
         """POST /index: add candidates."""
         index = self._changeable()
         values = await self._service.fields(request, shapes.ADD)
-        texts = list(dict.fromkeys(shapes.listed(values, "documents")))
+        texts = shapes.listed(values, "documents")
         self._service.check_sizes(documents=texts)
         if "" in texts:
-            raise Problem(400, "`documents`: one of them is empty", "Empty")
-        ids = await self._change(lambda: index.add(texts))
+            raise Problem(400, f"`documents[{texts.index('')}]`: is empty", "Empty")
+        ids = await self._change(lambda: index.add(list(dict.fromkeys(texts))))
         return JSONResponse({"added": len(ids), "ids": ids, **self._state(index)})
 
     async def remove(self, request: Request) -> Response:

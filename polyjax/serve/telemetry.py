@@ -84,9 +84,13 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(file: TextIO = sys.stderr, level: int = logging.INFO) -> None:
-    """Write what the server and uvicorn log as JSON lines. For commands: it is a setting of the process."""
+    """Write what the server and uvicorn log as JSON lines, and warnings of all others.
+
+    For commands: it is a setting of the process.
+    """
     handler = logging.StreamHandler(file)
     handler.setFormatter(JsonLines())
+    logging.getLogger().addHandler(handler)
     for name in ("polyjax.serve", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -35,11 +35,15 @@ QUERY = "we went hiking in the mountains"
 TEXTS = ["which trail did you take?", "my printer is out of ink", "nice, how was the view?"]
 
 
-def tiny_ranker(arch: str = "poly", *, seed: int = 0) -> Ranker:
-    """A random ranker with MiniLM's vocabulary."""
-    tokenizer = WordPieceTokenizer(minilm_folder() / "tokenizer.json")
+def tiny_tokenizer() -> WordPieceTokenizer:
+    """MiniLM's vocabulary."""
+    return WordPieceTokenizer(minilm_folder() / "tokenizer.json")
+
+
+def tiny_scorer(arch: str, *, seed: int = 0):
+    """A random model."""
     shape = EncoderConfig(
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=tiny_tokenizer().vocab_size,
         dim=16,
         n_layers=2,
         n_heads=2,
@@ -49,7 +53,12 @@ def tiny_ranker(arch: str = "poly", *, seed: int = 0) -> Ranker:
     scorer = make_scorer(shape, HEADS[arch], rngs=nnx.Rngs(seed))
     # Matrices far from their small initial values, so that texts differ.
     nnx.update(scorer, jax.tree.map(lambda x: 10 * x if x.ndim >= 2 else x, nnx.state(scorer)))
-    return Ranker(TextScorer(scorer, TextEncoder(tokenizer, TEXT)))
+    return scorer
+
+
+def tiny_ranker(arch: str = "poly", *, seed: int = 0) -> Ranker:
+    """A ranker around it."""
+    return Ranker(TextScorer(tiny_scorer(arch, seed=seed), TextEncoder(tiny_tokenizer(), TEXT)))
 
 
 def sentences(n: int, *, seed: int = 0, longest: int = 20) -> list[str]:
