@@ -18,7 +18,7 @@ test: $(VENV)/.test
 
 # Real clients of other servers (cohere, langchain-cohere, haystack, llama-index, rerankers, openai).
 test-clients: $(VENV)/.test $(VENV)/.clients
-	$(BIN)/python -m pytest -m clients tests/serve/test_clients.py
+	$(BIN)/python -m pytest -m clients -W ignore tests/serve/test_clients.py
 
 # The page in headless Chromium; apt-get install chromium chromium-driver brings it.
 test-browser: $(VENV)/.test $(VENV)/.browser
