@@ -49,8 +49,8 @@ class Client:
         return Answer(status, time.perf_counter() - due)
 
     async def _exchange(self, path: str, body: bytes) -> int:
-        connection = self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = connection
+        free = self._free.pop() if self._free else None
+        reader, writer = free or await asyncio.open_connection("127.0.0.1", self._port)
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -59,7 +59,7 @@ class Client:
         if fields.get(b"connection") == b"close":
             writer.close()
         else:
-            self._free.append(connection)
+            self._free.append((reader, writer))
         return int(answer.split(b" ", 2)[1])
 
     def close(self) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/serve.py minilm                       # four minutes
     python benchmarks/serve.py runs/chitchat-poly-minilm --seconds 20
 
-Starts `polyjax serve` in a process of its own on 127.0.0.1 and sends it /rerank requests of random words. Server
-and client share the machine. Every run is bounded in requests and seconds. Prints tables, writes
+Starts `polyjax serve` in a process of its own on 127.0.0.1 and sends it /rerank requests of random words.
+Server and client share the machine. Every run is bounded in requests and seconds. Prints tables, writes
 benchmarks/results/serve.json.
 
 1. overhead: requests one by one against Ranker.rank on the same requests, in turns
@@ -37,8 +37,8 @@ from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 
 WORDS = (
-    "the a we went hiking trail view mountain nice coffee rain book train garden music river moon did you was how "
-    "great yes no what where dog cat house work school movie food cook run swim game phone friend family summer"
+    "the a we went hiking trail view mountain nice coffee rain book train garden music river moon did "
+    "you was how great yes no what where dog cat house work school movie food cook run swim game phone friend"
 ).split()
 
 
@@ -130,7 +130,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     ranker = load_ranker(config.model)
     ranker.compile(n_candidates=config.texts)
     # A word of the list is one token in most vocabularies; two are special.
-    same = requests_of(config.repeats, config.texts, lengths=(config.tokens - 2,) * 2, seed=0)
+    same = requests_of(config.repeats, config.texts, lengths=(config.tokens - 2, config.tokens - 2), seed=0)
     mixed = requests_of(400, config.texts, lengths=(3, 50), seed=1)
     direct = one_by_one(ranker, mixed, config.seconds)
     with served(config) as server:
@@ -151,7 +151,9 @@ def one_by_one(ranker: Any, requests: list[tuple[str, list[str]]], seconds: floa
     return n / (time.perf_counter() - began)
 
 
-async def against(server: Served, config: BenchmarkConfig, ranker: Any, same: Any, mixed: Any) -> dict[str, Any]:
+async def against(
+    server: Served, config: BenchmarkConfig, ranker: Any, same: Any, mixed: Any
+) -> dict[str, Any]:
     """What is measured of a server."""
     client = Client(server.port, timeout=3 * config.timeout)
     overhead = await overhead_of(client, ranker, same)

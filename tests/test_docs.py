@@ -295,7 +295,7 @@ def check_command(line: str) -> None:
     line = re.sub(r" --init RUN$| \.\.\.", "", line)  # a model of the recipe's architecture is not here
     words = shlex.split(line)
     if words[0] == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets, line
     elif words[0] == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -130,12 +130,15 @@ def keys_of(command: Serve) -> list[str]:
 
 def _index(command: Serve, ranker: Ranker) -> LiveIndex | None:
     if command.index is not None:
-        return LiveIndex.open(ranker, command.index, max_top_n=command.max_top_n)
-    if command.candidates is None:
+        index = ranker.open_index(command.index)
+    elif command.candidates is None:
         return None
-    folder = default_index(command.model, command.candidates)
-    load_index(ranker.scorer, command.candidates, folder, log.info)
-    return LiveIndex.open(ranker, folder, max_top_n=command.max_top_n)
+    elif command.model.is_dir():
+        folder = default_index(command.model, command.candidates)
+        index = load_index(ranker, command.candidates, folder, log.info)
+    else:
+        index = ranker.index(command.candidates)
+    return LiveIndex(ranker, index, max_top_n=command.max_top_n)
 
 
 def _score_map(model: Path) -> ScoreMap | None:

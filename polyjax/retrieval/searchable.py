@@ -206,11 +206,13 @@ class Index:
         check_count("top_k", top_k)
         return self._searching().compile(top_k)
 
-    def add(self, texts: Sequence[str], *, progress: Progress = ignore) -> list[int]:
+    def add(self, texts: Sequence[str], *, resume: bool = True, progress: Progress = ignore) -> list[int]:
         """Encode further candidates; those that it holds already are left out.
 
         Args:
             texts: candidates.
+            resume: on disk, an addition of other candidates that was interrupted must be finished first;
+                otherwise it is dropped.
             progress: called with the number of candidates done.
 
         Returns:
@@ -222,7 +224,7 @@ class Index:
         texts = as_texts("texts", texts)
         with self._changing:
             if self.folder is not None:
-                ids = add_to_index(self.folder, texts, self._scorer, progress=progress)
+                ids = add_to_index(self.folder, texts, self._scorer, resume=resume, progress=progress)
                 self._reopen(self.folder)
                 return ids
             index = self.candidates

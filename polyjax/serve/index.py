@@ -77,7 +77,8 @@ class LiveIndex:
         with self._changing:
             index = self._ranker.open_index(self._folder())
             before = len(index)
-            ids = index.add(texts)
+            # Nobody sends again what a kill interrupted.
+            ids = index.add(texts, resume=False)
             self._opened, _ = _compiled(index, self._most)
             return len(index) - before, ids
 
@@ -95,8 +96,11 @@ class LiveIndex:
             except InputError as error:
                 if not error.argument.startswith(("ids", "texts")):
                     raise
-                name = "documents" if texts else "ids"
-                raise UnknownCandidate(f"`{name}`: the index does not hold one of them") from error
+                if texts:
+                    problem = "`documents`: one of them is not in the index, or may be several"
+                else:
+                    problem = "`ids`: one of them was never given"
+                raise UnknownCandidate(problem) from error
             self._opened, _ = _compiled(index, self._most)
             return n
 

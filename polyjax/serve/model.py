@@ -10,8 +10,6 @@ from typing import Literal
 
 import jax
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float
 
 from polyjax.data.text import TextEncoder
 from polyjax.data.token_store import Ids
@@ -96,15 +94,11 @@ class Model:
         on_cpu = jax.default_backend() == "cpu"
         default = CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH
         self.tokens_per_batch = tokens_per_batch or default
-        if self.is_dual:
-            self._head_graph, self._head = nnx.split(scorer.head)
-            self._score = jax.jit(self._traced_score)
 
     @property
     def arch(self) -> str:
-        """``bi``, ``poly`` or ``cross``."""
-        kind = type(self._scorer.settings.head).__name__
-        return kind.removesuffix("Config").lower()
+        """``bi``, ``poly``, ``cross``, or the name of a head from elsewhere."""
+        return self._scorer.settings.head.arch
 
     @property
     def dtype(self) -> str:
@@ -217,18 +211,9 @@ class Model:
             some = candidates[start : start + CANDIDATES_AT_ONCE]
             filled = np.zeros((_filled_up(len(some)), candidates.shape[1]), np.float32)
             filled[: len(some)] = some
-            scores = self._score(self._head, vectors[None], mask[None], filled[None])
+            scores = self._scorer.model.scores(vectors[None], mask[None], filled[None])
             found[start : start + len(some)] = np.asarray(scores)[0, : len(some)]
         return found
-
-    def _traced_score(
-        self,
-        head: nnx.State,
-        vectors: Float[Array, "1 m d"],
-        mask: Bool[Array, "1 m"],
-        candidates: Float[Array, "1 c d"],
-    ) -> Float[Array, "1 c"]:
-        return nnx.merge(self._head_graph, head).score(vectors, mask, candidates)
 
     def compile(self) -> Iterator[None]:
         """Compile every shape, one program a step."""

@@ -102,8 +102,8 @@ class SearchRoutes:
         self._service.check_sizes(documents=texts)
         if "" in texts:
             raise Problem(400, f"`documents[{texts.index('')}]`: is empty", "Empty")
-        ids = await self._change(lambda: index.add(list(dict.fromkeys(texts))))
-        return JSONResponse({"added": len(ids), "ids": ids, **self._state(index)})
+        added, ids = await self._change(lambda: index.add(texts))
+        return JSONResponse({"added": added, "ids": ids, **self._state(index)})
 
     async def remove(self, request: Request) -> Response:
         """DELETE /index: remove candidates by id or by text."""

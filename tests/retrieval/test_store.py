@@ -214,6 +214,17 @@ def test_an_interrupted_addition_can_be_finished_after_a_removal(tmp_path, monke
     assert {text for text, _ in content(open_index(folder)).values()} == set(TEXTS)
 
 
+def test_an_interrupted_addition_can_be_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)
+    folder = tmp_path / "i"
+    build_index(folder, TEXTS[:2], Encoder())
+    with pytest.raises(KeyboardInterrupt):
+        add_to_index(folder, TEXTS, Encoder(stop_after=2))
+    assert add_to_index(folder, ["more"], Encoder(), resume=False) == [2]
+    assert {text for text, _ in content(open_index(folder)).values()} == {*TEXTS[:2], "more"}
+    assert not (folder / "building").exists()
+
+
 @pytest.mark.parametrize("damage", ["vectors missing", "vectors short", "scales missing", "other shape"])
 def test_an_unfinished_building_that_is_damaged_begins_anew(tmp_path, monkeypatch, damage):
     monkeypatch.setattr("polyjax.retrieval.index.build.SAVE_EVERY_S", -1.0)

@@ -141,7 +141,8 @@ def test_llama_index_tei_postprocessor(server, expected):
 
 
 @pytest.mark.parametrize(
-    ("kind", "route"), [("text-embeddings-inference", "/rerank"), ("cohere", "/v1/rerank"), ("jina", "/v1/rerank")]
+    ("kind", "route"),
+    [("text-embeddings-inference", "/rerank"), ("cohere", "/v1/rerank"), ("jina", "/v1/rerank")],
 )
 def test_rerankers(server, expected, kind, route):
     rerankers = pytest.importorskip("rerankers")

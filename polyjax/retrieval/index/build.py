@@ -83,7 +83,12 @@ def build_index(
 
 
 def add_to_index(
-    folder: Path, texts: Sequence[str], scorer: TextScorer, *, progress: Progress = ignore
+    folder: Path,
+    texts: Sequence[str],
+    scorer: TextScorer,
+    *,
+    resume: bool = True,
+    progress: Progress = ignore,
 ) -> list[int]:
     """Encode further candidates into an index; those that it holds already are left out.
 
@@ -91,6 +96,8 @@ def add_to_index(
         folder: of the index.
         texts: candidates.
         scorer: what the index was made with.
+        resume: an addition of other candidates that was interrupted must be finished first; otherwise it is
+            dropped.
         progress: called with the number of candidates done.
 
     Returns:
@@ -117,7 +124,7 @@ def add_to_index(
             clear(folder, manifest)
             first = manifest.next_id
             changed = dataclasses.replace(manifest, source="", next_id=first + len(new))
-            asked = text_digest([texts[i] for i in first_places(texts)])
+            asked = text_digest([texts[i] for i in first_places(texts)]) if resume else None
             new_ids = np.arange(first, first + len(new))
             _append(folder, changed, new, new_ids, scorer, asked=asked, progress=progress)
         return ids
