@@ -26,8 +26,8 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
 from polyjax import BiConfig, DualScorer, Tokens
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.data.tasks.chitchat import read_conversations
-from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.evaluation.report import hardware
 from polyjax.inference.programs import for_inference
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
@@ -89,7 +89,7 @@ def torch_encoder(dtype: torch.dtype) -> Callable[[np.ndarray], np.ndarray]:
 
 def text_ids(n: int) -> np.ndarray:
     """The first n token ids of chitchat's validation turns, end to end, int32 [n]."""
-    tokenizer = WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE)
+    tokenizer = HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE)
     turns = (
         turn for conversation in read_conversations("valid", Path("data")) for turn in conversation.turns
     )

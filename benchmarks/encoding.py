@@ -25,9 +25,9 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
 from polyjax import BiConfig, DualScorer
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.data.tasks.chitchat import read_conversations
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.evaluation.report import hardware
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
@@ -65,11 +65,11 @@ def ours(dtype: Dtype) -> Callable[[list[str]], np.ndarray]:
 
     def encode(texts: list[str]) -> np.ndarray:
         # A tokenizer each time: it remembers what it has seen.
-        text = TextEncoder(WordPieceTokenizer(folder / WORDPIECE_FILE), TextConfig(candidate_tokens=128))
+        text = TextEncoder(HuggingFaceTokenizer(folder / TOKENIZER_FILE), TextConfig(candidate_tokens=128))
         scoring.text = text
         return scoring.encode_candidates(texts)
 
-    text = TextEncoder(WordPieceTokenizer(folder / WORDPIECE_FILE), TextConfig(candidate_tokens=128))
+    text = TextEncoder(HuggingFaceTokenizer(folder / TOKENIZER_FILE), TextConfig(candidate_tokens=128))
     scoring = TextScorer(scorer, text)
     return encode
 

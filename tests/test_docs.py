@@ -24,9 +24,9 @@ from polyjax.cli.evaluate import parse as parse_evaluate
 from polyjax.cli.main import parse as parse_polyjax
 from polyjax.cli.pretrain import parse as parse_pretrain
 from polyjax.cli.training_flags import parse_run
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.data.tasks.jsonl import parse as parse_rows
 from polyjax.data.text import TextConfig
-from polyjax.data.tokenizers import WORDPIECE_FILE, WordPieceTokenizer
 from polyjax.errors import InputError
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.runs import ModelCard, write_model
@@ -75,7 +75,7 @@ RUNS = ("chitchat-poly-minilm", "mine-poly-minilm", "converted", "pretrained")
 def models(tmp_path_factory) -> Path:
     """Run directories of an untrained, tiny model, under the names that the pages use."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = WordPieceTokenizer(minilm_folder() / WORDPIECE_FILE)
+    tokenizer = HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE)
     shape, head = EncoderConfig.tiny(tokenizer.vocab_size), PolyConfig(n_codes=4)
     scorer = make_scorer(shape, head, rngs=nnx.Rngs(0))
     card = ModelCard(model=ModelConfig(encoder=shape, head=head), text=TextConfig())

@@ -101,7 +101,7 @@ class Collator(grain.transforms.Map):
             if self._inputs == "pairs":
                 return self._pairs(batch, choices, wanted, label)
             tokens, where, teacher = self._own(batch, choices, wanted)
-            context = text.pad(self._contexts(rows), length=element.lengths[0])
+            context = text.pad_contexts(self._contexts(rows), length=element.lengths[0])
             return Batch(DualInputs(context, listed=Listed(tokens)), label, where, teacher)
         common = self._sharing(rows, wanted, element, batch)
         if not negatives.n_hard:
@@ -136,13 +136,13 @@ class Collator(grain.transforms.Map):
         text, negatives = self._text, self.negatives
         if self._of_rows:
             ids = [text.candidate(row.example.label_text) for row in rows]
-            shared, places = Shared(text.pad(ids, length=element.lengths[1])), wanted
+            shared, places = Shared(text.pad_candidates(ids, length=element.lengths[1])), wanted
             where = negatives.among_labels(rows, wanted, negatives.hashes_of(element.indices, batch))
         else:
             shared = Shared(self._fixed_tokens, of_rows=False)
             places = np.array([negatives.place_of_label(row.example) for row in rows])
             where = negatives.among_fixed(rows)
-        context = text.pad(self._contexts(rows), length=element.lengths[0])
+        context = text.pad_contexts(self._contexts(rows), length=element.lengths[0])
         teacher = self._teacher_of_labels(rows, places, where.shape[1])
         return Batch(DualInputs(context, shared=shared), places.astype(np.int32), where, teacher)
 
@@ -183,7 +183,7 @@ class Collator(grain.transforms.Map):
         c = c or max(len(choice.texts) for choice in choices)
         length = text.config.bucket(max(map(self._longest, choices)), text.config.candidate_tokens)
         ids = [text.candidate(candidate) for choice in kept for candidate in _filled(choice, c)]
-        tokens = jax.tree.map(lambda x: x.reshape(-1, c, x.shape[1]), text.pad(ids, length=length))
+        tokens = jax.tree.map(lambda x: x.reshape(-1, c, x.shape[1]), text.pad_candidates(ids, length=length))
         return tokens, self._where([batch[i] for i in wanted], kept, c), self._teacher(kept, c)
 
     def _longest(self, choice: Choice) -> int:

@@ -1,6 +1,7 @@
 """Texts -> padded token arrays: joining turns, truncation, special tokens, length buckets."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from polyjax.data.token_store import Ids, TokenStore
-from polyjax.data.tokenizers import Tokenizer
+from polyjax.data.tokenizers import PairTemplate, Tokenizer
 from polyjax.errors import InputError
 from polyjax.types import Tokens
 
@@ -19,7 +20,7 @@ class TextConfig:
 
     Attributes:
         max_turns: the last so many turns of a context are read.
-        context_tokens: longest context, special tokens included; older tokens are cut (left).
+        context_tokens: longest context, special tokens included; see ``cut``.
         candidate_tokens: longest candidate, special tokens included; later tokens are cut (right).
         buckets: lengths to which sequences are padded, in tokens; few, because each is a compilation.
         padding: ``bucket``, or ``longest``: to the longest sequence of a call, as ParlAI pads, whose
@@ -28,6 +29,16 @@ class TextConfig:
             drops the candidate's start token in a pair. ``parlai`` cuts the end token off with the rest,
             keeps both start tokens in a pair, masks padding tokens that a text spells out, and makes an
             empty context an empty sequence.
+        cut: what of a context that is too long is cut: ``oldest`` tokens, or the ``end`` of one that is a
+            single text, as sentence-transformers does (the oldest tokens of several turns also then).
+        pair_tokens: longest pair, special tokens included, of which the longer text is cut first
+            (``longest_first`` of transformers); 0 where context and candidate are cut apart.
+        context_prompt: put before the first turn that is read, as it is.
+        candidate_prompt: put before a candidate.
+        embedding_prompt: put before a text whose embedding is asked for, where no other is.
+        prompts: further ones by name, as (name, text).
+        pool_prompts: whether the tokens of a prompt count where a head reduces token outputs to a vector;
+            they are attended to in any case.
     """
 
     max_turns: int = 4
@@ -36,22 +47,31 @@ class TextConfig:
     buckets: tuple[int, ...] = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 384, 512)
     padding: Literal["bucket", "longest"] = "bucket"
     layout: Literal["standard", "parlai"] = "standard"
+    cut: Literal["oldest", "end"] = "oldest"
+    pair_tokens: int = 0
+    context_prompt: str = ""
+    candidate_prompt: str = ""
+    embedding_prompt: str = ""
+    prompts: tuple[tuple[str, str], ...] = ()
+    pool_prompts: bool = True
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.max_turns < 1:
-            raise InputError(f"text max_turns must be at least 1, got {self.max_turns}")
+            raise InputError("text.max_turns", expected="at least 1", got=self.max_turns)
         for name in ("context_tokens", "candidate_tokens"):
             if getattr(self, name) < 3:
-                raise InputError(
-                    f"text {name} must be at least 3 (start, one token, end), got {getattr(self, name)}"
-                )
+                expected = "at least 3 (start, one token, end)"
+                raise InputError(f"text.{name}", expected=expected, got=getattr(self, name))
+        if self.pair_tokens and self.pair_tokens < 6:
+            expected = "0, or at least 6 (special tokens, and one of each text)"
+            raise InputError("text.pair_tokens", expected=expected, got=self.pair_tokens)
         if (
             not self.buckets
             or any(b < 1 for b in self.buckets)
             or list(self.buckets) != sorted(set(self.buckets))
         ):
-            raise InputError(f"text buckets must be increasing positive lengths, got {self.buckets}")
+            raise InputError("text.buckets", expected="increasing positive lengths", got=self.buckets)
 
     def bucket(self, length: int, limit: int) -> int:
         """The padded length for a longest sequence of ``length`` tokens where ``limit`` is the most.
@@ -65,6 +85,8 @@ class TextConfig:
 
     def pair_limit(self) -> int:
         """The longest pair of a context and a candidate, in tokens."""
+        if self.pair_tokens:
+            return self.pair_tokens
         return self.context_tokens + self.candidate_tokens - (self.layout == "standard")
 
     def check_positions(self, n_positions: int, *, paired: bool) -> None:
@@ -74,10 +96,28 @@ class TextConfig:
         if paired:
             longest = self.pair_limit()
         if longest > n_positions:
-            asked = "a pair of text.context_tokens and text.candidate_tokens" if paired else name
+            together = paired and not self.pair_tokens
             raise InputError(
-                f"{asked} is {longest}, longer than the encoder's {n_positions} positions; lower {name}"
+                "text.pair_tokens" if paired and self.pair_tokens else name,
+                problem="a pair has `text.context_tokens` and `text.candidate_tokens`" if together else None,
+                expected=f"at most the encoder's {n_positions} positions",
+                got=longest,
             )
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Tokens that are kept of two texts of so many, as transformers' ``longest_first`` keeps them.
+
+    >>> longest_first(3, 20, 10), longest_first(20, 30, 11), longest_first(30, 20, 11)
+    ((3, 7), (5, 6), (6, 5))
+    """
+    if first + second <= room:
+        return first, second
+    if first > second:
+        second, first = longest_first(second, first, room)
+        return first, second
+    second = first if first > room else max(first, room - first)
+    return (room // 2, room // 2 + room % 2) if first + second > room else (first, second)
 
 
 class TextEncoder:
@@ -97,31 +137,56 @@ class TextEncoder:
         self._store = TokenStore(tokenizer, tokens_dir)
 
     def prepare(self, texts: Iterable[str], *, keep: bool = False) -> None:
-        """Tokenise all texts at once.
+        """Tokenise all texts at once, also with the prompts that are put before them.
 
         Args:
             texts: in any number.
             keep: their ids for good, as training needs them; otherwise until newer texts need the room.
         """
+        config = self.config
+        prompts = [prompt for prompt in {config.context_prompt, config.candidate_prompt} if prompt]
+        if prompts:
+            texts = list(texts)
+            texts = [*texts, *(prompt + text for prompt in prompts for text in texts)]
         self._store.add(texts, keep=keep)
 
+    def tokenise(self, texts: Iterable[str]) -> None:
+        """Tokenise texts as they are, all at once."""
+        self._store.add(texts)
+
+    def single(self, text: str) -> Ids:
+        """start, a text that is neither context nor candidate, end, int32 [t]; its end is cut."""
+        return self._between_marks(self._store.ids(text)[: self.config.candidate_tokens - 2])
+
+    def read(self, turns: Sequence[str]) -> list[str]:
+        """The turns of a context that are read, the first with its prompt."""
+        recent = list(turns[-self.config.max_turns :])
+        if recent and self.config.context_prompt:
+            recent[0] = self.config.context_prompt + recent[0]
+        return recent
+
     def context(self, turns: Sequence[str]) -> Ids:
-        """start, turns with separators between them, end, int32 [t]; the oldest tokens are cut."""
-        room = self.config.context_tokens - 2
+        """start, turns with separators between them, end, int32 [t]; cut as the configuration says."""
+        config, room = self.config, self.config.context_tokens - 2
         separator = np.array(self.tokenizer.separator_ids, np.int32)
-        recent = [self._store.ids(turn) for turn in turns[-self.config.max_turns :]]
+        recent = [self._store.ids(turn) for turn in self.read(turns)]
         parts = [part for ids in recent for part in (separator, ids)][1:]
         joined = np.concatenate(parts) if parts else np.empty(0, np.int32)
-        if not len(joined) and self.config.layout == "parlai":
+        if not len(joined) and config.layout == "parlai":
             return joined
-        return self._between_marks(joined[-room:])
+        if config.pair_tokens or len(joined) <= room:
+            return self._between_marks(joined)
+        if config.cut == "end" and len(recent) == 1:
+            return self._between_marks(joined[:room])
+        n = min(self._store.length(config.context_prompt), room) if config.context_prompt else 0
+        return self._between_marks(np.concatenate([joined[:n], joined[len(joined) - room + n :]]))
 
     def candidate(self, text: str) -> Ids:
         """start, text, end, int32 [t]; the last tokens are cut."""
-        limit, ids = self.config.candidate_tokens, self._store.ids(text)
+        limit, ids = self.config.candidate_tokens, self._store.ids(self.config.candidate_prompt + text)
         if self.config.layout == "parlai":
             return self._between_marks(ids[:limit])[:limit]
-        return self._between_marks(ids[: limit - 2])
+        return self._between_marks(ids if self.config.pair_tokens else ids[: limit - 2])
 
     def _between_marks(self, ids: Ids) -> Ids:
         """The ids between start and end."""
@@ -142,16 +207,17 @@ class TextEncoder:
 
     def context_length(self, turns: Sequence[str]) -> int:
         """How many tokens ``context`` gives."""
-        recent = turns[-self.config.max_turns :]
+        recent = self.read(turns)
         joined = sum(map(self._store.length, recent))
         joined += (len(recent) - 1) * len(self.tokenizer.separator_ids) if recent else 0
         if not joined and self.config.layout == "parlai":
             return 0
-        return min(joined + 2, self.config.context_tokens)
+        return joined + 2 if self.config.pair_tokens else min(joined + 2, self.config.context_tokens)
 
     def candidate_length(self, text: str) -> int:
         """How many tokens ``candidate`` gives."""
-        return min(self._store.length(text) + 2, self.config.candidate_tokens)
+        length = self._store.length(self.config.candidate_prompt + text) + 2
+        return length if self.config.pair_tokens else min(length, self.config.candidate_tokens)
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
         """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
@@ -159,14 +225,42 @@ class TextEncoder:
             # ParlAI copies as many ids as are no padding, from the front.
             context = context[: np.count_nonzero(context != self.tokenizer.pad_id)]
             return np.concatenate([context, candidate]), len(context)
-        return np.concatenate([context, candidate[1:]]), len(context)
+        between, segments = self._between
+        if self.config.pair_tokens:
+            room = self.config.pair_tokens - 3 - len(between)
+            first, second = longest_first(len(context) - 2, len(candidate) - 2, room)
+            context, candidate = self._shortened(context, first), self._shortened(candidate, second)
+        row = np.concatenate([context, between, candidate[1:]])
+        return row, len(context) + len(between) if segments else len(row)
+
+    @functools.cached_property
+    def _between(self) -> tuple[Ids, bool]:
+        """Tokens between the two texts of a pair beside the first one's end, and whether segments differ."""
+        if isinstance(self.tokenizer, PairTemplate):
+            return np.array(self.tokenizer.between_ids, np.int32), self.tokenizer.pair_segments
+        return np.empty(0, np.int32), True
+
+    def _shortened(self, row: Ids, n: int) -> Ids:
+        """A sequence with its first n tokens between start and end."""
+        return row if len(row) - 2 <= n else self._between_marks(row[1 : n + 1])
 
     def pair_length(self, context: int, candidate: int) -> int:
         """How many tokens ``pair`` gives at most, for a context and a candidate of so many."""
-        return context + candidate - (self.config.layout == "standard")
+        longest = context + candidate - (self.config.layout == "standard") + len(self._between[0])
+        return min(longest, self.config.pair_tokens) if self.config.pair_tokens else longest
 
-    def pad(self, sequences: Sequence[Ids], *, length: int) -> Tokens:
-        """Sequences -> Tokens [n, length], padded on the right, all in segment 0."""
+    def prompt_tokens(self, prompt: str) -> int:
+        """Tokens at the beginning of a sequence that are left out where a head reduces it to a vector."""
+        return 0 if self.config.pool_prompts or not prompt else 1 + self._store.length(prompt)
+
+    def pad(self, sequences: Sequence[Ids], *, length: int, prompt: str = "") -> Tokens:
+        """Sequences -> Tokens [n, length], padded on the right, all in segment 0.
+
+        Args:
+            sequences: of ids.
+            length: of the rows.
+            prompt: that the sequences begin with; it matters where its tokens do not count in a reduction.
+        """
         ids = np.full((len(sequences), length), self.tokenizer.pad_id, np.int32)
         lengths = np.fromiter(map(len, sequences), int, len(sequences))
         mask = np.arange(length)[None, :] < lengths[:, None]
@@ -174,17 +268,21 @@ class TextEncoder:
             ids[mask] = np.concatenate(sequences)
         if self.config.layout == "parlai":
             mask &= ids != self.tokenizer.pad_id
-        return Tokens(ids, mask, np.zeros_like(ids))
+        left_out = self.prompt_tokens(prompt)
+        pooled = mask & (np.arange(length)[None, :] >= left_out) if left_out else None
+        return Tokens(ids, mask, np.zeros_like(ids), pooled=pooled)
 
-    def pad_contexts(self, sequences: Sequence[Ids]) -> Tokens:
-        """Contexts -> Tokens, padded to their bucket."""
-        longest = max(map(len, sequences))
-        return self.pad(sequences, length=self.config.bucket(longest, self.config.context_tokens))
+    def pad_contexts(self, sequences: Sequence[Ids], *, length: int | None = None) -> Tokens:
+        """Contexts -> Tokens, padded to their bucket or to the length given."""
+        if length is None:
+            length = self.config.bucket(max(map(len, sequences)), self.config.context_tokens)
+        return self.pad(sequences, length=length, prompt=self.config.context_prompt)
 
-    def pad_candidates(self, sequences: Sequence[Ids]) -> Tokens:
-        """Candidates -> Tokens, padded to their bucket."""
-        longest = max(map(len, sequences))
-        return self.pad(sequences, length=self.config.bucket(longest, self.config.candidate_tokens))
+    def pad_candidates(self, sequences: Sequence[Ids], *, length: int | None = None) -> Tokens:
+        """Candidates -> Tokens, padded to their bucket or to the length given."""
+        if length is None:
+            length = self.config.bucket(max(map(len, sequences)), self.config.candidate_tokens)
+        return self.pad(sequences, length=length, prompt=self.config.candidate_prompt)
 
     def pad_pairs(self, pairs: Sequence[tuple[Ids, int]], *, length: int | None = None) -> Tokens:
         """Pairs -> Tokens with segments, padded to their bucket or to the length given."""

@@ -1,4 +1,4 @@
-"""Text -> token ids: WordPiece through Hugging Face ``tokenizers``, and SentencePiece trained here."""
+"""Text -> token ids: what the pipeline asks of a tokenizer, and SentencePiece trained here."""
 
 import io
 import re
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import sentencepiece
-import tokenizers
 
 from polyjax.data.dictionary import DICTIONARY_FILE, DictionaryTokenizer
-from polyjax.errors import InputError
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
+from polyjax.errors import InputError, first_line, shown
 from polyjax.runtime.files import copy_file, write_bytes
 
-WORDPIECE_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"
 MAX_BYTES = 1 << 20
 """Of a turn that a vocabulary is learnt from."""
@@ -22,7 +21,7 @@ MAX_BYTES = 1 << 20
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the pipeline asks of a tokenizer; ids of special tokens come from here only, never from text."""
+    """What the pipeline asks of a tokenizer; see ``PairTemplate`` for what one may have besides."""
 
     @property
     def vocab_size(self) -> int:
@@ -64,6 +63,21 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
+class PairTemplate(Protocol):
+    """A tokenizer whose pairs are not just one text's end and the other text, the latter in segment 1."""
+
+    @property
+    def between_ids(self) -> tuple[int, ...]:
+        """Tokens between the first text's end and the second text."""
+        ...
+
+    @property
+    def pair_segments(self) -> bool:
+        """Whether the second text is in segment 1."""
+        ...
+
+
+@runtime_checkable
 class InFiles(Protocol):
     """A tokenizer that gives its files without writing them."""
 
@@ -81,62 +95,6 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-class WordPieceTokenizer:
-    """A BERT tokenizer from its tokenizer.json (normaliser, word split and vocabulary included).
-
-    Args:
-        path: the tokenizer.json file.
-
-    Raises:
-        InputError: the file is missing, unreadable, or lacks [PAD], [CLS] or [SEP].
-    """
-
-    def __init__(self, path: Path):
-        if not path.is_file():
-            raise InputError(f"{path} is missing; expected the tokenizer.json of a BERT model")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for a file it cannot parse
-            raise InputError(f"{path} is not a readable tokenizer.json: {error}") from None
-        # The file may carry the truncation and padding of its training; both are the pipeline's job.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # "[SEP]" typed by a user is text, not the special token.
-        self._tokenizer.encode_special_tokens = True
-        found = {name: self._tokenizer.token_to_id(name) for name in ("[PAD]", "[CLS]", "[SEP]")}
-        ids = {name: id_ for name, id_ in found.items() if id_ is not None}
-        missing = sorted(found.keys() - ids.keys())
-        if missing:
-            raise InputError(f"{path}: the tokens {', '.join(missing)} are missing from the vocabulary")
-        self.pad_id = ids["[PAD]"]
-        self.start_id = ids["[CLS]"]
-        self.end_id = ids["[SEP]"]
-        self.separator_ids = (ids["[SEP]"],)
-        hidden = (self._tokenizer.token_to_id(name) for name in ("[MASK]", "[UNK]"))
-        self.mask_id = next((id_ for id_ in hidden if id_ is not None), self.pad_id)
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows that a token table needs."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
-    def token(self, id_: int) -> str:
-        """A token as it is written in the vocabulary."""
-        return self._tokenizer.id_to_token(id_) or ""
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def files(self) -> dict[str, bytes]:
-        """What ``save`` writes."""
-        return {WORDPIECE_FILE: self._tokenizer.to_str(pretty=True).encode("utf-8")}
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json into the folder."""
-        write_bytes(folder / WORDPIECE_FILE, self.files()[WORDPIECE_FILE])
-
-
 class SentencePieceTokenizer:
     """A SentencePiece model with polyjax's special tokens (see ``train_sentencepiece``).
 
@@ -149,11 +107,12 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path):
         if not path.is_file():
-            raise InputError(f"{path} is missing; expected a SentencePiece model")
+            raise InputError.in_file(path, problem="the file is missing: expected a SentencePiece model")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
-            raise InputError(f"{path} is not a readable SentencePiece model: {error}") from None
+            problem = f"not a readable SentencePiece model: {first_line(error)}"
+            raise InputError.in_file(path, problem=problem) from None
         self._path = path
         self.pad_id = self._processor.pad_id()
         self.start_id = self._processor.bos_id()
@@ -162,7 +121,12 @@ class SentencePieceTokenizer:
         self.separator_ids = (separator,)
         self.mask_id = self._processor.piece_to_id("<mask>")
         if min(self.pad_id, self.start_id, self.end_id) < 0 or separator == self._processor.unk_id():
-            raise InputError(f"{path}: expected padding, start, end and <sep> pieces; train it with polyjax")
+            raise InputError.in_file(
+                path,
+                expected="padding, start, end and <sep> pieces",
+                got=shown("a model without"),
+                fix="train it with polyjax",
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -193,7 +157,7 @@ def train_sentencepiece(
     vocab_size: int = 8000,
     kind: Literal["unigram", "bpe"] = "unigram",
     seed: int = 0,
-    flag: str = "--tokenizer.vocab-size",
+    argument: str = "tokenizer.vocab_size",
     shrink: bool = False,
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece vocabulary with byte fallback: no text maps to an unknown token.
@@ -204,7 +168,7 @@ def train_sentencepiece(
         vocab_size: pieces, special tokens and 256 bytes included.
         kind: ``unigram`` or ``bpe``.
         seed: of the trainer's sampling.
-        flag: that sets ``vocab_size``, for the message where it is too large.
+        argument: the caller's name of ``vocab_size``, for the message where it is too large.
         shrink: make a vocabulary that is too large for the corpus as large as the corpus allows; ``texts``
             must be a list then.
 
@@ -233,25 +197,28 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         if "sentences_.empty()" in str(error):
-            raise InputError("there is no text to learn a vocabulary from") from None
+            raise InputError("texts", expected="text to learn a vocabulary from", got=shown("none")) from None
         most = re.search(r"<= (\d+)", str(error))
         if shrink and most is not None and int(most[1]) < vocab_size:
-            return train_sentencepiece(texts, path, vocab_size=int(most[1]), kind=kind, seed=seed, flag=flag)
-        raise InputError(
-            f"{flag} {vocab_size} does not fit the corpus: {' '.join(str(error).split())}"
-        ) from None
+            return train_sentencepiece(
+                texts, path, vocab_size=int(most[1]), kind=kind, seed=seed, argument=argument
+            )
+        problem = f"does not fit the corpus ({' '.join(str(error).split())})"
+        raise InputError(argument, problem=problem, got=vocab_size) from None
     write_bytes(path, model.getvalue())
     return SentencePieceTokenizer(path)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a run directory or model folder, by the file that is there."""
-    if (folder / WORDPIECE_FILE).is_file():
-        return WordPieceTokenizer(folder / WORDPIECE_FILE)
+    if (folder / TOKENIZER_FILE).is_file():
+        return HuggingFaceTokenizer(folder / TOKENIZER_FILE)
     if (folder / SENTENCEPIECE_FILE).is_file():
         return SentencePieceTokenizer(folder / SENTENCEPIECE_FILE)
     if (folder / DICTIONARY_FILE).is_file():
         return DictionaryTokenizer.load(folder)
-    raise InputError(
-        f"{folder}: no tokenizer there; expected {WORDPIECE_FILE}, {SENTENCEPIECE_FILE} or {DICTIONARY_FILE}"
+    raise InputError.in_file(
+        folder,
+        expected=f"a tokenizer: {TOKENIZER_FILE}, {SENTENCEPIECE_FILE} or {DICTIONARY_FILE}",
+        got=shown("none of them"),
     )

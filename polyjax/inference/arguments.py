@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -44,6 +45,14 @@ def check_folder(folder: object, name: str = "folder") -> None:
         raise InputError(name, expected="a path", got=folder)
 
 
+def as_path(folder: object) -> Path | None:
+    """The path of an index where one is given, or InputError."""
+    if folder is None:
+        return None
+    check_folder(folder)
+    return Path(folder)  # pyright: ignore[reportArgumentType]  # checked
+
+
 def check_mesh(mesh: object) -> None:
     """Raise InputError unless it is None or a mesh."""
     if mesh is not None and not isinstance(mesh, Mesh):
@@ -65,6 +74,18 @@ def as_contexts(contexts: Sequence[Context]) -> list[list[str]]:
     """The turns of each context, or InputError."""
     check_list("contexts", contexts)
     return [as_turns(f"contexts[{i}]", context) for i, context in enumerate(contexts)]
+
+
+def as_rows(
+    contexts: Sequence[Context], candidates: Sequence[Sequence[str]]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The turns of each context and its candidates, or InputError."""
+    check_list("contexts", contexts)
+    check_list("candidates", candidates)
+    if len(contexts) != len(candidates):
+        got = shown(f"{len(candidates)} lists for {len(contexts)} contexts")
+        raise InputError("candidates", expected="a list for each of the `contexts`", got=got)
+    return as_contexts(contexts), [as_texts(f"candidates[{i}]", row) for i, row in enumerate(candidates)]
 
 
 def as_texts(name: str, texts: Iterable[str]) -> list[str]:

@@ -61,7 +61,7 @@ def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -
     text.prepare([*turns, candidate])
     ids = text.context(turns)
     length = text.config.bucket(max(len(ids), 1), text.config.context_tokens)
-    tokens = text.pad([ids], length=length)
+    tokens = text.pad_contexts([ids], length=length)
     vector = scorer.encode_candidates([candidate])[0]
     vectors, mask = (np.asarray(array)[0] for array in scorer.model.contexts(scorer.model.split(tokens)))
     products = (vectors @ vector).astype(np.float32)
@@ -77,4 +77,4 @@ def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -
 
 def _reads(scorer: DualScorer, tokens: Tokens) -> Float[Array, "b m t"]:
     hidden = scorer.context_encoder(jax.tree.map(jnp.asarray, tokens))
-    return scorer.head.reads(hidden, jnp.asarray(tokens.mask))
+    return scorer.head.reads(hidden, jnp.asarray(tokens.read))

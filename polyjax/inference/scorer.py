@@ -3,6 +3,7 @@
 Evaluation, baselines and the Ranker all score through this one class.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
@@ -13,9 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from polyjax.data.text import TextEncoder
 from polyjax.data.token_store import Ids
+from polyjax.errors import InputError, shown
 from polyjax.inference.batching import Batching, column_bucket, column_buckets, filled, lengths_of, real
 from polyjax.inference.programs import Compiled
-from polyjax.nn.heads import DualHead
+from polyjax.nn.heads import ActivatesScores, DualHead
 from polyjax.nn.scorers import Scorer
 from polyjax.types import Tokens
 
@@ -37,6 +39,17 @@ Turns = Sequence[str]
 
 def ignore(n: int) -> None:
     """Progress that nobody watches."""
+
+
+def check_scorer(scorer: object) -> "TextScorer":
+    """The scorer, if it is one of texts, or InputError."""
+    if isinstance(scorer, str | os.PathLike):
+        fix = f"write Ranker.load({str(scorer)!r})"
+        raise InputError("scorer", expected="a scorer of texts", got=str(scorer), fix=fix)
+    if not isinstance(scorer, TextScorer):
+        got = shown(f"a value of type {type(scorer).__name__}")
+        raise InputError("scorer", expected="a scorer of texts, as Ranker.load makes", got=got)
+    return scorer
 
 
 class TextScorer:
@@ -72,13 +85,18 @@ class TextScorer:
     @property
     def dim(self) -> int:
         """Width d of the vectors."""
-        return self.settings.encoder.dim
+        return self.settings.vector_dim
 
     @property
     def head(self) -> DualHead:
         """The scoring head, with its parameters, of a scorer that encodes candidates apart."""
         assert self.is_dual
         return self.model.head
+
+    def activated(self, scores: np.ndarray) -> np.ndarray:
+        """Scores as a user sees them: some cross-encoders' settings have an activation for that."""
+        head = self.settings.head
+        return head.activated(scores) if isinstance(head, ActivatesScores) else scores
 
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""
@@ -200,10 +218,10 @@ class TextScorer:
                 self.model.pairs(self._empty(*shape))
             return self.compilations - before
         for shape in self.batching.shapes(n_candidates, config.candidate_tokens):
-            self.model.candidates(self._empty(*shape))
+            self.model.candidates(self._empty(*shape, prompt=config.candidate_prompt))
         rows, length = self.batching.shapes(1, config.context_tokens)[0]
         self.compile_contexts()
-        vectors, mask = self.model.contexts(self._empty(rows, length))
+        vectors, mask = self.model.contexts(self._empty(rows, length, prompt=config.context_prompt))
         for columns in column_buckets(n_candidates):
             listed = self.model.split(np.zeros((rows, columns, self.dim), np.float32))
             self.model.scores(vectors, mask, listed)
@@ -222,13 +240,20 @@ class TextScorer:
     def _planned(self, rows: Sequence[Ids]) -> Iterator[tuple[np.ndarray, int]]:
         return self.batching.batches(lengths_of(rows), self.text.config.candidate_tokens)
 
-    def _padded(self, rows: Sequence[Ids], length: int) -> Tokens:
-        """A batch's tokens, filled up to a shape that is compiled once."""
-        tokens = self.text.pad(rows, length=length)
+    def padded(self, rows: Sequence[Ids], length: int, *, prompt: str = "") -> Tokens:
+        """A batch's tokens, filled up to a shape that is compiled once.
+
+        Args:
+            rows: ids of each sequence.
+            length: to which they are padded.
+            prompt: that they begin with.
+        """
+        tokens = self.text.pad(rows, length=length, prompt=prompt)
         return self.model.split(filled(tokens, self.batching.rows(len(rows), length)))
 
-    def _empty(self, rows: int, length: int) -> Tokens:
-        return self.model.split(self.text.pad([np.empty(0, np.int32)] * rows, length=length))
+    def _empty(self, rows: int, length: int, *, prompt: str = "") -> Tokens:
+        empty = [np.empty(0, np.int32)] * rows
+        return self.model.split(self.text.pad(empty, length=length, prompt=prompt))
 
     def _vectors(self, rows: Sequence[Ids], progress: Progress) -> np.ndarray:
         vectors = np.empty((len(rows), self.dim), np.float32)
@@ -239,7 +264,8 @@ class TextScorer:
 
     def _vector_batches(self, rows: Sequence[Ids], first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for places, length in islice(self._planned(rows), first, None):
-            tokens = self._padded([rows[i] for i in places], length)
+            prompt = self.text.config.candidate_prompt
+            tokens = self.padded([rows[i] for i in places], length, prompt=prompt)
             vectors = np.asarray(self.model.candidates(tokens))
             yield places, vectors[: len(places)]
 
@@ -247,7 +273,8 @@ class TextScorer:
         self, rows: Sequence[Ids]
     ) -> Iterator[tuple[np.ndarray, Float[Array, "b m d"], Bool[Array, "b m"]]]:
         for places, length in self.batching.batches(lengths_of(rows), self.text.config.context_tokens):
-            tokens = self._padded([rows[i] for i in places], length)
+            prompt = self.text.config.context_prompt
+            tokens = self.padded([rows[i] for i in places], length, prompt=prompt)
             yield places, *self.model.contexts(tokens)
 
     def _listed_scores(

@@ -1,21 +1,25 @@
 """Where an encoder's first weights come from: a folder of transformers, or a run of ours of any kind."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
 from polyjax.config import from_json
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.data.tokenizers import WORDPIECE_FILE, Tokenizer, WordPieceTokenizer, load_tokenizer
+from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.errors import InputError
-from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
+from polyjax.interop.huggingface import CONFIG, is_minilm, load_encoder_weights, minilm_folder
+from polyjax.interop.sentence_transformers import MODULES, load_folder, read_folder
 from polyjax.nn.encoders import Dtype, EncoderSettings, KnownEncoder, TokenEncoder
 from polyjax.nn.heads import BiConfig
 from polyjax.nn.pretraining import Pretrainer
-from polyjax.nn.scorers import DualScorer
+from polyjax.nn.scorers import DualScorer, Scorer
 from polyjax.runs import MODEL, Checkpoints, load_scorer, read_card, read_json
 
 PRETRAINING = "pretraining.json"
@@ -70,18 +74,6 @@ def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
     return Path(name)
 
 
-def check_vocabulary(tokenizer: Tokenizer, shape: EncoderSettings, *, name: str) -> None:
-    """Raise InputError where the tokenizer has more tokens than the encoder ``name`` has table rows."""
-    rows = getattr(shape, "vocab_size", None)  # settings from outside need not have a table
-    if rows is not None and tokenizer.vocab_size > rows:
-        raise InputError(
-            "encoder",
-            problem=f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {rows} rows of {name}'s "
-            "token table",
-            fix="check that its files belong together",
-        )
-
-
 def is_pretraining_run(folder: Path) -> bool:
     """Whether a folder is a run directory of experiments/pretrain.py."""
     return (folder / PRETRAINING).is_file()
@@ -102,17 +94,29 @@ def read_pretraining_card(folder: Path) -> PretrainingCard:
 
 
 def encoder_shape(folder: Path) -> EncoderSettings:
-    """The shape of a folder's encoder."""
+    """The shape of a folder's encoder.
+
+    Raises:
+        InputError: a file is missing or broken, or asks for what is not implemented.
+    """
     if is_pretraining_run(folder):
         return read_pretraining_card(folder).encoder
-    return read_card(folder).model.encoder if is_ranking_run(folder) else read_config(folder)
+    return read_card(folder).model.encoder if is_ranking_run(folder) else read_folder(folder).settings
 
 
 def encoder_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that a folder's encoder was trained with."""
+    """The tokenizer that a folder's encoder was trained with.
+
+    Special tokens that a text spells out are special, as in transformers; with minilm they are text.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
     if is_pretraining_run(folder) or is_ranking_run(folder):
         return load_tokenizer(folder / "tokenizer")
-    return WordPieceTokenizer(folder / WORDPIECE_FILE)
+    if is_minilm(folder):
+        return HuggingFaceTokenizer(folder / TOKENIZER_FILE, config=False)
+    return read_folder(folder).tokenizer()
 
 
 def load_pretrained(encoder: TokenEncoder, folder: Path) -> None:
@@ -132,13 +136,57 @@ def load_pretrained(encoder: TokenEncoder, folder: Path) -> None:
         scorer, _ = load_scorer(folder)
         nnx.update(encoder, nnx.state(scorer.encoders[0]))
     else:
-        load_encoder_weights(encoder, folder)
+        found = read_folder(folder)
+        _check_shape(folder, found.settings, encoder.config)
+        load_encoder_weights(encoder, found.transformer)
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is one of sentence-transformers or transformers, and no run directory."""
+    if is_ranking_run(folder) or is_pretraining_run(folder):
+        return False
+    if (folder / MODULES).is_file():
+        return True
+    try:
+        entries = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # what is wrong with it is its reader's to say
+        return True
+    return not isinstance(entries, dict) or "type" not in entries  # which a run's settings begin with
+
+
+def load_model(
+    folder: Path, *, step: int | None, dtype: Dtype | None, head: Any, encoder: Any
+) -> tuple[Scorer, TextEncoder]:
+    """The model of a run directory, or of a folder as other libraries save it.
+
+    Args:
+        folder: see ``load_scorer`` and ``load_folder``.
+        step: a saved step of a run; the best one where None.
+        dtype: of the arithmetic; a run's own, or float32, where None.
+        head: a part of one's own that a run's card records.
+        encoder: likewise.
+
+    Raises:
+        InputError: a file is missing or broken, or an argument is for runs only.
+    """
+    if not is_model_folder(folder):
+        return load_scorer(folder, step=step, dtype=dtype, head=head, encoder=encoder)
+    for name, value in (("step", step), ("head", head), ("encoder", encoder)):
+        if value is not None:
+            raise InputError(name, expected="none, of a folder that is no run directory", got=value)
+    return zero_shot_scorer(folder, dtype=dtype)
 
 
 def zero_shot_scorer(
-    encoder: str | os.PathLike[str], *, turns: int, dtype: Dtype | None = None
-) -> tuple[DualScorer, TextEncoder]:
-    """A bi-encoder without any training to rank: cosines of an encoder's mean hidden states.
+    encoder: str | os.PathLike[str], *, turns: int = 2, dtype: Dtype | None = None
+) -> tuple[Scorer, TextEncoder]:
+    """An encoder as a scorer, without any training of ours to rank.
+
+    Of a folder of sentence-transformers or transformers all that it says is honoured, see ``load_folder``.
+    With minilm, special tokens that a text spells out are text, and the oldest tokens of a context are cut.
+    A pre-trained run's encoder is reduced by the mean.
 
     Args:
         encoder: ``minilm`` or a folder.
@@ -148,11 +196,20 @@ def zero_shot_scorer(
     Raises:
         InputError: there is no such folder, or a file of it is missing or broken.
     """
-    folder = minilm_folder() if encoder == "minilm" else Path(encoder)
+    if encoder == "minilm":
+        scorer, text = load_folder(minilm_folder(), turns=turns, dtype=dtype or "float32")
+        tokenizer = HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE, config=False)
+        longest = text.config.candidate_tokens
+        lengths = TextConfig(max_turns=turns, context_tokens=longest, candidate_tokens=longest)
+        return scorer, TextEncoder(tokenizer, lengths)
+    folder = Path(encoder)
     if not folder.is_dir():
         expected = "minilm, or a folder with an encoder's weights"
         raise InputError("encoder", expected=expected, got=str(encoder))
+    if is_model_folder(folder):
+        return load_folder(folder, turns=turns, dtype=dtype or "float32")
     shape = encoder_shape(folder)
+    assert dataclasses.is_dataclass(shape)
     model = dataclasses.replace(shape, dtype=dtype or "float32").build(rngs=nnx.Rngs(0))
     load_pretrained(model, folder)
     head = BiConfig(shared_encoder=True, normalize=True)

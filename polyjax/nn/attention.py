@@ -118,7 +118,7 @@ def multi_head(
     """
     b, n, d = k.shape
     width = d // n_heads
-    scale = width**-0.5 if scale is None else scale
+    factor = width**-0.5 if scale is None else scale
     plain = bias is None and not (dropout > 0 and key is not None)
     there = None if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     q, k, v = (x.reshape(b, -1, n_heads, width) for x in (q, k, v))
@@ -127,10 +127,10 @@ def multi_head(
     if plain and cudnn_suits(q.dtype, width, q.shape[1], n, device=jax.local_devices()[0]):
         if there is not None:  # cuDNN takes no mask that all queries share
             there = jnp.broadcast_to(there, (b, 1, q.shape[1], n))
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=there, scale=scale, implementation="cudnn")
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=there, scale=factor, implementation="cudnn")
         return mixed.reshape(b, -1, d)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    logits = jnp.einsum("bhqk,bhnk->bhqn", q * scale, k)
+    logits = jnp.einsum("bhqk,bhnk->bhqn", q * factor, k)
     if bias is not None:
         logits = logits.astype(jnp.float32) + bias
     weights = masked_softmax(logits, there).astype(v.dtype)

@@ -34,6 +34,7 @@ class PretrainingHead(nnx.Module):
     def next_utterance(self, hidden: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Log-odds that a pair's second text follows the first, float32 [n], from its first token's state."""
         pooled = jnp.tanh(self.pooler(hidden))
+        assert self.follows.bias is not None
         return affine(pooled, self.follows.kernel[...], self.follows.bias[...], to=jnp.float32)[:, 0]
 
 

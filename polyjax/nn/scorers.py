@@ -16,7 +16,17 @@ from jaxtyping import Array, Bool, Float
 
 from polyjax.errors import InputError
 from polyjax.nn.encoders import ChecksPairs, EncoderSettings, KnownEncoder, TokenEncoder
-from polyjax.nn.heads import DualHead, DualSettings, HeadConfig, HeadSettings, Inputs, PairHead, TiesEncoders
+from polyjax.nn.heads import (
+    DualHead,
+    DualSettings,
+    EmbedsTexts,
+    HeadConfig,
+    HeadSettings,
+    Inputs,
+    PairHead,
+    SetsWidth,
+    TiesEncoders,
+)
 from polyjax.types import DualInputs, PairInputs, Tokens
 
 
@@ -26,6 +36,12 @@ class ModelConfig:
 
     encoder: KnownEncoder | EncoderSettings
     head: HeadConfig | HeadSettings
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of the vectors of contexts and candidates."""
+        dim = self.encoder.dim
+        return self.head.vector_dim(dim) if isinstance(self.head, SetsWidth) else dim
 
 
 class DualScorer(nnx.Module):
@@ -75,19 +91,29 @@ class DualScorer(nnx.Module):
 
     def encode_context(
         self, context: Tokens, *, key: Array | None = None
-    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
-        """Tokens [b, t] -> context vectors [b, m, d] and which of them are real [b, m]."""
-        return self.head.context(self.context_encoder(context, key=key), jnp.asarray(context.mask))
+    ) -> tuple[Float[Array, "b m e"], Bool[Array, "b m"]]:
+        """Tokens [b, t] -> context vectors [b, m, e] and which of them are real [b, m]."""
+        return self.head.context(self.context_encoder(context, key=key), jnp.asarray(context.read))
 
-    def encode_candidates(self, candidates: Tokens, *, key: Array | None = None) -> Float[Array, "n d"]:
-        """Tokens [n, t] -> candidate vectors [n, d]: exactly what an index stores."""
+    def encode_candidates(self, candidates: Tokens, *, key: Array | None = None) -> Float[Array, "n e"]:
+        """Tokens [n, t] -> candidate vectors [n, e]: exactly what an index stores."""
         encoder = self.context_encoder if self.candidate_encoder is None else self.candidate_encoder
-        return self.head.candidate(encoder(candidates, key=key), jnp.asarray(candidates.mask))
+        return self.head.candidate(encoder(candidates, key=key), jnp.asarray(candidates.read))
+
+    def embed(self, texts: Tokens) -> Float[Array, "n e"]:
+        """Tokens [n, t] -> vectors [n, e] of texts that are neither contexts nor candidates.
+
+        Raises:
+            InputError: the head has none.
+        """
+        if not isinstance(self.head, EmbedsTexts):
+            raise InputError("head", expected="a bi-encoder, to embed texts", got=type(self.head).__name__)
+        return self.head.embed(self.context_encoder(texts), jnp.asarray(texts.read))
 
     def score(
-        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
+        self, vectors: Float[Array, "b m e"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c e"]
     ) -> Float[Array, "b c"]:
-        """Context vectors against candidate vectors, [1, c, d] for all contexts or [b, c, d] for each."""
+        """Context vectors against candidate vectors, [1, c, e] for all contexts or [b, c, e] for each."""
         return self.head.score(vectors, mask, candidates)
 
     def __call__(
@@ -148,7 +174,7 @@ class CrossScorer(nnx.Module):
 
     def score_pairs(self, pairs: Tokens, *, key: Array | None = None) -> Float[Array, " n"]:
         """Pairs, Tokens [n, t] -> scores [n]."""
-        return self.head(self.encoder(pairs, key=key), jnp.asarray(pairs.mask))
+        return self.head(self.encoder(pairs, key=key), jnp.asarray(pairs.read))
 
     def __call__(
         self, inputs: PairInputs, *, key: Array | None = None, chunk: int = 0

@@ -26,12 +26,12 @@ from polyjax.interop.pretrained import (
     PRETRAINING,
     LeftOut,
     PretrainingCard,
-    check_vocabulary,
     encoder_shape,
     encoder_tokenizer,
     load_pretrainer,
     weights_folder,
 )
+from polyjax.interop.sentence_transformers import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.nn.encoders import EncoderConfig
@@ -85,7 +85,7 @@ def make_tokenizer(
                 vocab_size=config.vocabulary.size,
                 kind=config.vocabulary.model,
                 seed=config.train.seed,
-                flag="--vocabulary.size",
+                argument="vocabulary.size",
             )
     return load_tokenizer(folder)
 

@@ -16,7 +16,7 @@ from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.data.truncation import check_losses, loss_notes, losses
 from polyjax.evaluation import check_tfidf
-from polyjax.interop.pretrained import check_vocabulary
+from polyjax.interop.sentence_transformers import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.nn.encoders import EncoderSettings

@@ -13,6 +13,7 @@ import numpy as np
 
 from polyjax.data.text import TextEncoder
 from polyjax.data.token_store import Ids
+from polyjax.data.tokenizers import PairTemplate
 from polyjax.errors import InputError
 from polyjax.ranker import Ranker
 from polyjax.serve.settings import CPU_TOKENS_PER_BATCH, TOKENS_PER_BATCH
@@ -148,9 +149,12 @@ class Model:
             cut: of the candidates.
         """
         config = self._text.config
-        texts = list(dict.fromkeys([*itertools.chain.from_iterable(contexts), *candidates]))
+        candidates = [config.candidate_prompt + text for text in candidates]
+        read = [self._text.read(turns) for turns in contexts]
+        before = [config.context_prompt] if config.context_prompt else []
+        texts = list(dict.fromkeys([*before, *itertools.chain.from_iterable(read), *candidates]))
         ids = dict(zip(texts, self._text.tokenizer.encode(texts), strict=True))
-        joined = [self._joined(turns, ids) for turns in contexts]
+        joined = [self._joined(turns, ids) for turns in read]
         cut_contexts = sum(
             n > config.context_tokens - 2 or len(turns) > config.max_turns
             for n, turns in zip(joined, contexts, strict=True)
@@ -165,7 +169,8 @@ class Model:
             elif room < most:  # otherwise the layout of the model says how
                 kept[text] = ids[text][:room]
         whole = TextEncoder(_Known(self._text.tokenizer, ids), config)
-        part = TextEncoder(_Known(self._text.tokenizer, kept), config)
+        bare = dataclasses.replace(config, candidate_prompt="")  # the texts have it already
+        part = TextEncoder(_Known(self._text.tokenizer, kept), bare)
         return Rows(
             [whole.context(turns) for turns in contexts],
             [part.candidate(text) for text in candidates],
@@ -175,9 +180,8 @@ class Model:
 
     def _joined(self, turns: Sequence[str], ids: Mapping[str, Sequence[int]]) -> int:
         """Tokens of the turns that are read, with those between them."""
-        recent = turns[-self._text.config.max_turns :]
-        between = (len(recent) - 1) * len(self._text.tokenizer.separator_ids)
-        return sum(len(ids[turn]) for turn in recent) + between
+        between = (len(turns) - 1) * len(self._text.tokenizer.separator_ids)
+        return sum(len(ids[turn]) for turn in turns) + between
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
         """A context and a candidate as one sequence, and its tokens in the first segment."""
@@ -185,13 +189,13 @@ class Model:
 
     def context_vectors(self, rows: Sequence[Ids], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors float32 [n, m, d] of contexts, and which of them are real [n, m]."""
-        tokens = self._padded(rows, length, size)
+        tokens = self._padded(rows, length, size, self._text.config.context_prompt)
         vectors, mask = self._scorer.model.contexts(tokens)
         return np.asarray(vectors)[: len(rows)], np.asarray(mask)[: len(rows)]
 
     def candidate_vectors(self, rows: Sequence[Ids], length: int, size: int) -> np.ndarray:
         """Vectors float32 [n, d] of candidates."""
-        tokens = self._padded(rows, length, size)
+        tokens = self._padded(rows, length, size, self._text.config.candidate_prompt)
         return np.asarray(self._scorer.model.candidates(tokens))[: len(rows)]
 
     def pair_scores(self, rows: Sequence[tuple[Ids, int]], length: int, size: int) -> np.ndarray:
@@ -200,8 +204,9 @@ class Model:
         tokens = self._text.pad_pairs(filled, length=length)
         return np.asarray(self._scorer.model.pairs(tokens))[: len(rows)]
 
-    def _padded(self, rows: Sequence[Ids], length: int, size: int) -> Tokens:
-        return self._text.pad([*rows, *([_NOTHING] * (size - len(rows)))], length=length)
+    def _padded(self, rows: Sequence[Ids], length: int, size: int, prompt: str) -> Tokens:
+        filled = [*rows, *([_NOTHING] * (size - len(rows)))]
+        return self._text.pad(filled, length=length, prompt=prompt)
 
     def scores(self, vectors: np.ndarray, mask: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Scores float32 [n] of a context, vectors [m, d], against candidates [n, d]."""
@@ -246,6 +251,9 @@ class _Known:
         self.vocab_size, self.pad_id, self.mask_id = tokenizer.vocab_size, tokenizer.pad_id, tokenizer.mask_id
         self.start_id, self.end_id = tokenizer.start_id, tokenizer.end_id
         self.separator_ids = tokenizer.separator_ids
+        paired = isinstance(tokenizer, PairTemplate)
+        self.between_ids = tokenizer.between_ids if paired else ()
+        self.pair_segments = tokenizer.pair_segments if paired else True
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""

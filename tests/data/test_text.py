@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from polyjax import InputError
-from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.data.text import TextConfig, TextEncoder, longest_first
 
 
 class Letters:
@@ -73,23 +78,109 @@ def test_a_prepared_text_is_not_tokenised_again(text):
     assert text.tokenizer.calls == calls
 
 
-def test_longer_than_the_positions_is_refused():
-    config = TextConfig(context_tokens=128, candidate_tokens=48)
-    config.check_positions(128, paired=False)
-    with pytest.raises(InputError, match="context_tokens is 128, longer than the encoder's 100 positions"):
-        config.check_positions(100, paired=False)
-    with pytest.raises(InputError, match="is 175, longer than the encoder's 128 positions"):
-        config.check_positions(128, paired=True)
+class Paired(Letters):
+    """With a template as RoBERTa's: two end tokens between texts, no segments."""
+
+    between_ids, pair_segments = (2,), False
+
+
+def test_a_template_says_what_is_between_two_texts():
+    text = TextEncoder(Paired(), TextConfig(context_tokens=8, candidate_tokens=5))
+    row, first = text.pair(text.context(["a"]), text.candidate("b"))
+    assert (row.tolist(), first) == ([1, 10, 2, 2, 11, 2], 6)
+    assert text.pair_length(3, 3) == 6
+    assert text.pad_pairs([(row, first)]).segments.sum() == 0
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("first", "second", "kept"), [("abcdef", "gh", "abcd+gh"), ("ab", "cdefgh", "ab+cdef")]
+)
+def test_the_longer_text_of_a_pair_is_cut_first(first, second, kept):
+    text = TextEncoder(Letters(), TextConfig(context_tokens=3, candidate_tokens=3, pair_tokens=9))
+    row, n = text.pair(text.context([first]), text.candidate(second))
+    a, b = ([ord(letter) - 87 for letter in part] for part in kept.split("+"))
+    assert row.tolist() == [1, *a, 2, *b, 2] and n == len(a) + 2
+    assert len(row) == text.config.pair_limit()
+    lengths = text.context_length([first]), text.candidate_length(second)
+    assert lengths == (len(first) + 2, len(second) + 2) and text.pair_length(*lengths) == len(row)
+
+
+@given(first=st.integers(0, 40), second=st.integers(0, 40), room=st.integers(2, 40))
+def test_longest_first_is_that_of_the_tokenizers(first, second, room):
+    words = tokenizers.Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    words.enable_truncation(room, strategy="longest_first")
+    ids = words.encode("a " * first, "b " * second).ids
+    assert longest_first(first, second, room) == (ids.count(1), ids.count(2))
+
+
+def test_of_a_single_text_the_end_is_cut_where_asked_for():
+    config = TextConfig(context_tokens=5, cut="end")
+    text = TextEncoder(Letters(), config)
+    assert text.context(["abcdef"]).tolist() == [1, 10, 11, 12, 2]
+    assert text.context(["abc", "def"]).tolist() == [1, 13, 14, 15, 2]  # of several turns the oldest tokens
+
+
+PROMPTS = {"context_prompt": "qq", "candidate_prompt": "p", "prompts": (("query", "qq"), ("document", "p"))}
+
+
+def test_prompts_are_put_before_what_is_read():
+    text = TextEncoder(Letters(), TextConfig(max_turns=2, context_tokens=9, candidate_tokens=4, **PROMPTS))
+    q, p = ord("q") - 87, ord("p") - 87
+    assert text.context(["z", "a", "b"]).tolist() == [1, q, q, 10, 3, 11, 2]
+    assert text.context(["abcdefgh"]).tolist() == [1, q, q, 13, 14, 15, 16, 17, 2]  # it is not cut off
+    assert text.candidate("abc").tolist() == [1, p, 10, 2]
+    assert text.context_length(["z", "a", "b"]) == 7 and text.candidate_length("abc") == 4
+
+
+def test_prepared_texts_are_tokenised_once_with_their_prompts():
+    text = TextEncoder(Letters(), TextConfig(**PROMPTS))
+    text.prepare(["a", "b"])
+    text.context(["a", "b"]), text.candidate("b"), text.context(["b"])
+    assert text.tokenizer.calls == 1
+
+
+def test_prompts_that_do_not_count_are_attended_to_and_not_pooled():
+    text = TextEncoder(Letters(), TextConfig(buckets=(8,), pool_prompts=False, **PROMPTS))
+    contexts = text.pad_contexts([text.context(["ab"]), text.context(["c"])])
+    assert contexts.mask.sum(1).tolist() == [6, 5]
+    # start and two letters of the prompt; the end counts
+    assert contexts.pooled.tolist() == [
+        [False] * 3 + [True] * 3 + [False] * 2,
+        [False] * 3 + [True] * 2 + [False] * 3,
+    ]
+    assert (
+        text.pad_candidates([text.candidate("ab")]).read[0].tolist() == [False] * 2 + [True] * 3 + [False] * 3
+    )
+    plain = TextEncoder(Letters(), TextConfig(buckets=(8,), **PROMPTS)).pad_contexts([contexts.ids[0, :6]])
+    assert plain.pooled is None and (plain.read == plain.mask).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
     [
-        ({"max_turns": 0}, "max_turns must be at least 1"),
-        ({"candidate_tokens": 2}, "candidate_tokens must be at least 3"),
-        ({"buckets": (8, 4)}, "buckets must be increasing"),
+        ({"max_turns": 0}, "max_turns"),
+        ({"candidate_tokens": 2}, "candidate_tokens"),
+        ({"pair_tokens": 5}, "pair_tokens"),
+        ({"buckets": (8, 8)}, "buckets"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
+def test_settings_that_cannot_work_are_named(changes, argument):
+    with pytest.raises(InputError) as error:
         TextConfig(**changes)
+    assert error.value.argument == f"text.{argument}"
+
+
+@pytest.mark.parametrize(
+    ("config", "paired", "argument"),
+    [
+        (TextConfig(context_tokens=80), False, "text.context_tokens"),
+        (TextConfig(candidate_tokens=80, context_tokens=40), False, "text.candidate_tokens"),
+        (TextConfig(context_tokens=50, candidate_tokens=20), True, "text.context_tokens"),
+        (TextConfig(pair_tokens=80), True, "text.pair_tokens"),
+    ],
+)
+def test_longer_sequences_than_positions_are_refused(config, paired, argument):
+    with pytest.raises(InputError) as error:
+        config.check_positions(64, paired=paired)
+    assert error.value.argument == argument

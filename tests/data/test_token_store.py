@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyjax.data import token_store
+from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.token_store import TokenStore
-from polyjax.data.tokenizers import WordPieceTokenizer, train_sentencepiece
+from polyjax.data.tokenizers import train_sentencepiece
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.interop.parlai.model import load_parlai
 
@@ -177,7 +178,7 @@ def test_the_digest_of_a_tokenizer_is_that_of_its_files(tmp_path, kind, parlai_m
     """Also where no temporary folder can be made, for the library's own."""
     match kind:
         case "wordpiece":
-            tokenizer = WordPieceTokenizer(minilm_folder() / "tokenizer.json")
+            tokenizer = HuggingFaceTokenizer(minilm_folder() / "tokenizer.json")
         case "sentencepiece":
             words = [" ".join(f"w{(i * k) % 97}" for k in range(1, 9)) for i in range(300)]
             tokenizer = train_sentencepiece(words, tmp_path / "s.model", vocab_size=320)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from conftest import CROSS_HEADS, DUAL_HEADS, HEADS, random_tokens, tiny
 from polyjax import DualInputs, InputError, PairInputs, PolyConfig, make_scorer
 from polyjax.nn.attention import attend
 from polyjax.nn.heads import BiConfig, PolyHead, ProductForm
+from polyjax.nn.reduce import Reduction, reduce
 from polyjax.types import Listed, Shared
 
 
@@ -40,6 +42,57 @@ def pick(inputs, rows, columns):
     if isinstance(inputs, PairInputs):
         return PairInputs(listed(inputs.pairs))
     return DualInputs(jax.tree.map(lambda x: x[rows], inputs.context), listed=listed(inputs.listed))
+
+
+@pytest.mark.parametrize("reduction", get_args(Reduction))
+def test_a_reduction_reads_what_is_real_and_nothing_else(reduction, rng):
+    """Wherever it lies in the row, and whatever the rest is; by hand for one token and for two."""
+    hidden = rng.normal(size=(3, 6, 4)).astype(np.float32)
+    mask = np.zeros((3, 6), bool)
+    mask[0, 2:4] = mask[1, 5] = True
+    other = np.where(mask[..., None], hidden, 1e3).astype(np.float32)
+    found = np.asarray(reduce(jnp.asarray(hidden), jnp.asarray(mask), reduction))
+    np.testing.assert_array_equal(found, reduce(jnp.asarray(other), jnp.asarray(mask), reduction))
+    a, b = hidden[0, 2], hidden[0, 3]
+    expected = {
+        "first": a,
+        "last": b,
+        "mean": (a + b) / 2,
+        "max": np.maximum(a, b),
+        "mean_sqrt": (a + b) / np.sqrt(2),
+        "weighted_mean": (3 * a + 4 * b) / 7,
+    }
+    np.testing.assert_allclose(found[0], expected[reduction], rtol=1e-6)
+    np.testing.assert_allclose(found[1], hidden[1, 5], rtol=1e-6)
+    assert not found[2].any()
+
+
+def test_what_is_pooled_may_be_less_than_what_is_attended_to(rng, rngs):
+    scorer = make_scorer(tiny(), BiConfig(reduction="first"), rngs=rngs)
+    tokens = random_tokens(rng, [6], width=6)
+    pooled = dataclasses.replace(tokens, pooled=tokens.mask & (np.arange(6) >= 2))
+    hidden = scorer.context_encoder(tokens)
+    np.testing.assert_allclose(scorer.encode_candidates(pooled)[0], hidden[0, 2], rtol=1e-6)
+    np.testing.assert_allclose(scorer.encode_candidates(tokens)[0], hidden[0, 0], rtol=1e-6)
+
+
+def test_embeddings_are_scaled_to_length_1_unless_they_are_asked_for_raw(rng):
+    tokens = random_tokens(rng, [6, 3], width=6)
+    settings = DUAL_HEADS["bi-dense"]
+    raw, scaled = (
+        make_scorer(tiny(), dataclasses.replace(settings, raw_embeddings=raw), rngs=nnx.Rngs(0)).embed(tokens)
+        for raw in (True, False)
+    )
+    assert raw.shape == (2, 8) and make_scorer(tiny(), settings, rngs=nnx.Rngs(0)).settings.vector_dim == 8
+    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    assert np.abs(lengths - 1).max() > 0.1
+    np.testing.assert_allclose(scaled, raw / lengths, rtol=1e-4, atol=1e-6)
+
+
+def test_only_a_bi_encoder_embeds_texts(rng, rngs):
+    with pytest.raises(InputError) as error:
+        make_scorer(tiny(), DUAL_HEADS["poly-basic"], rngs=rngs).embed(random_tokens(rng, [6], width=6))
+    assert error.value.argument == "head"
 
 
 def test_permuting_contexts_and_candidates_permutes_scores(inputs_and_scorer):
@@ -110,7 +163,7 @@ def test_a_product_form_is_the_score(name, rng, rngs):
     head = DUAL_HEADS[name].build(16, rngs=rngs)
     hidden, tokens = jnp.asarray(rng.normal(size=(3, 9, 16)), jnp.float32), np.array([9, 3, 6])
     vectors, real = head.context(hidden, jnp.asarray(np.arange(9) < tokens[:, None]))
-    candidates = jnp.asarray(rng.normal(size=(4, 16)), jnp.float32)
+    candidates = jnp.asarray(rng.normal(size=(4, vectors.shape[-1])), jnp.float32)
     form = head.product_form
     if form is None:
         assert head.config.candidate_attention == "multihead"

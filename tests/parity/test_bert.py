@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from polyjax import InputError, Tokens
+from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.data.tokenizers import WordPieceTokenizer
 from polyjax.interop import huggingface
 from polyjax.interop.huggingface import minilm
 from polyjax.nn.encoders import TokenEncoder
@@ -36,7 +36,7 @@ def test_minilm_from_text_to_hidden_states():
     golden = np.load(GOLDEN / "minilm.npz")
     folder = huggingface.minilm_folder()
     encoder = load(folder)
-    text = TextEncoder(WordPieceTokenizer(folder / "tokenizer.json"), TextConfig(context_tokens=64))
+    text = TextEncoder(HuggingFaceTokenizer(folder / "tokenizer.json"), TextConfig(context_tokens=64))
     for i, string in enumerate(golden["texts"]):
         ids = text.context([str(string)])
         np.testing.assert_array_equal(ids, golden[f"ids_{i}"])

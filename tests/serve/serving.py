@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from polyjax import BiConfig, CrossConfig, EncoderConfig, PolyConfig, Ranker, make_scorer
+from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from polyjax.data.text import TextConfig, TextEncoder
-from polyjax.data.tokenizers import WordPieceTokenizer
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.serve import ServeConfig, bind, create_app
@@ -35,9 +35,9 @@ QUERY = "we went hiking in the mountains"
 TEXTS = ["which trail did you take?", "my printer is out of ink", "nice, how was the view?"]
 
 
-def tiny_tokenizer() -> WordPieceTokenizer:
+def tiny_tokenizer() -> HuggingFaceTokenizer:
     """MiniLM's vocabulary."""
-    return WordPieceTokenizer(minilm_folder() / "tokenizer.json")
+    return HuggingFaceTokenizer(minilm_folder() / "tokenizer.json")
 
 
 def tiny_scorer(arch: str, *, seed: int = 0):

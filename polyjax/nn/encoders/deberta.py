@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,16 @@ from polyjax.errors import InputError, shown
 from polyjax.nn.attention import multi_head
 from polyjax.nn.encoders.bert import bert_entries, bert_layer, bert_tables
 from polyjax.nn.encoders.contract import FamilyConfig
-from polyjax.nn.encoders.family import Classifier, ConfigJson, Family, Stored, linear, norm, table
+from polyjax.nn.encoders.family import (
+    Classifier,
+    ConfigJson,
+    Family,
+    Stored,
+    linear,
+    norm,
+    table,
+    their_activation,
+)
 from polyjax.nn.encoders.layers import (
     Attended,
     Block,
@@ -249,7 +258,7 @@ def _terms(entries: ConfigJson) -> tuple[RelativeTerm, ...]:
     names = value.split("|") if isinstance(value, str) else value  # older folders: "p2c|c2p"
     if not isinstance(names, list) or not names or not set(names) <= {"c2p", "p2c"}:
         raise InputError.in_file(entries.path, expected="c2p, p2c or both for 'pos_att_type'", got=value)
-    return tuple(sorted(set(names)))
+    return tuple(term for term in get_args(RelativeTerm) if term in names)
 
 
 def _read(entries: ConfigJson) -> DebertaConfig:
@@ -334,6 +343,10 @@ def _classifier(entries: ConfigJson) -> Classifier:
     return Classifier(head=head, dense="pooler.dense", linear="classifier")
 
 
+def _classifier_entries(head: CrossConfig) -> dict[str, Any]:
+    return {"pooler_hidden_act": "none" if head.dense == "none" else their_activation(head.dense)}
+
+
 DEBERTA = Family(
     architectures={"deberta-v2": "DebertaV2"},
     prefixes=("deberta.",),
@@ -342,4 +355,5 @@ DEBERTA = Family(
     stored=_stored,
     entries=_entries,
     classifier=_classifier,
+    classifier_entries=_classifier_entries,
 )

@@ -161,6 +161,7 @@ class Family:
         stored: settings -> where each parameter is.
         entries: settings -> entries of config.json.
         classifier: config.json -> the head of the family's cross-encoders; None where it has none here.
+        classifier_entries: settings of such a head -> the entries of config.json that say so.
     """
 
     architectures: Mapping[str, str]
@@ -170,3 +171,4 @@ class Family:
     stored: Callable[[Any], list[Stored]]
     entries: Callable[[Any], dict[str, Any]]
     classifier: Callable[[ConfigJson], Classifier] | None = None
+    classifier_entries: Callable[[CrossConfig], dict[str, Any]] = lambda head: {}

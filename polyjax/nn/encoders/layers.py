@@ -84,6 +84,7 @@ class Embeddings(nnx.Module):
         if self.scale != 1.0:
             x = x * self.scale
         if self.positions is not None:
+            assert places is not None
             x = x + jnp.take(self.positions[...], places, axis=0)
         if self.segments is not None:
             if segments is None:

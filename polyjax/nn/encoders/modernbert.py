@@ -267,6 +267,14 @@ def _classifier(entries: ConfigJson) -> Classifier:
     )
 
 
+def _classifier_entries(head: CrossConfig) -> dict[str, Any]:
+    return {
+        "classifier_pooling": "mean" if head.reduction == "mean" else "cls",
+        "classifier_activation": "none" if head.dense == "none" else their_activation(head.dense),
+        "classifier_bias": head.dense_bias,
+    }
+
+
 MODERNBERT = Family(
     architectures={"modernbert": "ModernBert"},
     prefixes=("model.",),
@@ -275,4 +283,5 @@ MODERNBERT = Family(
     stored=_stored,
     entries=_entries,
     classifier=_classifier,
+    classifier_entries=_classifier_entries,
 )

@@ -2,28 +2,35 @@
 
 from polyjax.nn.heads.bi import BiConfig, BiHead
 from polyjax.nn.heads.contract import (
+    ActivatesScores,
     DualHead,
     DualSettings,
+    EmbedsTexts,
     HeadSettings,
     Inputs,
     PairHead,
     ProductForm,
+    SetsWidth,
     TiesEncoders,
 )
 from polyjax.nn.heads.cross import CrossConfig, CrossHead
+from polyjax.nn.heads.dense import DenseConfig
 from polyjax.nn.heads.poly import AttentionKind, PolyConfig, PolyHead
 
 HeadConfig = BiConfig | PolyConfig | CrossConfig
 """Settings of the library's own heads, which the command line and model.json know by name."""
 
 __all__ = [
+    "ActivatesScores",
     "AttentionKind",
     "BiConfig",
     "BiHead",
     "CrossConfig",
     "CrossHead",
+    "DenseConfig",
     "DualHead",
     "DualSettings",
+    "EmbedsTexts",
     "HeadConfig",
     "HeadSettings",
     "Inputs",
@@ -31,5 +38,6 @@ __all__ = [
     "PolyConfig",
     "PolyHead",
     "ProductForm",
+    "SetsWidth",
     "TiesEncoders",
 ]

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from polyjax.nn.heads.common import check_scale, reduced
 from polyjax.nn.heads.contract import Inputs, ProductForm
+from polyjax.nn.heads.dense import DenseConfig, DenseLayers
 from polyjax.nn.linear import Linear
-from polyjax.nn.reduce import Reduction, unit
+from polyjax.nn.reduce import Reduction, reduce, unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,10 @@ class BiConfig:
         candidate_mlp: two linear layers with a relu between them after the candidate's reduction, which
             ParlAI adds to tell the sides of a shared encoder apart.
         over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
+        also: further reductions, whose vectors follow the first one's.
+        dense: layers after the reduction, on both sides.
+        raw_embeddings: embeddings that a user asks for are not scaled to length 1 where ``normalize`` is
+            set for the score: so are those of a folder of sentence-transformers without Normalize.
     """
 
     arch: ClassVar[str] = "bi"
@@ -39,10 +44,17 @@ class BiConfig:
     shared_words: bool = False
     candidate_mlp: bool = False
     over_padding: bool = False
+    also: tuple[Reduction, ...] = ()
+    dense: tuple[DenseConfig, ...] = ()
+    raw_embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         check_scale("score_scale", self.score_scale)
+
+    def vector_dim(self, dim: int) -> int:
+        """Width of the vectors, for an encoder of width ``dim``."""
+        return self.dense[-1].dim if self.dense else dim * (1 + len(self.also))
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> "BiHead":
         """The head for an encoder of width ``dim``."""
@@ -59,31 +71,48 @@ class BiHead(nnx.Module):
 
     def __init__(self, config: BiConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
+        width = dim * (1 + len(config.also))
+        self.dense = DenseLayers(config.dense, width, rngs=rngs) if config.dense else None
         if config.candidate_mlp:
-            self.candidate_mlp = nnx.List([Linear(dim, dim, init_std=dim**-0.5, rngs=rngs) for _ in range(2)])
+            width = config.vector_dim(dim)
+            mlp = [Linear(width, width, init_std=width**-0.5, rngs=rngs) for _ in range(2)]
+            self.candidate_mlp = nnx.List(mlp)
 
     @property
     def product_form(self) -> ProductForm:
         """The scaled product itself."""
         return ProductForm(scale=self.config.score_scale)
 
+    def _vector(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
+        config = self.config
+        vector = reduced(hidden, mask, config)
+        if config.also:
+            more = [reduce(hidden, mask, kind, over_padding=config.over_padding) for kind in config.also]
+            vector = jnp.concatenate([vector, *more], axis=-1)
+        return vector if self.dense is None else self.dense(vector)
+
+    def embed(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
+        """Token outputs -> the vectors [n, e] of texts without a role."""
+        vector = self._vector(hidden, mask)
+        return unit(vector) if self.config.normalize and not self.config.raw_embeddings else vector
+
     def context(
         self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
-    ) -> tuple[Float[Array, "b 1 d"], Bool[Array, "b 1"]]:
-        """Token outputs -> the context vector [b, 1, d] and its mask [b, 1]."""
-        vector = reduced(hidden, mask, self.config)
+    ) -> tuple[Float[Array, "b 1 e"], Bool[Array, "b 1"]]:
+        """Token outputs -> the context vector [b, 1, e] and its mask [b, 1]."""
+        vector = self._vector(hidden, mask)
         vector = unit(vector) if self.config.normalize else vector
         return vector[:, None, :], jnp.ones((hidden.shape[0], 1), bool)
 
-    def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
-        """Token outputs -> candidate vectors [n, d]."""
-        vector = reduced(hidden, mask, self.config)
+    def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
+        """Token outputs -> candidate vectors [n, e]."""
+        vector = self._vector(hidden, mask)
         if self.config.candidate_mlp:
             vector = self.candidate_mlp[1](jax.nn.relu(self.candidate_mlp[0](vector)))
         return unit(vector) if self.config.normalize else vector
 
     def score(
-        self, vectors: Float[Array, "b 1 d"], mask: Bool[Array, "b 1"], candidates: Float[Array, "#b c d"]
+        self, vectors: Float[Array, "b 1 e"], mask: Bool[Array, "b 1"], candidates: Float[Array, "#b c e"]
     ) -> Float[Array, "b c"]:
         """Context vectors and candidate vectors (one set for all contexts, or one each) -> scores [b, c]."""
         if candidates.shape[0] == 1:

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -87,6 +88,33 @@ class TiesEncoders(Protocol):
 
 
 @runtime_checkable
+class SetsWidth(Protocol):
+    """Settings whose vectors may have another width than the encoder."""
+
+    def vector_dim(self, dim: int) -> int:
+        """Width of the vectors, for an encoder of width ``dim``."""
+        ...
+
+
+@runtime_checkable
+class ActivatesScores(Protocol):
+    """Settings whose scores are shown to users as a function of what training and evaluation work on."""
+
+    def activated(self, scores: np.ndarray) -> np.ndarray:
+        """The function, which keeps the order of scores."""
+        ...
+
+
+@runtime_checkable
+class EmbedsTexts(Protocol):
+    """A head with a vector for a text that is neither context nor candidate."""
+
+    def embed(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
+        """Token outputs -> vectors, float32 [n, e]."""
+        ...
+
+
+@runtime_checkable
 class DualHead(Protocol):
     """An architecture whose candidates are encoded once, whatever the context (an ``nnx.Module``).
 
@@ -100,18 +128,21 @@ class DualHead(Protocol):
 
     def context(
         self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
-    ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
-        """Token outputs -> m context vectors, float32 [b, m, d], and which of them are real, [b, m]."""
+    ) -> tuple[Float[Array, "b m e"], Bool[Array, "b m"]]:
+        """Token outputs -> m context vectors, float32 [b, m, e], and which of them are real, [b, m]."""
         ...
 
-    def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
-        """Token outputs -> candidate vectors, float32 [n, d]: what an index stores."""
+    def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
+        """Token outputs -> candidate vectors, float32 [n, e]: what an index stores.
+
+        Their width e is that of the encoder, unless the settings say otherwise (``SetsWidth``).
+        """
         ...
 
     def score(
-        self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
+        self, vectors: Float[Array, "b m e"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c e"]
     ) -> Float[Array, "b c"]:
-        """Scores, float32 [b, c]; all contexts have one set of candidates, [1, c, d], or each its own."""
+        """Scores, float32 [b, c]; all contexts have one set of candidates, [1, c, e], or each its own."""
         ...
 
     @property

@@ -1,8 +1,9 @@
 """Cross-encoder: a linear layer over the pair (arXiv 1905.01969 §4.3)."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, assert_never
 
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -37,7 +38,19 @@ class CrossConfig:
     dense_bias: bool = True
     norm: Literal["none", "scale", "scale-and-bias"] = "none"
     norm_eps: float = 1e-5
-    activation: Activation = "identity"
+    activation: Literal["identity", "sigmoid", "tanh"] = "identity"
+
+    def activated(self, scores: np.ndarray) -> np.ndarray:
+        """Scores through the activation, float32."""
+        match self.activation:
+            case "identity":
+                return scores
+            case "sigmoid":
+                return (0.5 * (1.0 + np.tanh(0.5 * scores))).astype(np.float32)
+            case "tanh":
+                return np.tanh(scores).astype(np.float32)
+            case _:
+                assert_never(self.activation)
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> "CrossHead":
         """The head for an encoder of width ``dim``."""

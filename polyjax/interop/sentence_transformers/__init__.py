@@ -1,0 +1,7 @@
+"""Folders of sentence-transformers: bi-encoders with their pooling and prompts, and cross-encoders."""
+
+from polyjax.interop.sentence_transformers.folder import EncoderFolder, read_folder
+from polyjax.interop.sentence_transformers.load import check_vocabulary, load_folder
+from polyjax.interop.sentence_transformers.modules import MODULES
+
+__all__ = ["MODULES", "EncoderFolder", "check_vocabulary", "load_folder", "read_folder"]

@@ -1,0 +1,104 @@
+"""A folder of sentence-transformers, or of transformers alone -> a scorer that computes the same."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from polyjax.data.text import TextEncoder
+from polyjax.data.tokenizers import Tokenizer
+from polyjax.errors import InputError
+from polyjax.interop.huggingface import TensorFiles, check_no_more, parameter_shapes, read_parameters
+from polyjax.interop.sentence_transformers.folder import EncoderFolder, read_folder
+from polyjax.nn.encoders import Dtype, EncoderSettings, Stored
+from polyjax.nn.scorers import Scorer, make_scorer
+
+
+def load_folder(folder: Path, *, turns: int, dtype: Dtype = "float32") -> tuple[Scorer, TextEncoder]:
+    """A folder's scorer, a bi-encoder or a cross-encoder, with its parameters, and its text encoder.
+
+    Args:
+        folder: as sentence-transformers or transformers saves it.
+        turns: of a context, the last so many of which are read.
+        dtype: of the arithmetic.
+
+    Raises:
+        InputError: a file is missing or broken, or asks for what is not implemented.
+    """
+    found = read_folder(folder)
+    tokenizer = found.tokenizer()
+    check_vocabulary(tokenizer, found.settings, name=str(folder))
+    assert dataclasses.is_dataclass(found.settings)
+    shape: Any = dataclasses.replace(found.settings, dtype=dtype)  # pyright: ignore[reportCallIssue]
+    head: Any = found.bi_head() if found.classifier is None else found.cross_head()
+    abstract = nnx.eval_shape(lambda: make_scorer(shape, head, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(abstract)
+    shapes = parameter_shapes(abstract)
+    values = {f"encoder.{name}": value for name, value in encoder_parameters(found, shapes).items()}
+    values |= {f"head.{name}": value for name, value in head_parameters(found, shapes).items()}
+    flat = [
+        (path, leaf.replace(jnp.asarray(values[_under_one_name(path)])))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(flat)), TextEncoder(tokenizer, found.text(turns=turns))
+
+
+def _under_one_name(path: tuple) -> str:
+    """The encoder's parameters have one name, whichever kind of scorer holds it."""
+    return ".".join(map(str, path)).replace("context_encoder.", "encoder.", 1)
+
+
+def encoder_parameters(found: EncoderFolder, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The encoder's parameters, by path inside it.
+
+    Args:
+        found: the folder.
+        shapes: of a scorer's parameters.
+
+    Raises:
+        InputError: a tensor is missing, broken or of another shape.
+    """
+    own = {name.partition("encoder.")[2]: s for name, s in shapes.items() if not name.startswith("head.")}
+    with TensorFiles(found.transformer, prefixes=found.family.prefixes) as tensors:
+        stored = found.family.stored(found.settings)
+        check_no_more(tensors, stored, found.settings.n_layers)
+        return read_parameters(tensors, stored, own)
+
+
+def head_parameters(found: EncoderFolder, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The head's parameters, by path inside it: of a cross-encoder's classifier, or of dense layers.
+
+    Args:
+        found: the folder.
+        shapes: of a scorer's parameters.
+
+    Raises:
+        InputError: a tensor is missing, broken or of another shape.
+    """
+    own = {name.removeprefix("head."): s for name, s in shapes.items() if name.startswith("head.")}
+    if found.classifier is not None:
+        with TensorFiles(found.transformer) as tensors:
+            return read_parameters(tensors, found.classifier.stored(), own)
+    values: dict[str, np.ndarray] = {}
+    for i, module in enumerate(() if found.modules is None else found.modules.dense):
+        stored = [Stored(f"dense.layers.{i}.kernel", ("linear.weight",), transposed=True)]
+        if module.config.bias:
+            stored.append(Stored(f"dense.layers.{i}.bias", ("linear.bias",)))
+        with TensorFiles(module.folder) as tensors:
+            values |= read_parameters(tensors, stored, own)
+    return values
+
+
+def check_vocabulary(tokenizer: Tokenizer, settings: EncoderSettings, *, name: str) -> None:
+    """Raise InputError where a tokenizer has tokens that the encoder's table has no rows for."""
+    rows = getattr(settings, "vocab_size", None)
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise InputError(
+            "encoder",
+            problem=f"the tokenizer has {tokenizer.vocab_size} tokens, more than the {rows} rows of {name}'s "
+            "token table",
+            fix="check that its files belong together",
+        )

@@ -1,0 +1,237 @@
+"""modules.json and what it names: the transformer, pooling, dense layers and normalisation.
+
+Old and new spellings of types and entries are read. What is not known is refused by its name.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polyjax.errors import InputError, shown
+from polyjax.interop.huggingface import read_object
+from polyjax.nn.activations import Activation
+from polyjax.nn.heads import DenseConfig
+from polyjax.nn.reduce import Reduction
+
+MODULES, CONFIG = "modules.json", "config.json"
+KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
+
+POOLING: Mapping[str, Reduction] = {
+    "cls": "first",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
+}
+"""Modes by their newer names, in the order in which several flags are concatenated."""
+FLAGS: Mapping[str, str] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Their older names."""
+ACTIVATIONS: Mapping[str, Activation] = {
+    "linear.Identity": "identity",
+    "activation.Sigmoid": "sigmoid",
+    "activation.Tanh": "tanh",
+    "activation.ReLU": "relu",
+    "activation.GELU": "gelu",
+    "activation.SiLU": "silu",
+}
+"""Classes of torch.nn.modules."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseModule:
+    """A Dense module.
+
+    Attributes:
+        folder: with its config.json and model.safetensors.
+        config: of the layer.
+        dim_in: width of what comes in.
+    """
+
+    folder: Path
+    config: DenseConfig
+    dim_in: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modules:
+    """What modules.json names.
+
+    Attributes:
+        names: classes of the modules, in their order.
+        transformer: folder of the transformer.
+        reductions: of the pooling; several are concatenated. None where there is no pooling.
+        pooled_dim: width of the token outputs that it expects.
+        pool_prompts: whether the tokens of a prompt are pooled.
+        dense: layers after the pooling.
+        normalize: whether vectors are scaled to length 1 in the end.
+    """
+
+    names: tuple[str, ...]
+    transformer: Path
+    reductions: tuple[Reduction, ...] = ()
+    pooled_dim: int | None = None
+    pool_prompts: bool = True
+    dense: tuple[DenseModule, ...] = ()
+    normalize: bool = False
+
+
+def read_modules(folder: Path) -> Modules | None:
+    """The modules of a folder; None where it has no modules.json.
+
+    Raises:
+        InputError: a file is missing or broken, or names what is not known.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return None
+    found: list[tuple[str, Path]] = []
+    for entry in _listed(path):
+        name = str(entry.get("type")).rpartition(".")[2]
+        if name not in KNOWN:
+            raise InputError.in_file(path, expected=f"modules of {', '.join(KNOWN)}", got=entry.get("type"))
+        if entry.get("kwargs"):
+            raise InputError.in_file(path, expected=f"no 'kwargs' of {name}", got=entry["kwargs"])
+        found.append((name, folder / str(entry.get("path", ""))))
+    names = tuple(name for name, _ in found)
+    if not names or names[0] != "Transformer" or "Transformer" in names[1:] or names.count("Pooling") > 1:
+        raise InputError.in_file(
+            path, expected="a Transformer first, and one Pooling", got=shown(", ".join(names))
+        )
+    if len(names) > 1 and names[1] != "Pooling":
+        raise InputError.in_file(path, expected="Pooling after the Transformer", got=names[1])
+    return _gathered(names, [place for _, place in found])
+
+
+def _listed(path: Path) -> list[dict[str, Any]]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError.in_file(path, problem=f"not readable as JSON: {error}") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError.in_file(path, expected="a list of objects", got=entries)
+    return entries
+
+
+def _gathered(names: tuple[str, ...], places: list[Path]) -> Modules:
+    found = Modules(names=names, transformer=places[0])
+    normalized = False
+    for name, place in zip(names[1:], places[1:], strict=True):
+        if name == "Pooling":
+            found = _with_pooling(found, place / CONFIG)
+        elif name == "Normalize":
+            if (place / CONFIG).is_file():
+                _check_entries(place / CONFIG, read_object(place / CONFIG), SENTENCE)
+            normalized = True
+        else:
+            layer = _dense(place, unit_input=normalized)
+            found = dataclasses.replace(found, dense=(*found.dense, layer))
+            normalized = False
+    return dataclasses.replace(found, normalize=normalized)
+
+
+SENTENCE: Mapping[str, Any] = {
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+}
+"""What modules after the pooling work on."""
+
+
+def _check_entries(path: Path, entries: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise InputError for an entry that is not known, or has another value than the only one possible."""
+    for name, value in entries.items():
+        if name not in known:
+            raise InputError.in_file(path, expected=f"entries of {', '.join(known)}", got=name)
+        if known[name] is not None and value != known[name]:
+            raise InputError.in_file(path, expected=f"{known[name]!r} for {name!r}", got=value)
+
+
+def _with_pooling(found: Modules, path: Path) -> Modules:
+    entries = read_object(path)
+    dims = ("word_embedding_dimension", "embedding_dimension")
+    for name in entries:
+        if name.startswith("pooling_mode_") and name not in FLAGS:
+            raise InputError.in_file(path, expected=f"pooling modes of {', '.join(FLAGS)}", got=name)
+    _check_entries(path, entries, dict.fromkeys((*dims, *FLAGS, "pooling_mode", "include_prompt")))
+    if "pooling_mode" in entries:
+        given = entries["pooling_mode"]
+        modes = given if isinstance(given, list) else [given]
+    else:
+        modes = [mode for flag, mode in FLAGS.items() if entries.get(flag)]
+    for mode in modes:
+        if mode not in POOLING:
+            raise InputError.in_file(path, expected=f"pooling modes of {', '.join(POOLING)}", got=mode)
+    if not modes:
+        raise InputError.in_file(path, expected="a pooling mode", got=shown("none"))
+    dim = next((entries[name] for name in dims if entries.get(name) is not None), None)
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+        raise InputError.in_file(path, expected="a whole number for the embedding's dimension", got=dim)
+    return dataclasses.replace(
+        found,
+        reductions=tuple(POOLING[mode] for mode in modes),
+        pooled_dim=dim,
+        pool_prompts=_flag(path, entries, "include_prompt", True),
+    )
+
+
+def _flag(path: Path, entries: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = entries.get(name, default)
+    if not isinstance(value, bool):
+        raise InputError.in_file(path, expected=f"true or false for {name!r}", got=value)
+    return value
+
+
+def _dense(folder: Path, *, unit_input: bool) -> DenseModule:
+    path = folder / CONFIG
+    entries = read_object(path)
+    own = ("in_features", "out_features", "bias", "activation_function")
+    _check_entries(path, entries, {**dict.fromkeys(own), **SENTENCE, "use_residual": False})
+    for name in ("in_features", "out_features"):
+        value = entries.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError.in_file(path, expected=f"a positive whole number for {name!r}", got=value)
+    activation = torch_activation(path, "activation_function", entries.get("activation_function"))
+    config = DenseConfig(
+        dim=entries["out_features"],
+        bias=_flag(path, entries, "bias", True),
+        activation=activation,
+        unit_input=unit_input,
+    )
+    return DenseModule(folder=folder, config=config, dim_in=entries["in_features"])
+
+
+def torch_activation(path: Path, name: str, dotted: Any) -> Activation:
+    """The activation of a class of torch, by its dotted name. Nothing is imported.
+
+    Args:
+        path: of the file that names it.
+        name: of the entry.
+        dotted: its value.
+
+    Raises:
+        InputError: the class is not known.
+    """
+    known: dict[str, Activation] = {
+        f"torch.nn.modules.{ending}": ours for ending, ours in ACTIVATIONS.items()
+    }
+    if not isinstance(dotted, str) or dotted not in known:
+        raise InputError.in_file(path, expected=f"one of {', '.join(known)} for {name!r}", got=dotted)
+    return known[dotted]
+
+
+def torch_class(activation: Activation) -> str:
+    """The dotted name of torch's class of an activation.
+
+    >>> torch_class("tanh")
+    'torch.nn.modules.activation.Tanh'
+    """
+    return next(f"torch.nn.modules.{ending}" for ending, ours in ACTIVATIONS.items() if ours == activation)

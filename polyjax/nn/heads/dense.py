@@ -1,0 +1,60 @@
+"""Layers between a reduction and the score, as sentence-transformers' Dense modules are."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from polyjax.errors import InputError
+from polyjax.nn.activations import Activation, activate
+from polyjax.nn.linear import Linear
+from polyjax.nn.reduce import unit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """A linear layer and an activation.
+
+    Attributes:
+        dim: width of its result.
+        bias: whether it has an offset.
+        activation: of its result.
+        unit_input: scale what comes in to length 1 first.
+    """
+
+    dim: int
+    bias: bool = True
+    activation: Activation = "tanh"
+    unit_input: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.dim < 1:
+            raise InputError("head.dense.dim", expected="at least 1", got=self.dim)
+
+
+class DenseLayers(nnx.Module):
+    """Linear layers with activations, one after the other.
+
+    Args:
+        configs: of the layers.
+        dim: width of what comes in.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, configs: Sequence[DenseConfig], dim: int, *, rngs: nnx.Rngs):
+        self.configs = tuple(configs)
+        widths = [dim, *(config.dim for config in configs)]
+        self.layers = nnx.List(
+            [
+                Linear(width, config.dim, bias=config.bias, init_std=width**-0.5, rngs=rngs)
+                for width, config in zip(widths[:-1], configs, strict=True)
+            ]
+        )
+
+    def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n e"]:
+        """[n, d] -> [n, e]"""
+        for config, layer in zip(self.configs, self.layers, strict=True):
+            x = activate(config.activation, layer(unit(x) if config.unit_input else x))
+        return x
