@@ -9,6 +9,7 @@ import jax
 def enable_compilation_cache() -> None:
     """Keep compiled programs on disk, unless the user has chosen a place or switched the cache off.
 
+    For commands only, as it changes jax's settings for the process: whoever imports the library has theirs.
     jax's own variables take precedence: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE.
     """
     # jax adds its options to Config at run time, where type checkers do not see them.

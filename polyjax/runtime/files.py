@@ -1,4 +1,4 @@
-"""Files written whole or not at all: aside first, then renamed, so that no reader sees half of one."""
+"""Files written whole or not at all: first beside their place, then renamed; and locks between processes."""
 
 import contextlib
 import os

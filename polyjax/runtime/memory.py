@@ -12,16 +12,16 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Start this process again with huge pages for large blocks, where the system has them on request.
+    """Start this process again with huge pages for large blocks, where the system gives them on request.
 
-    XLA allocates a step's temporary arrays, a gigabyte for a MiniLM training step of 32 contexts, and
-    frees them at its end. The C library returns such blocks to the system, so that each step faults every
-    page in again: 260,000 faults, more than a quarter of the step's time (benchmarks/page_faults.py).
-    With huge pages it is a few hundred. glibc takes that setting from the environment, when a process
-    starts; keeping freed memory instead (mallopt) was as fast, and needed four times the memory.
+    XLA allocates a step's temporary arrays (a gigabyte for a MiniLM training step of 32 contexts) and frees
+    them at its end. The C library returns such blocks to the system, so that each step faults every page in
+    again: 260,000 faults, more than a quarter of the step's time (benchmarks/page_faults.py). With huge pages
+    there are a few hundred. glibc reads that setting from the environment when a process starts. Keeping
+    freed memory instead (mallopt) was as fast, and needed four times the memory.
 
-    For commands, as their first act: what ran before runs again. Where the system has no such setting, or
-    GLIBC_TUNABLES is the user's own, nothing happens.
+    For commands only, as their first act: what ran before runs again. Where the system has no such setting,
+    or GLIBC_TUNABLES is the user's own, nothing happens.
     """
     name, version = platform.libc_ver()
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

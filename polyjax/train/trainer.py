@@ -93,12 +93,7 @@ class Trainer:
     ):
         self.mesh, self.optim, self._n_steps = mesh or one_device(), optim, n_steps
         self.own_optimizer = optimizer is not None
-        if optimizer is None:
-            optimizer = make_optimizer(optim, n_steps)
-        elif not isinstance(optimizer, optax.GradientTransformation):
-            optimizer = optimizer(optim, n_steps)
-        self._optimizer = optax.with_extra_args_support(optimizer)
-        self._plateau = plateau(optim)
+        rule, self._plateau = _rule(optimizer, optim, n_steps), plateau(optim)
         self.graph, trained, frozen = nnx.split(model, trainable_filter(trainable, encoder.n_layers), ...)
         if not jax.tree.leaves(trained):
             raise InputError(
@@ -112,7 +107,7 @@ class Trainer:
             return TrainState(
                 trained=trained,
                 frozen=frozen,
-                optimizer=jax.tree.map(_as_array, self._optimizer.init(trained)),
+                optimizer=jax.tree.map(_as_array, rule.init(trained)),
                 plateau=typing.cast(
                     optax.contrib.ReduceLROnPlateauState, self._plateau.init(jnp.zeros((), jnp.float32))
                 ),
@@ -132,7 +127,7 @@ class Trainer:
         self.compilations = 0
         self.update = make_train_step(
             self.graph,
-            self._optimizer,
+            rule,
             loss,
             shardings=(self.shardings, everywhere(self.mesh)),
             on_trace=self._traced,
@@ -238,6 +233,19 @@ class Trainer:
         saved = checkpoints.restore(trees_of(self.state))
         self.state = state_of(saved.trees, self.state)
         return saved.progress
+
+
+def _rule(
+    optimizer: Optimizer | None, optim: OptimConfig, n_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """The optimiser that is used."""
+    if optimizer is None:
+        optimizer = make_optimizer(optim, n_steps)
+    elif not isinstance(optimizer, optax.GradientTransformation):
+        optimizer = optimizer(optim, n_steps)
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise InputError("optimizer", expected="an optax.GradientTransformation", got=optimizer)
+    return optax.with_extra_args_support(optimizer)
 
 
 def shapes_of(model: nnx.Module) -> nnx.Module:
