@@ -28,7 +28,6 @@ from polyjax.data.tasks import chitchat
 from polyjax.data.text import TextConfig
 from polyjax.data.tokenizers import load_tokenizer, train_sentencepiece
 from polyjax.interop.pretrained import (
-    LeftOut,
     encoder_shape,
     load_pretrained,
     load_pretrainer,
@@ -38,7 +37,7 @@ from polyjax.nn.encoders import Encoder
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.nn.scorers import ModelConfig
 from polyjax.recipes import start
-from polyjax.runs import Checkpoints, MetricsLog, ModelCard, flat_parameters, write_model
+from polyjax.runs import Checkpoints, LeftOut, MetricsLog, ModelCard, flat_parameters, write_model
 from test_experiments import ROOT, SHORT, command
 
 WORDS = [

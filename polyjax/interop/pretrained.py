@@ -20,39 +20,10 @@ from polyjax.nn.encoders import Dtype, EncoderSettings, KnownEncoder, TokenEncod
 from polyjax.nn.heads import BiConfig
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.nn.scorers import DualScorer, Scorer
-from polyjax.runs import MODEL, Checkpoints, load_scorer, read_card, read_json
+from polyjax.runs import MODEL, PRETRAINING, Checkpoints, PretrainingCard, load_scorer, read_card, read_json
 
-PRETRAINING = "pretraining.json"
 LONGEST = 256
 """Tokens of a text for an encoder that was not trained to rank."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A task whose rows to validate and test on were left out of a corpus.
-
-    Attributes:
-        task: its name.
-        digest: of those rows, see ``HeldOut.digest``.
-    """
-
-    task: str
-    digest: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainingCard:
-    """What pretraining.json holds.
-
-    Attributes:
-        encoder: the shape.
-        text: lengths that it was trained with.
-        left_out: what was left out of the corpus.
-    """
-
-    encoder: KnownEncoder
-    text: TextConfig
-    left_out: tuple[LeftOut, ...] = ()
 
 
 def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:

@@ -23,9 +23,6 @@ from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenize
 from polyjax.errors import InputError, shown
 from polyjax.interop.parlai.model import load_dictionary
 from polyjax.interop.pretrained import (
-    PRETRAINING,
-    LeftOut,
-    PretrainingCard,
     encoder_shape,
     encoder_tokenizer,
     load_pretrainer,
@@ -41,7 +38,7 @@ from polyjax.recipes.pretraining_report import write_pretraining_report
 from polyjax.recipes.pretraining_settings import PretrainConfig
 from polyjax.recipes.settings import SCRATCH, scratch_shape
 from polyjax.recipes.tensorboard import tensorboard_log
-from polyjax.runs import Checkpoints, owned_run, read_json, write_json
+from polyjax.runs import Checkpoints, LeftOut, owned_run, read_json, write_json
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.memory import device_memory, step_memory
@@ -182,9 +179,6 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
         f"conversations left out{' (' + ', '.join(config.leave_out) + ')' if config.leave_out else ''}"
     )
     console.print(counts)
-    if is_primary():
-        card = PretrainingCard(encoder=shape, text=config.text, left_out=tuple(left_out))
-        write_json(config.folder / PRETRAINING, card)
     model = Pretrainer(shape, rngs=nnx.Rngs(config.train.seed))
     if source is not None:
         load_pretrainer(model, source)
@@ -201,6 +195,7 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
         weights=config.loss,
         validate_batches=config.validate_batches,
         mesh=mesh,
+        left_out=left_out,
     )
     if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits
         with console.status("compiling a step, for its memory"):

@@ -18,9 +18,8 @@ from polyjax.data.truncation import check_losses, loss_notes, losses
 from polyjax.evaluation import check_tfidf
 from polyjax.interop.sentence_transformers import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
-from polyjax.mesh.processes import is_primary, primary_first
+from polyjax.mesh.processes import primary_first
 from polyjax.nn.encoders import EncoderSettings
-from polyjax.nn.scorers import ModelConfig
 from polyjax.recipes.outcome import Trained, report
 from polyjax.recipes.plan import show_plan, step_lines
 from polyjax.recipes.rows_in_memory import RowFiles, kept_rows
@@ -28,7 +27,7 @@ from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits, read_splits
 from polyjax.recipes.start import encoder_config, initial_scorer, make_tokenizer, pretrained_folder
 from polyjax.recipes.tensorboard import tensorboard_log
-from polyjax.runs import MODEL, Checkpoints, ModelCard, owned_run, write_json
+from polyjax.runs import Checkpoints, owned_run
 from polyjax.runtime.progress import console
 from polyjax.train.config import steps_of
 from polyjax.train.loop import TrainResult, train
@@ -97,11 +96,6 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
     with primary_first("tokenizer"):
         tokenizer = make_tokenizer(config, source, turns)
     shape = checked_shape(config, source, tokenizer)
-    if is_primary():
-        write_json(
-            config.folder / MODEL,
-            ModelCard(model=ModelConfig(encoder=shape, head=config.scoring), text=config.text),
-        )
     outcome = trained(config, parts, source, splits, tokenizer, shape, mesh)
     report(
         Trained(config, shape, source, tokenizer, mesh, outcome, began),

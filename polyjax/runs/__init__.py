@@ -3,9 +3,27 @@
 Importing this brings no orbax: that comes when checkpoints are opened.
 """
 
-from polyjax.runs.card import ModelCard, load_scorer, read_card, write_model, write_score_map
+from polyjax.runs.card import (
+    LeftOut,
+    ModelCard,
+    PretrainingCard,
+    load_scorer,
+    read_card,
+    write_card,
+    write_model,
+    write_score_map,
+)
 from polyjax.runs.checkpoints import Checkpoints, Saved
-from polyjax.runs.layout import CONFIG, DATA, MODEL, TOKENIZER, read_json, saved_steps, write_json
+from polyjax.runs.layout import (
+    CONFIG,
+    DATA,
+    MODEL,
+    PRETRAINING,
+    TOKENIZER,
+    read_json,
+    saved_steps,
+    write_json,
+)
 from polyjax.runs.lock import open_data, open_run, owned_run, run_lock
 from polyjax.runs.log import MetricsLog
 from polyjax.runs.parameters import fill_parameters, flat_parameters
@@ -14,10 +32,13 @@ __all__ = [
     "CONFIG",
     "DATA",
     "MODEL",
+    "PRETRAINING",
     "TOKENIZER",
     "Checkpoints",
+    "LeftOut",
     "MetricsLog",
     "ModelCard",
+    "PretrainingCard",
     "Saved",
     "fill_parameters",
     "flat_parameters",
@@ -29,6 +50,7 @@ __all__ = [
     "read_json",
     "run_lock",
     "saved_steps",
+    "write_card",
     "write_json",
     "write_model",
     "write_score_map",

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
@@ -13,10 +13,10 @@ from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.errors import InputError
 from polyjax.evaluation.calibration import ScoreMap
-from polyjax.nn.encoders import Dtype
+from polyjax.nn.encoders import Dtype, KnownEncoder
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.runs.checkpoints import Checkpoints
-from polyjax.runs.layout import CONFIG, MODEL, TOKENIZER, read_json, write_json
+from polyjax.runs.layout import CONFIG, MODEL, PRETRAINING, TOKENIZER, read_json, write_json
 from polyjax.runtime.files import PARTIAL
 
 
@@ -30,9 +30,39 @@ class ModelCard:
         scores: the probabilities that its scores stand for, as validation rows tell; None where no one asked.
     """
 
+    FILE: ClassVar[str] = MODEL
     model: ModelConfig
     text: TextConfig
     scores: ScoreMap | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A task whose rows to validate and test on were left out of a corpus.
+
+    Attributes:
+        task: its name.
+        digest: of those rows, see ``HeldOut.digest``.
+    """
+
+    task: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainingCard:
+    """What pretraining.json holds.
+
+    Attributes:
+        encoder: the shape.
+        text: lengths that it was trained with.
+        left_out: what was left out of the corpus.
+    """
+
+    FILE: ClassVar[str] = PRETRAINING
+    encoder: KnownEncoder
+    text: TextConfig
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelCard:
@@ -63,6 +93,19 @@ def write_score_map(run_dir: Path, scores: ScoreMap | None) -> None:
     write_json(run_dir / MODEL, dataclasses.replace(read_card(run_dir), scores=scores))
 
 
+def write_card(run_dir: Path, card: ModelCard | PretrainingCard, tokenizer: Tokenizer) -> None:
+    """Write what a loader needs besides checkpoints: the card, and the tokenizer.
+
+    Args:
+        run_dir: exists.
+        card: of the model.
+        tokenizer: saved with it.
+    """
+    (run_dir / TOKENIZER).mkdir(exist_ok=True)
+    tokenizer.save(run_dir / TOKENIZER)
+    write_json(run_dir / card.FILE, card)
+
+
 def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Tokenizer, *, config: Any) -> None:
     """Make a run directory of a model that comes from elsewhere; whole or not at all.
 
@@ -82,10 +125,9 @@ def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Token
     aside = run_dir.with_name(run_dir.name + PARTIAL)
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        (aside / TOKENIZER).mkdir(parents=True)
+        aside.mkdir(parents=True)
         write_json(aside / CONFIG, config)
-        write_json(aside / MODEL, card)
-        tokenizer.save(aside / TOKENIZER)
+        write_card(aside, card, tokenizer)
         Checkpoints(aside).save_parameters(scorer)
         os.replace(aside, run_dir)
     except OSError as error:

@@ -2,7 +2,7 @@
 
     config.json           settings of the run, as given and resolved
     data.json             which rows each split had
-    model.json            shapes of the model and how texts become tokens
+    model.json            shapes of the model and how texts become tokens (pretraining.json of an encoder)
     tokenizer/            tokenizer.json or sentencepiece.model
     checkpoints/STEP/     orbax: ``model`` (parameters), ``training`` (the rest of the state), ``progress``
     checksums/STEP.txt    sha256 of its files
@@ -26,6 +26,8 @@ DATA = "data.json"
 """The file with the digests of a run's rows."""
 MODEL = "model.json"
 """The file of a run's model card."""
+PRETRAINING = "pretraining.json"
+"""The file of a pre-training run's card."""
 TOKENIZER = "tokenizer"
 """The folder of a run's tokenizer."""
 LOCK, CHECKPOINTS, CHECKSUMS, METRICS = ".lock", "checkpoints", "checksums", "metrics.jsonl"

@@ -43,8 +43,8 @@ def train(
 ) -> TrainResult:
     """Train a model, or resume the run that the directory holds.
 
-    Hold ``run_lock`` meanwhile, so that no other process writes there.
-    The checkpoints of the run directory hold the result; ``Checkpoints.restore_parameters`` reads it.
+    What it leaves in the directory is all that a loader needs: card, tokenizer, checkpoints. Hold
+    ``run_lock`` meanwhile, so that no other process writes there.
 
     Args:
         objective: the model, what it is to learn and from what.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,6 +85,10 @@ class Objective(Protocol):
     @property
     def too_much(self) -> tuple[str, str]:
         """What does not fit in a step where memory is exhausted, and what to do."""
+        ...
+
+    def write_card(self, run_dir: Path) -> None:
+        """Write what a loader of the run needs besides its checkpoints: a card, and the tokenizer."""
         ...
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[Any]:

@@ -1,7 +1,8 @@
 """The objective of pre-training: masked tokens and the next utterance (arXiv 1905.01969 §4.1)."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from polyjax.errors import InputError, shown
 from polyjax.mesh.placement import everywhere, one_device, own_rows, placed_rows, row_devices
 from polyjax.nn.pretraining import Pretrainer, pretraining_sums
 from polyjax.nn.scorers import in_chunks
+from polyjax.runs import LeftOut, PretrainingCard, write_card
 from polyjax.train.objective import Validation, Work
 
 HELD_OUT_SEED = 0
@@ -85,6 +87,7 @@ class Pretraining:
         weights: of the losses.
         validate_batches: so many batches of the held-out pairs are used, always the same ones.
         mesh: devices that share the work, from ``make_mesh``; one device where None.
+        left_out: tasks whose rows to validate and test on the corpus does not have, for the card.
 
     Raises:
         InputError: the corpus is too small for a batch, or the batch for the devices.
@@ -100,11 +103,13 @@ class Pretraining:
         weights: LossWeights,
         validate_batches: int,
         mesh: Mesh | None = None,
+        left_out: Sequence[LeftOut] = (),
     ):
         self.model, self.encoder = model, model.encoder.config
         self.mesh = mesh or one_device()
         self._own = own_rows(self.mesh, row_devices(self.mesh))
         self._pairs, self._batch, self._weights = pairs, batch, weights
+        self._left_out = tuple(left_out)
         rows, devices = batch.tokens // pairs.text.pair_limit(), row_devices(self.mesh)
         if rows < devices:
             raise InputError(
@@ -122,6 +127,11 @@ class Pretraining:
         self.compilations = 0
         self._graph, _ = nnx.split(model)
         self._sums = jax.jit(self._traced_sums, out_shardings=everywhere(self.mesh))
+
+    def write_card(self, run_dir: Path) -> None:
+        """Write pretraining.json (how the encoder is built, what it was not trained on) and the tokenizer."""
+        card = PretrainingCard(encoder=self.encoder, text=self._pairs.text, left_out=self._left_out)
+        write_card(run_dir, card, self._pairs.tokenizer)
 
     def loss(
         self, model: Pretrainer, batch: PretrainBatch, key: Array | None

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from polyjax.inference.scorer import TextScorer
 from polyjax.mesh.placement import ROWS, BatchPlacer, everywhere, one_device, row_devices
 from polyjax.nn.heads import Inputs
 from polyjax.nn.scorers import ModelConfig, Scorer
+from polyjax.runs import ModelCard, write_card
 from polyjax.train.losses import Loss, loss_of, ranking_loss
 from polyjax.train.objective import Validation, Work
 from polyjax.train.step import BatchLoss
@@ -87,6 +89,12 @@ class Ranking:
     def too_much(self) -> tuple[str, str]:
         """What does not fit in a step where memory is exhausted, and what to do."""
         return too_much(self._batch, devices=row_devices(self.mesh))
+
+    def write_card(self, run_dir: Path) -> None:
+        """Write model.json, which says how the scorer is built and texts become tokens, and the tokenizer."""
+        assert isinstance(self.model, Scorer)
+        card = ModelCard(model=self.model.settings, text=self._text.config)
+        write_card(run_dir, card, self._text.tokenizer)
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[Batch]:
         """This process's parts of the batches from number ``first`` up to ``n_batches``."""

@@ -73,6 +73,8 @@ class Session:
         if self._checkpoints.latest_step is not None:
             self.progress = Progress.of_saved(trainer.restore(self._checkpoints))
         self.first = trainer.steps_made
+        if is_primary() and not self.first:
+            objective.write_card(run_dir)
         profiled = config.profiled_of(events.steps, made=self.first)
         self._profile = Profile(profiled if is_primary() else None, run_dir / "profile", self._screen)
         self._log = MetricsLog(run_dir, resume_step=self.first, write=is_primary())

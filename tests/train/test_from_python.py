@@ -9,9 +9,14 @@ import pytest
 from flax import nnx
 
 import toy
-from polyjax import InputError, make_scorer
+from polyjax import InputError, Ranker, make_scorer
+from polyjax.data.batches import BatchConfig
+from polyjax.data.rows import Rows
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.data.tokenizers import SENTENCEPIECE_FILE, load_tokenizer, train_sentencepiece
+from polyjax.inference.scorer import TextScorer
 from polyjax.runs import Checkpoints, MetricsLog
-from polyjax.train import OptimConfig, StopTraining, Trainer, shapes_of
+from polyjax.train import OptimConfig, Ranking, StopTraining, TrainConfig, Trainer, shapes_of, train
 from polyjax.train.losses import ranking_loss
 from runs import assert_same, parameters, saved_steps
 
@@ -247,3 +252,37 @@ def test_a_trainer_leaves_its_model_alone():
     trainer.step(batch)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(scorer), before)
     assert trainer.steps_made == 1
+
+
+def test_what_training_leaves_is_all_that_a_loader_needs(tmp_path):
+    """Card, tokenizer, checkpoints: no script has to know how the model was made."""
+    sentences = [f"{letter * n} {letter}" for letter in "abcdefghij" for n in (1, 2, 3)] * 4
+    path = tmp_path / SENTENCEPIECE_FILE
+    train_sentencepiece(iter(sentences), path, vocab_size=280, kind="unigram", seed=0, shrink=True)
+    tokenizer = load_tokenizer(tmp_path)
+    shape = dataclasses.replace(toy.SHAPE, vocab_size=tokenizer.vocab_size)
+    objective = Ranking(
+        make_scorer(shape, toy.HEADS["poly"], rngs=nnx.Rngs(0)),
+        TextEncoder(tokenizer, TextConfig(context_tokens=16, candidate_tokens=8, buckets=(16,))),
+        toy.examples(20),
+        Rows(toy.examples(5, candidates=4)),
+        batch=BatchConfig(batch_size=10),
+        validate_examples=5,
+    )
+    config = TrainConfig(steps=2, validate_every_steps=2)
+    train(objective, tmp_path / "run", optim=OptimConfig(), config=config, quiet=True)
+    path.unlink()
+    ranker = Ranker.load(tmp_path / "run")
+    texts = ["aa b", "cc d", "a"]
+    expected = TextScorer(trained_scorer(tmp_path / "run", objective), ranker.scorer.text)
+    np.testing.assert_allclose(ranker.score(("aa",), texts), expected.score([("aa",)], [texts])[0], rtol=1e-6)
+    before = (tmp_path / "run" / "model.json").stat().st_mtime_ns
+    train(objective, tmp_path / "run", optim=OptimConfig(), config=config, quiet=True)
+    assert (tmp_path / "run" / "model.json").stat().st_mtime_ns == before, (
+        "what was added to it later is kept"
+    )
+
+
+def trained_scorer(run_dir, objective):
+    """A scorer with the parameters of the last step."""
+    return Checkpoints(run_dir, read_only=True).restore_parameters(objective.model, 2)
