@@ -64,7 +64,7 @@ def test_the_scan_lowers(dtype, rng):
     scan = Scan(head, index, rows=32)
     vectors, mask = jnp.zeros((2, 4, 16)), jnp.ones((2, 4), bool)
     best = jnp.full((2, 3), -jnp.inf), jnp.full((2, 3), -1, jnp.int32)
-    program = lowered(scan._step, scan._head, vectors, mask, *best, scan.blocks[0])
+    program = lowered(scan.programs.merge.jitted, scan.programs.head, vectors, mask, *best, scan.blocks[0])
     assert "top_k" in program
 
 
@@ -132,7 +132,7 @@ def test_jax_attention_is_ours(dtype, rng, monkeypatch):
 
     q, k, v = (jnp.asarray(rng.standard_normal((2, 8, 32)), dtype) for _ in range(3))
     mask = jnp.arange(8)[None] < jnp.array([[5], [8]])
-    plain = attention._multi_head(q, k, v, mask, n_heads=4)
+    plain = attention.multi_head(q, k, v, mask, n_heads=4)
     original = jax.nn.dot_product_attention
 
     def instead(*arrays, implementation, **settings):
@@ -142,7 +142,7 @@ def test_jax_attention_is_ours(dtype, rng, monkeypatch):
     monkeypatch.setattr(attention, "cudnn_suits", lambda *_, **__: True)
     monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
     with jax.numpy_dtype_promotion("standard"):
-        fused = attention._multi_head(q, k, v, mask, n_heads=4)
+        fused = attention.multi_head(q, k, v, mask, n_heads=4)
     np.testing.assert_allclose(
         np.asarray(fused, np.float32),
         np.asarray(plain, np.float32),
