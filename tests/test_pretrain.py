@@ -93,7 +93,11 @@ def pretrained(folder):
 
 def test_a_run_leaves_everything_in_one_folder(pretrained):
     run_dir, printed = pretrained
-    assert "pairs to learn from" in printed and "--init-from" in printed and "masked tokens" in printed
+    assert (
+        "pairs to learn from" in printed
+        and "polyjax train --arch poly --encoder" in printed
+        and "masked tokens" in printed
+    )
     for name in (
         "config.json",
         "pretraining.json",
@@ -249,7 +253,7 @@ def test_a_recipe_is_trained_from_it(pretrained, folder, monkeypatch):
     assert (config.tokenizer.kind, config.encoder.name) == ("pretrained", str(run_dir))
     assert config.encoder.output_scaling == 0.06 and config.optim.optimizer == "adamax"
     assert parse_run(recipe, prog="run").tokenizer.kind == "sentencepiece"
-    with pytest.raises(InputError, match="which has no head: use --init-from"):
+    with pytest.raises(InputError, match="which has no head; give it as encoder"):
         parse_run(["--init", str(run_dir)], prog="run")
 
 

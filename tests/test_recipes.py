@@ -131,12 +131,12 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, arguments):
     small += ["--text.candidate-tokens", "16", "--train.trainable", "all"]
     done = test_experiments.command("run.py", *arguments, *small, "--dry-run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    for expected in ("layers x 32", "training rows:", "updates:", "memory of a step", "run directory:"):
+    for expected in ("layers x 32", "training rows:", "steps:", "memory of a step", "run directory:"):
         assert expected in done.stdout, expected
     if "convai2" in arguments[1]:
         assert "131,438 (the official file's count; " in done.stdout
         updates = {"convai2-bi-bert": "2,560 of 512", "convai2-cross-bert": "98,568 of 16"}[arguments[1]]
-        assert f"updates: {updates} contexts" in done.stdout
+        assert f"steps: {updates} contexts" in done.stdout
     else:
         assert re.search(r"rows to rank: \d+ valid, \d+ test", done.stdout)
     assert not (tmp_path / "runs").exists()

@@ -5,7 +5,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -115,7 +115,7 @@ class Compiled:
     @property
     def head(self) -> DualHead:
         """The scoring head, with its parameters, of a scorer that encodes candidates apart."""
-        return nnx.merge(self._graph, self._state).head
+        return cast(DualHead, nnx.merge(self._graph, self._state).head)
 
     def update(self, scorer: Scorer) -> None:
         """Take the parameters of a scorer of the same shape; nothing is compiled again."""

@@ -38,6 +38,7 @@ Optimizer = optax.GradientTransformation | Callable[[OptimConfig, int], optax.Gr
 class Trainer:
     """A model in training: optimiser, plateau rule, what is trained, loss scale, state, shardings and step.
 
+    >>> from polyjax.nn.encoders import EncoderConfig
     >>> from polyjax.nn.linear import Linear  # any module, and any loss of it
     >>> model, ones = Linear(2, 1, rngs=nnx.Rngs(0)), jnp.ones((1, 2))
     >>> def loss(model, batch, key):

@@ -196,7 +196,7 @@ def _without_member(content: bytes, draw: np.random.Generator) -> bytes:
         ({".dict.codecs": b"#version: 0.2\na b c\n"}, "model.dict.codecs:2: expected two symbols"),
         ({"n_layers": 3}, "layers.2.attention.q_lin.weight is missing"),
         ({"n_layers": 1}, "more layers than the 1"),
-        ({"n_heads": 7}, "n_heads must divide"),
+        ({"n_heads": 7}, "n_heads: expected a divisor"),
         ({"model": "transformer/generator"}, "model must be a transformer/biencoder"),
         ({"variant": "odd"}, "variant must be one of"),
         ({"n_layers": "two"}, "n_layers must be a whole number"),
