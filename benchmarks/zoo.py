@@ -24,11 +24,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from polyjax import Ranker
 from polyjax.cli.chat import ChatSession, load_index
 from polyjax.evaluation.report import hardware
-from polyjax.inference.scorer import TextScorer
 from polyjax.nn.encoders import Dtype
-from polyjax.runs import load_scorer, write_json
+from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 
 DIM, LAYERS, WORDS, CODES, POSITIONS = 768, 12, 55_000, 64, 1024
@@ -157,11 +157,11 @@ def main(config: BenchmarkConfig) -> None:
 
         enable_compilation_cache()
         (folder / "candidates.txt").write_text("\n".join(sentences(config.candidates)) + "\n")
-        scorer = TextScorer(*load_scorer(folder / "run", dtype=config.dtype))
+        ranker = Ranker.load(folder / "run", dtype=config.dtype)
         began = time.perf_counter()
-        index = load_index(scorer, folder / "candidates.txt", folder / "index", say)
+        index = load_index(ranker, folder / "candidates.txt", folder / "index", say)
         index_s = time.perf_counter() - began
-        session = ChatSession(scorer, index, repeat=True)
+        session = ChatSession(index, repeat=True)
         times = []
         for i in range(config.replies + 1):
             times.append(session.reply(f"{i} how are you today? i am well.", top=5).ms)

@@ -1,6 +1,7 @@
 """Why a candidate has its score: the context vectors that count, and the tokens that they read."""
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,11 +71,12 @@ def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -
     weights = (weights / weights.sum()).astype(np.float32)
     chosen = np.argsort(-weights, kind="stable")[: min(top, int(mask.sum()))]
     reads = np.asarray(scorer.model.run(_reads, tokens))[0][chosen, : len(ids)]
-    named = [text.tokenizer.token(int(id_)) for id_ in ids]
+    name = getattr(text.tokenizer, "token", str)  # a tokenizer of one's own need not know it
+    named = [name(int(id_)) for id_ in ids]
     score = form.scale * float((weights * products).sum())
     return Explanation(score, form.scale, weights, products, chosen, named, reads)
 
 
 def _reads(scorer: DualScorer, tokens: Tokens) -> Float[Array, "b m t"]:
     hidden = scorer.context_encoder(jax.tree.map(jnp.asarray, tokens))
-    return scorer.head.reads(hidden, jnp.asarray(tokens.read))
+    return cast(Any, scorer.head).reads(hidden, jnp.asarray(tokens.read))

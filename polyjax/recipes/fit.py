@@ -169,7 +169,7 @@ def _settings(
     defaults = _defaults(
         arch if arch in get_args(Arch) or head is None else "poly",
         preset,
-        encoder if own is None else _named(own),
+        cast(Any, encoder) if own is None else _named(own),
         init,
         nested["tokenizer"],
     )

@@ -21,7 +21,7 @@ from polyjax.evaluation.report import best_of, console_table, verdict, write_rep
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.pretrained import load_pretrained
 from polyjax.mesh.processes import is_primary
-from polyjax.nn.encoders import Encoder, EncoderSettings
+from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.card import model_card
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
@@ -159,7 +159,7 @@ def run_baselines(
         before = TextScorer(scorer, TextEncoder(run.tokenizer, config.text))
         results.append(evaluate(BEFORE, before, examples, shared=shared, title=BEFORE).ranking)
     if run.source is not None:
-        encoder = Encoder(run.shape, rngs=nnx.Rngs(0))
+        encoder = run.shape.build(rngs=nnx.Rngs(0))
         load_pretrained(encoder, run.source)
         results += zero_shot_rankings(
             encoder, run.tokenizer, config.text, examples, shared=shared, title="zero-shot baselines"

@@ -10,7 +10,7 @@ from typing import cast
 
 from polyjax.config import from_json
 from polyjax.data.batches import BatchConfig
-from polyjax.data.tasks import TaskConfig
+from polyjax.data.tasks import Task
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.interop.parlai.model import ConvertedFrom
@@ -91,7 +91,7 @@ def long(arch: Arch) -> RunConfig:
     )
 
 
-def for_task(preset: RunConfig, task: TaskConfig) -> RunConfig:
+def for_task(preset: RunConfig, task: Task) -> RunConfig:
     """A preset with another task, and with lengths that suit its texts."""
     text = task.lengths or preset.text
     if preset.init is not None:  # the lengths are the model's

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import jax
 from flax import nnx
@@ -31,7 +32,7 @@ from polyjax.interop.pretrained import (
 from polyjax.interop.sentence_transformers import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import is_primary, primary_first
-from polyjax.nn.encoders import EncoderConfig
+from polyjax.nn.encoders import KnownEncoder
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.recipes.plan import memory_line
 from polyjax.recipes.pretraining_report import write_pretraining_report
@@ -87,10 +88,10 @@ def make_tokenizer(
     return load_tokenizer(folder)
 
 
-def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int) -> EncoderConfig:
+def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int) -> KnownEncoder:
     """The transformer's shape, with the run's arithmetic and dropout."""
     base = scratch_shape(config.encoder.name, vocab_size) if source is None else encoder_shape(source)
-    return config.encoder.applied_to(base)
+    return cast(KnownEncoder, config.encoder.applied_to(base))
 
 
 def check_corpus(run_dir: Path, files: str) -> None:
@@ -168,9 +169,10 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
     shape = encoder_config(config, source, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=True)
-    if shape.n_segments < 2:
+    n_segments = getattr(shape, "n_segments", 1)  # some families have none
+    if n_segments < 2:
         raise InputError(
-            "encoder", expected="one with two segments, for pairs", got=shown(f"{shape.n_segments} segments")
+            "encoder", expected="one with two segments, for pairs", got=shown(f"{n_segments} segments")
         )
     train_pairs = Pairs(corpus.train, config.text, tokenizer, most_tokens=config.corpus.tokens)
     held_out = Pairs(corpus.valid, config.text, tokenizer)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
@@ -22,6 +22,7 @@ from polyjax.train.optim import OptimConfig
 
 Arch = Literal["bi", "poly", "cross"]
 PresetName = Literal["demo", "long"]
+Shape = TypeVar("Shape")
 DEFAULT_PRESET: PresetName = "demo"
 
 
@@ -51,10 +52,10 @@ class EncoderChoice:
     remat_keeps: Literal["nothing", "products"] = "nothing"
     scan: bool = False
 
-    def applied_to(self, shape: EncoderConfig) -> EncoderConfig:
-        """A transformer's shape with this arithmetic and dropout."""
+    def applied_to(self, shape: Shape) -> Shape:
+        """A transformer's settings, of whichever family, with this arithmetic and dropout."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
-        return dataclasses.replace(shape, **chosen)
+        return dataclasses.replace(cast(Any, shape), **chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ pre-norm encoder) the converted model can keep that (``padding="parlai"``) or be
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +53,7 @@ def parameters(shape: EncoderConfig, head: HeadConfig, weights: Weights, path: P
         InputError: a weight is missing, or has another shape than the flags say.
     """
     arch = head.arch
-    context, candidate = ENCODERS[arch]
+    context, candidate = ENCODERS[cast(Arch, arch)]
     taken = _Taken(weights, path)
     if isinstance(head, CrossConfig):
         found = taken.encoder(shape, context, "encoder")

@@ -78,7 +78,7 @@ def build_index(
         if old is not None:  # otherwise what is there may be an index that cannot be read
             clear(folder, old)
         progress(len(texts) - len(places))
-        _append(folder, manifest, [texts[i] for i in places], places, scorer, progress=progress)
+        _append(folder, manifest, [texts[int(i)] for i in places], places, scorer, progress=progress)
     return open_index(folder)
 
 
@@ -124,7 +124,7 @@ def add_to_index(
             clear(folder, manifest)
             first = manifest.next_id
             changed = dataclasses.replace(manifest, source="", next_id=first + len(new))
-            asked = text_digest([texts[i] for i in first_places(texts)]) if resume else None
+            asked = text_digest([texts[int(i)] for i in first_places(texts)]) if resume else None
             new_ids = np.arange(first, first + len(new))
             _append(folder, changed, new, new_ids, scorer, asked=asked, progress=progress)
         return ids

@@ -104,7 +104,8 @@ class CandidateIndex:
         removed: np.ndarray | None = None,
         manifest: Manifest | None = None,
     ):
-        self.segments, self.dtype, self.manifest = tuple(segments), dtype, manifest
+        self.segments, self.manifest = tuple(segments), manifest
+        self.dtype: IndexDtype = dtype
         self.removed = np.empty(0, np.int64) if removed is None else removed
         self._starts = np.cumsum([0, *(len(s.ids) for s in segments)])
         self.rows = int(self._starts[-1])
