@@ -478,7 +478,7 @@ def test_the_reference_has_a_page_for_each_face_and_none_for_anything_else():
 
 def described(face: str, name: str) -> bool:
     """Whether a name of a face has a docstring of its own, where it is defined."""
-    value = getattr(importlib.import_module(face), name)
+    value = inspect.unwrap(getattr(importlib.import_module(face), name))  # of a cached function
     if inspect.isclass(value) or inspect.isfunction(value):
         return bool(value.__doc__) and not value.__doc__.startswith(f"{name}(")  # what dataclass writes
     return any(name in constants(path) for path in (ROOT / "polyjax").rglob("*.py"))

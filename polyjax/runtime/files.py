@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from polyjax.errors import InputError
 
 PARTIAL = ".partial"
+"""Ending of a file or folder that is still being written."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:

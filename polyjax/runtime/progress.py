@@ -62,7 +62,9 @@ class Screen(Console):
 
 # Lines are left whole: a terminal wraps them itself, and a file or pipe should not hold wrapped ones.
 console = Screen(highlight=False, soft_wrap=True)
+"""What a person reads, on standard output."""
 errors = Screen(highlight=False, soft_wrap=True, stderr=True)
+"""Likewise on standard error, where standard output is for results."""
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from polyjax.nn.activations import Activation
 from polyjax.nn.heads import DenseConfig
 from polyjax.nn.reduce import Reduction
 
-MODULES, CONFIG = "modules.json", "config.json"
+MODULES = "modules.json"
+"""The file by which a folder of sentence-transformers is known."""
+CONFIG = "config.json"
 KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
 
 POOLING: Mapping[str, Reduction] = {
