@@ -1,236 +1,26 @@
 """Reads the tensors of a ``torch.save`` file without torch, and without trusting the file.
 
-A pickle is a program. Here it is run by an interpreter that knows plain containers, numbers, texts and
-tensors only, so that a file can neither name nor call anything else; lengths are checked against what
-the file really holds before anything is allocated. Both formats are read: the zip archive of
+Pickles are run by ``torch_pickle``; lengths are checked against what the file really holds before anything is
+allocated. Both formats are read: the zip archive of
 torch >= 1.6, and the legacy sequence of pickles and raw storages.
 """
 
-import dataclasses
 import io
 import mmap
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from polyjax.errors import InputError
+from polyjax.interop.torch_pickle import BrokenFile, Name, Storage, Tensor, read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-STORAGES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "<i1",
-    "ByteStorage": "<u1",
-    "BoolStorage": "|b1",
-}
 MAX_DEPTH = 100
-
-
-class BrokenFile(Exception):
-    """The file is not what it should be; the message says how."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """A named run of numbers in the file."""
-
-    key: str
-    dtype: str
-    n: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A view of a storage."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Name:
-    """Something that the pickle refers to by name; never looked up."""
-
-    name: str
-
-
-_MARK = object()
-
-
-def _rebuild_tensor(*arguments: Any) -> Tensor:
-    match arguments:
-        case (Storage() as storage, int(offset), tuple(shape), tuple(stride), *_):
-            numbers = [offset, *shape, *stride]
-            if len(shape) == len(stride) and all(type(n) is int and n >= 0 for n in numbers):
-                return Tensor(storage, offset, shape, stride)
-    raise BrokenFile("a tensor is described by something other than a storage, sizes and strides")
-
-
-def _empty_dict(*arguments: Any) -> dict:
-    if arguments and arguments != ([],):
-        raise BrokenFile("a dictionary is built from unexpected arguments")
-    return {}
-
-
-CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _empty_dict,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": lambda data, *rest: data,
-    "torch.Size": lambda sizes=(): tuple(sizes),
-}
-
-
-def read_pickle(file: BinaryIO | io.BytesIO) -> Any:
-    """The object of one pickle, made of plain containers, numbers, texts and ``Tensor``.
-
-    Raises:
-        BrokenFile: the pickle is damaged, or holds anything else.
-    """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-
-    def pop_to_mark() -> list[Any]:
-        items = []
-        while (top := stack.pop()) is not _MARK:
-            items.append(top)
-        return items[::-1]
-
-    def set_items(target: Any, items: list[Any]) -> None:
-        if not isinstance(target, dict):
-            raise BrokenFile("entries are set in something that is not a dictionary")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[key] = value
-
-    def extend(target: Any, items: list[Any]) -> None:
-        if not isinstance(target, list):
-            raise BrokenFile("something that is not a list is extended")
-        target.extend(items)
-
-    try:
-        for opcode, value, _ in pickletools.genops(file):
-            argument: Any = value
-            match opcode.name:
-                case "STOP":
-                    (result,) = stack
-                    return result
-                case "PROTO" | "FRAME":
-                    pass
-                case "MARK":
-                    stack.append(_MARK)
-                case "NONE":
-                    stack.append(None)
-                case "NEWTRUE" | "NEWFALSE":
-                    stack.append(opcode.name == "NEWTRUE")
-                case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4":
-                    stack.append(argument)
-                case "FLOAT" | "BINFLOAT":
-                    stack.append(argument)
-                case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
-                    stack.append(argument)
-                case "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES":
-                    stack.append(argument)
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "EMPTY_LIST":
-                    stack.append([])
-                case "EMPTY_SET":
-                    stack.append(set())
-                case "EMPTY_TUPLE":
-                    stack.append(())
-                case "TUPLE":
-                    stack.append(tuple(pop_to_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    n = int(opcode.name[-1])
-                    stack[-n:] = [tuple(stack[-n:])]
-                case "LIST":
-                    stack.append(pop_to_mark())
-                case "DICT":
-                    items = pop_to_mark()
-                    stack.append({})
-                    set_items(stack[-1], items)
-                case "APPEND":
-                    item = stack.pop()
-                    extend(stack[-1], [item])
-                case "APPENDS":
-                    items = pop_to_mark()
-                    extend(stack[-1], items)
-                case "SETITEM":
-                    item, key = stack.pop(), stack.pop()
-                    set_items(stack[-1], [key, item])
-                case "SETITEMS":
-                    items = pop_to_mark()
-                    set_items(stack[-1], items)
-                case "ADDITEMS":
-                    stack[-1].update(pop_to_mark())
-                case "PUT" | "BINPUT" | "LONG_BINPUT":
-                    memo[int(argument)] = stack[-1]
-                case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
-                case "GET" | "BINGET" | "LONG_BINGET":
-                    stack.append(memo[int(argument)])
-                case "POP":
-                    stack.pop()
-                case "POP_MARK":
-                    pop_to_mark()
-                case "DUP":
-                    stack.append(stack[-1])
-                case "GLOBAL":
-                    stack.append(_known(str(argument).replace(" ", ".")))
-                case "STACK_GLOBAL":
-                    name, module = stack.pop(), stack.pop()
-                    stack.append(_known(f"{module}.{name}"))
-                case "REDUCE":
-                    arguments, called = stack.pop(), stack.pop()
-                    stack.append(_call(called, arguments))
-                case "BUILD":
-                    # A state dict's version numbers are hung on it as attributes; nobody needs them.
-                    stack.pop()
-                    if not isinstance(stack[-1], dict):
-                        raise BrokenFile("attributes are set on something that is not a dictionary")
-                case "BINPERSID":
-                    stack.append(_storage(stack.pop()))
-                case other:
-                    raise BrokenFile(f"it uses the pickle instruction {other}, which data does not need")
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        reason = str(error) or type(error).__name__
-        raise BrokenFile(f"its pickle is damaged ({reason})") from None
-    raise BrokenFile("its pickle has no end")
-
-
-def _known(name: str) -> _Name:
-    module, _, short = name.rpartition(".")
-    if name in CALLS or (module == "torch" and short in STORAGES):
-        return _Name(name)
-    raise BrokenFile(f"it holds {name!r}, which is neither a tensor nor plain data; refused, and not loaded")
-
-
-def _call(called: Any, arguments: Any) -> Any:
-    if not isinstance(called, _Name) or called.name not in CALLS or not isinstance(arguments, tuple):
-        raise BrokenFile("it calls something that is not a tensor's constructor; refused")
-    return CALLS[called.name](*arguments)
-
-
-def _storage(description: Any) -> Storage:
-    if not isinstance(description, tuple) or len(description) < 5 or description[0] != "storage":
-        raise BrokenFile("a storage is described wrongly")
-    _, kind, key, _, n = description[:5]
-    short = kind.name.removeprefix("torch.") if isinstance(kind, _Name) else ""
-    if short not in STORAGES or not isinstance(key, str) or type(n) is not int or n < 0:
-        raise BrokenFile("a storage is described wrongly")
-    return Storage(key, STORAGES[short], n)
 
 
 def read_torch_file(path: Path) -> Any:
@@ -361,7 +151,7 @@ def _walk(tree: Any, change: Callable[[Tensor], Any], seen: dict[int, Any], dept
                 seen[id(tree)] = {k: _walk(v, change, seen, depth + 1) for k, v in tree.items()}
             case list() | tuple():
                 seen[id(tree)] = type(tree)([_walk(value, change, seen, depth + 1) for value in tree])
-            case _Name() | Storage():
+            case Name() | Storage():
                 raise BrokenFile("it holds a bare name where data is expected")
             case _:
                 return tree

@@ -387,10 +387,10 @@ def test_memory_mapped_tokens_go_to_workers_by_name(tmp_path, tokenizer_dir):
     ("settings", "message"),
     [
         ({"piece_mb": float("inf")}, "piece_mb"),
-        ({"beam_runner": "Foo"}, "--corpus.beam-runner Foo"),
+        ({"beam_runner": "Foo"}, "corpus.beam_runner: .*got 'Foo'"),
         (
             {"beam_options": "--direct_num_workers=x"},
-            "--corpus.beam-options --direct_num_workers=x: .*invalid",
+            "corpus.beam_options: .*invalid",
         ),
         ({"beam_options": "--direct_num_workers=2 --no_such=1"}, "Beam knows no flag --no_such"),
         ({"beam_options": "nothing"}, "Beam knows no flag nothing"),

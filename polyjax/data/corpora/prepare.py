@@ -11,7 +11,6 @@ import hashlib
 import io
 import itertools
 import logging
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tyro
 
+from polyjax.data.corpora.beam import beam_options, causes, check_runner
 from polyjax.data.corpora.corpus import AT_ONCE, Conversation
 from polyjax.data.corpora.identity import content_hash
 from polyjax.data.corpora.leakage import HeldOut
@@ -267,18 +267,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
-    logging.getLogger().addFilter(_no_apitools)
-    try:
-        from apache_beam.runners.runner import create_runner
-    except ModuleNotFoundError:
-        raise InputError("preparing a corpus needs Apache Beam; run: pip install -e '.[beam]'") from None
-    finally:
-        logging.getLogger().removeFilter(_no_apitools)
-    try:
-        create_runner(config.beam_runner)
-    except (ValueError, ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"--corpus.beam-runner {config.beam_runner}: {first_line(error)}") from None
-    options = _beam_options(config)
+    check_runner(config.beam_runner)
+    options = beam_options(config.beam_options)
     download = tfds.download.DownloadConfig(beam_runner=config.beam_runner, beam_options=options)
     tfds.disable_progress_bar()
     for left in Path(builder.data_dir).parent.glob("incomplete.*"):  # by one that was killed
@@ -291,7 +281,7 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare(download_config=download)
     except Exception as error:  # Beam wraps what a reader raises, or adds to its message
-        named = next((part for part in _chain(error) if isinstance(part, InputError)), None)
+        named = next((part for part in causes(error) if isinstance(part, InputError)), None)
         if named is None and "InputError: " in str(error):
             named = str(error).split("InputError: ", 1)[1]
         if named is None and isinstance(error, OSError):
@@ -303,49 +293,6 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
         raise InputError(first_line(Exception(str(named).split(" [while running")[0]))) from None
     finally:
         beam_log.setLevel(level)
-
-
-def _beam_options(config: CorpusConfig) -> Any:
-    """Beam's PipelineOptions.
-
-    Raises:
-        InputError: they cannot be parsed, or Beam knows no such flag and would leave it out.
-    """
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    refused = f"--corpus.beam-options {config.beam_options}"
-    try:
-        flags = shlex.split(config.beam_options)
-    except ValueError as error:
-        raise InputError(f"{refused}: {error}") from None
-    beam_log, printed = logging.getLogger("apache_beam"), io.StringIO()
-    level = beam_log.level
-    beam_log.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(printed):
-            options = PipelineOptions(flags)
-            known = set(options.get_all_options())
-            unknown = set(options.get_all_options(retain_unknown_options=True)) - known
-    except SystemExit:  # of Beam's own parser
-        said = (printed.getvalue().strip().splitlines() or ["not understood"])[-1]
-        raise InputError(f"{refused}: {said}") from None
-    finally:
-        beam_log.setLevel(level)
-    if unknown or any(not flag.startswith("-") for flag in flags[:1]):
-        what = ", ".join(f"--{name}" for name in sorted(unknown)) or flags[0]
-        raise InputError(f"{refused}: Beam knows no flag {what}")
-    return options
-
-
-def _no_apitools(record: logging.LogRecord) -> bool:
-    """False for what Beam says of Google's cloud, at its import, where that is not installed."""
-    return "apitools not found" not in record.getMessage()
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def sampled_turns(

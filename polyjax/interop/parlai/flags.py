@@ -11,7 +11,7 @@ import numpy as np
 from polyjax.data.dictionary import DictionarySettings
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
-from polyjax.interop.torch_file import BrokenFile, read_pickle
+from polyjax.interop.torch_pickle import BrokenFile, read_pickle
 from polyjax.nn.encoders import EncoderConfig
 from polyjax.nn.heads import AttentionKind, BiConfig, CrossConfig, HeadConfig, PolyConfig
 from polyjax.nn.reduce import Reduction
