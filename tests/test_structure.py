@@ -51,3 +51,20 @@ def test_imports_run_downwards(path):
         other = module.split(".")[1]
         assert other in FLOOR, f"{path.name}:{line} imports {module} through the public list"
         assert FLOOR[other] <= FLOOR[own], f"{path.name}:{line}: {own} imports {module}, which is above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_file_can_be_read_at_one_sitting(path):
+    """350 lines; functions 60, docstrings not counted. Split by what changes together."""
+    source = path.read_text()
+    assert len(source.splitlines()) <= 350
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                size -= node.body[0].end_lineno - node.body[0].lineno + 1
+            assert size <= 60, f"{node.name} has {size} lines"
+
+
+def test_the_top_level_is_small():
+    assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= 8
