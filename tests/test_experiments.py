@@ -231,7 +231,10 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
         (["--preset=lng"], "Expected one of ('demo', 'long')"),
         (["--train.epochs", "2"], "set --train.steps to 0 to count in epochs"),
         (["--batch.n-negatives", "3"], "--batch.n-negatives: does nothing with --arch poly"),
-        (["--text.candidate-tokens", "600"], "text.candidate_tokens is 600, longer"),
+        (
+            ["--text.candidate-tokens", "600"],
+            "--text.candidate-tokens: expected at most the encoder's 512 positions",
+        ),
         (["--train.seed", "-1"], "--train.seed: expected 0 or more, and finite, got -1"),
         (["--head.n-codes", "0"], "n_codes must be at least 1, got 0"),
         (
@@ -239,7 +242,7 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
             "expected minilm, paper, small, tiny, a folder as transformers",
         ),
         (["--tokenizer", "sentencepiece"], "choose an --encoder from scratch"),
-        (["--text.context-tokens", "600"], "longer than the encoder's 512 positions"),
+        (["--text.context-tokens", "600"], "expected at most the encoder's 512 positions"),
         (["--task", "squad"], "expected chitchat, convai2, dstc7, ubuntu_v2, wikipedia_search or jsonl:PATH"),
         (
             ["--task", "convai2"],

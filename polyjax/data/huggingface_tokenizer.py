@@ -127,6 +127,12 @@ class HuggingFaceTokenizer:
         """What is put around a text, and between and around two."""
         single, pair = self._tokenizer.encode("a"), self._tokenizer.encode("a", "a")
         around, parts = _runs(single), _runs(pair)
+        cls_id, sep_id = (self._tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+        if cls_id is not None and sep_id is not None and not any(special for special, _ in around):
+            # Some WordPiece files, those of earlier runs too, leave the template out: it is BERT's.
+            self.start_id, self.end_id, self.between_ids = cls_id, sep_id, ()
+            self.pair_segments = True
+            return
         kinds = [special for special, _ in parts]
         if [special for special, _ in around] != [True, False, True] or kinds != [True, False] * 2 + [True]:
             raise self._unsupported(single.tokens, pair.tokens)

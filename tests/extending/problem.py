@@ -56,7 +56,7 @@ def trained(run_dir, *, encoder=SHAPE, head=None, examples=None, loss="softmax",
     )
     optim = OptimConfig(learning_rate=1e-2, decay="none", warmup=0.0, head_rate=1.0)
     config = TrainConfig(steps=40, validate_every_steps=20, save_every_steps=10)
-    more = {} if on_log is None else {"on_log": on_log}
+    more = {} if on_log is None else {"callbacks": [on_log]}
     train(objective, run_dir, optim=optim, config=config, **more)
     return MetricsLog.read(run_dir)
 
