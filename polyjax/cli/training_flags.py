@@ -13,7 +13,7 @@ from polyjax.cli.flags import parse_flags
 from polyjax.data.tasks import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
 from polyjax.recipes.paper import recipe
-from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
+from polyjax.recipes.presets import PRESETS, default_of_run, for_encoder, for_task, from_scratch
 from polyjax.recipes.settings import DEFAULT_PRESET, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice
 from polyjax.train.losses import loss_of
 
@@ -72,6 +72,8 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
             tokenizer=TokenizerChoice(),
             encoder=dataclasses.replace(default.encoder, name=choice.encoder),
         )
+    if choice.encoder is not None and choice.init is None and not choice.recipe:
+        default = for_encoder(default, choice.encoder)
     if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
         # Who says how long to train gets that, however few the rows are.
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))

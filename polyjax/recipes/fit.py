@@ -15,7 +15,7 @@ from polyjax.errors import InputError
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.recipes.notebook import shown_in_notebook
-from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
+from polyjax.recipes.presets import PRESETS, default_of_run, for_encoder, for_task, from_scratch
 from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
 from polyjax.recipes.run import Run
 from polyjax.recipes.session import Callback, Parts, run
@@ -219,7 +219,7 @@ def _defaults(
     found = dataclasses.replace(found, encoder=choice)
     if found.encoder.name in SCRATCH and tokenizer is None:
         return from_scratch(found, found.encoder.name)
-    return found
+    return for_encoder(found, found.encoder.name)
 
 
 def _row_files(data: Any, valid: Rows | None, test: Rows | None) -> RowFiles | None:

@@ -25,7 +25,13 @@ from polyjax.recipes.plan import show_plan, step_lines
 from polyjax.recipes.rows_in_memory import RowFiles, kept_rows
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits, read_splits
-from polyjax.recipes.start import encoder_config, initial_scorer, make_tokenizer, pretrained_folder
+from polyjax.recipes.start import (
+    encoder_config,
+    encoder_notes,
+    initial_scorer,
+    make_tokenizer,
+    pretrained_folder,
+)
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, owned_run
 from polyjax.runtime.progress import console
@@ -89,6 +95,9 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
     check_tfidf()
     with kept_rows(config.folder, parts.files):
         splits = read_splits(config, source)
+    for note in encoder_notes(config, source):
+        console.print(note)
+        splits.notes.append(note)
 
     def turns() -> Iterator[str]:
         return training_texts(config.dataset, splits.train.examples)

@@ -8,7 +8,14 @@ from flax import nnx
 from polyjax.config import RecordedPart
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
 from polyjax.interop.huggingface import minilm_folder
-from polyjax.interop.pretrained import encoder_shape, encoder_tokenizer, load_pretrained, weights_folder
+from polyjax.interop.pretrained import (
+    encoder_shape,
+    encoder_tokenizer,
+    is_model_folder,
+    load_pretrained,
+    weights_folder,
+)
+from polyjax.interop.sentence_transformers import read_folder
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import Scorer, make_scorer
 from polyjax.recipes.settings import SCRATCH, RunConfig, TokenizerChoice, scratch_shape
@@ -20,6 +27,36 @@ def pretrained_folder(config: RunConfig) -> Path | None:
     """The folder of pretrained weights, or None for an encoder from scratch."""
     own = config.init is not None or config.own_encoder is not None
     return None if own else weights_folder(config.encoder.name, scratch=SCRATCH)
+
+
+def encoder_notes(config: RunConfig, source: Path | None) -> list[str]:
+    """What of an encoder's folder a run uses, and what it leaves out.
+
+    Args:
+        config: the run's settings.
+        source: folder of the first weights.
+    """
+    if source is None or config.encoder.name == "minilm" or not is_model_folder(source):
+        return []
+    found, used = read_folder(source), getattr(config.scoring, "reduction", None)
+    notes = [
+        f"encoder {source}: {type(found.settings).__name__}; its own reduction is "
+        f"{' and '.join(found.reductions)} ({found.why}); this run reduces by {used}"
+    ]
+    left = [
+        name
+        for name, there in (
+            ("dense layers", found.modules is not None and found.modules.dense),
+            ("prompts", any(found.prompts.values())),
+            ("its classifier", found.classifier is not None),
+        )
+        if there
+    ]
+    if used is not None and found.classifier is None and (used,) != found.reductions:
+        notes.append(f"warning: {source} was trained with another reduction than {used}")
+    if left:
+        notes.append(f"warning: training does not use {' and '.join(left)} of {source}")
+    return notes
 
 
 def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], Iterator[str]]) -> Tokenizer:
