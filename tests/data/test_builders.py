@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from polyjax.data.tasks import builders, ubuntu_v2
 from polyjax.data.tasks.convai2 import ConvAI2Config
@@ -45,6 +47,18 @@ def test_prepared_rows_are_those_of_the_file(config):
     with pytest.raises(IndexError):
         rows[12]
     assert list(pickle.loads(pickle.dumps(rows))) == list(rows), "as worker processes get them"
+
+
+def test_the_process_is_left_as_it_was(config):
+    before = logging.getLogger("absl").level
+    bars = tqdm_utils._active
+    tfds.display_progress_bar(enable=True)
+    try:
+        config.read("train")
+        assert tqdm_utils._active, "whoever uses tensorflow-datasets still sees its bars"
+    finally:
+        tfds.display_progress_bar(enable=bars)
+    assert logging.getLogger("absl").level == before
 
 
 def test_a_file_is_parsed_once_and_again_when_it_changes(config, monkeypatch):

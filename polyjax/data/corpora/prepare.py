@@ -28,6 +28,7 @@ from polyjax.data.corpora.lines import is_removed, remove_folder, remove_parts
 from polyjax.data.corpora.reddit import RedditConfig
 from polyjax.data.corpora.sources import Piece, files_of, find_pieces
 from polyjax.data.tasks import Task, TaskConfig, conversations, task_named
+from polyjax.data.tasks.builders import absl_quiet, no_bars
 from polyjax.errors import InputError, first_line
 from polyjax.runtime.files import exclusive_lock
 from polyjax.runtime.progress import console, meter
@@ -178,9 +179,9 @@ def _of_task(name: str, task: Task) -> Iterator[Conversation]:
 
 def _builder(piece: Piece, folder: Path, parts: int) -> PretrainingPiece:
     config = PieceConfig(name=piece.name, piece=piece, parts=parts)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of folders that are not there yet
     try:
-        return PretrainingPiece(data_dir=folder, file_format="array_record", config=config)
+        with absl_quiet():
+            return PretrainingPiece(data_dir=folder, file_format="array_record", config=config)
     except OSError as error:
         raise InputError(f"--corpus.dir {str(folder)!r} cannot be read: {error}") from None
 
@@ -270,7 +271,6 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
     check_runner(config.beam_runner)
     options = beam_options(config.beam_options)
     download = tfds.download.DownloadConfig(beam_runner=config.beam_runner, beam_options=options)
-    tfds.disable_progress_bar()
     for left in Path(builder.data_dir).parent.glob("incomplete.*"):  # by one that was killed
         shutil.rmtree(left)
     beam_log = logging.getLogger("apache_beam")
@@ -278,7 +278,7 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
     beam_log.setLevel(logging.CRITICAL)  # what it logs of an error is raised as well
     try:
         # It talks of downloads; there are none.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with no_bars(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare(download_config=download)
     except Exception as error:  # Beam wraps what a reader raises, or adds to its message
         named = next((part for part in causes(error) if isinstance(part, InputError)), None)

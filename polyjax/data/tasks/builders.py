@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from polyjax.data.tasks import chitchat
 from polyjax.data.tasks.source import OfficialFile, Source, find, locate
@@ -179,12 +180,22 @@ def absl_quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """tensorflow-datasets shows no bars of its own within; whether it does afterwards is as it was."""
+    before = getattr(tqdm_utils, "_active", True)  # has no public reader
+    tfds.display_progress_bar(enable=False)
+    try:
+        yield
+    finally:
+        tfds.display_progress_bar(enable=before)
+
+
 def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: Path) -> None:
     config = tfds.download.DownloadConfig(manual_dir=folder)
     console.print(f"preparing {builder.name} in {data_dir} (once)")
-    tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
+        with no_bars(), contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
             builder.download_and_prepare(download_config=config)
     except OSError as error:
         if builder.is_prepared():  # by another process, meanwhile
