@@ -11,7 +11,7 @@ from typing import Any
 
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.data.tasks import convai2, ubuntu_v2
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.runtime.files import write_text
 from polyjax.runtime.progress import console
 
@@ -123,9 +123,9 @@ def run(config: SamplesConfig) -> None:
     needed += [f"ubuntu_irc/ubuntu_{name}_subtask_1.json" for name in ("train", "dev")]
     for name in needed:
         if not (config.data / name).is_file():
-            raise InputError(f"--data {config.data}: {name} is missing there")
+            raise InputError("data", problem=f"the file {name} is missing there", got=str(config.data))
     if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out {config.out} is a file; expected a folder to make")
+        raise InputError("out", expected="a folder to make", got=shown(f"the file {config.out}"))
     for name in ("convai2", "dstc7", "ubuntu_v2"):
         (config.out / name).mkdir(parents=True, exist_ok=True)
     cut_convai2(config.data / "convai2" / "valid_self_original.txt", config.out / "convai2")

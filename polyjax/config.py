@@ -236,7 +236,7 @@ class _Reader:
         try:
             return kind(**values)
         except InputError as error:
-            raise InputError(where, problem=str(error), is_argument=False) from None
+            raise error.at(where) from None
 
     def _custom(self, data: Mapping[str, Any], where: str, *, keep: bool) -> Any:
         """The part that an entry records."""

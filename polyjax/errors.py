@@ -1,7 +1,7 @@
-"""Errors as data: what was wrong with which argument, worded once, for Python callers and command lines.
+"""Errors as data: what was wrong with which argument, worded once for Python callers and command lines.
 
-Texts of an error name arguments between backticks, as a Python caller writes them; ``InputError.worded``
-turns those names into whatever the reader typed.
+The texts of an error name arguments in backticks, as a Python caller writes them. ``InputError.worded``
+turns those names into what the reader typed.
 """
 
 import contextlib
@@ -21,19 +21,23 @@ _naming: ContextVar[Callable[[str], str]] = ContextVar("naming", default=str)
 
 
 class InputError(ValueError):
-    """Something the user gave cannot work. The message is one line; the commands print it and exit with 2.
+    """Invalid input. The message is one line; the commands print it and exit with status 2.
 
     Args:
-        argument: its name as a Python caller writes it (``batch.batch_size``), or what is at fault, such as
-            a file (see ``in_file``); the whole message where nothing else is given.
+        argument: its name as a Python caller writes it (``batch.batch_size``), or whatever else is at fault,
+            such as a file (see ``in_file``).
         expected: what would have worked.
-        got: what came; shown by ``repr``, unless it is a text that ``shown`` made.
-        problem: what is wrong, where that is not a value other than expected.
+        got: what was given; shown by ``repr``, unless it is a text that ``shown`` made.
+        problem: what is wrong, if that is more than an unexpected value.
         fix: what to do.
+        is_argument: whether ``argument`` is a caller's, which a command line writes as a flag.
 
     Attributes:
-        argument: as given; the others as well, None where there is none.
-        is_argument: whether ``argument`` is a caller's, which a command line writes as a flag.
+        argument: as given, like the others; those not given are None.
+        has_value: whether ``got`` was given.
+
+    Raises:
+        TypeError: none of ``expected``, ``got`` and ``problem`` is given.
 
     >>> error = InputError("batch.batch_size", expected="at least 2", got=1, fix="lower `mesh.data`")
     >>> print(error)
@@ -55,9 +59,19 @@ class InputError(ValueError):
         self.argument, self.expected, self.problem, self.fix = argument, expected, problem, fix
         self.has_value = got is not _NOT_GIVEN
         self.got = got if self.has_value else None
-        is_text = expected is None and problem is None and not self.has_value
-        self.is_argument = is_argument and not is_text
+        self.is_argument = is_argument
+        if expected is None and problem is None and not self.has_value:
+            raise TypeError("InputError needs expected, got or problem: a message is built from them")
         super().__init__(self.worded(_naming.get()))
+
+    def __reduce__(self) -> tuple:
+        """Pickle the fields, ``got`` as it is shown: a worker process may raise the error."""
+        fields = self._fields() | ({"got": shown(_shown(self.got))} if self.has_value else {})
+        return _rebuilt, (type(self), self.argument, fields, self.is_argument)
+
+    def _fields(self) -> dict[str, Any]:
+        value = {"got": self.got} if self.has_value else {}
+        return {"expected": self.expected, "problem": self.problem, "fix": self.fix} | value
 
     @classmethod
     def in_file(
@@ -78,6 +92,27 @@ class InputError(ValueError):
         place = str(path) if line is None else f"{path}:{line}"
         return cls(place, expected=expected, got=got, problem=problem, fix=fix, is_argument=False)
 
+    @classmethod
+    def in_row(
+        cls,
+        *,
+        expected: str | None = None,
+        got: object = _NOT_GIVEN,
+        problem: str | None = None,
+        fix: str | None = None,
+    ) -> "InputError":
+        """An error in a row, made where neither the file nor the line is known; ``at`` adds them."""
+        return cls("", expected=expected, got=got, problem=problem, fix=fix, is_argument=False)
+
+    def at(self, place: str) -> "InputError":
+        """The same error with the place where it is.
+
+        >>> print(InputError.in_row(expected="3 columns", got=shown("2")).at("a.csv:7"))
+        a.csv:7: expected 3 columns, got 2
+        """
+        whole = f"{place}: {self.argument}" if self.argument else place
+        return type(self)(whole, **self._fields(), is_argument=False)
+
     def worded(self, name: Callable[[str], str] = str) -> str:
         """The message.
 
@@ -94,13 +129,17 @@ class InputError(ValueError):
         if self.has_value:
             parts.append(f"got {_shown(self.got)}")
         argument = name(self.argument) if self.is_argument else text(self.argument)
-        message = f"{argument}: {', '.join(parts)}" if parts else argument
+        message = f"{argument}: {', '.join(parts)}" if argument else ", ".join(parts)
         return message if self.fix is None else f"{message}; {text(self.fix)}"
+
+
+def _rebuilt(kind: type[InputError], argument: str, fields: dict[str, Any], is_argument: bool) -> InputError:
+    return kind(argument, **fields, is_argument=is_argument)
 
 
 @contextlib.contextmanager
 def named_by(name: Callable[[str], str]) -> Iterator[None]:
-    """Word the errors that are made within with other names for arguments.
+    """Errors created inside name their arguments by ``name``.
 
     >>> with named_by(as_flag):
     ...     print(InputError("top_k", expected="at least 1", got=0))
@@ -114,7 +153,7 @@ def named_by(name: Callable[[str], str]) -> Iterator[None]:
 
 
 class shown(str):
-    """A description of what came, put into a message as it is."""
+    """A description of what was given, put into a message as it is."""
 
     __slots__ = ()
 
@@ -134,15 +173,15 @@ def as_flag(argument: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error that may be long, as a part of an InputError."""
+    """The first line of an error's message, at most 200 characters, to quote in an InputError."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 class Preempted(Exception):
-    """A run was told to stop (SIGTERM), and has saved its state. The commands exit with status 143.
+    """A run received SIGTERM and saved its state. The commands exit with status 143.
 
     Args:
-        step: steps made.
+        step: the step that was saved.
     """
 
     def __init__(self, step: int):

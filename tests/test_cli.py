@@ -64,7 +64,7 @@ def test_converting_again_is_refused(converted, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         polyjax("convert", "parlai", str(MODEL / "model"), str(converted), monkeypatch=monkeypatch)
     assert stopped.value.code == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_a_converted_model(converted, tmp_path, monkeypatch):
@@ -259,23 +259,23 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chatt"], "got 'chatt'; did you mean chat?"),
+        (["chatt"], "got 'chatt'; did you mean chat? See polyjax --help"),
         ([], "got none; see polyjax --help"),
         (
             ["index", "bild"],
-            "index expects a command: build, add, remove, compact, info; got 'bild'; did you",
+            "index: expected a command (build, add, remove, compact, info), got 'bild'; did you mean build?",
         ),
         (
             ["index", "build", "x", "y", "z", "--dtpye", "int8"],
-            "did you mean --dtype?; see polyjax index build",
+            "did you mean --dtype? See polyjax index build",
         ),
         (["index", "info", "nowhere"], "nowhere: there is no index yet; build one"),
         (["index", "remove", "nowhere"], "name what to remove: either"),
         (["chat", "x"], "name the replies to choose from:"),
-        (["chat", "x", "--candidats", "y"], "Unrecognized options: --candidats; did you mean --candidates?"),
-        (["chat", "x", "--candidates", "y", "--topp", "3"], "Unrecognized options: --topp; did you mean"),
+        (["chat", "x", "--candidats", "y"], "chat: unrecognized options: --candidats; did you mean --cand"),
+        (["chat", "x", "--candidates", "y", "--topp", "3"], "unrecognized options: --topp; did you mean"),
         (["convert", "parlai", "x"], "directory to make; must not exist. (required); see polyjax convert"),
-        (["convert", "parlai", str(MODEL), "out"], f"is a folder; expected the model file in it, as {MODEL}"),
+        (["convert", "parlai", str(MODEL), "out"], f"{MODEL}: expected the model file in this folder, such"),
         (["chat", str(CANDIDATES), "--candidates", "y"], "or a folder with an encoder's weights, got"),
     ],
 )

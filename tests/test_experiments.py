@@ -154,7 +154,7 @@ def test_own_data(folder, tmp_path):
     file.write_text(file.read_text() + "{}\nno json\n")
     done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "other"), folder=folder)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "2 bad lines" in done.stderr and "line 302: no 'context'" in done.stderr
+    assert "2 bad lines" in done.stderr and "line 302: the key 'context' is missing" in done.stderr
 
 
 def test_the_ranker_ranks(finished):
@@ -225,7 +225,7 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
     ("extra", "message"),
     [
         (["--arch", "pooly"], "Expected one of ('bi', 'poly', 'cross')"),
-        (["--arch", "bi", "--head.n-codes", "16"], "Unrecognized options: --head.n-codes"),
+        (["--arch", "bi", "--head.n-codes", "16"], "unrecognized options: --head.n-codes"),
         (["--optim.learning-rate", "fast"], "--optim.learning-rate: could not convert string to float"),
         (["--train.steps"], "Missing value for argument '--train.steps'"),
         (["--preset=lng"], "Expected one of ('demo', 'long')"),
@@ -236,7 +236,10 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
             "--text.candidate-tokens: expected at most the encoder's 512 positions",
         ),
         (["--train.seed", "-1"], "--train.seed: expected 0 or more, and finite, got -1"),
-        (["--head.n-codes", "0"], "n_codes must be at least 1, got 0"),
+        (
+            ["--head.n-codes", "0"],
+            "--head.n-codes: expected at least 1 (the paper uses 16, 64 and 360), got 0",
+        ),
         (
             ["--encoder", "no/such/folder"],
             "expected minilm, paper, small, tiny, a folder as transformers",

@@ -408,7 +408,7 @@ def test_a_broken_line_is_one_line_of_output(folder, tmp_path):
         file.write("{broken\n")
     done = command("pretrain.py", *flags(tmp_path, path), "--run-dir", str(tmp_path / "run"), folder=folder)
     assert done.returncode == 2
-    assert "line 401: expected an object with turns" in done.stderr and "while running" not in done.stderr
+    assert ":401: expected an object with turns" in done.stderr and "while running" not in done.stderr
     assert "Traceback" not in done.stdout + done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 

@@ -146,7 +146,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, arguments):
 
 def test_the_flag_that_is_nearest_is_named_first():
     with pytest.raises(
-        InputError, match="Unrecognized options: --train.step; did you mean --train.steps or "
+        InputError, match="run: unrecognized options: --train.step; did you mean --train.steps or "
     ):
         parse_run(["--train.step", "10"], prog="run")
 

@@ -1,4 +1,4 @@
-"""What the commands share: flags from a dataclass, and a user's mistake as one line with status 2."""
+"""What the commands share: flags from a dataclass, and invalid input as one line with exit status 2."""
 
 import contextlib
 import difflib
@@ -15,8 +15,26 @@ from typing import Any
 import jax
 import tyro
 
-from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, as_flag, first_line, named_by
+from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, as_flag, first_line, named_by, shown
 from polyjax.runtime.progress import errors
+
+RENAMED = {
+    "corpus.files": "--corpus",
+    "task.source": "--data-dir",
+    "task.data_dir": "--prepared-dir",
+    "task.unverified": "--unverified",
+    "top_k": "--top",
+}
+"""Flags that are not named after the argument."""
+
+
+def flag_of(argument: str) -> str:
+    """The flag that stands for an argument.
+
+    >>> flag_of("task.source"), flag_of("rank.n")
+    ('--data-dir', '--rank.n')
+    """
+    return RENAMED.get(argument) or as_flag(argument)
 
 
 def parse_flags(
@@ -41,7 +59,7 @@ def parse_flags(
     """
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed), named_by(as_flag):
+        with contextlib.redirect_stderr(printed), named_by(flag_of):
             if default is None:
                 return tyro.cli(settings, args=arguments, prog=prog, description=description)
             return tyro.cli(settings, args=arguments, prog=prog, default=default, description=description)
@@ -49,43 +67,44 @@ def parse_flags(
         if stop.code != 2:
             raise
         given = [word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
-        raise InputError(one_line(printed.getvalue(), prog, given)) from None
+        raise command_line_error(printed.getvalue(), prog, given) from None
 
 
-def one_line(box: str, prog: str, given: Sequence[str] = ()) -> str:
-    """tyro's box around a mistake, as one line.
+def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputError:
+    """The error in the box that tyro prints.
 
     Args:
         box: what tyro printed.
         prog: the command.
         given: the words of the command line, among which a misspelt flag is looked for.
 
-    >>> print(one_line("╭─ Invalid choice ─╮\\n│ invalid choice 'x' for │\\n│ '--a'. │\\n╰────╯", "run"))
-    invalid choice 'x' for '--a'; see run --help
-    >>> print(one_line(" Invalid choice\\n ----------\\n  invalid choice 'x' for\\n  '--a'.\\n", "run"))
-    invalid choice 'x' for '--a'; see run --help
+    >>> print(command_line_error("╭─ Title ─╮\\n│ invalid choice 'x' for │\\n│ '--a'. │\\n╰────╯", "run"))
+    run: invalid choice 'x' for '--a'; see run --help
+    >>> print(command_line_error(" Title\\n ----------\\n  invalid choice 'x' for\\n  '--a'.\\n", "run"))
+    run: invalid choice 'x' for '--a'; see run --help
     """
     bare = re.sub(r"^[╭╰].*$", "", box, flags=re.MULTILINE)
     parts = re.split(r"^│?\s*(?:─+|-{3,})\s*│?$", bare, flags=re.MULTILINE)
     if bare == box:  # without line drawing the title is a part of its own
         parts = parts[1:]
     texts = [" ".join(part.replace("│", " ").split()).rstrip(".") for part in parts]
-    mistake = next((text for text in texts if text), "the command line could not be read")
-    mistake = re.sub(r"^Error parsing (?!-)\S+: ", "", mistake)  # a group's own check names the flag
+    problem = next((text for text in texts if text), "the command line cannot be parsed")
+    problem = re.sub(r"^Error parsing (?!-)\S+: ", "", problem)  # a group's own check names the flag
     meant = (text for text in texts if text.startswith("Perhaps you meant"))
     near = re.findall(r"(?<!\S)--[\w.-]+", next(meant, ""))
-    if unknown := re.fullmatch(r"Unrecognized options: (.*)", mistake):
+    if unknown := re.fullmatch(r"Unrecognized options: (.*)", problem):
         # tyro lists the values that follow unknown flags as well.
         words = unknown[1].split(", ")
         flags = [word for word in words if word.startswith("-")]
-        mistake = f"Unrecognized options: {', '.join(flags or words)}"
+        problem = f"unrecognized options: {', '.join(flags or words)}"
         given_flag = (flags or words)[0]
         near.sort(key=lambda flag: -difflib.SequenceMatcher(None, flag, given_flag).ratio())
-    advice = f"; did you mean {' or '.join(near[:3])}?" if near else ""
-    if missing := re.match(r"Missing from .*?: (--[\w.-]+)", mistake):
+    advice = f"did you mean {' or '.join(near[:3])}? " if near else ""
+    if missing := re.match(r"Missing from .*?: (--[\w.-]+)", problem):
         close = difflib.get_close_matches(missing[1], [w for w in given if w != missing[1]], n=1, cutoff=0.8)
-        advice = f"; is {close[0]} meant to be {missing[1]}?" if close else ""
-    return f"{mistake}{advice}; see {prog} --help"
+        advice = f"is {close[0]} meant to be {missing[1]}? " if close else ""
+    help_ = f"{'See' if advice else 'see'} {prog} --help"
+    return InputError(prog, problem=problem, fix=advice + help_, is_argument=False)
 
 
 def as_json_line(value: Any) -> str:
@@ -98,15 +117,17 @@ def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -
     """The command that a command line begins with, and the rest of it.
 
     Raises:
-        InputError: it is none of the commands.
+        InputError: there is no such command.
     """
     name, *rest = arguments or [""]
     if name not in commands:
-        got = f"got {name!r}" if name else "got none"
         near = difflib.get_close_matches(name, commands, n=1)
-        advice = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
-            f"{prog} expects a command: {', '.join(commands)}; {got}{advice}; see polyjax --help"
+            prog,
+            expected=f"a command ({', '.join(commands)})",
+            got=name if name else shown("none"),
+            fix=f"did you mean {near[0]}? See polyjax --help" if near else "see polyjax --help",
+            is_argument=False,
         )
     return name, rest
 
@@ -120,7 +141,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        errors.print(f"error: {error.worded(as_flag)}", style="red", markup=False)
+        errors.print(f"error: {error.worded(flag_of)}", style="red", markup=False)
         sys.exit(2)
     except Preempted as stopped:
         errors.print(str(stopped), markup=False)

@@ -70,7 +70,7 @@ class SubwordCodes:
         for i, line in enumerate(lines):
             pair = line.strip("\r\n ").split(" ")
             if len(pair) != 2:
-                raise InputError(f"{path}:{first + i}: expected two symbols and a space, got {line!r}")
+                raise InputError.in_file(path, first + i, expected="two symbols and a space", got=line)
             self._rank.setdefault((pair[0], pair[1]), i)
         self.split = lru_cache(maxsize=1_000_000)(self._split)
 
@@ -118,7 +118,9 @@ class DictionaryTokenizer:
 
     def __init__(self, dictionary: Path, codes: Path | None, settings: DictionarySettings):
         if settings.bpe and codes is None:
-            raise InputError(f"{dictionary}: the dictionary splits words, but there is no codes file")
+            raise InputError.in_file(
+                dictionary, problem="the dictionary splits words by BPE, but no codes file is given"
+            )
         self.settings = settings
         self._files = (dictionary, codes if settings.bpe else None)
         self._codes = SubwordCodes(codes) if settings.bpe and codes is not None else None
@@ -176,7 +178,8 @@ class DictionaryTokenizer:
         try:
             settings = DictionarySettings(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} cannot be read as a dictionary's settings: {error}") from None
+            problem = f"cannot be read as a dictionary's settings: {error}"
+            raise InputError.in_file(path, problem=problem) from None
         return cls(folder / DICTIONARY_FILE, folder / CODES_FILE if settings.bpe else None, settings)
 
 
@@ -186,9 +189,9 @@ def _read_lines(path: Path, *, what: str) -> list[str]:
         with path.open(encoding="utf-8", errors="ignore") as file:
             return [line.removesuffix("\n") for line in file]
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected the {what}") from None
+        raise InputError.in_file(path, problem="the file is missing", expected=f"the {what}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
 
 
 def _read_dictionary(path: Path, settings: DictionarySettings) -> Mapping[str, int]:
@@ -201,7 +204,7 @@ def _read_dictionary(path: Path, settings: DictionarySettings) -> Mapping[str, i
     for i, line in enumerate(_read_lines(path, what="dictionary (model.dict)"), start=1):
         token, tab, count = line.partition("\t")
         if not tab or not re.fullmatch(r"-?\d+", count.strip()):
-            raise InputError(f"{path}:{i}: expected a token, a tab and a count, got {line[:80]!r}")
+            raise InputError.in_file(path, i, expected="a token, a tab and a count", got=line[:80])
         for escape, character in _ESCAPES:
             token = token.replace(escape, character)
         if settings.null.islower():

@@ -6,7 +6,7 @@ not change.
 
 from collections.abc import Iterator
 
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 
 
 def read_table(
@@ -101,10 +101,10 @@ def _quoted(line: str, place: int, source: _Lines, longest: int) -> tuple[str, s
             continue
         following = source.next()
         if following is None:
-            raise InputError("a quoted cell is not closed")
+            raise InputError.in_row(problem="a quoted cell is not closed")
         line, place = following, 0
 
 
 def _check(size: int, longest: int) -> None:
     if size > longest:
-        raise InputError(f"a cell is longer than {longest:,} characters")
+        raise InputError.in_row(expected=f"cells of at most {longest:,} characters", got=shown(f"{size:,}"))

@@ -35,7 +35,8 @@ def export_safetensors(run_dir: Path, out: Path, *, step: int | None = None) -> 
         InputError: the run directory is broken, or the folder exists or cannot be written.
     """
     if out.exists():
-        raise InputError(f"{out} exists already; choose another folder, or remove it")
+        fix = "choose another folder, or remove this one"
+        raise InputError.in_file(out, problem="the folder already exists", fix=fix)
     scorer, text = load_scorer(run_dir, step=step)
     arrays = {name: np.asarray(value) for name, value in flat_parameters(nnx.state(scorer)).items()}
     aside = out.with_name(out.name + ".partial")
@@ -48,7 +49,7 @@ def export_safetensors(run_dir: Path, out: Path, *, step: int | None = None) -> 
         write_text(aside / "README.md", _page(run_dir, arrays))
         os.replace(aside, out)
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}") from None
+        raise InputError.in_file(out, problem=f"cannot be written: {error}") from None
 
 
 def _page(run_dir: Path, arrays: dict[str, np.ndarray]) -> str:

@@ -41,13 +41,18 @@ def read_torch_file(path: Path) -> Any:
             file.seek(0)
             return _read_zip(file, size) if is_zip else _read_legacy(file, size)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a file written by torch.save") from None
+        expected = "a file written by torch.save"
+        raise InputError.in_file(path, problem="the file is missing", expected=expected) from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
     except RecursionError:
-        raise InputError(f"{path} cannot be read as a torch file: it is nested too deeply") from None
+        raise _not_torch(path, "it is nested too deeply") from None
     except BrokenFile as error:
-        raise InputError(f"{path} cannot be read as a torch file: {error}") from None
+        raise _not_torch(path, str(error)) from None
+
+
+def _not_torch(path: Path, reason: str) -> InputError:
+    return InputError.in_file(path, problem=f"cannot be read as a torch file: {reason}")
 
 
 def _read_zip(file: io.BufferedReader, size: int) -> Any:

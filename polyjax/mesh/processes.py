@@ -92,7 +92,7 @@ def wait(name: str) -> None:
         client.key_value_set(f"{key}/{jax.process_index()}", "here")
         while len(client.key_value_dir_get(key)) < jax.process_count():
             for _, reason in client.key_value_dir_get(FAILED):
-                raise InputError(reason)
+                raise _not_an_argument("the run", problem=reason)
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 

@@ -155,7 +155,7 @@ def default_of_run(preset_of: Callable[[Arch], RunConfig], run_dir: Path) -> Run
         raise InputError(
             "init",
             problem=f"{run_dir} is a pre-training run, which has no head",
-            fix="give it as `encoder` (on the command line also --init-from)",
+            fix="give it as `encoder`",
         )
     card = read_card(run_dir)
     arch = cast(Arch, card.model.head.arch)

@@ -240,12 +240,14 @@ def test_a_process_takes_its_own_rows():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": 28}, "less than a row of 29"),
+        ({"tokens": 28}, "at least 29, a row's"),
         ({"tokens": 10**6}, "do not fill a batch"),
-        ({"masked": 1.5}, "masked must be in"),
-        ({"replaced": 0.8, "random": 0.3}, "more than all"),
+        ({"masked": 1.5}, r"a share in \[0, 1\]"),
+        ({"replaced": 0.8, "random": 0.3}, "more than 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
+    name, value = next(iter(changes.items()))
+    with pytest.raises(InputError, match=message) as caught:
         PairPlan(corpus(), dataclasses.replace(CONFIG, **changes), seed=0, n_batches=1)
+    assert (caught.value.argument, caught.value.got) == (f"batch.{name}", value)

@@ -268,7 +268,7 @@ def test_tfidf_finds_what_it_should():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"messages-so-far": []}, "dialogue 0: there are no messages-so-far"),
+        ({"messages-so-far": []}, "f.json, dialogue 0: there are no messages-so-far"),
         (
             {"messages-so-far": [{"speaker": "participant_1", "utterance": None}]},
             "expected DSTC7's keys, got .* in dialogue 0",
@@ -282,7 +282,7 @@ def test_tfidf_finds_what_it_should():
 def test_dstc7_texts_are_texts(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         parsed(tmp_path, [dialogue(**changes)])
-    with pytest.raises(InputError, match="dialogue 1: the example-id 7 is that of dialogue 0"):
+    with pytest.raises(InputError, match="dialogue 1: the example-id 7 is also that of dialogue 0"):
         parsed(tmp_path, [dialogue(), dialogue()])
     with pytest.raises(InputError, match="expected a JSON array"):
         parsed(tmp_path, "[" * 100_000)

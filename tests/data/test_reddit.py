@@ -239,12 +239,12 @@ def test_odd_rows_of_dumps(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"RC, line 2: expected a comment of Reddit's dump"),
+        ("{", r"RC:2: expected a comment of Reddit's dump"),
         ('{"body": "a"}', "KeyError"),
         ("[1]", "a list"),
         (json.dumps(row("a", None) | {"body": 1}), "no text"),
-        (json.dumps(row("a", None, thread="\ud800")), "line 2"),
-        (json.dumps(row("a", None, body="This is \ud800 it")), "line 2"),
+        (json.dumps(row("a", None, thread="\ud800")), "RC:2: "),
+        (json.dumps(row("a", None, body="This is \ud800 it")), "RC:2: "),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -256,14 +256,17 @@ def test_bad_lines_are_named(tmp_path, line, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "expected"),
     [
-        ({"max_depth": 1}, "max_depth must be at least 2"),
-        ({"min_chars": 0}, "min_chars must be at least 1"),
-        ({"english": 1.0}, "english must be in"),
-        ({"min_chars": 9, "max_chars": 8}, "more than max_chars"),
+        ({"max_depth": 1}, "at least 2, a pair"),
+        ({"min_chars": 0}, "at least 1"),
+        ({"english": 1.0}, "a share in [0, 1)"),
+        ({"min_chars": 9, "max_chars": 8}, "at most the 8 of `corpus.reddit.max_chars`"),
     ],
 )
-def test_settings_that_keep_nothing_are_refused(settings, message):
-    with pytest.raises(InputError, match=message):
+def test_settings_that_keep_nothing_are_refused(settings, expected):
+    name, value = next(iter(settings.items()))
+    with pytest.raises(InputError) as caught:
         RedditConfig(**settings)
+    found = (caught.value.argument, caught.value.expected, caught.value.got)
+    assert found == (f"corpus.reddit.{name}", expected, value)

@@ -113,8 +113,9 @@ def test_other_files_are_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read as a torch file"):
         read_torch_file(path)
-    with pytest.raises(InputError, match="is missing"):
+    with pytest.raises(InputError) as caught:
         read_torch_file(tmp_path / "none")
+    assert (caught.value.argument, caught.value.problem) == (str(tmp_path / "none"), "the file is missing")
 
 
 def test_a_deep_nest_is_refused(tmp_path):
@@ -187,21 +188,21 @@ def _without_member(content: bytes, draw: np.random.Generator) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({".opt": b"{"}, "model.opt cannot be read as ParlAI's flags"),
-        ({".opt": b"[1]"}, "model.opt cannot be read"),
-        ({".opt": None}, "model.opt is missing"),
-        ({".dict": None}, "model.dict is missing"),
+        ({".opt": b"{"}, "model.opt: cannot be read as ParlAI's flags"),
+        ({".opt": b"[1]"}, "model.opt: cannot be read"),
+        ({".opt": None}, "model.opt: the file is missing"),
+        ({".dict": None}, "model.dict: the file is missing"),
         ({".dict": b"a b\n"}, "model.dict:1: expected a token, a tab and a count"),
-        ({".dict.codecs": None}, "model.dict.codecs is missing"),
+        ({".dict.codecs": None}, "model.dict.codecs: the file is missing"),
         ({".dict.codecs": b"#version: 0.2\na b c\n"}, "model.dict.codecs:2: expected two symbols"),
         ({"n_layers": 3}, "layers.2.attention.q_lin.weight is missing"),
         ({"n_layers": 1}, "more layers than the 1"),
         ({"n_heads": 7}, "n_heads: expected a divisor"),
-        ({"model": "transformer/generator"}, "model must be a transformer/biencoder"),
-        ({"variant": "odd"}, "variant must be one of"),
-        ({"n_layers": "two"}, "n_layers must be a whole number"),
+        ({"model": "transformer/generator"}, "expected a model of transformer/biencoder"),
+        ({"variant": "odd"}, "model.opt: variant: expected one of"),
+        ({"n_layers": "two"}, "model.opt: n_layers: expected a whole number, got 'two'"),
         ({"person_tokens": True}, "person_tokens is set"),
-        ({"dict_tokenizer": "gpt2"}, "dict_tokenizer must be one of bpe, re"),
+        ({"dict_tokenizer": "gpt2"}, "dict_tokenizer: expected one of bpe, re, got 'gpt2'"),
     ],
 )
 def test_a_model_that_does_not_fit_its_flags_is_one_line(tmp_path, change, message):

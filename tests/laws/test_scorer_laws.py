@@ -254,14 +254,14 @@ def test_separate_encoders_are_two_and_a_shared_one_is_one(rngs):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PolyConfig(n_codes=0), "n_codes must be at least 1, got 0"),
-        (lambda: PolyConfig(score_scale=0.0), "score_scale must be a positive number, got 0.0"),
-        (lambda: PolyConfig(codes_std=-1.0), "codes_std must be 0 or more"),
+        (lambda: PolyConfig(n_codes=0), "head.n_codes: expected at least 1 .*, got 0"),
+        (lambda: PolyConfig(score_scale=0.0), "head.score_scale: expected a positive number, got 0.0"),
+        (lambda: PolyConfig(codes_std=-1.0), "head.codes_std: expected at least 0, got -1.0"),
         (
             lambda: make_scorer(
                 tiny(), PolyConfig(codes_attention="multihead", codes_heads=3), rngs=nnx.Rngs(0)
             ),
-            "codes_heads must divide the encoder's width: 3 does not divide 16",
+            "head.codes_heads: expected a divisor of the encoder's width of 16, got 3",
         ),
         (
             lambda: make_scorer(tiny(n_segments=1), CROSS_HEADS["cross-first"], rngs=nnx.Rngs(0)),

@@ -241,7 +241,7 @@ def test_a_mistake_before_anything_was_made_leaves_no_folder(tmp_path, there_is,
     with pytest.raises(InputError, match="no such file"), owned_run(tmp_path / "run", OptimConfig()):
         if there_is:
             (tmp_path / "run" / there_is).mkdir()
-        raise InputError("no such file")
+        raise InputError("task", problem="no such file")
     assert (tmp_path / "run").exists() == kept
 
 

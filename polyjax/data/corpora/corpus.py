@@ -112,7 +112,7 @@ def tokenise(
         counts += (len(c.turns) for c in batch)
         first_labels += (max(c.first_label, 1) for c in batch)
     if not counts and not allow_empty:
-        raise InputError("the corpus holds no pair of a text and the one that follows it")
+        raise InputError("corpus.files", problem="there is no pair of a text and the one that follows it")
     return CorpusTokens(np.concatenate(ids), _ends(lengths), _ends(counts), np.array(first_labels, np.int64))
 
 
@@ -195,5 +195,9 @@ def _drawn(lengths: np.ndarray, most: int) -> np.ndarray:
     order = np.random.default_rng(0).permutation(len(lengths))
     chosen = order[np.cumsum(lengths[order]) <= most]
     if not len(chosen):
-        raise InputError(f"corpus tokens of {most}: a conversation alone has more; raise --corpus.tokens")
+        raise InputError(
+            "corpus.tokens",
+            expected=f"at least {lengths.min():,}, the tokens of the shortest conversation",
+            got=most,
+        )
     return np.isin(np.arange(len(lengths)), chosen)

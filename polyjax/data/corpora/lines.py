@@ -76,21 +76,22 @@ def lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, bytes]
 
 def _checked(line: bytes, path: str, at: int) -> bytes:
     if len(line) > MAX_LINE:
-        raise InputError(f"{path}, the line at byte {at}: longer than {MAX_LINE / 2**20:.0f} MB")
+        problem = f"longer than {MAX_LINE / 2**20:.0f} MB"
+        raise InputError.in_row(problem=problem).at(f"{path}, the line at byte {at}")
     return line
 
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """What goes wrong inside is the file's fault, as an InputError."""
+    """Errors of reading and decompressing become an InputError that names the file."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError.in_file(path, problem=f"cannot be read: {error}") from None
     except Exception as error:
         if type(error).__name__ != "ZstdError":  # of an optional package
             raise
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError.in_file(path, problem=f"cannot be read: {error}") from None
 
 
 def unpack(path: str, folder: Path, *, size: int) -> list[Part]:
@@ -168,7 +169,8 @@ def _unpacked(packed: BinaryIO, path: str) -> Any:
         try:
             import zstandard  # pyright: ignore[reportMissingImports]  (extra beam)
         except ModuleNotFoundError:
-            raise InputError(f"{path} needs zstandard; run: pip install -e '.[beam]'") from None
+            fix = "run: pip install 'polyjax[beam]'"
+            raise InputError.in_file(path, problem="reading it needs zstandard", fix=fix) from None
         # Reddit's dumps are compressed with a window of 2 GiB.
         return io.BufferedReader(
             _Unpacked(packed, zstandard.ZstdDecompressor(max_window_size=2**31)), 1 << 20

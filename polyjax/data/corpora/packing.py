@@ -45,16 +45,19 @@ class PretrainBatchConfig:
         """Raise InputError for a value that cannot work."""
         for name, smallest in {"tokens": 1, "chunk": 0, "group_batches": 1, "workers": 0}.items():
             if getattr(self, name) < smallest:
-                raise InputError(f"batch {name} must be at least {smallest}, got {getattr(self, name)}")
+                raise InputError(f"batch.{name}", expected=f"at least {smallest}", got=getattr(self, name))
         if self.chunk > self.tokens:
-            raise InputError(f"batch chunk of {self.chunk} is more than the {self.tokens} tokens of a batch")
+            expected = f"at most the {self.tokens} tokens of `batch.tokens`"
+            raise InputError("batch.chunk", expected=expected, got=self.chunk)
         for name in ("corrupted", "masked", "replaced", "random"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"batch {name} must be in [0, 1], got {getattr(self, name)}")
+                raise InputError(f"batch.{name}", expected="a share in [0, 1]", got=getattr(self, name))
         if self.replaced + self.random > 1:
             raise InputError(
-                f"batch replaced of {self.replaced:g} and random of {self.random:g} are more than all; "
-                "lower one of them"
+                "batch.replaced",
+                problem=f"with the {self.random:g} of `batch.random` it is more than 1",
+                got=self.replaced,
+                fix="lower one of them",
             )
 
 
@@ -129,7 +132,7 @@ def pack(lengths: np.ndarray, room: int, most: int) -> RaggedRows:
     order = np.argsort(lengths, kind="stable")
     counts = np.bincount(lengths, minlength=room + 1)
     if len(counts) > room + 1:
-        raise InputError(f"a sequence of {len(counts) - 1} tokens does not fit a row of {room}")
+        raise InputError("lengths", expected=f"at most {room} tokens, a row's", got=len(counts) - 1)
     ends = np.cumsum(counts)  # of each length's places in ``order``; they are taken from the end
     members, sizes = [order[:0]], [order[:0]]
     while counts.any():
@@ -204,16 +207,20 @@ class PairPlan:
         self.rows = config.tokens // self.row_length
         if not self.rows:
             raise InputError(
-                f"batch tokens of {config.tokens} are less than a row of {self.row_length} tokens (text "
-                "context_tokens and candidate_tokens); raise batch.tokens"
+                "batch.tokens",
+                expected=f"at least {self.row_length}, a row's (`text.context_tokens` and "
+                "`text.candidate_tokens`)",
+                got=config.tokens,
             )
         self.most = max(self.row_length // 12, 1) if config.packing else 1
         self._epochs = _LastEpoch()
         self._counts: list[int] = []
         if not self.batches_in(0):
             raise InputError(
-                f"batch tokens of {config.tokens}: {len(pairs)} pairs do not fill a batch; lower it, "
-                "or, where these are the pairs to validate on, raise corpus.held-out"
+                "batch.tokens",
+                problem=f"{len(pairs):,} pairs do not fill a batch",
+                got=config.tokens,
+                fix="lower it; if these are the pairs to validate on, raise `corpus.held_out`",
             )
 
     def of_length(self, n_batches: int) -> "PairPlan":

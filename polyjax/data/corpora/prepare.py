@@ -74,15 +74,14 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if not 0 < self.held_out < 1:
-            raise InputError(f"corpus held_out must be in (0, 1), got {self.held_out}")
+            raise InputError("corpus.held_out", expected="more than 0 and less than 1", got=self.held_out)
         if not 0 < self.piece_mb < 1e6:
-            raise InputError(
-                f"corpus piece_mb must be positive, and less than a terabyte, got {self.piece_mb}"
-            )
+            expected = "more than 0 and less than 1,000,000 (a terabyte)"
+            raise InputError("corpus.piece_mb", expected=expected, got=self.piece_mb)
         if self.tokens < 0:
-            raise InputError(f"corpus tokens must be 0 (all) or more, got {self.tokens}")
+            raise InputError("corpus.tokens", expected="at least 0 (all tokens)", got=self.tokens)
         if self.piece_parts < 1:
-            raise InputError(f"corpus piece_parts must be at least 1, got {self.piece_parts}")
+            raise InputError("corpus.piece_parts", expected="at least 1", got=self.piece_parts)
 
     def task(self, name: str) -> TaskConfig:
         """The settings of a task that is named, with this folder of files.
@@ -183,7 +182,7 @@ def _builder(piece: Piece, folder: Path, parts: int) -> PretrainingPiece:
         with absl_quiet():
             return PretrainingPiece(data_dir=folder, file_format="array_record", config=config)
     except OSError as error:
-        raise InputError(f"--corpus.dir {str(folder)!r} cannot be read: {error}") from None
+        raise InputError("corpus.dir", problem=f"cannot be read: {error}", got=str(folder)) from None
 
 
 def corpus_identity(config: CorpusConfig) -> str:
@@ -205,7 +204,8 @@ def corpus_identity(config: CorpusConfig) -> str:
 def _sources(config: CorpusConfig) -> tuple[list[str], list[str]]:
     """The names of tasks, and the sources that are files."""
     if not config.files:
-        raise InputError("name a corpus: --corpus pairs:FILES, text:FILES, reddit:FILES or task:NAME")
+        kinds = "pairs:FILES, text:FILES, reddit:FILES or task:NAME"
+        raise InputError("corpus.files", problem="no corpus is given", expected=kinds)
     tasks = [source.removeprefix("task:") for source in config.files if source.startswith("task:")]
     return tasks, [source for source in config.files if not source.startswith("task:")]
 
@@ -264,7 +264,7 @@ def writing(folder: Path) -> Iterator[None]:
         with exclusive_lock(lock, problem, fix="waiting for it", waiting=console.print):
             yield
     except OSError as error:
-        raise InputError(f"--corpus.dir {str(folder)!r} cannot be written: {error}") from None
+        raise InputError("corpus.dir", problem=f"cannot be written: {error}", got=str(folder)) from None
 
 
 def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
@@ -281,16 +281,18 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
         with no_bars(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare(download_config=download)
     except Exception as error:  # Beam wraps what a reader raises, or adds to its message
-        named = next((part for part in causes(error) if isinstance(part, InputError)), None)
-        if named is None and "InputError: " in str(error):
-            named = str(error).split("InputError: ", 1)[1]
-        if named is None and isinstance(error, OSError):
-            named = f"--corpus.dir {str(config.dir)!r} cannot be written: {error}"
-        if named is None and config.beam_runner != LOCAL_RUNNER:
-            named = f"--corpus.beam-runner {config.beam_runner}: {first_line(error) or repr(error)}"
-        if named is None:
-            raise
-        raise InputError(first_line(Exception(str(named).split(" [while running")[0]))) from None
+        if named := next((part for part in causes(error) if isinstance(part, InputError)), None):
+            raise named from None
+        if "InputError: " in str(error):  # of another process
+            problem = str(error).split("InputError: ", 1)[1].split(" [while running")[0]
+            raise InputError("corpus.files", problem=first_line(Exception(problem))) from None
+        if isinstance(error, OSError):
+            problem = f"cannot be written: {first_line(error)}"
+            raise InputError("corpus.dir", problem=problem, got=str(config.dir)) from None
+        if config.beam_runner != LOCAL_RUNNER:
+            problem = first_line(error) or repr(error)
+            raise InputError("corpus.beam_runner", problem=problem, got=config.beam_runner) from None
+        raise
     finally:
         beam_log.setLevel(level)
 

@@ -67,15 +67,14 @@ class RedditConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value that keeps nothing."""
         if self.max_depth < 2:
-            raise InputError(f"corpus reddit max_depth must be at least 2 (a pair), got {self.max_depth}")
+            raise InputError("corpus.reddit.max_depth", expected="at least 2, a pair", got=self.max_depth)
         if not 0 <= self.english < 1:
-            raise InputError(f"corpus reddit english must be in [0, 1), got {self.english}")
+            raise InputError("corpus.reddit.english", expected="a share in [0, 1)", got=self.english)
         if self.min_chars < 1:
-            raise InputError(f"corpus reddit min_chars must be at least 1, got {self.min_chars}")
+            raise InputError("corpus.reddit.min_chars", expected="at least 1", got=self.min_chars)
         if self.min_chars > self.max_chars:
-            raise InputError(
-                f"corpus reddit min_chars ({self.min_chars}) is more than max_chars ({self.max_chars})"
-            )
+            expected = f"at most the {self.max_chars} of `corpus.reddit.max_chars`"
+            raise InputError("corpus.reddit.min_chars", expected=expected, got=self.min_chars)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +175,7 @@ def scatter(path: str, folder: Path, n: int, config: RedditConfig) -> None:
             try:
                 found = comment_of(line, config)
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: expected {EXPECTED}; got {error!r}") from None
+                raise InputError.in_file(path, number, expected=EXPECTED, got=error) from None
             slim = json.dumps([found.id, found.parent, found.thread, found.text]).encode() + b"\n"
             waiting.setdefault(zlib.crc32(found.thread.encode()) % n, []).append(slim)
             size += len(slim)
@@ -205,7 +204,7 @@ def read_bucket(folders: Sequence[str], bucket: int, config: RedditConfig) -> It
     filled: dict[str, list[int]] = {}
     for folder in folders:
         if is_removed(Path(folder)) or not (Path(folder) / DONE).exists():
-            raise InputError(f"{folder}: the comments that lay here were removed; run again")
+            raise InputError.in_file(folder, problem="its comments were removed", fix="run again")
         filled[folder] = json.loads((Path(folder) / DONE).read_text(encoding="utf-8"))["filled"]
     threads: dict[str, list[Comment]] = {}
     for folder in folders:

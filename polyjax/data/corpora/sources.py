@@ -106,7 +106,7 @@ class FilePiece:
         reader = READERS[self.kind]
         for number, (at, line) in enumerate(lines_between(self.path, self.start, self.end), start=1):
             first = not self.start and not self.origin
-            place = f"line {number}" if first else f"the line at byte {self.origin + at}"
+            place = f":{number}" if first else f", the line at byte {self.origin + at}"
             try:
                 text = line.decode("utf-8-sig" if first and number == 1 else "utf-8").strip()
                 # By its byte, whatever piece it is read in.
@@ -114,9 +114,8 @@ class FilePiece:
                     found.id.encode()  # half a character, \\ud800, is no text
                     yield found
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise InputError(
-                    f"{self.shown}, {place}: expected {EXPECTED[self.kind]}; got {error!r}"
-                ) from None
+                wrong = InputError.in_row(expected=EXPECTED[self.kind], got=error)
+                raise wrong.at(f"{self.shown}{place}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +195,13 @@ def files_of(source: str) -> tuple[str, list[str]]:
     """
     kind, colon, pattern = source.partition(":")
     if not colon or kind not in KINDS:
-        raise InputError(
-            f"--corpus {source!r}: expected {' or '.join(f'{name}:FILES' for name in KINDS)}, where FILES "
-            "is a file or a pattern such as 'data/*.jsonl.gz'"
-        )
+        kinds = " or ".join(f"{name}:FILES" for name in KINDS)
+        expected = f"{kinds}, where FILES is a file or a pattern such as 'data/*.jsonl.gz'"
+        raise InputError("corpus.files", expected=expected, got=source)
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
     if not paths:
-        raise InputError(f"--corpus {source!r}: no such file; quote a pattern, so that the shell keeps it")
+        fix = "in a shell, quote a pattern"
+        raise InputError("corpus.files", problem="no such file", got=source, fix=fix)
     return kind, paths
 
 

@@ -157,6 +157,7 @@ def _mapped(folder: Path, split: str) -> CorpusTokens:
         name: np.load(folder / f"{split}-{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
     }
     if not len(arrays["first_labels"]):
-        what = "to validate on; raise --corpus.held-out" if split == "valid" else "to learn from"
-        raise InputError(f"the corpus holds no pair {what}")
+        valid = split == "valid"
+        problem = f"there is no pair to {'validate' if valid else 'train'} on"
+        raise InputError("corpus.files", problem=problem, fix="raise `corpus.held_out`" if valid else None)
     return CorpusTokens(**arrays)

@@ -130,13 +130,14 @@ def parse(
         try:
             example = _example(row, i, answers, sampled)
             if (first := names.setdefault(example.id, i)) != i:
-                raise InputError(f"the example-id {example.id} is that of dialogue {first}")
+                problem = f"the example-id {example.id} is also that of dialogue {first}"
+                raise InputError.in_row(problem=problem)
             yield example
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             got = shown(f"{error!r} in dialogue {i}")
             raise InputError.in_file(path, expected="DSTC7's keys", got=got) from None
         except InputError as error:
-            raise InputError.in_file(path, problem=f"dialogue {i}: {error}") from None
+            raise error.at(f"{path}, dialogue {i}") from None
 
 
 def _example(
@@ -144,7 +145,7 @@ def _example(
 ) -> Example:
     said = [(m["speaker"].replace("_", " "), _text(m["utterance"])) for m in row["messages-so-far"]]
     if not said:
-        raise InputError("there are no messages-so-far")
+        raise InputError.in_row(problem="there are no messages-so-far")
     turns = tuple(f"{speaker}: {utterance}" for speaker, utterance in said)
     name = str(row["example-id"])
     if "options-for-correct-answers" in row:
@@ -153,7 +154,7 @@ def _example(
     elif answers is not None and name in answers:
         right, label = answers[name]
     else:
-        raise InputError(f"example-id {name} has no answer in {ANSWERS}")
+        raise InputError.in_row(problem=f"the example-id {name} has no answer in {ANSWERS}")
     ids = [option["candidate-id"] for option in row.get("options-for-next", [])]
     candidates = [_text(option["utterance"]) for option in row.get("options-for-next", [])]
     if right not in ids:

@@ -244,6 +244,7 @@ def parse(path: Path) -> list[Example]:
     """
     examples: list[Example] = []
     bad: dict[str, list[int]] = {}
+    faults: dict[str, InputError] = {}
     lines: dict[str, int] = {}
     in_line: Counter[int] = Counter()
     for number, row in rows_of(path):
@@ -254,11 +255,14 @@ def parse(path: Path) -> list[Example]:
             nth = f"-{in_line[number]}" if in_line[number] > 1 else ""
             example = example_of(row, f"line-{number}{nth}")
             if example.id in lines:
-                raise InputError(f"the id {example.id!r} is that of line {lines[example.id]}")
+                problem = f"the id {example.id!r} is also that of line {lines[example.id]}"
+                raise InputError.in_row(problem=problem)
             lines[example.id] = number
             examples.append(example)
         except InputError as error:
-            bad.setdefault(str(error), []).append(number)
+            bad.setdefault(str(faults.setdefault(str(error), error)), []).append(number)
+    if len(faults) == 1 and len(numbers := bad[next(iter(faults))]) == 1:
+        raise next(iter(faults.values())).at(f"{path}:{numbers[0]}")
     if bad:
         raise _bad_lines(path, bad)
     if not examples:
@@ -268,11 +272,8 @@ def parse(path: Path) -> list[Example]:
 
 def _bad_lines(path: Path, bad: Mapping[str, Sequence[int]]) -> InputError:
     n = sum(map(len, bad.values()))
-    if n == 1:
-        ((problem, (number,)),) = bad.items()
-        return InputError.in_file(path, number, problem=problem)
     mistakes = [f"{_lines(numbers)}: {what}" for what, numbers in list(bad.items())[:SHOWN]]
-    more = f"\n  and {len(bad) - SHOWN:,} other mistakes" if len(bad) > SHOWN else ""
+    more = f"\n  and {len(bad) - SHOWN:,} other errors" if len(bad) > SHOWN else ""
     return InputError.in_file(path, problem=f"{n:,} bad lines\n  " + "\n  ".join(mistakes) + more)
 
 

@@ -99,23 +99,24 @@ def _items(text: str, *, is_list: bool) -> Iterator[Row]:
             place = _space(text, place + 1)
             if place < len(text):
                 number += text.count("\n", counted, place)
-                yield number, InputError("expected the end of the file after the end of the list")
+                rest = text[place : place + 20]
+                yield number, InputError.in_row(expected="the end of the file after the list", got=rest)
             return
         elif is_list and not first and place < len(text):
             number += text.count("\n", counted, place)
-            yield number, InputError(f"expected ',' or ']' in the list, got {text[place : place + 20]!r}")
+            yield number, InputError.in_row(expected="',' or ']' in the list", got=text[place : place + 20])
             return
         number += text.count("\n", counted, place)
         counted = place
         if place == len(text):
             if is_list:
-                yield number, InputError("the list does not end; is the file cut short?")
+                yield number, InputError.in_row(problem="the list does not end; is the file cut short?")
             return
         try:
             item, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
             line = error.lineno if isinstance(error, json.JSONDecodeError) else number
-            yield line, InputError(json_fault(error))
+            yield line, json_fault(error)
             return
         yield number, item
         first = False
@@ -131,18 +132,19 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
     """What each line holds; empty ones are skipped."""
     for number, raw in _raw_lines(path, encoding):
         if raw is None:
-            yield number, InputError(f"longer than {LONGEST_LINE:,} bytes")
+            yield number, InputError.in_row(problem=f"longer than {LONGEST_LINE:,} bytes")
             continue
-        raw = raw.rstrip()  # an error at its end would be told as one of the next line
+        raw = raw.rstrip()  # an error at its end would be reported for the next line
         if not raw:
             continue
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             yield number, json.loads(text, object_pairs_hook=json_object)
         except UnicodeDecodeError as error:
-            yield number, InputError(f"not valid UTF-8: {error.reason} at byte {error.start}")
+            problem = f"not valid UTF-8: {error.reason} at byte {error.start}"
+            yield number, InputError.in_row(problem=problem)
         except (ValueError, RecursionError) as error:
-            yield number, InputError(json_fault(error))
+            yield number, json_fault(error)
 
 
 def _raw_lines(path: Path, encoding: str) -> Iterator[tuple[int, bytes | None]]:
@@ -180,15 +182,15 @@ def _cells(path: Path, rows: Iterator[tuple[int, list[str] | InputError]]) -> It
             raise header
         check_header(header)
     except InputError as error:
-        raise InputError.in_file(path, 1, problem=str(error)) from None
+        raise error.at(f"{path}:1") from None
     for number, row in rows:
         if isinstance(row, InputError) or not row:
             if row:
                 yield number, row
         elif any(map(_HALF.search, row)):
-            yield number, InputError("not valid UTF-8")
+            yield number, InputError.in_row(problem="not valid UTF-8")
         elif len(row) != len(header):
-            yield number, InputError(f"expected {len(header)} columns, got {len(row)}")
+            yield number, InputError.in_row(expected=f"{len(header)} columns", got=len(row))
         else:
             try:
                 yield number, cells_object(dict(zip(header, row, strict=True)))

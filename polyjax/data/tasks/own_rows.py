@@ -40,13 +40,15 @@ def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def json_fault(error: Exception) -> str:
-    """What is wrong with a text that is not JSON, or JSON that cannot be held."""
+def json_fault(error: Exception) -> InputError:
+    """The error for a text that is not JSON, or JSON that Python cannot hold."""
     if isinstance(error, json.JSONDecodeError):
-        return f"expected JSON, got {error.msg.removesuffix(' at')} at column {error.colno}"
-    if isinstance(error, RecursionError):
-        return "expected JSON, got lists nested too deeply"
-    return "expected JSON, got a number of thousands of digits"
+        got = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    elif isinstance(error, RecursionError):
+        got = "lists nested too deeply"
+    else:
+        got = "a number of thousands of digits"
+    return InputError.in_row(expected="JSON", got=shown(got))
 
 
 def nearly(name: str) -> str | None:
@@ -78,11 +80,10 @@ def example_of(row: object, default_id: str) -> Example:
         InputError: it has other keys, or values that are not as expected.
     """
     if not isinstance(row, Mapping):
-        raise InputError(
-            f"expected an object with a context and a label, got {type(row).__name__}", is_argument=False
-        )
+        got = shown(type(row).__name__)
+        raise InputError.in_row(expected="an object with a context and a label", got=got)
     if isinstance(row, Twice):
-        raise InputError(f"the key {row.key!r} is there twice")
+        raise InputError.in_row(problem=f"the key {row.key!r} is given twice")
     _check_keys(row)
     context = row["context"]
     turns = [context] if isinstance(context, str) else context
@@ -130,12 +131,15 @@ def _check_keys(row: Mapping[Any, Any]) -> None:
     unknown = [str(key) for key in row if key not in KEYS]
     for name in REQUIRED:
         if name not in row:
-            instead = f"; there is an unknown key {unknown[0]!r}" if unknown else ""
-            raise InputError(f"no {name!r}{instead}")
+            instead = f"is the key {unknown[0]!r} meant?" if unknown else None
+            raise InputError.in_row(problem=f"the key {name!r} is missing", fix=instead)
     if unknown:
         key = nearly(unknown[0])
-        fix = f"; is it meant to be {key!r}?" if key else ""
-        raise InputError(f"unknown key {unknown[0]!r}; expected {', '.join(KEYS)}{fix}")
+        raise InputError.in_row(
+            problem=f"unknown key {unknown[0]!r}",
+            expected=", ".join(KEYS),
+            fix=f"is it meant to be {key!r}?" if key else None,
+        )
 
 
 def _texts(name: str, value: object) -> list[str]:
@@ -189,23 +193,23 @@ def check_header(header: Sequence[str]) -> None:
     """Look at a table's column names; others than ours are left out.
 
     Raises:
-        InputError: one of ours is missing, there twice, or nearly there.
+        InputError: one of ours is missing, given twice, or nearly spelt.
     """
     for name in KEYS:
         if header.count(name) > 1:
-            raise InputError(f"the column {name!r} is there twice")
+            raise InputError.in_row(problem=f"the column {name!r} is given twice")
     for name in header:
         key = nearly(name)
         if key is not None and key not in header:
-            raise InputError(
-                f"the column {name!r} is nearly {key!r}; rename it to that, or to something else"
-            )
+            fix = "rename it to that, or to something else"
+            raise InputError.in_row(problem=f"the column {name!r} is nearly {key!r}", fix=fix)
         if key is not None:
-            raise InputError(f"the columns {key!r} and {name!r} are nearly one; rename or remove one of them")
+            problem = f"the columns {key!r} and {name!r} have nearly the same name"
+            raise InputError.in_row(problem=problem, fix="rename or remove one of them")
     if any(name not in header for name in REQUIRED):
-        raise InputError(
-            f"expected columns named {', '.join(KEYS)}, of which context and label are needed; "
-            f"got {', '.join(header) or 'nothing'}"
+        raise InputError.in_row(
+            expected=f"columns named {', '.join(KEYS)}, of which context and label are required",
+            got=shown(", ".join(header) or "nothing"),
         )
 
 
@@ -215,7 +219,7 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     Turns are the lines of a cell, or a list; lists are as JSON, Python, pandas or numpy write them.
 
     Raises:
-        InputError: a cell that should be a list is none.
+        InputError: a cell that should be a list is not one.
     """
     found: dict[str, Any] = {"label": cells["label"]}
     turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
@@ -237,7 +241,7 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _list(name: str, cell: str) -> list[Any] | None:
-    """The list in a cell, as JSON, Python, pandas or numpy write it; None where it is none."""
+    """The list in a cell, as JSON, Python, pandas or numpy write it; None for anything else."""
     try:
         found = json.loads(cell)
         return found if isinstance(found, list) else None
@@ -249,4 +253,4 @@ def _list(name: str, cell: str) -> list[Any] | None:
         except (SyntaxError, ValueError):  # an escape that Python does not know
             return None
     except (RecursionError, ValueError) as error:
-        raise InputError(name, problem=json_fault(error), is_argument=False) from None
+        raise json_fault(error).at(name) from None

@@ -10,7 +10,7 @@ import numpy as np
 
 from polyjax.data.dictionary import DictionarySettings
 from polyjax.data.text import TextConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.interop.torch_pickle import BrokenFile, read_pickle
 from polyjax.nn.encoders import EncoderConfig
 from polyjax.nn.heads import AttentionKind, BiConfig, CrossConfig, HeadConfig, PolyConfig
@@ -35,15 +35,17 @@ def read_opt(path: Path) -> Opt:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected the flags that ParlAI writes beside a model") from None
+        expected = "the flags that ParlAI writes beside a model"
+        raise InputError.in_file(path, problem="the file is missing", expected=expected) from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
     try:
         opt = json.loads(raw) if raw.lstrip()[:1] == b"{" else read_pickle(io.BytesIO(raw))
     except (ValueError, RecursionError, BrokenFile) as error:
-        raise InputError(f"{path} cannot be read as ParlAI's flags: {error}") from None
+        raise InputError.in_file(path, problem=f"cannot be read as ParlAI's flags: {error}") from None
     if not isinstance(opt, dict):
-        raise InputError(f"{path} cannot be read as ParlAI's flags: it holds a {type(opt).__name__}")
+        got = shown(type(opt).__name__)
+        raise InputError.in_file(path, expected="a dictionary of ParlAI's flags", got=got)
     return opt
 
 
@@ -65,14 +67,14 @@ class Flags:
         """A whole number."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{self.path}: {name} must be a whole number, got {value!r}")
+            raise self._wrong(name, "a whole number", value)
         return value
 
     def decimal(self, name: str, default: float) -> float:
         """A finite number."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise InputError(f"{self.path}: {name} must be a number, got {value!r}")
+            raise self._wrong(name, "a finite number", value)
         return float(value)
 
     def pair(self, name: str, default: tuple[float, float]) -> tuple[float, float]:
@@ -83,29 +85,32 @@ class Flags:
             or len(value) < 2
             or not all(isinstance(v, float) for v in value)
         ):
-            raise InputError(f"{self.path}: {name} must be two numbers, got {value!r}")
+            raise self._wrong(name, "two numbers", value)
         return value[0], value[1]
 
     def truth(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self._get(name, default)
         if not isinstance(value, bool | int):
-            raise InputError(f"{self.path}: {name} must be true or false, got {value!r}")
+            raise self._wrong(name, "true or false", value)
         return bool(value)
 
     def text(self, name: str, default: str) -> str:
         """A text."""
         value = self._get(name, default)
         if not isinstance(value, str):
-            raise InputError(f"{self.path}: {name} must be a text, got {value!r}")
+            raise self._wrong(name, "a text", value)
         return value
 
     def choice(self, name: str, default: str, choices: Mapping[str, Any]) -> Any:
         """What a text stands for."""
         value = self.text(name, default)
         if value not in choices:
-            raise InputError(f"{self.path}: {name} must be one of {', '.join(choices)}, got {value!r}")
+            raise self._wrong(name, f"one of {', '.join(choices)}", value)
         return choices[value]
+
+    def _wrong(self, name: str, expected: str, got: object) -> InputError:
+        return InputError.in_row(expected=expected, got=got).at(f"{self.path}: {name}")
 
 
 ARCHS: dict[str, Arch] = {"biencoder": "bi", "polyencoder": "poly", "crossencoder": "cross"}
@@ -117,6 +122,7 @@ VARIANTS = {
 }
 ATTENTIONS: dict[str, AttentionKind] = {"basic": "basic", "sqrt": "sqrt", "multihead": "multihead"}
 REDUCTIONS: dict[str, Reduction] = {"first": "first", "mean": "mean", "max": "max"}
+CHECK_FLAGS = "check that the flags belong to this model"
 # Flags that change what a model reads, in ways that are not reproduced here.
 REFUSED = ("person_tokens", "history_reversed", "split_lines", "history_add_global_end_token")
 
@@ -126,9 +132,10 @@ def arch_of(flags: Flags) -> Arch:
     name = flags.text("model", "").replace(":", "/").split("/")[-1].lower()
     name = name.removesuffix("agent").replace("_", "")
     if name not in ARCHS:
-        raise InputError(
-            f"{flags.path}: model must be a transformer/biencoder, polyencoder or crossencoder, "
-            f"got {flags.text('model', '')!r}"
+        raise InputError.in_file(
+            flags.path,
+            expected="a model of transformer/biencoder, polyencoder or crossencoder",
+            got=flags.text("model", ""),
         )
     return ARCHS[name]
 
@@ -197,9 +204,8 @@ def text_config(flags: Flags, shape: EncoderConfig, *, padding: Padding) -> Text
     """How ParlAI made sequences of texts: history, truncation, special tokens."""
     for name in REFUSED:
         if flags.given(name):
-            raise InputError(
-                f"{flags.path}: {name} is set, which changes what the model reads; not supported"
-            )
+            problem = f"{name} is set; it changes what the model reads and is not supported"
+            raise InputError.in_file(flags.path, problem=problem)
     truncate = flags.number("truncate", 1024)
 
     def limit(name: str) -> int:
@@ -265,14 +271,13 @@ def beside(model_file: Path, suffix: str) -> Path:
         InputError: a folder is given for the model.
     """
     if model_file.is_dir():
-        raise InputError(
-            f"{model_file} is a folder; expected the model file in it, as {model_file / 'model'}"
-        )
+        expected = f"the model file in this folder, such as {model_file / 'model'}"
+        raise InputError.in_file(model_file, expected=expected, got=shown("the folder"))
     return model_file.with_name(model_file.name + suffix)
 
 
 def _shape(weights: Weights, name: str, path: Path) -> tuple[int, int]:
     value = weights.get(name)
     if value is None or value.ndim != 2:
-        raise InputError(f"{path}: the weight {name} is missing; do the flags belong to this model?")
+        raise InputError.in_file(path, problem=f"the weight {name} is missing", fix=CHECK_FLAGS)
     return value.shape

@@ -16,8 +16,9 @@ from flax import nnx
 
 from polyjax.data.dictionary import DictionaryTokenizer
 from polyjax.data.text import TextEncoder
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.interop.parlai.flags import (
+    CHECK_FLAGS,
     Arch,
     Flags,
     Padding,
@@ -84,13 +85,11 @@ class _Taken:
     def array(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         value = self._weights.get(name)
         if value is None:
-            raise InputError(
-                f"{self._path}: the weight {name} is missing; do the flags belong to this model?"
-            )
+            raise InputError.in_file(self._path, problem=f"the weight {name} is missing", fix=CHECK_FLAGS)
         if shape is not None and value.shape != shape:
-            raise InputError(f"{self._path}: {name} has shape {value.shape}, the flags ask for {shape}")
+            raise _other_shape(self._path, name, value.shape, shape)
         if not np.isfinite(value).all():
-            raise InputError(f"{self._path}: {name} holds numbers that are not finite")
+            raise InputError.in_file(self._path, problem=f"the weight {name} has numbers that are not finite")
         return value.astype(np.float32)
 
     def linear(self, theirs: str, ours: str) -> Weights:
@@ -145,10 +144,15 @@ class _Taken:
             found |= self.linear(f"{layer}.ffn.lin1", f"{block}.mlp_in")
             found |= self.linear(f"{layer}.ffn.lin2", f"{block}.mlp_out")
         if f"{theirs}layers.{shape.n_layers}.norm1.weight" in self._weights:
-            raise InputError(
-                f"{self._path}: the model has more layers than the {shape.n_layers} of its flags"
-            )
+            problem = f"the model has more layers than the {shape.n_layers} that its flags say"
+            raise InputError.in_file(self._path, problem=problem, fix=CHECK_FLAGS)
         return found
+
+
+def _other_shape(path: Path, name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> InputError:
+    return InputError.in_file(
+        path, expected=f"{name} of shape {list(expected)}, as the flags say", got=list(got)
+    )
 
 
 def load_dictionary(model_file: Path) -> DictionaryTokenizer:
@@ -190,9 +194,11 @@ def load_parlai(
     shape = encoder_config(flags, loaded, ENCODERS[arch][0], dropout=dropout)
     text = text_config(flags, shape, padding=padding)
     if tokenizer.vocab_size > shape.vocab_size:
-        raise InputError(
-            f"{beside(model_file, '.dict')} has {tokenizer.vocab_size} tokens, more than the "
-            f"{shape.vocab_size} rows of the model's table; do they belong together?"
+        raise InputError.in_file(
+            beside(model_file, ".dict"),
+            expected=f"at most {shape.vocab_size} tokens, the rows of the model's table",
+            got=tokenizer.vocab_size,
+            fix="check that the dictionary belongs to this model",
         )
     found = parameters(shape, head, loaded, source)
     abstract = nnx.eval_shape(lambda: make_scorer(shape, head, rngs=nnx.Rngs(0)))
@@ -201,9 +207,7 @@ def load_parlai(
     wrong = [name for name, leaf in expected.items() if found[name].shape != leaf.shape]
     if wrong:
         name = wrong[0]
-        raise InputError(
-            f"{source}: {name} has shape {found[name].shape}, the flags ask for {expected[name].shape}"
-        )
+        raise _other_shape(source, name, found[name].shape, expected[name].shape)
     values = {name: jnp.asarray(found[name]) for name in expected}
     return (
         nnx.merge(graph, fill_parameters(state, values)),
@@ -241,7 +245,8 @@ def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none"
         InputError: a file is missing, broken or foreign, or the directory exists or cannot be written.
     """
     if out_dir.exists():
-        raise InputError(f"{out_dir} exists already; choose another directory, or remove it")
+        fix = "choose another folder, or remove this one"
+        raise InputError.in_file(out_dir, problem="the folder already exists", fix=fix)
     opt = beside(model_file, ".opt")
     flags = Flags(read_opt(opt), opt)
     scorer, text, model = load_parlai(model_file, padding=padding, dropout=True)
@@ -255,7 +260,8 @@ def _read_weights(path: Path) -> Weights:
     saved = read_torch_file(path)
     weights = saved.get("model") if isinstance(saved, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(w, np.ndarray) for w in weights.values()):
-        raise InputError(f"{path} holds no ParlAI model: expected weights under 'model'")
+        got = shown(f"a {type(saved).__name__} without them")
+        raise InputError.in_file(path, expected="a ParlAI model with its weights under 'model'", got=got)
     return {
         name.replace("cand_encoder.transformer.", "cand_encoder.").removeprefix("module."): value
         for name, value in weights.items()

@@ -67,16 +67,15 @@ class PolyConfig:
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         if self.n_codes < 1:
-            raise InputError(
-                f"head n_codes must be at least 1, got {self.n_codes}; the paper uses 16, 64 and 360"
-            )
+            expected = "at least 1 (the paper uses 16, 64 and 360)"
+            raise InputError("head.n_codes", expected=expected, got=self.n_codes)
         for name in ("codes_heads", "candidate_heads"):
             if getattr(self, name) < 1:
-                raise InputError(f"head {name} must be at least 1, got {getattr(self, name)}")
+                raise InputError(f"head.{name}", expected="at least 1", got=getattr(self, name))
         check_scale("score_scale", self.score_scale)
         check_scale("candidate_sharpness", self.candidate_sharpness)
         if self.codes_std < 0:
-            raise InputError(f"head codes_std must be 0 or more, got {self.codes_std}")
+            raise InputError("head.codes_std", expected="at least 0", got=self.codes_std)
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> "PolyHead":
         """The head for an encoder of width ``dim``."""

@@ -107,7 +107,8 @@ def norms_of(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
                 length = np.linalg.norm(rows, axis=1).astype(np.float32)
                 if not np.isfinite(length).all():
                     bad = start + int(np.argmin(np.isfinite(length)))
-                    raise InputError(f"vector {bad} is not finite; is the model broken?")
+                    problem = f"vector {bad} is not finite"
+                    raise InputError("vectors", problem=problem, fix="check the model's parameters")
                 norms[start : start + len(part), column] = np.where(length, np.nextafter(length, np.inf), 0)
     return norms
 
