@@ -53,12 +53,8 @@ class PretrainBatchConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"batch.{name}", expected="a share in [0, 1]", got=getattr(self, name))
         if self.replaced + self.random > 1:
-            raise InputError(
-                "batch.replaced",
-                problem=f"with the {self.random:g} of `batch.random` it is more than 1",
-                got=self.replaced,
-                fix="lower one of them",
-            )
+            problem = f"with the {self.random:g} of `batch.random` it is more than 1"
+            raise InputError("batch.replaced", problem=problem, got=self.replaced, fix="lower one of them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,22 +202,16 @@ class PairPlan:
         self.row_length = pairs.text.pair_limit()
         self.rows = config.tokens // self.row_length
         if not self.rows:
-            raise InputError(
-                "batch.tokens",
-                expected=f"at least {self.row_length}, a row's (`text.context_tokens` and "
-                "`text.candidate_tokens`)",
-                got=config.tokens,
-            )
+            limits = "`text.context_tokens` and `text.candidate_tokens`"
+            expected = f"at least {self.row_length}, a row's ({limits})"
+            raise InputError("batch.tokens", expected=expected, got=config.tokens)
         self.most = max(self.row_length // 12, 1) if config.packing else 1
         self._epochs = _LastEpoch()
         self._counts: list[int] = []
         if not self.batches_in(0):
-            raise InputError(
-                "batch.tokens",
-                problem=f"{len(pairs):,} pairs do not fill a batch",
-                got=config.tokens,
-                fix="lower it; if these are the pairs to validate on, raise `corpus.held_out`",
-            )
+            fix = "lower it; if these are the pairs to validate on, raise `corpus.held_out`"
+            problem = f"{len(pairs):,} pairs do not fill a batch"
+            raise InputError("batch.tokens", problem=problem, got=config.tokens, fix=fix)
 
     def of_length(self, n_batches: int) -> "PairPlan":
         """The same plan, of so many batches; what is known of an epoch is shared."""
