@@ -5,11 +5,10 @@
 Encodes 100,000 unique utterances of the chitchat task's training conversations with each run's model (kept as
 an index in the run directory), then answers 200 test contexts one at a time by the scan and by certified
 search, in turns. Every result is compared with the scan's. Prints a table, writes
-benchmarks/results/certified.json and certified.png (share of the candidates scored exactly, and time).
+results/certified/HOST.json; `make results` draws the share of the candidates scored exactly, and time.
 """
 
 import dataclasses
-import statistics
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from common import print_table
+from record import RESULTS, Record
 
 from polyjax import Ranker
 from polyjax.data.tasks.chitchat import ChitchatConfig, read_conversations
@@ -26,7 +26,8 @@ from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.search.certified import CertifiedSearch
 from polyjax.retrieval.search.scan import Scan
 from polyjax.retrieval.search.searcher import Searcher
-from polyjax.runs import write_json
+
+MEASURES = ("polyjax/retrieval", "polyjax/nn/heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class BenchmarkConfig:
         contexts: how many.
         top_k: candidates wanted.
         dtype: of the stored vectors.
-        out: folder of the figures.
+        out: folder of the results.
     """
 
     run_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -49,10 +50,10 @@ class BenchmarkConfig:
     contexts: int = 200
     top_k: int = 10
     dtype: IndexDtype = "float32"
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
 
 
-def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
+def measure(run_dir: Path, config: BenchmarkConfig, record: Record) -> dict[str, Any]:
     """One model's figures."""
     task = ChitchatConfig(data_dir=config.data_dir)
     turns = (t for c in read_conversations("train", config.data_dir) for t in c.turns)
@@ -88,12 +89,16 @@ def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
         one, other = (outcome.rows, outcome.scores), (rows[0], scores[0])
         same += all((a[: config.top_k] == b[: config.top_k]).all() for a, b in zip(one, other, strict=True))
         outcomes.append(outcome)
-    medians = {name: 1e3 * statistics.median(values[1:]) for name, values in times.items()}
+    case = {"run": run_dir.name, "codes": int(batches[0][0].shape[1]), "candidates": len(index)}
+    taken = {name: [1e3 * t for t in values[1:]] for name, values in times.items()}
+    medians = record.add(case, "ms", taken, to="scan")
     ranks = Counter(outcome.rank or 0 for outcome in outcomes[1:])  # 0: the scan did it all
     shares = [outcome.rescored / len(index) for outcome in outcomes[1:]]
+    record.add(case, "% of the candidates", {"scored exactly": [100 * share for share in shares]})
+    record.add(case, "contexts", {"same": [same - 1], "all": [len(batches)]})
     return {
         "run": run_dir.name,
-        "codes": int(batches[0][0].shape[1]),
+        "codes": case["codes"],
         "dim": int(batches[0][0].shape[2]),
         "candidates": len(index),
         "contexts": len(batches),
@@ -106,31 +111,14 @@ def measure(run_dir: Path, config: BenchmarkConfig) -> dict[str, Any]:
         "shown_ranks": " ".join(f"{rank or 'scan'}:{n}" for rank, n in sorted(ranks.items())),
         "shown_shares": " / ".join(f"{100 * share:.1f}" for share in np.percentile(shares, [50, 99, 100])),
         "rescored": shares,
-        "certified_times_ms": [1e3 * t for t in times["certified"][1:]],
+        "certified_times_ms": taken["certified"],
     }
-
-
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Distributions of the share that was scored exactly, and of the time."""
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for i, row in enumerate(rows):
-        share = np.arange(1, row["contexts"] + 1) / row["contexts"]
-        label = f"{row['run']} ({row['codes']} codes)"
-        left.step(100 * np.sort(row["rescored"]), share, color=f"C{i}", label=label)
-        right.step(np.sort(row["certified_times_ms"]), share, color=f"C{i}")
-        right.axvline(row["scan_ms"], color=f"C{i}", linestyle="--")
-    left.set(xlabel="candidates scored exactly, %", ylabel="share of contexts", xlim=(0, None))
-    right.set(xlabel="ms (dashed: the scan's median)", ylabel="share of contexts", xlim=(0, None))
-    left.legend(fontsize=8, loc="lower right")  # no curve comes there
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
-    rows = [measure(run_dir, config) for run_dir in config.run_dirs]
+    record = Record("certified", measures=MEASURES, settings=config)
+    rows = [measure(run_dir, config, record) for run_dir in config.run_dirs]
     columns = {
         "run": "{run}",
         "codes": "{codes}",
@@ -143,9 +131,7 @@ def main(config: BenchmarkConfig) -> None:
         "rescored": "{shown_shares}",
     }
     print_table("ms, medians; rescored: % of the candidates, median / 99th / most", columns, rows)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "certified.json", {"hardware": hardware(), "dtype": config.dtype, "rows": rows})
-    plot(rows, config.out / "certified.png")
+    record.write(config.out, {"hardware": hardware(), "dtype": config.dtype, "rows": rows})
 
 
 if __name__ == "__main__":

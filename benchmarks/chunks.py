@@ -3,26 +3,27 @@
 A MiniLM-sized poly-encoder with two encoders, 64 codes, 80-token contexts and 48-token candidates, float32,
 no dropout. Memory is the temporary memory that the compiler plans for loss and gradients; the difference is
 the norm of the gradients' difference from those of the whole batch, as a share of their norm. Prints a
-table, writes benchmarks/results/chunks.json.
+table, writes results/chunks/HOST.json.
 """
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 import tyro
-from common import print_table
+from common import print_table, timed
 from flax import nnx
+from record import RESULTS, Record
 from training import random_batch
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
 from polyjax.evaluation.report import hardware
-from polyjax.runs import write_json
 from polyjax.train.losses import ranking_loss
 from polyjax.types import Batch
+
+MEASURES = ("polyjax/nn", "polyjax/train")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,18 +33,21 @@ class BenchmarkConfig:
     Attributes:
         batch: contexts of the large batch.
         chunk: contexts of a chunk, and of the small batch.
-        out: folder of the figures.
+        repeats: timings of each, after one that is not counted.
+        out: folder of the results.
     """
 
     batch: int = 64
     chunk: int = 8
-    out: Path = Path(__file__).parent / "results"
+    repeats: int = 3
+    out: Path = RESULTS
 
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     shape = EncoderConfig(vocab_size=3000, dim=384, n_layers=6, n_heads=12, mlp_dim=1536)
     graph, state = nnx.split(make_scorer(shape, PolyConfig(n_codes=64), rngs=nnx.Rngs(0)))
+    record = Record("chunks", measures=MEASURES, settings=config)
     rows: list[dict[str, Any]] = []
     whole: Any = None
     for n, chunk in ((config.batch, 0), (config.batch, config.chunk), (config.chunk, 0)):
@@ -55,10 +59,14 @@ def main(config: BenchmarkConfig) -> None:
         compiled = jax.jit(jax.value_and_grad(loss)).lower(state, batch).compile()
         analysis = compiled.memory_analysis()
         assert analysis is not None, "this backend does not tell the memory of its programs"
-        jax.block_until_ready(compiled(state, batch))
-        began = time.perf_counter()
         _, gradients = jax.block_until_ready(compiled(state, batch))
-        seconds = time.perf_counter() - began
+        case = {"contexts": n, "chunk": chunk or n}
+        times = [
+            timed(lambda run=compiled, batch=batch: jax.block_until_ready(run(state, batch)))
+            for _ in range(config.repeats)
+        ]
+        seconds = record.add(case, "ms", {"loss and gradients": times})["loss and gradients"] / 1e3
+        record.add(case, "MB", {"temporary memory": [analysis.temp_size_in_bytes / 1e6]})
         difference = float("nan")
         if n == config.batch:
             whole = gradients if whole is None else whole
@@ -81,8 +89,7 @@ def main(config: BenchmarkConfig) -> None:
         "difference": "{difference:.1e}",
     }
     print_table("loss and gradients", columns, rows)
-    config.out.mkdir(exist_ok=True)
-    write_json(config.out / "chunks.json", {"hardware": hardware(), "rows": rows})
+    record.write(config.out, {"hardware": hardware(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,35 +1,109 @@
-"""What several benchmarks need: taking turns, and a table from rows of figures."""
+"""What several benchmarks need: taking turns, and a table from rows of numbers.
 
+Turns are fair only if whoever was timed before has come to rest. The threads of OpenMP, which PyTorch
+computes with, go on spinning after a product (up to 200 ms in Intel's runtime) and take the cores of the
+next in turn; those of XLA sleep sooner. So each turn begins with a pause. ``Turns.neighbour`` says whether
+that was enough: how much slower a part is in turns than when it runs alone.
+"""
+
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+PAUSE = 0.3
+"""Seconds before a turn, in which the threads of the part before fall asleep."""
+SHORT = 500.0
+"""Milliseconds below which a call is made twice in a turn and timed once: threads wake up first."""
 
-def interleaved_medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, taking turns: a noisy neighbour hits all. A first round is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(repeats + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if round_:  # the first compiles
-                times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """Milliseconds of what took turns.
+
+    Attributes:
+        samples: in turns, by name, in the order in which they were taken.
+        alone: of the same without neighbours, right after one another.
+    """
+
+    samples: dict[str, list[float]]
+    alone: dict[str, list[float]]
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """Of the samples in turns."""
+        return {name: statistics.median(values) for name, values in self.samples.items()}
+
+    @property
+    def neighbour(self) -> dict[str, float]:
+        """Time in turns over time alone: 1 where a time does not depend on its neighbours."""
+        return {name: self.medians[name] / statistics.median(values) for name, values in self.alone.items()}
+
+
+def in_turns(names: Iterable[str], rounds: int, *, pause: float = PAUSE) -> Iterator[tuple[str, int]]:
+    """Whose turn it is, after a pause, and in which round, counted from 0.
+
+    >>> list(in_turns(["torch", "polyjax"], 2, pause=0.0))
+    [('torch', 0), ('polyjax', 0), ('torch', 1), ('polyjax', 1)]
+    """
+    names = list(names)
+    for round_ in range(rounds):
+        for name in names:
+            time.sleep(pause)
+            yield name, round_
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], repeats: int, *, pause: float = PAUSE, alone: int | None = None
+) -> Turns:
+    """Time calls that take turns, so that a noisy machine hits all of them; each has compiled before.
+
+    Args:
+        runs: by name; each returns when its result is there.
+        repeats: samples of each.
+        pause: seconds before a turn.
+        alone: samples of each without neighbours; a third of ``repeats``, and 3 at least, where None.
+    """
+    first: dict[str, float] = {}
+
+    def sample(name: str) -> float:
+        if first[name] < SHORT:
+            runs[name]()
+        return timed(runs[name])
+
+    by_itself: dict[str, list[float]] = {name: [] for name in runs}
+    for name, run in runs.items():
+        time.sleep(pause)
+        run()  # compiles
+        first[name] = timed(run)
+        for _ in range(max(3, repeats // 3) if alone is None else alone):
+            by_itself[name].append(sample(name))
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for name, _ in in_turns(runs, repeats, pause=pause):
+        samples[name].append(sample(name))
+    return Turns(samples, {name: values for name, values in by_itself.items() if values})
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Milliseconds of a call."""
+    began = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - began)
 
 
 def print_table(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of figures.
+    """Print rows of numbers.
 
     Args:
         title: of the table.
         columns: heading -> format of a row, as ``"{scan_ms:.1f}"``; white space around a heading only tells
             columns of one name apart.
-        rows: figures by name.
+        rows: numbers by name.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in columns:

@@ -6,7 +6,7 @@
 Synthetic conversations of five turns of words that are drawn as in a language (Zipf). A process of its own
 makes the vocabulary and the tokens as experiments/pretrain.py does, plans two epochs, takes batches
 at the end of one and the beginning of the next ("learn"), and reports the most memory of each stage.
-Prints a table, writes benchmarks/results/corpus_KIND.json and .png.
+Prints a table, writes results/corpus_KIND/HOST.json.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ from typing import Literal
 import numpy as np
 import tyro
 from common import print_table
+from record import RESULTS, Record
 
 from polyjax.evaluation.report import hardware
-from polyjax.runs import write_json
 
+MEASURES = ("polyjax/data/corpora", "polyjax/data/tokenizers.py", "polyjax/data/text.py")
 TURNS = 5
 AT_ONCE = 10_000
 WORDS = 20_000
@@ -86,13 +87,13 @@ class BenchmarkConfig:
         pairs: how many, one row of the table each.
         kind: of the corpus.
         piece_mb: megabytes of a piece.
-        out: folder of the figures.
+        out: folder of the results.
     """
 
     pairs: tuple[int, ...] = (10_000, 100_000, 1_000_000, 2_000_000)
     kind: Literal["pairs", "reddit"] = "pairs"
     piece_mb: float = 16.0
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
 
 
 def conversations(n_pairs: int) -> Iterator[list[str]]:
@@ -153,32 +154,15 @@ def measure(config: BenchmarkConfig, n_pairs: int) -> dict[str, float | int]:
 STAGES = ("prepare", "vocabulary", "tokenise")
 
 
-def plot(rows: list[dict[str, float | int]], path: Path) -> None:
-    """Seconds and peak memory against pairs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    pairs = [row["pairs"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for stage in (*STAGES, "learn"):
-        seconds = "plan_s" if stage == "learn" else f"{stage}_s"
-        label = "plan an epoch" if stage == "learn" else stage
-        left.plot(pairs, [row[seconds] for row in rows], marker="o", label=label)
-        right.plot(pairs, [row[f"{stage}_mb"] for row in rows], marker="o", label=stage)
-    right.axhline(float(rows[0]["start_mb"]), color="grey", linestyle=":", label="libraries imported")
-    for axes, label in ((left, "seconds"), (right, "most resident memory, MB")):
-        axes.set(xscale="log", xlabel="pairs", ylabel=label)
-        axes.legend()
-    left.set(yscale="log")
-    right.set(ylim=(0, None))
-    figure.savefig(path, dpi=120)
-
-
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
+    record = Record(f"corpus_{config.kind}", measures=MEASURES, settings=config)
     rows = [measure(config, n) for n in config.pairs]
+    for n, row in zip(config.pairs, rows, strict=True):
+        seconds = {stage: [row[f"{stage}_s"]] for stage in (*STAGES, "plan")}
+        record.add({"pairs": n}, "s", seconds)
+        record.add({"pairs": n}, "MB", {stage: [row[f"{stage}_mb"]] for stage in ("start", *STAGES, "learn")})
+        record.add({"pairs": n}, "pairs/s", {"prepared": [row["prepared_per_s"]], "all": [row["per_s"]]})
     columns = {
         "pairs": "{pairs:,}",
         "MB": "{file_mb:.0f}",
@@ -199,9 +183,7 @@ def main(config: BenchmarkConfig) -> None:
         columns,
         rows,
     )
-    config.out.mkdir(exist_ok=True)
-    write_json(config.out / f"corpus_{config.kind}.json", {"hardware": hardware(), "rows": rows})
-    plot(rows, config.out / f"corpus_{config.kind}.png")
+    record.write(config.out, {"hardware": hardware(), "rows": rows})
 
 
 if __name__ == "__main__":

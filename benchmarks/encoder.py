@@ -4,8 +4,8 @@
     python benchmarks/encoder.py
 
 Both read the same real text, chitchat turns cut to rows of one length, and both mean-pool; only the
-transformer differs. The two take turns, so that a noisy neighbour hits both; medians. Prints a table
-and writes benchmarks/results/encoder.json.
+transformer differs. They take turns, each after a pause (benchmarks/common.py); medians. Prints a table
+and writes results/encoder/HOST.json.
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]  (extra bench)
 import tyro
-from common import interleaved_medians
+from common import take_turns
 from flax import nnx
+from record import RESULTS, Record
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
@@ -32,7 +33,6 @@ from polyjax.evaluation.report import hardware
 from polyjax.inference.programs import for_inference
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.nn.encoders import Dtype
-from polyjax.runs import write_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,15 @@ class BenchmarkConfig:
     Attributes:
         threads: of torch; jax takes the cores it is given (``taskset``).
         repeats: timings of each.
-        out: where the figures go.
+        out: folder of the results.
     """
 
     threads: int = os.cpu_count() or 1
     repeats: int = 40
-    out: Path = Path(__file__).parent / "results" / "encoder.json"
+    out: Path = RESULTS
 
 
+MEASURES = ("polyjax/nn", "polyjax/inference/programs.py")
 SHAPES = ((64, 24), (1, 128), (32, 128))
 
 
@@ -100,6 +101,12 @@ def text_ids(n: int) -> np.ndarray:
 def main(config: BenchmarkConfig) -> None:
     """Check that the two agree, time them, print and write the table."""
     torch.set_num_threads(config.threads)
+    record = Record(
+        "encoder",
+        measures=MEASURES,
+        settings=config,
+        peers=("torch", "sentence-transformers", "transformers"),
+    )
     encoders = {
         "polyjax float32": polyjax_encoder("float32"),
         "polyjax bfloat16": polyjax_encoder("bfloat16"),
@@ -116,14 +123,17 @@ def main(config: BenchmarkConfig) -> None:
         expected = encoders["torch float32"](ids)
         np.testing.assert_allclose(encoders["polyjax float32"](ids), expected, atol=1e-4)
         runs = {name: lambda encode=encode, ids=ids: encode(ids) for name, encode in encoders.items()}
-        medians = interleaved_medians(runs, config.repeats)
+        turns = take_turns(runs, config.repeats)
+        case = {"rows": rows, "tokens": tokens}
+        medians = record.add(case, "ms", turns.samples, to="torch float32", alone=turns.alone)
         ratios = {name: ms / medians["torch float32"] for name, ms in medians.items()}
         table.add_row(f"{rows} x {tokens}", *(f"{medians[n]:.1f} ({ratios[n]:.2f})" for n in encoders))
         figures.append({"rows": rows, "tokens": tokens, "ms": medians, "ratio_to_torch_float32": ratios})
     Console().print(table)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, {"hardware": hardware(), "threads": config.threads, "figures": figures})
-    print(json.dumps({"hardware": hardware(), "written": str(config.out)}))
+    written = record.write(
+        config.out, {"hardware": hardware(), "threads": config.threads, "figures": figures}
+    )
+    print(json.dumps({"hardware": hardware(), "written": str(written)}))
 
 
 if __name__ == "__main__":

@@ -5,21 +5,21 @@
 
 The same all-MiniLM-L6-v2 weights and the same unique chitchat utterances, tokenisation included. The peer
 sorts by length itself; ``fixed padding`` is its transformer with every text padded to 72 tokens, the label
-length of the paper's recipes. They take turns; medians. Prints a table and writes
-benchmarks/results/encoding.json.
+length of the paper's recipes. They take turns, each after a pause; medians. Prints a table and writes
+results/encoding/HOST.json.
 """
 
 import dataclasses
 import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]  (extra bench)
 import tyro
+from common import take_turns
 from flax import nnx
+from record import RESULTS, Record
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
@@ -32,8 +32,13 @@ from polyjax.evaluation.report import hardware
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, read_config
 from polyjax.nn.encoders import Dtype
-from polyjax.runs import write_json
 
+MEASURES = (
+    "polyjax/nn",
+    "polyjax/inference",
+    "polyjax/data/text.py",
+    "polyjax/data/huggingface_tokenizer.py",
+)
 FIXED_TOKENS = 72
 
 
@@ -46,14 +51,14 @@ class BenchmarkConfig:
         batch_size: of the peer.
         repeats: rounds, after one that compiles.
         data_dir: the prepared chitchat task.
-        out: where the figures go.
+        out: folder of the results.
     """
 
     texts: int = 4000
     batch_size: int = 64
     repeats: int = 5
     data_dir: Path = Path("data")
-    out: Path = Path(__file__).parent / "results" / "encoding.json"
+    out: Path = RESULTS
 
 
 def ours(dtype: Dtype) -> Callable[[list[str]], np.ndarray]:
@@ -110,14 +115,16 @@ def main(config: BenchmarkConfig) -> None:
     }
     expected = runs["sentence-transformers"]()
     np.testing.assert_allclose(runs["polyjax float32"](), expected, atol=1e-4)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(config.repeats + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if round_:
-                times[name].append(time.perf_counter() - began)
-    rates = {name: len(texts) / statistics.median(values) for name, values in times.items()}
+    record = Record(
+        "encoding",
+        measures=MEASURES,
+        settings=config,
+        peers=("torch", "sentence-transformers", "transformers"),
+    )
+    turns = take_turns(runs, config.repeats, alone=1)
+    rate = {name: [1e3 * len(texts) / ms for ms in values] for name, values in turns.samples.items()}
+    alone = {name: [1e3 * len(texts) / ms for ms in values] for name, values in turns.alone.items()}
+    rates = record.add({"texts": len(texts)}, "texts/s", rate, to="sentence-transformers", alone=alone)
     table = Table(title=f"{len(texts):,} texts", title_justify="left")
     for name in ("", "texts/s", "of sentence-transformers", "of fixed padding"):
         table.add_column(name, justify="right")
@@ -125,8 +132,7 @@ def main(config: BenchmarkConfig) -> None:
         ratios = [rate / rates[peer] for peer in ("sentence-transformers", "fixed padding, torch")]
         table.add_row(name, f"{rate:,.0f}", *(f"{ratio:.2f}" for ratio in ratios))
     Console().print(table)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, {"hardware": hardware(), "texts": len(texts), "texts_per_second": rates})
+    record.write(config.out, {"hardware": hardware(), "texts": len(texts), "texts_per_second": rates})
 
 
 if __name__ == "__main__":

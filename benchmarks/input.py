@@ -4,11 +4,10 @@ A MiniLM-sized poly-encoder is trained on chitchat for some updates, with a new 
 each, and after it once more on the same batch, held in memory. What the pipeline costs is the time spent
 waiting for it, as a share of the updates on held batches. Also: how fast the pipeline is alone, the share of
 padding, and the time of tokenising the training split beforehand. Prints a table, writes
-benchmarks/results/input.json.
+results/input/HOST.json.
 """
 
 import dataclasses
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import tyro
 from common import print_table
 from flax import nnx
+from record import RESULTS, Record
 from training import one_device_update
 
 from polyjax import EncoderConfig, PolyConfig, make_scorer
@@ -27,10 +27,11 @@ from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.evaluation.report import hardware
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.nn.encoders import Dtype
-from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.memory import restart_with_huge_pages
 from polyjax.train.optim import OptimConfig
+
+MEASURES = ("polyjax/data", "polyjax/train", "polyjax/nn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class BenchmarkConfig:
         workers: processes that collate, see BatchConfig.
         text: lengths and buckets.
         batch_size: contexts.
-        out: folder of the figures.
+        out: folder of the results.
     """
 
     data_dir: Path = Path("data")
@@ -55,12 +56,13 @@ class BenchmarkConfig:
     workers: int = 0
     text: TextConfig = TextConfig()
     batch_size: int = 32
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
 
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     enable_compilation_cache()
+    record = Record("input", measures=MEASURES, settings=config)
     examples = ChitchatConfig(data_dir=config.data_dir).read("train").examples
     text = TextEncoder(HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE), config.text)
     settings = BatchConfig(batch_size=config.batch_size, workers=config.workers)
@@ -100,7 +102,14 @@ def main(config: BenchmarkConfig) -> None:
             state, figures = step(state, place(batch))
             jax.block_until_ready(figures)
             times[name].append(extra + time.perf_counter() - began)
-    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    case = {"steps": config.updates, "contexts": config.batch_size}
+    taken = {name: [1e3 * t for t in values] for name, values in times.items()}
+    medians = record.add(case, "ms", taken, to="held")
+    record.add(
+        case, "share of the steps", {"waiting": [sum(waits) / sum(times["held"])], "padding": [padding]}
+    )
+    record.add(case, "contexts/s", {"pipeline alone": [rate]})
+    record.add(case, "s", {"tokenising": [tokenised]})
     row: dict[str, Any] = {
         "pipeline_ms": medians["pipeline"],
         "held_ms": medians["held"],
@@ -124,8 +133,7 @@ def main(config: BenchmarkConfig) -> None:
         "programs": "{programs}",
     }
     print_table(f"{config.updates} updates of {config.batch_size} contexts, ms", columns, [row])
-    config.out.mkdir(exist_ok=True)
-    write_json(config.out / "input.json", {"hardware": hardware(), "row": row})
+    record.write(config.out, {"hardware": hardware(), "row": row})
 
 
 if __name__ == "__main__":

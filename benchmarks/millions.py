@@ -4,7 +4,7 @@
 
 Synthetic unit vectors in clusters, written as an index; context vectors near one of them that differ little,
 as a trained model's do. A process opens the index, memory-mapped, and searches it by the scan and by
-certified search. Prints a table, writes benchmarks/results/millions.json and millions.png.
+certified search. Prints a table, writes results/millions/HOST.json.
 """
 
 import dataclasses
@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 import tyro
 from common import print_table
+from record import RESULTS, Record
 
 from polyjax.evaluation.report import hardware
 from polyjax.retrieval.index.change import commit, finish_segment, new_vectors, writing
 from polyjax.retrieval.index.fingerprint import Fingerprint
 from polyjax.retrieval.index.manifest import Manifest, SegmentInfo
 from polyjax.retrieval.index.rows import IndexDtype, quantise
-from polyjax.runs import write_json
 from polyjax.runtime.progress import meter
 
+MEASURES = ("polyjax/retrieval", "polyjax/nn/heads")
 CLUSTERS, AT_ONCE = 1000, 8192
 
 PROGRAM = """
@@ -62,7 +63,8 @@ for _ in range(repeats + 1):
         assert (rows == expected).all()
 # Not getrusage, whose peak is that of the process that started this one where that was larger.
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
-print(json.dumps({"open_ms": 1e3 * opened, "rank": found[0].rank, "rescored": found[0].rescored,
+print(json.dumps({"times": {name: values[1:] for name, values in times.items()}, "open_ms": 1e3 * opened,
+    "rank": found[0].rank, "rescored": found[0].rescored,
     **{f"{name}_ms": statistics.median(values[1:]) for name, values in times.items()},
     "peak_mb": int(peak) * 1024 / 1e6}))
 """
@@ -78,7 +80,7 @@ class BenchmarkConfig:
         dim: width.
         dtype: of the stored vectors.
         repeats: searches of each kind, after one that compiles.
-        out: folder of the figures.
+        out: folder of the results.
     """
 
     candidates: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
@@ -86,7 +88,7 @@ class BenchmarkConfig:
     dim: int = 768
     dtype: IndexDtype = "bfloat16"
     repeats: int = 7
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
 
 
 NOBODY = Fingerprint(weights="", architecture="", tokenizer="", lengths="", arithmetic="float32")
@@ -117,27 +119,9 @@ def write_index(folder: Path, n: int, config: BenchmarkConfig) -> None:
         commit(folder, manifest)
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Time and memory against candidates, log-log."""
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    n = [row["candidates"] for row in rows]
-    for name in ("scan", "certified"):
-        left.loglog(n, [row[f"{name}_ms"] for row in rows], marker="o", label=name)
-    left.set(xlabel="candidates", ylabel="ms")
-    left.legend()
-    right.loglog(n, [row["peak_mb"] for row in rows], marker="o", label="peak memory")
-    right.loglog(n, [row["file_mb"] for row in rows], marker="o", linestyle="--", label="vectors on disk")
-    right.set(xlabel="candidates", ylabel="MB")
-    right.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
-    rows = []
+    record, rows = Record("millions", measures=MEASURES, settings=config), []
     for n in config.candidates:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "index"
@@ -145,7 +129,11 @@ def main(config: BenchmarkConfig) -> None:
             command = [sys.executable, "-c", PROGRAM, str(folder), str(config.codes), str(config.repeats)]
             run = subprocess.run(command, check=True, capture_output=True, text=True)
             size = (folder / "000000" / "vectors.npy").stat().st_size / 1e6
-            rows.append({"candidates": n, "file_mb": size, **json.loads(run.stdout)})
+            found = json.loads(run.stdout)
+            case = {"codes": config.codes, "candidates": n}
+            record.add(case, "ms", found.pop("times"), to="scan")
+            record.add(case, "MB", {"on disk": [size], "peak memory": [found["peak_mb"]]})
+            rows.append({"candidates": n, "file_mb": size, **found})
     columns = {
         "candidates": "{candidates:,}",
         "open ms": "{open_ms:.1f}",
@@ -157,9 +145,7 @@ def main(config: BenchmarkConfig) -> None:
         "peak MB": "{peak_mb:.0f}",
     }
     print_table(f"{config.codes} codes, {config.dim} wide, {config.dtype}", columns, rows)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "millions.json", {"hardware": hardware(), "codes": config.codes, "rows": rows})
-    plot(rows, config.out / "millions.png")
+    record.write(config.out, {"hardware": hardware(), "codes": config.codes, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
     python benchmarks/reply.py            # extra `bench`
 
-Random weights and vectors, 143 context tokens, 64 codes. The peer stands for ParlAI's reply on this machine:
-the same transformer's forward pass in PyTorch (a BERT of that size), the codes' attention, and the textbook
-scoring of all candidates; ParlAI's own overhead is left out. They take turns; medians. Prints a table and
-writes benchmarks/results/reply.json.
+Random weights and vectors, 143 context tokens, 64 codes. The peer stands for ParlAI's reply on this
+machine: the same transformer's forward pass in PyTorch (a BERT of that size), the codes' attention, and the
+textbook scoring of all candidates; ParlAI's own overhead is left out. They take turns, each after a pause;
+medians. Prints a table and writes results/reply/HOST.json.
 """
 
 import dataclasses
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,9 @@ import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]  (extra bench)
 import tyro
+from common import in_turns
 from flax import nnx
+from record import RESULTS, Record
 from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, BertModel  # pyright: ignore[reportMissingImports]  (of sentence-transformers)
@@ -32,9 +33,10 @@ from polyjax.retrieval.index.store import in_memory
 from polyjax.retrieval.search.coarse import CoarseRows
 from polyjax.retrieval.search.quick import QuickSearch
 from polyjax.retrieval.search.scan import Scan
-from polyjax.runs import write_json
 
+MEASURES = ("polyjax/nn", "polyjax/retrieval", "polyjax/inference/programs.py")
 VOCAB, TOP_K = 30522, 10
+PARTS = ("encode", "score", "reply")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,14 +48,14 @@ class BenchmarkConfig:
         tokens: of the context.
         codes: context vectors.
         repeats: rounds, after one that compiles.
-        out: where the figures go.
+        out: folder of the results.
     """
 
     candidates: int = 100_000
     tokens: int = 143
     codes: int = 64
     repeats: int = 9
-    out: Path = Path(__file__).parent / "results" / "reply.json"
+    out: Path = RESULTS
 
 
 def torch_reply(ids: np.ndarray, candidates: np.ndarray, codes: int) -> Callable[[], dict[str, float]]:
@@ -119,16 +121,20 @@ def main(config: BenchmarkConfig) -> None:
         "polyjax float32": our_reply(ids, candidates, config.codes, "float32"),
         "polyjax bfloat16": our_reply(ids, candidates, config.codes, "bfloat16"),
     }
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    for round_ in range(config.repeats + 1):
-        for name, run in runs.items():
-            taken = run()
-            if round_:
-                times[name].append(taken | {"reply": taken["encode"] + taken["score"]})
-    figures = {
-        name: {part: 1e3 * statistics.median(one[part] for one in values) for part in values[0]}
-        for name, values in times.items()
+    record = Record("reply", measures=MEASURES, settings=config, peers=("torch", "transformers"))
+    parts: dict[str, dict[str, list[float]]] = {part: {name: [] for name in runs} for part in PARTS}
+    for name, round_ in in_turns(runs, config.repeats + 1):
+        runs[name]()  # after a pause threads and caches wake up; the first compiles
+        taken = runs[name]()
+        taken["reply"] = taken["encode"] + taken["score"]
+        if round_:
+            for part in PARTS:
+                parts[part][name].append(1e3 * taken[part])
+    case = {"candidates": config.candidates, "codes": config.codes, "tokens": config.tokens}
+    medians = {
+        part: record.add(case | {"part": part}, "ms", times, to="torch") for part, times in parts.items()
     }
+    figures = {name: {part: medians[part][name] for part in PARTS} for name in runs}
     table = Table(title=f"ms, {config.candidates:,} candidates, {config.codes} codes", title_justify="left")
     for name in ("", "encoding", "scoring", "reply", "of torch"):
         table.add_column(name, justify="right")
@@ -136,10 +142,8 @@ def main(config: BenchmarkConfig) -> None:
         ratio = row["reply"] / figures["torch"]["reply"]
         table.add_row(name, *(f"{row[part]:.1f}" for part in ("encode", "score", "reply")), f"{ratio:.2f}")
     Console().print(table)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        config.out, {"hardware": hardware(), **dataclasses.asdict(config) | {"out": ""}, "ms": figures}
-    )
+    shape = {name: getattr(config, name) for name in ("candidates", "tokens", "codes")}
+    record.write(config.out, {"hardware": hardware(), **shape, "ms": figures})
 
 
 if __name__ == "__main__":

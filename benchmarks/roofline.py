@@ -6,7 +6,7 @@ model's own operations, as ``polyjax.train.speed`` counts them, over P times tha
 that it allows. On a device whose peaks are known the update is run too, and the measured time stands beside
 the expected one; on others (a CPU) pass --measure to have it run anyway. XLA counts bytes of each fused
 loop's inputs and outputs for the device it compiles for: those of a CPU's program are an upper bound, as GPUs
-fuse more. Prints a table, writes benchmarks/results/roofline.json.
+fuse more. Prints a table, writes results/roofline/HOST.json.
 """
 
 import dataclasses
@@ -16,16 +16,17 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from common import interleaved_medians, print_table
+from common import print_table, timed
 from flax import nnx
+from record import RESULTS, Record
 from training import one_device_update, random_batch
 
-from polyjax import BiConfig, EncoderConfig, PolyConfig, make_scorer
+from polyjax import BiConfig, DualInputs, EncoderConfig, PolyConfig, make_scorer
 from polyjax.evaluation.report import hardware
-from polyjax.runs import write_json
 from polyjax.train.optim import OptimConfig
 from polyjax.train.speed import PEAKS, model_flops, peaks_of
 
+MEASURES = ("polyjax/nn", "polyjax/train")
 ENCODERS = {
     "minilm": EncoderConfig(vocab_size=30522, dim=384, n_layers=6, n_heads=12, mlp_dim=1536),
     "paper": EncoderConfig.paper(54_944),
@@ -46,7 +47,7 @@ class BenchmarkConfig:
         dtype: of the arithmetic; the peaks are those of half precision.
         measure: run it here, whatever the device.
         repeats: timings.
-        out: folder of the figures.
+        out: folder of the results.
     """
 
     encoder: str = "minilm"
@@ -57,7 +58,7 @@ class BenchmarkConfig:
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     measure: bool = False
     repeats: int = 10
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
 
 
 def main(config: BenchmarkConfig) -> None:
@@ -70,9 +71,17 @@ def main(config: BenchmarkConfig) -> None:
     costs = jax.jit(step).lower(state, there).compile().cost_analysis()
     assert costs is not None, "this backend does not tell the costs of its programs"
     operations, moved = costs["flops"], costs["bytes accessed"]
-    own = sum(model_flops(shape, np.asarray(side.mask).sum(-1)) for side in vars(batch.inputs).values())
+    assert isinstance(batch.inputs, DualInputs) and batch.inputs.shared is not None
+    sides = batch.inputs.context, batch.inputs.shared.tokens
+    own = sum(model_flops(shape, np.asarray(side.mask).sum(-1)) for side in sides)
 
-    kind = jax.local_devices()[0].device_kind
+    device = jax.local_devices()[0]
+    kind = device.device_kind
+    accelerator = None if device.platform == "cpu" else kind
+    record = Record("roofline", measures=MEASURES, settings=config, device=accelerator)
+    case = {"arch": config.arch, "encoder": config.encoder, "contexts": config.batch, "dtype": config.dtype}
+    record.add(case, "GFLOP", {"XLA": [operations / 1e9], "model": [own / 1e9]})
+    record.add(case, "GB", {"moved": [moved / 1e9]})
     measured = None
     if config.measure or peaks_of(kind):
         held = [state]
@@ -81,7 +90,9 @@ def main(config: BenchmarkConfig) -> None:
             held[0], figures = step(held[0], there)
             jax.block_until_ready(figures)
 
-        measured = interleaved_medians({"update": run}, config.repeats)["update"] / 1e3
+        run()  # compiles
+        times = [timed(run) for _ in range(config.repeats)]
+        measured = record.add(case, "ms", {"step": times})["step"] / 1e3
     rows: list[dict[str, Any]] = []
     for name, (peak, bandwidth) in PEAKS.items():
         compute, memory = operations / peak, moved / bandwidth
@@ -98,6 +109,8 @@ def main(config: BenchmarkConfig) -> None:
                 "measured_s": measured if peaks_of(kind) == (peak, bandwidth) else None,
             }
         )
+    expected = {row["gpu"]: [1e3 * row["expected_s"]] for row in rows}
+    record.add(case | {"time": "expected"}, "ms", expected)
     for row in rows:
         row["shown"] = "-" if row["measured_s"] is None else f"{1e3 * row['measured_s']:.2f}"
         row["ms"] = 1e3 * row["expected_s"]
@@ -117,13 +130,10 @@ def main(config: BenchmarkConfig) -> None:
     )
     if measured is not None:
         print(f"{kind}: {1e3 * measured:.1f} ms, {own / measured / 1e9:,.0f} GFLOP/s of the model's own")
-    config.out.mkdir(exist_ok=True)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-    write_json(
-        config.out / "roofline.json",
+    record.write(
+        config.out,
         {
             "hardware": hardware(),
-            "settings": settings,
             "operations": operations,
             "model_operations": own,
             "bytes": moved,

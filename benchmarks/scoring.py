@@ -6,10 +6,10 @@ Random vectors, one context, top 100. `float32` is the scan; `bfloat16` takes it
 bfloat16 and scores the most promising candidates in float32 (`method="quick"`), with its recall of the scan's
 top 100; `certified` chooses its rank itself: random vectors leave nothing to gain, and it may not lose much.
 
-The peer attends first and takes the dot product afterwards, over all candidates at once (softmax over [n, m],
-a second product that builds [n, d]), as published; it needs torch (extra `bench`). All take turns in one
-process with the same number of threads; medians. Prints a table, writes benchmarks/results/scoring.json and
-scoring.png (time against candidates).
+The peer attends first and takes the dot product afterwards, over all candidates at once (softmax over [n,
+m], a second product that builds [n, d]), as published; it needs torch (extra `bench`). All take turns in
+one process with the same number of threads, each after a pause (benchmarks/common.py); medians. Prints a
+table, writes results/scoring/HOST.json, of which `make results` draws time against candidates.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import interleaved_medians, print_table
+from common import print_table, take_turns
 from flax import nnx
+from record import RESULTS, Record
 
 from polyjax.evaluation.report import hardware
 from polyjax.nn.heads import PolyConfig, PolyHead
@@ -30,8 +31,8 @@ from polyjax.retrieval.search.certified import CertifiedSearch
 from polyjax.retrieval.search.coarse import CoarseRows
 from polyjax.retrieval.search.quick import QuickSearch
 from polyjax.retrieval.search.scan import BLOCK_ROWS, Scan
-from polyjax.runs import write_json
 
+MEASURES = ("polyjax/retrieval", "polyjax/nn/heads")
 TOP_K = 100
 
 
@@ -45,7 +46,7 @@ class BenchmarkConfig:
         dim: width.
         repeats: rounds, in which each takes its turn.
         rows: of a block.
-        out: folder of the figures.
+        out: folder of the results.
     """
 
     candidates: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -53,7 +54,7 @@ class BenchmarkConfig:
     dim: int = 768
     repeats: int = 9
     rows: int = BLOCK_ROWS
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
 
 
 def textbook(vectors: np.ndarray, candidates: np.ndarray) -> Callable[[], np.ndarray]:
@@ -71,7 +72,7 @@ def textbook(vectors: np.ndarray, candidates: np.ndarray) -> Callable[[], np.nda
     return run
 
 
-def measure(n: int, m: int, config: BenchmarkConfig) -> dict[str, float]:
+def measure(n: int, m: int, config: BenchmarkConfig, record: Record) -> dict[str, float]:
     """One row of the table."""
     draw = np.random.default_rng(0)
     candidates = draw.standard_normal((n, config.dim), np.float32)
@@ -90,16 +91,20 @@ def measure(n: int, m: int, config: BenchmarkConfig) -> dict[str, float]:
         "bfloat16": lambda: quick(*given, k),
         "certified": lambda: certified(*given, k),
     }
-    times = interleaved_medians(runs, config.repeats)
+    turns, case = take_turns(runs, config.repeats), {"codes": m, "candidates": n}
+    times = record.add(case, "ms", turns.samples, to="torch", alone=turns.alone)
     best = scan(*given, k)[1][0]
     (half,) = quick(*given, k)
+    recall = float(np.isin(best, half.rows).mean())
+    record.add(case, "recall of the scan's top", {"bfloat16": [recall]})
+    record.add(case, "MB", {"temporary memory": [scan.temporary_bytes(*given, k) / 1e6]})
     return {
         "candidates": n,
         "codes": m,
         **{f"{name}_ms": time for name, time in times.items()},
         "float32_ratio": times["float32"] / times["torch"],
         "bfloat16_ratio": times["bfloat16"] / times["torch"],
-        "bfloat16_recall": float(np.isin(best, half.rows).mean()),
+        "bfloat16_recall": recall,
         "rescored": half.rescored / n,
         "certified_ratio": times["certified"] / times["float32"],
         "temporary_mb": scan.temporary_bytes(*given, k) / 1e6,
@@ -107,31 +112,10 @@ def measure(n: int, m: int, config: BenchmarkConfig) -> dict[str, float]:
     }
 
 
-def plot(rows: list[dict[str, float]], path: Path) -> None:
-    """Time against candidates, log-log."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for i, m in enumerate(sorted({row["codes"] for row in rows})):
-        chosen = [row for row in rows if row["codes"] == m]
-        for name, style in (("torch_ms", "--"), ("float32_ms", "-")):
-            label = f"{'textbook, torch' if name == 'torch_ms' else 'polyjax'}, {m:.0f} codes"
-            axes.loglog(
-                [r["candidates"] for r in chosen],
-                [r[name] for r in chosen],
-                style,
-                color=f"C{i}",
-                label=label,
-            )
-    axes.set(xlabel="candidates", ylabel="ms", title="Exact top 100 of one context, float32")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
-    rows = [measure(n, m, config) for m in config.codes for n in config.candidates]
+    record = Record("scoring", measures=MEASURES, settings=config, peers=("torch",))
+    rows = [measure(n, m, config, record) for m in config.codes for n in config.candidates]
     columns = {
         "codes": "{codes:.0f}",
         "candidates": "{candidates:,.0f}",
@@ -146,9 +130,7 @@ def main(config: BenchmarkConfig) -> None:
         "MB": "{temporary_mb:.1f}",
     }
     print_table("ms, medians; memory of the scan beyond the index", columns, rows)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "scoring.json", {"hardware": hardware(), "block_rows": config.rows, "rows": rows})
-    plot(rows, config.out / "scoring.png")
+    record.write(config.out, {"hardware": hardware(), "block_rows": config.rows, "rows": rows})
 
 
 if __name__ == "__main__":

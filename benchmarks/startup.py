@@ -3,7 +3,7 @@
     python benchmarks/startup.py runs/chitchat-poly-minilm                          # ranking two texts
     python benchmarks/startup.py runs/chitchat-poly-minilm --index replies-index    # searching an index
 
-Prints a table and writes benchmarks/results/startup.json.
+Prints a table and writes results/startup/HOST.json; with an index results/startup_search/HOST.json.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from record import RESULTS, Record
 from rich.console import Console
 from rich.table import Table
 
 from polyjax.evaluation.report import hardware
-from polyjax.runs import write_json
 
+MEASURES = ("polyjax",)
 PROGRAM = """
 import json, sys, time
 began = time.perf_counter()
@@ -56,17 +57,19 @@ class BenchmarkConfig:
         run_dir: a trained run.
         index: search this index instead of ranking two texts.
         repeats: processes, after one that fills the cache.
-        out: where the figures go.
+        out: folder of the results.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
     index: Path | None = None
     repeats: int = 5
-    out: Path = Path(__file__).parent / "results" / "startup.json"
+    out: Path = RESULTS
 
 
 def main(config: BenchmarkConfig) -> None:
     """Start processes, print and write medians."""
+    name = "startup_search" if config.index else "startup"
+    record = Record(name, measures=MEASURES, settings=config)
     command = [
         sys.executable,
         "-c",
@@ -80,14 +83,15 @@ def main(config: BenchmarkConfig) -> None:
     ][1:]
     table = Table(title="seconds, medians", title_justify="left")
     figures = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    record.add({}, "s", {name: [row[name] for row in rows] for name in figures if name != "programs"})
+    record.add({}, "programs", {"compiled": [figures["programs"]]})
     for name in figures:
         table.add_column(name, justify="right")
     table.add_row(
         *(f"{value:.2f}" if name != "programs" else f"{value:.0f}" for name, value in figures.items())
     )
     Console().print(table)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, {"hardware": hardware(), **figures})
+    record.write(config.out, {"hardware": hardware(), **figures})
 
 
 if __name__ == "__main__":

