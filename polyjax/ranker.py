@@ -28,6 +28,7 @@ from polyjax.inference.forks import refuse_forked
 from polyjax.inference.scorer import TextScorer, check_scorer
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.interop.pretrained import load_model, zero_shot_scorer
+from polyjax.interop.saving import SavesModel
 from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.build import check_dual
 from polyjax.retrieval.index.rows import IndexDtype
@@ -48,7 +49,7 @@ class Ranked:
     index: int
 
 
-class Ranker:
+class Ranker(SavesModel):
     """Ranks candidate texts for a context with a trained model. Threads may share one.
 
     ``Ranker.load(run_dir).rank(context, candidates)`` is its use. Load it in each process that uses it: one
@@ -131,9 +132,8 @@ class Ranker:
 
         Args:
             model_file: ``model``; ``model.opt``, ``model.dict`` and ``model.dict.codecs`` lie beside it.
-            padding: ``none``: a score depends on nothing but its context and candidate. ``parlai``: pad
-                and reduce as ParlAI does, where the other sequences of a call can change a score (a
-                model with maximum reduction, or pre-norm).
+            padding: ``none``: a score depends on nothing but its context and candidate. ``parlai``: as ParlAI
+                does, where padding can change a score (a model with maximum reduction, or pre-norm).
 
         Raises:
             InputError: a file is missing, broken or foreign, or the model is of another kind.

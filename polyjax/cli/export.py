@@ -1,4 +1,4 @@
-"""``polyjax export``: a run's parameters in a form that other programs read."""
+"""``polyjax export``: a run's model in a form that other programs read."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,17 @@ import tyro
 
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.interop.export import export_safetensors
+from polyjax.ranker import Ranker
 from polyjax.runtime.progress import errors
+
+SENTENCE_TRANSFORMERS = "sentence-transformers"
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
     """Write a run directory's parameters as safetensors, with a page of names and shapes.
+
+    ``polyjax export sentence-transformers RUN_DIR OUT`` writes a folder that sentence-transformers loads.
 
     Attributes:
         run_dir: a run directory.
@@ -27,8 +32,28 @@ class Export:
     step: int | None = None
 
 
-def parse(arguments: Sequence[str], *, prog: str = "polyjax export") -> Export:
+@dataclasses.dataclass(frozen=True)
+class ExportSentenceTransformers:
+    """Write a bi-encoder as a SentenceTransformer, or a cross-encoder as a CrossEncoder, with a model card.
+
+    Attributes:
+        run_dir: a run directory of a bi-encoder with one transformer (``--head.shared-encoder``), or of a
+            cross-encoder with its family's classifier (BERT's: ``--head.reduction first --head.dense tanh``).
+        out: the folder to make; must not exist.
+        step: a saved step; the best one by default.
+        name: of the model on its page, as ``organisation/model``; the folder's by default.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional]
+    step: int | None = None
+    name: str | None = None
+
+
+def parse(arguments: Sequence[str], *, prog: str = "polyjax export") -> Export | ExportSentenceTransformers:
     """The settings that the command line asks for."""
+    if arguments and arguments[0] == SENTENCE_TRANSFORMERS:
+        return parse_flags(ExportSentenceTransformers, arguments[1:], prog=f"{prog} {SENTENCE_TRANSFORMERS}")
     return parse_flags(Export, arguments, prog=prog)
 
 
@@ -36,5 +61,11 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax export") -> None:
     """Parse and export; invalid input is one line and exit status 2."""
     with user_errors():
         command = parse(arguments, prog=prog)
-        export_safetensors(command.run_dir, command.out, step=command.step)
-        errors.print(f"{command.out}: model.safetensors, model.json, tokenizer, README.md")
+        if isinstance(command, ExportSentenceTransformers):
+            ranker = Ranker.load(command.run_dir, step=command.step, dtype="float32")
+            ranker.save_pretrained(command.out, name=command.name)
+            kind = "SentenceTransformer" if ranker.scorer.is_dual else "CrossEncoder"
+            errors.print(f"{command.out}: a {kind}; polyjax.Ranker.load reads it, too")
+        else:
+            export_safetensors(command.run_dir, command.out, step=command.step)
+            errors.print(f"{command.out}: model.safetensors, model.json, tokenizer, README.md")

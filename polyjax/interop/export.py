@@ -1,6 +1,5 @@
 """A run directory's parameters as safetensors, with a page that says what each array is."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,9 +7,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from polyjax.errors import InputError
-from polyjax.runs import MODEL, flat_parameters, load_scorer
-from polyjax.runtime.files import write_text
+from polyjax.runs import MODEL, TOKENIZER, flat_parameters, load_scorer
+from polyjax.runtime.files import new_folder, write_text
 
 KINDS = {
     "kernel": "matrix w [in, out] of y = x w + b",
@@ -34,22 +32,14 @@ def export_safetensors(run_dir: Path, out: Path, *, step: int | None = None) -> 
     Raises:
         InputError: the run directory is broken, or the folder exists or cannot be written.
     """
-    if out.exists():
-        fix = "choose another folder, or remove this one"
-        raise InputError.in_file(out, problem="the folder already exists", fix=fix)
     scorer, text = load_scorer(run_dir, step=step)
     arrays = {name: np.asarray(value) for name, value in flat_parameters(nnx.state(scorer)).items()}
-    aside = out.with_name(out.name + ".partial")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        (aside / "tokenizer").mkdir(parents=True)
+    with new_folder(out) as aside:
+        (aside / TOKENIZER).mkdir()
         save_file(arrays, aside / "model.safetensors")
         shutil.copyfile(run_dir / MODEL, aside / MODEL)
-        text.tokenizer.save(aside / "tokenizer")
+        text.tokenizer.save(aside / TOKENIZER)
         write_text(aside / "README.md", _page(run_dir, arrays))
-        os.replace(aside, out)
-    except OSError as error:
-        raise InputError.in_file(out, problem=f"cannot be written: {error}") from None
 
 
 def _page(run_dir: Path, arrays: dict[str, np.ndarray]) -> str:

@@ -84,6 +84,21 @@ class Run:
         """
         return Ranker.load(self.folder, **self._parts, **options)
 
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, step: int | None = None, name: str | None = None
+    ) -> None:
+        """Write the model as a folder that sentence-transformers loads; see ``Ranker.save_pretrained``.
+
+        Args:
+            folder: must not exist yet.
+            step: a saved step; by default the one with the best validation metric.
+            name: of the model on its page; the folder's by default.
+
+        Raises:
+            InputError: the model has no form there, or the folder exists or cannot be written.
+        """
+        self.ranker(step=step, dtype="float32").save_pretrained(folder, name=name)
+
     def report(self) -> "Report":
         """The report: results, verdict, learning curve, data, recipe and limits, as Markdown."""
         return Report((self.folder / REPORT).read_text(encoding="utf-8"))

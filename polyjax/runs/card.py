@@ -1,8 +1,6 @@
 """A run directory's model: its card, and what the card and the checkpoints stand for."""
 
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,13 +9,12 @@ from flax import nnx
 from polyjax.config import from_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
-from polyjax.errors import InputError
 from polyjax.evaluation.calibration import ScoreMap
 from polyjax.nn.encoders import Dtype, KnownEncoder
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.runs.checkpoints import Checkpoints
 from polyjax.runs.layout import CONFIG, MODEL, PRETRAINING, TOKENIZER, read_json, write_json
-from polyjax.runtime.files import PARTIAL
+from polyjax.runtime.files import new_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,19 +116,10 @@ def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Token
     Raises:
         InputError: the directory exists, or cannot be written.
     """
-    if run_dir.exists():
-        fix = "choose another directory, or remove it"
-        raise InputError.in_file(run_dir, problem="exists already", fix=fix)
-    aside = run_dir.with_name(run_dir.name + PARTIAL)
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+    with new_folder(run_dir) as aside:
         write_json(aside / CONFIG, config)
         write_card(aside, card, tokenizer)
         Checkpoints(aside).save_parameters(scorer)
-        os.replace(aside, run_dir)
-    except OSError as error:
-        raise InputError.in_file(run_dir, problem=f"cannot be written: {error}") from None
 
 
 def load_scorer(

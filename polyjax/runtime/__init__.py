@@ -4,7 +4,15 @@ What changes the process for good is for commands: ``enable_compilation_cache``,
 """
 
 from polyjax.runtime.compilation import enable_compilation_cache
-from polyjax.runtime.files import PARTIAL, copy_file, exclusive_lock, save_array, write_bytes, write_text
+from polyjax.runtime.files import (
+    PARTIAL,
+    copy_file,
+    exclusive_lock,
+    new_folder,
+    save_array,
+    write_bytes,
+    write_text,
+)
 from polyjax.runtime.hardware import cpu_has_bfloat16
 from polyjax.runtime.memory import keep_freed_blocks, restart_with_huge_pages
 from polyjax.runtime.progress import Meter, Screen, console, errors, hushed, meter, watched_by
@@ -22,6 +30,7 @@ __all__ = [
     "hushed",
     "keep_freed_blocks",
     "meter",
+    "new_folder",
     "restart_with_huge_pages",
     "save_array",
     "watched_by",

@@ -52,6 +52,31 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder whole or not at all: what is written into the folder given is renamed at the end.
+
+    Args:
+        folder: must not exist yet.
+
+    Raises:
+        InputError: it exists, or cannot be written.
+    """
+    if folder.exists():
+        fix = "choose another folder, or remove this one"
+        raise InputError.in_file(folder, problem="the folder already exists", fix=fix)
+    aside = folder.with_name(folder.name + PARTIAL)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        os.replace(aside, folder)
+    except OSError as error:
+        raise InputError.in_file(folder, problem=f"cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def exclusive_lock(
     path: Path, problem: str, *, fix: str = "wait for it", waiting: Callable[[str], None] | None = None
 ) -> Iterator[None]:

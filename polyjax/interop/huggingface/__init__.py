@@ -10,6 +10,7 @@ from polyjax.interop.huggingface.config import (
 )
 from polyjax.interop.huggingface.minilm import check_sha256, is_minilm, minilm_folder
 from polyjax.interop.huggingface.weights import (
+    WEIGHTS,
     TensorFiles,
     check_no_more,
     fill,
@@ -20,6 +21,7 @@ from polyjax.interop.huggingface.weights import (
 
 __all__ = [
     "CONFIG",
+    "WEIGHTS",
     "TensorFiles",
     "check_no_more",
     "check_sha256",

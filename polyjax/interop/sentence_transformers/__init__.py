@@ -3,5 +3,6 @@
 from polyjax.interop.sentence_transformers.folder import EncoderFolder, read_folder
 from polyjax.interop.sentence_transformers.load import check_vocabulary, load_folder
 from polyjax.interop.sentence_transformers.modules import MODULES
+from polyjax.interop.sentence_transformers.write import write_folder
 
-__all__ = ["MODULES", "EncoderFolder", "check_vocabulary", "load_folder", "read_folder"]
+__all__ = ["MODULES", "EncoderFolder", "check_vocabulary", "load_folder", "read_folder", "write_folder"]

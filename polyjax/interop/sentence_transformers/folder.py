@@ -145,14 +145,26 @@ class EncoderFolder:
 
         Where there is none, the default prompt, unless it is the other side's.
         """
+        return role_prompts(self.prompts, self.default_prompt)
 
-        def of(names: tuple[str, ...], others: tuple[str, ...]) -> str:
-            own = [self.prompts[name] for name in names if self.prompts.get(name)]
-            default = self.default_prompt
-            fall_back = "" if default is None or default in others else self.prompts[default]
-            return own[0] if own else fall_back
 
-        return of(_OF_QUERIES, _OF_DOCUMENTS), of(_OF_DOCUMENTS, _OF_QUERIES)
+def role_prompts(prompts: Mapping[str, str], default: str | None) -> tuple[str, str]:
+    """What is put before contexts and before candidates; see ``EncoderFolder.role_prompts``.
+
+    Args:
+        prompts: by name.
+        default: the name of the default prompt; None for none.
+
+    >>> role_prompts({"query": "q: ", "document": "d: "}, "query"), role_prompts({"task": "t: "}, "task")
+    (('q: ', 'd: '), ('t: ', 't: '))
+    """
+
+    def of(names: tuple[str, ...], others: tuple[str, ...]) -> str:
+        own = [prompts[name] for name in names if prompts.get(name)]
+        fall_back = "" if default is None or default in others else prompts[default]
+        return own[0] if own else fall_back
+
+    return of(_OF_QUERIES, _OF_DOCUMENTS), of(_OF_DOCUMENTS, _OF_QUERIES)
 
 
 def buckets_for(longest: int) -> tuple[int, ...]:

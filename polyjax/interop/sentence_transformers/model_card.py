@@ -1,0 +1,103 @@
+"""README.md of an exported folder: metadata that model hubs read, and how to use the model."""
+
+from collections.abc import Iterable
+
+from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from polyjax.data.text import TextConfig
+from polyjax.nn.heads import BiConfig, CrossConfig
+from polyjax.version import __version__
+
+LIBRARY = "sentence-transformers"
+
+
+def bi_card(
+    head: BiConfig,
+    config: TextConfig,
+    tokenizer: HuggingFaceTokenizer,
+    limit: int,
+    *,
+    name: str,
+    notes: Iterable[str] = (),
+) -> str:
+    """The page of a bi-encoder.
+
+    Args:
+        head: its settings.
+        config: how its texts become tokens.
+        tokenizer: its tokenizer.
+        limit: tokens of the longest text.
+        name: of the model.
+        notes: further sentences.
+    """
+    told = [f"A bi-encoder, trained with polyjax {__version__}. It reads up to {limit} tokens of a text."]
+    measure = "cosine" if head.normalize else "dot product"
+    told.append(f"The score of a query and a document is the {measure} of their vectors.")
+    if head.score_scale != 1.0:
+        told.append(f"In training it was multiplied by {head.score_scale:g}, which changes no order.")
+    if config.context_tokens != config.candidate_tokens:
+        told.append(
+            f"In training queries were cut after {config.context_tokens} tokens, documents after "
+            f"{config.candidate_tokens}."
+        )
+    prompts = {"query": config.context_prompt, "document": config.candidate_prompt}
+    told += [f"Before a {side} stands the prompt {text!r}." for side, text in prompts.items() if text]
+    if not config.pool_prompts:
+        told.append("The tokens of a prompt are attended to, but not pooled.")
+    use = [
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f'model = SentenceTransformer("{name}")',
+        'queries = model.encode_query(["a question"])',
+        'documents = model.encode_document(["an answer", "another"])',
+        "model.similarity(queries, documents)",
+    ]
+    tags = (LIBRARY, "sentence-similarity", "feature-extraction", "polyjax")
+    told += [*_of_texts(config, tokenizer), *notes]
+    return _page(name, "sentence-similarity", tags, told, use)
+
+
+def cross_card(
+    head: CrossConfig,
+    config: TextConfig,
+    tokenizer: HuggingFaceTokenizer,
+    limit: int,
+    *,
+    name: str,
+    notes: Iterable[str] = (),
+) -> str:
+    """The page of a cross-encoder; arguments as of ``bi_card``, ``limit`` is of a pair."""
+    told = [f"A cross-encoder, trained with polyjax {__version__}. It reads up to {limit} tokens of a pair."]
+    told.append(f"The activation of its score is the {head.activation}.")
+    if not config.pair_tokens:
+        told.append(
+            f"In training a pair's texts were cut apart: the first after {config.context_tokens} tokens, the "
+            f"second after {config.candidate_tokens}."
+        )
+    use = [
+        "from sentence_transformers import CrossEncoder",
+        "",
+        f'model = CrossEncoder("{name}")',
+        'model.predict([("a question", "an answer")])',
+        'model.rank("a question", ["an answer", "another"])',
+    ]
+    tags = (LIBRARY, "cross-encoder", "reranker", "polyjax")
+    return _page(name, "text-ranking", tags, [*told, *_of_texts(config, tokenizer), *notes], use)
+
+
+def _of_texts(config: TextConfig, tokenizer: HuggingFaceTokenizer) -> list[str]:
+    told = []
+    if config.max_turns > 1:
+        between = " ".join(tokenizer.token(id_) for id_ in tokenizer.separator_ids)
+        cut = ", the oldest tokens cut" if config.cut == "oldest" else ""
+        told.append(
+            f"A conversation was read as its last {config.max_turns} turns, `{between}` between them{cut}."
+        )
+    if tokenizer.markers == "text":
+        told.append("Special tokens that a text spells out are text (`split_special_tokens`).")
+    return told
+
+
+def _page(name: str, task: str, tags: Iterable[str], told: Iterable[str], use: Iterable[str]) -> str:
+    metadata = [f"library_name: {LIBRARY}", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags)]
+    lines = ["---", *metadata, "---", "", f"# {name}", "", *told, "", "```python", *use, "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,311 @@
+"""A scorer -> a folder that sentence-transformers, and others that read its folders, load.
+
+Classes and entries are those of version 5 and before, which version 6 reads too.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from polyjax.data.huggingface_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, HuggingFaceTokenizer
+from polyjax.data.text import TextConfig
+from polyjax.errors import InputError, shown
+from polyjax.inference.scorer import TextScorer
+from polyjax.interop.huggingface import WEIGHTS, family_for
+from polyjax.interop.sentence_transformers.folder import (
+    CLASSIFIER,
+    LENGTHS,
+    PROMPTS,
+    read_folder,
+    role_prompts,
+)
+from polyjax.interop.sentence_transformers.model_card import bi_card, cross_card
+from polyjax.interop.sentence_transformers.modules import (
+    CONFIG,
+    FLAGS,
+    MODULES,
+    POOLING,
+    SENTENCE,
+    torch_class,
+)
+from polyjax.nn.encoders import Classifier, ConfigJson, Stored
+from polyjax.nn.heads import BiConfig, CrossConfig
+from polyjax.runtime.files import new_folder, write_text
+
+_CLASSES = "sentence_transformers.models"
+_VERSION = {"sentence_transformers": "5.1.2"}
+"""The version whose entries are written."""
+_ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", "scan")
+_ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+def write_folder(scorer: TextScorer, out: Path, *, name: str, notes: Iterable[str] = ()) -> None:
+    """Write a scorer as a folder of sentence-transformers; whole or not at all.
+
+    What is written is read again before the folder gets its name: a model whose settings would come back as
+    others is refused.
+
+    Args:
+        scorer: a bi-encoder with one transformer, or a cross-encoder with its family's standard classifier,
+            float32.
+        out: a folder that does not exist yet.
+        name: of the model, for its page.
+        notes: further sentences for its page.
+
+    Raises:
+        InputError: the model has no form there, or the folder exists or cannot be written.
+    """
+    made = _made(scorer)
+    head = made.head
+    card = bi_card if isinstance(head, BiConfig) else cross_card
+    made.texts["README.md"] = card(head, made.config, made.tokenizer, made.limit, name=name, notes=notes)
+    with new_folder(out) as aside:
+        for path, content in made.texts.items():
+            (aside / path).parent.mkdir(exist_ok=True)
+            write_text(aside / path, content)
+        for path, arrays in made.arrays.items():
+            save_file(arrays, aside / path, metadata={"format": "pt"})
+        _check(aside, made)
+
+
+def _refused(what: str, fix: str | None = None) -> InputError:
+    return InputError(
+        "export",
+        expected="a bi-encoder with one transformer, or a cross-encoder with its family's classifier",
+        got=shown(what),
+        fix=fix,
+        is_argument=False,
+    )
+
+
+def _made(scorer: TextScorer) -> "_Files":
+    """The files of a model, if it has a form there."""
+    head, encoder = scorer.settings.head, scorer.settings.encoder
+    if encoder.dtype != "float32":
+        raise InputError(
+            "dtype", expected="float32: others round the weights", got=encoder.dtype, fix="load it so"
+        )
+    if not isinstance(scorer.text.tokenizer, HuggingFaceTokenizer):
+        raise _refused(f"a model whose vocabulary is a {type(scorer.text.tokenizer).__name__}'s")
+    if not isinstance(head, BiConfig | CrossConfig):
+        raise _refused(f"a {getattr(head, 'arch', type(head).__name__)}-encoder")
+    if isinstance(head, BiConfig) and not head.shared_encoder:
+        raise _refused("two separate transformers", "train with `head.shared_encoder`")
+    if scorer.text.config.layout != "standard" or scorer.text.config.padding != "bucket":
+        raise _refused("a model that reads texts as ParlAI does")
+    if head.over_padding or getattr(head, "candidate_mlp", False):
+        raise _refused("a model that reduces over padding, or changes candidates, as ParlAI does")
+    if getattr(encoder, "output_scaling", 1.0) != 1.0:
+        raise _refused("hidden states that are multiplied by `encoder.output_scaling`")
+    return _BiFiles(scorer, head) if isinstance(head, BiConfig) else _CrossFiles(scorer, head)
+
+
+def _check(folder: Path, made: "_Files") -> None:
+    """Raise InputError unless the folder says what the model is."""
+    found = read_folder(folder)
+    settings: Any = made.settings
+    arithmetic = {name: getattr(found.settings, name) for name in _ARITHMETIC}
+    text, own = found.text(turns=made.config.max_turns), made.config
+    if isinstance(made.head, BiConfig):
+        same: Any = {"score_scale": made.head.score_scale, "shared_words": made.head.shared_words}
+        head: Any = dataclasses.replace(found.bi_head(), **same)
+    else:
+        head = found.cross_head()
+    prompts = ("context_prompt", "candidate_prompt", "embedding_prompt", "pool_prompts")
+    for what, theirs, ours in (
+        ("its encoder's settings", found.settings, dataclasses.replace(settings, **arithmetic)),
+        ("its head's settings", head, made.head),
+        *((f"`text.{name}`", getattr(text, name), getattr(own, name)) for name in prompts),
+    ):
+        if theirs != ours:
+            raise _refused(f"a model whose folder would come back with other values of {what}")
+
+
+class _Files:
+    """Files of a folder: texts and arrays by path.
+
+    Args:
+        scorer: of the model.
+        head: its settings.
+    """
+
+    def __init__(self, scorer: TextScorer, head: BiConfig | CrossConfig):
+        assert isinstance(scorer.text.tokenizer, HuggingFaceTokenizer)
+        self.head, self.settings, self.values = head, scorer.settings.encoder, scorer.parameters()
+        self.config, self.tokenizer = scorer.text.config, scorer.text.tokenizer
+        self.family = family_for(self.settings)
+        self.entries = self.family.entries(self.settings)
+        self.architecture = self.family.architectures[self.entries["model_type"]]
+        self.limit = 0
+        self.texts: dict[str, str] = {}
+        self.arrays: dict[str, dict[str, np.ndarray]] = {}
+
+    def json(self, folder: str, file: str, value: Any) -> None:
+        """Write a value as a JSON file."""
+        path = f"{folder}/{file}" if folder else file
+        self.texts[path] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+    def write_encoder(self, architecture: str, extra: Mapping[str, Any], prefix: str) -> None:
+        """config.json and the encoder's tensors."""
+        entries = {**self.entries, "architectures": [architecture], **extra, "dtype": "float32"}
+        self.json("", CONFIG, {"pad_token_id": self.tokenizer.pad_id, **entries})
+        own = {name.partition("encoder.")[2]: value for name, value in self.values.items()}
+        self.arrays[WEIGHTS] = _theirs(self.family.stored(self.settings), own, prefix)
+
+    def write_tokenizer(self) -> None:
+        """tokenizer.json, and a configuration under which transformers takes it as it is."""
+        own = self.tokenizer
+        tokens = {name: token for name, token in own.settings().items() if name.endswith("_token")}
+        inputs = ["input_ids", *(["token_type_ids"] if own.pair_segments else []), "attention_mask"]
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": inputs,
+            "model_max_length": self.limit,
+            "split_special_tokens": own.markers == "text",
+            "cls_token": own.token(own.start_id),
+            "sep_token": own.token(own.end_id),
+            **tokens,
+        }
+        self.json("", TOKENIZER_CONFIG_FILE, settings)
+        content = json.loads(own.files()[TOKENIZER_FILE])
+        if content.get("post_processor") is None:  # then it is BERT's, see HuggingFaceTokenizer
+            marks = {
+                "sep": [own.token(own.end_id), own.end_id],
+                "cls": [own.token(own.start_id), own.start_id],
+            }
+            content["post_processor"] = {"type": "BertProcessing", **marks}
+        self.json("", TOKENIZER_FILE, content)
+
+    def write_prompts(
+        self, kind: str, prompts: Mapping[str, str], default: str, more: dict[str, Any]
+    ) -> None:
+        """config_sentence_transformers.json."""
+        prompts = dict(prompts)
+        if default and default not in prompts.values():
+            prompts["default"] = default
+        entries = {"model_type": kind, "__version__": _VERSION, "prompts": prompts}
+        self.json("", PROMPTS, {**entries, "default_prompt_name": _name_of(default, prompts), **more})
+
+
+class _BiFiles(_Files):
+    def __init__(self, scorer: TextScorer, head: BiConfig):
+        super().__init__(scorer, head)
+        self.limit = max(self.config.context_tokens, self.config.candidate_tokens)
+        self.write_encoder(f"{self.architecture}Model", {}, "")
+        self.write_tokenizer()
+        self.json("", LENGTHS[0], {"max_seq_length": self.limit, "do_lower_case": False})
+        self._write_modules(head)
+        similarity = {"similarity_fn_name": "cosine" if head.normalize else "dot"}
+        prompts, default = self._named_prompts(), self.config.embedding_prompt
+        self.write_prompts("SentenceTransformer", prompts, default, similarity)
+
+    def _write_modules(self, head: BiConfig) -> None:
+        self.json("1_Pooling", CONFIG, _pooling(head, self.settings.dim, self.config))
+        names, width = ["Transformer", "Pooling"], self.settings.dim * (1 + len(head.also))
+        for i, layer in enumerate(head.dense):
+            names += ["Normalize", "Dense"] if layer.unit_input else ["Dense"]
+            place, ours = f"{len(names) - 1}_Dense", f"head.dense.layers.{i}"
+            entries = {"in_features": width, "out_features": layer.dim, "bias": layer.bias}
+            entries["activation_function"] = torch_class(layer.activation)
+            self.json(place, CONFIG, entries)
+            arrays = {"linear.weight": np.ascontiguousarray(self.values[f"{ours}.kernel"].T)}
+            self.arrays[f"{place}/{WEIGHTS}"] = arrays
+            if layer.bias:
+                arrays["linear.bias"] = self.values[f"{ours}.bias"]
+            width = layer.dim
+        if head.normalize and not head.raw_embeddings:
+            names.append("Normalize")
+        modules = [
+            {"idx": i, "name": str(i), "path": "" if i == 0 else f"{i}_{name}", "type": f"{_CLASSES}.{name}"}
+            for i, name in enumerate(names)
+        ]
+        self.json("", MODULES, modules)
+        for i, name in enumerate(names):
+            if name == "Normalize":
+                self.json(f"{i}_{name}", CONFIG, SENTENCE)
+
+    def _named_prompts(self) -> dict[str, str]:
+        """The model's prompts, with names by which a reader finds those of contexts and candidates."""
+        config = self.config
+        prompts, wanted = dict(config.prompts), (config.context_prompt, config.candidate_prompt)
+        default = _name_of(config.embedding_prompt, prompts)
+        if role_prompts(prompts, default) == wanted:
+            return prompts
+        for (name, names), prompt in zip(_ROLES.items(), wanted, strict=True):
+            prompts = {n: p for n, p in prompts.items() if n not in names}
+            prompts |= {name: prompt} if prompt else {}
+        return prompts
+
+
+class _CrossFiles(_Files):
+    def __init__(self, scorer: TextScorer, head: CrossConfig):
+        super().__init__(scorer, head)
+        self.limit = self.config.pair_limit()
+        activation = torch_class(head.activation)
+        extra = {
+            **self.family.classifier_entries(head),
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+            "sentence_transformers": {"activation_fn": activation, "version": "5.1.2"},
+        }
+        classifier = self._classifier(head, extra)
+        self.write_encoder(f"{self.architecture}{CLASSIFIER}", extra, self.family.prefixes[0])
+        own = {name.removeprefix("head."): value for name, value in self.values.items()}
+        self.arrays[WEIGHTS] |= _theirs(classifier.stored(), own, "")
+        self.write_tokenizer()
+        if self.config.context_prompt:
+            prompts, default = dict(self.config.prompts), self.config.context_prompt
+            self.write_prompts("CrossEncoder", prompts, default, {"activation_fn": activation})
+
+    def _classifier(self, head: CrossConfig, extra: Mapping[str, Any]) -> Classifier:
+        """The family's classifier, if the head is that."""
+        kind = type(self.settings).__name__
+        if self.family.classifier is None:
+            raise _refused(f"a cross-encoder with a {kind}, which has no classifier there")
+        found = None
+        with_entries = ConfigJson(Path(CONFIG), {**self.entries, **extra})
+        try:
+            found = self.family.classifier(with_entries)
+        except InputError:  # no layer, or an activation, that config.json has no name for
+            found = self.family.classifier(ConfigJson(Path(CONFIG), self.entries))
+        standard = dataclasses.replace(found.head, activation=head.activation)
+        differ = {
+            field.name: getattr(standard, field.name)
+            for field in dataclasses.fields(standard)
+            if getattr(standard, field.name) != getattr(head, field.name)
+        }
+        if differ:
+            wanted = ", ".join(f"`head.{name}` {value}" for name, value in differ.items())
+            raise _refused(f"a cross-encoder with another head than a {kind}'s", f"train with {wanted}")
+        return found
+
+
+def _name_of(prompt: str, prompts: Mapping[str, str]) -> str | None:
+    """A name of a prompt; None for no prompt."""
+    return next((name for name, text in prompts.items() if prompt and text == prompt), None)
+
+
+def _pooling(head: BiConfig, dim: int, config: TextConfig) -> dict[str, Any]:
+    """Entries of the pooling's config.json: flags, and the newer name of a single mode besides."""
+    names = {ours: theirs for theirs, ours in POOLING.items()}
+    modes = [names[reduction] for reduction in (head.reduction, *head.also)]
+    if modes != [mode for mode in POOLING if mode in modes]:  # flags have one order, and no mode twice
+        return {"embedding_dimension": dim, "pooling_mode": modes, "include_prompt": config.pool_prompts}
+    flags = {flag: mode in modes for flag, mode in FLAGS.items()}
+    newer = {"pooling_mode": modes[0]} if len(modes) == 1 else {}
+    return {"word_embedding_dimension": dim, **flags, **newer, "include_prompt": config.pool_prompts}
+
+
+def _theirs(stored: Iterable[Stored], ours: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Tensors by their names."""
+    found: dict[str, np.ndarray] = {}
+    for entry in stored:
+        value = ours[entry.ours].T if entry.transposed else ours[entry.ours]
+        for name, part in zip(entry.theirs, np.split(value, len(entry.theirs)), strict=True):
+            found[prefix + name] = np.ascontiguousarray(part, np.float32)
+    return found
