@@ -10,8 +10,8 @@ from polyjax.version import __version__
 LIBRARY = "sentence-transformers"
 
 
-def bi_card(
-    head: BiConfig,
+def model_card(
+    head: BiConfig | CrossConfig,
     config: TextConfig,
     tokenizer: HuggingFaceTokenizer,
     limit: int,
@@ -19,16 +19,40 @@ def bi_card(
     name: str,
     notes: Iterable[str] = (),
 ) -> str:
-    """The page of a bi-encoder.
+    """The page of a bi-encoder or a cross-encoder.
 
     Args:
         head: its settings.
         config: how its texts become tokens.
         tokenizer: its tokenizer.
-        limit: tokens of the longest text.
+        limit: tokens of the longest text, or pair.
         name: of the model.
         notes: further sentences.
     """
+    told = [*_of_texts(config, tokenizer), *notes]
+    if isinstance(head, BiConfig):
+        use = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f'model = SentenceTransformer("{name}")',
+            'queries = model.encode_query(["a question"])',
+            'documents = model.encode_document(["an answer", "another"])',
+            "model.similarity(queries, documents)",
+        ]
+        tags = (LIBRARY, "sentence-similarity", "feature-extraction", "polyjax")
+        return _page(name, "sentence-similarity", tags, [*_of_bi(head, config, limit), *told], use)
+    use = [
+        "from sentence_transformers import CrossEncoder",
+        "",
+        f'model = CrossEncoder("{name}")',
+        'model.predict([("a question", "an answer")])',
+        'model.rank("a question", ["an answer", "another"])',
+    ]
+    tags = (LIBRARY, "cross-encoder", "reranker", "polyjax")
+    return _page(name, "text-ranking", tags, [*_of_cross(head, config, limit), *told], use)
+
+
+def _of_bi(head: BiConfig, config: TextConfig, limit: int) -> list[str]:
     told = [f"A bi-encoder, trained with polyjax {__version__}. It reads up to {limit} tokens of a text."]
     measure = "cosine" if head.normalize else "dot product"
     told.append(f"The score of a query and a document is the {measure} of their vectors.")
@@ -43,29 +67,10 @@ def bi_card(
     told += [f"Before a {side} stands the prompt {text!r}." for side, text in prompts.items() if text]
     if not config.pool_prompts:
         told.append("The tokens of a prompt are attended to, but not pooled.")
-    use = [
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        f'model = SentenceTransformer("{name}")',
-        'queries = model.encode_query(["a question"])',
-        'documents = model.encode_document(["an answer", "another"])',
-        "model.similarity(queries, documents)",
-    ]
-    tags = (LIBRARY, "sentence-similarity", "feature-extraction", "polyjax")
-    told += [*_of_texts(config, tokenizer), *notes]
-    return _page(name, "sentence-similarity", tags, told, use)
+    return told
 
 
-def cross_card(
-    head: CrossConfig,
-    config: TextConfig,
-    tokenizer: HuggingFaceTokenizer,
-    limit: int,
-    *,
-    name: str,
-    notes: Iterable[str] = (),
-) -> str:
-    """The page of a cross-encoder; arguments as of ``bi_card``, ``limit`` is of a pair."""
+def _of_cross(head: CrossConfig, config: TextConfig, limit: int) -> list[str]:
     told = [f"A cross-encoder, trained with polyjax {__version__}. It reads up to {limit} tokens of a pair."]
     told.append(f"The activation of its score is the {head.activation}.")
     if not config.pair_tokens:
@@ -73,15 +78,7 @@ def cross_card(
             f"In training a pair's texts were cut apart: the first after {config.context_tokens} tokens, the "
             f"second after {config.candidate_tokens}."
         )
-    use = [
-        "from sentence_transformers import CrossEncoder",
-        "",
-        f'model = CrossEncoder("{name}")',
-        'model.predict([("a question", "an answer")])',
-        'model.rank("a question", ["an answer", "another"])',
-    ]
-    tags = (LIBRARY, "cross-encoder", "reranker", "polyjax")
-    return _page(name, "text-ranking", tags, [*told, *_of_texts(config, tokenizer), *notes], use)
+    return told
 
 
 def _of_texts(config: TextConfig, tokenizer: HuggingFaceTokenizer) -> list[str]:

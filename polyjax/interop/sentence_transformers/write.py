@@ -24,7 +24,7 @@ from polyjax.interop.sentence_transformers.folder import (
     read_folder,
     role_prompts,
 )
-from polyjax.interop.sentence_transformers.model_card import bi_card, cross_card
+from polyjax.interop.sentence_transformers.model_card import model_card
 from polyjax.interop.sentence_transformers.modules import (
     CONFIG,
     FLAGS,
@@ -61,9 +61,8 @@ def write_folder(scorer: TextScorer, out: Path, *, name: str, notes: Iterable[st
         InputError: the model has no form there, or the folder exists or cannot be written.
     """
     made = _made(scorer)
-    head = made.head
-    card = bi_card if isinstance(head, BiConfig) else cross_card
-    made.texts["README.md"] = card(head, made.config, made.tokenizer, made.limit, name=name, notes=notes)
+    page = model_card(made.head, made.config, made.tokenizer, made.limit, name=name, notes=notes)
+    made.texts["README.md"] = page
     with new_folder(out) as aside:
         for path, content in made.texts.items():
             (aside / path).parent.mkdir(exist_ok=True)
