@@ -8,7 +8,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from polyjax.runs import MODEL, TOKENIZER, flat_parameters, load_scorer
-from polyjax.runtime.files import new_folder, write_text
+from polyjax.runtime.files import check_new, new_folder, write_text
 
 KINDS = {
     "kernel": "matrix w [in, out] of y = x w + b",
@@ -32,6 +32,7 @@ def export_safetensors(run_dir: Path, out: Path, *, step: int | None = None) -> 
     Raises:
         InputError: the run directory is broken, or the folder exists or cannot be written.
     """
+    check_new(out)
     scorer, text = load_scorer(run_dir, step=step)
     arrays = {name: np.asarray(value) for name, value in flat_parameters(nnx.state(scorer)).items()}
     with new_folder(out) as aside:

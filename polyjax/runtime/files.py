@@ -51,6 +51,13 @@ def copy_file(source: Path, target: Path) -> None:
     os.replace(aside, target)
 
 
+def check_new(folder: Path) -> None:
+    """Raise InputError where a folder that is to be made is there."""
+    if folder.exists():
+        fix = "choose another folder, or remove this one"
+        raise InputError.in_file(folder, problem="the folder already exists", fix=fix)
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Make a folder whole or not at all: what is written into the folder given is renamed at the end.
@@ -61,9 +68,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: it exists, or cannot be written.
     """
-    if folder.exists():
-        fix = "choose another folder, or remove this one"
-        raise InputError.in_file(folder, problem="the folder already exists", fix=fix)
+    check_new(folder)
     aside = folder.with_name(folder.name + PARTIAL)
     try:
         shutil.rmtree(aside, ignore_errors=True)

@@ -16,8 +16,9 @@ from polyjax.errors import InputError, shown
 from polyjax.interop.huggingface.config import family_for, read_object
 from polyjax.nn.encoders import Stored, TokenEncoder
 
-WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-"""Files of a folder's tensors: in one file, an index of shards, and the pickle that is not read."""
+WEIGHTS = "model.safetensors"
+"""The file of a folder's tensors, where they are in one."""
+INDEX, PICKLE = "model.safetensors.index.json", "pytorch_model.bin"
 _OLD_NAMES = {"weight": "gamma", "bias": "beta"}
 """Of layer norms in files of TensorFlow's BERT."""
 
