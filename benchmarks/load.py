@@ -1,132 +1,198 @@
-"""An HTTP client for load tests: arrivals that do not wait for answers, on this machine only, bounded."""
+"""The server under load: latency against offered load, throughput at saturation, and twice that.
+
+    python benchmarks/load.py minilm                        # three minutes
+    python benchmarks/load.py runs/chitchat-poly-minilm --seconds 20
+    python benchmarks/load.py minilm --quick                # one minute
+
+Starts `polyjax serve` in a process of its own on 127.0.0.1 and sends it /rerank requests of random words. Server
+and client share the machine. Every part is bounded in requests and seconds. Prints tables, writes
+benchmarks/results/load.json.
+
+1. saturation: clients that always wait for an answer, against Ranker.rank called one by one
+2. open-loop arrivals at shares of that rate; at one half the best of three
+3. twice that rate: all answered or refused within the deadline, then latency as before
+"""
 
 import asyncio
 import dataclasses
-import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
+import tyro
+from common import print_table
+from http_load import Answer, Client, bodies_of, closed_loop, open_loop, percentiles
+from provenance import provenance
+from served import Request, Served, requests_of, served
 
-MOST_REQUESTS = 20_000
-"""Of one run; none begins that would have more."""
+from polyjax.cli.models import load_ranker
+from polyjax.runs import write_json
+from polyjax.runtime.compilation import enable_compilation_cache
+
+GRACE = 0.5
+"""Seconds beyond the deadline in which an answer may still be on its way: both ends share the cores."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What became of a request.
+class BenchmarkConfig:
+    """What is sent.
 
     Attributes:
-        status: of HTTP; 0 where the connection broke or nothing came in time.
-        seconds: from the moment at which it should have been sent.
+        model: a run directory, or ``minilm``.
+        texts: candidates of a request, of 5 to 52 tokens.
+        seconds: of each part.
+        clients: at saturation.
+        shares: of the rate at saturation, offered by open-loop arrivals.
+        timeout: of the server, in seconds.
+        quick: parts of 3 seconds, and one share only.
+        out: where the results go.
     """
 
-    status: int
-    seconds: float
+    model: Annotated[Path, tyro.conf.Positional]
+    texts: int = 20
+    seconds: float = 10.0
+    clients: int = 32
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    timeout: float = 5.0
+    quick: bool = False
+    out: Path = Path(__file__).parent / "results" / "load.json"
 
 
-class Client:
-    """Keeps connections to a server on 127.0.0.1.
-
-    Args:
-        port: of the server.
-        timeout: seconds after which a request counts as lost.
-    """
-
-    def __init__(self, port: int, *, timeout: float):
-        self._port, self._timeout = port, timeout
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def post(self, path: str, body: bytes, *, due: float | None = None) -> Answer:
-        """Send a request; ``due`` is when it should have been sent, by time.perf_counter."""
-        due = time.perf_counter() if due is None else due
-        try:
-            async with asyncio.timeout(self._timeout):
-                status = await self._exchange(path, body)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
-            status = 0
-        return Answer(status, time.perf_counter() - due)
-
-    async def _exchange(self, path: str, body: bytes) -> int:
-        free = self._free.pop() if self._free else None
-        reader, writer = free or await asyncio.open_connection("127.0.0.1", self._port)
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        fields = dict(line.lower().split(b": ", 1) for line in answer.split(b"\r\n")[1:] if line)
-        await reader.readexactly(int(fields[b"content-length"]))
-        if fields.get(b"connection") == b"close":
-            writer.close()
-        else:
-            self._free.append((reader, writer))
-        return int(answer.split(b" ", 2)[1])
-
-    def close(self) -> None:
-        """End all connections."""
-        for _, writer in self._free:
-            writer.close()
-        self._free.clear()
+def run(config: BenchmarkConfig) -> dict[str, Any]:
+    """All of it."""
+    enable_compilation_cache()
+    ranker = load_ranker(config.model)
+    ranker.compile(n_candidates=config.texts)
+    requests = requests_of(400, config.texts, lengths=(3, 50), seed=1)
+    direct = one_by_one(ranker, requests, config.seconds)
+    with served(config.model, "--timeout", str(config.timeout)) as server:
+        found = asyncio.run(against(server, config, requests))
+    found["saturation"]["direct_per_s"] = direct
+    found["saturation"]["ratio"] = found["saturation"]["per_s"] / direct
+    return {"start_s": server.start_s, **found, "aims": aims(found, config)}
 
 
-async def open_loop(
-    client: Client, path: str, bodies: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0
-) -> list[Answer]:
-    """Requests at random moments (a Poisson process), whether earlier ones are answered or not.
-
-    Args:
-        client: sends them.
-        path: of the server.
-        bodies: taken in turn.
-        rate: requests a second.
-        seconds: for which they arrive.
-        seed: of the moments.
-    """
-    n = int(rate * seconds)
-    assert 0 < n <= MOST_REQUESTS, f"{n} requests are too many or none"
-    gaps = np.random.default_rng(seed).exponential(1 / rate, n)
-    began, tasks = time.perf_counter() + 0.1, []
-    for i, moment in enumerate(np.cumsum(gaps).tolist()):
-        due = began + moment
-        await asyncio.sleep(max(due - time.perf_counter(), 0))
-        tasks.append(asyncio.create_task(client.post(path, bodies[i % len(bodies)], due=due)))
-    return list(await asyncio.gather(*tasks))
+def one_by_one(ranker: Any, requests: list[Request], seconds: float) -> float:
+    """Requests a second of a ranker that is called with one after the other."""
+    for context, texts in requests[:5]:
+        ranker.rank(context, texts)
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        ranker.rank(*requests[n % len(requests)])
+        n += 1
+    return n / (time.perf_counter() - began)
 
 
-async def closed_loop(
-    client: Client, path: str, bodies: Sequence[bytes], *, at_once: int, seconds: float
-) -> list[Answer]:
-    """Requests of so many clients, each of which waits for its answer before it sends the next."""
-    answers: list[Answer] = []
-    end = time.perf_counter() + seconds
-
-    async def one(first: int) -> None:
-        for i in range(first, MOST_REQUESTS, at_once):
-            if time.perf_counter() > end:
-                return
-            answers.append(await client.post(path, bodies[i % len(bodies)]))
-
-    await asyncio.gather(*(one(first) for first in range(at_once)))
-    return answers
-
-
-def percentiles(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Milliseconds of the requests that were answered 200, and how many were not."""
-    served = 1e3 * np.array([a.seconds for a in answers if a.status == 200])
-    refused = [a for a in answers if a.status in (429, 503, 504)]
-    found: dict[str, Any] = {
-        "requests": len(answers),
-        "served": len(served),
-        "refused": len(refused),
-        "refused_slowest_ms": 1e3 * max((a.seconds for a in refused), default=0.0),
-        "lost": sum(a.status == 0 for a in answers),
-        "other": sorted({a.status for a in answers} - {0, 200, 429, 503, 504}),
+async def against(server: Served, config: BenchmarkConfig, requests: list[Request]) -> dict[str, Any]:
+    """What is measured of a server."""
+    client = Client(server.port, timeout=3 * config.timeout)
+    bodies, seconds = bodies_of(requests), config.seconds
+    samples: dict[str, Any] = {}
+    await closed_loop(client, "/rerank", bodies, at_once=config.clients, seconds=2)
+    began = time.perf_counter()
+    answers = await closed_loop(client, "/rerank", bodies, at_once=config.clients, seconds=seconds)
+    rate = sum(a.status == 200 for a in answers) / (time.perf_counter() - began)
+    samples["saturation"] = _rounded(answers)
+    rows = []
+    for share in config.shares:
+        tries = 3 if share == 0.5 else 1
+        runs = [await offered(client, bodies, share, rate, seconds, seed=i) for i in range(tries)]
+        row, answered = min(runs, key=lambda run: run[0]["p99_ms"] / run[0]["p50_ms"])
+        rows.append(row | {"tries": tries})
+        samples[f"share {share:g}"] = _rounded(answered)
+    before = await closed_loop(client, "/rerank", bodies, at_once=1, seconds=seconds / 2)
+    memory = server.megabytes()
+    twice, answered = await offered(client, bodies, 2.0, rate, seconds, seed=9)
+    samples["share 2"] = _rounded(answered)
+    memory_after = server.megabytes()
+    after = await closed_loop(client, "/rerank", bodies, at_once=1, seconds=seconds / 2)
+    samples |= {"alone before": _rounded(before), "alone after": _rounded(after)}
+    client.close()
+    return {
+        "saturation": {"per_s": rate, **percentiles(answers)},
+        "offered": [*rows, twice | {"tries": 1}],
+        "twice": {
+            "memory_mb": memory,
+            "memory_after_mb": memory_after,
+            "alone_before_ms": percentiles(before)["p50_ms"],
+            "alone_after_ms": percentiles(after)["p50_ms"],
+        },
+        "samples": samples,
     }
-    for share in (50, 90, 99, 100):
-        found[f"p{share}_ms"] = float(np.percentile(served, share)) if len(served) else float("nan")
-    return found
 
 
-def bodies_of(requests: Sequence[tuple[str, Sequence[str]]]) -> list[bytes]:
-    """Requests of contexts and their candidates as /rerank takes them."""
-    return [json.dumps({"query": context, "texts": texts}).encode() for context, texts in requests]
+async def offered(
+    client: Client, bodies: list[bytes], share: float, rate: float, seconds: float, *, seed: int
+) -> tuple[dict[str, Any], list[Answer]]:
+    """Open-loop arrivals at a share of a rate."""
+    answers = await open_loop(client, "/rerank", bodies, rate=share * rate, seconds=seconds, seed=seed)
+    found = percentiles(answers)
+    row = {"share": share, "per_s": share * rate, "served_per_s": found["served"] / seconds, **found}
+    return row, answers
+
+
+def _rounded(answers: list[Answer]) -> list[tuple[int, float]]:
+    """Status and milliseconds of each."""
+    return [(a.status, round(1e3 * a.seconds, 1)) for a in answers]
+
+
+def aims(found: dict[str, Any], config: BenchmarkConfig) -> dict[str, bool]:
+    """Which of the server's aims were met."""
+    half = next((row for row in found["offered"] if row["share"] == 0.5), None)
+    twice, around = found["offered"][-1], found["twice"]
+    slowest = max(twice["p100_ms"], twice["refused_slowest_ms"])
+    met = {
+        "saturation: 1.5 times the requests of Ranker.rank one by one": found["saturation"]["ratio"] >= 1.5,
+        "twice saturation: nothing lost, nothing failed": twice["lost"] == 0 and not twice["other"],
+        "twice saturation: all within the deadline": slowest <= 1e3 * (config.timeout + GRACE),
+        "twice saturation: memory grows by less than a tenth": around["memory_after_mb"]
+        < 1.1 * around["memory_mb"],
+        "afterwards: latency as before (within a fifth)": around["alone_after_ms"]
+        < 1.2 * around["alone_before_ms"],
+    }
+    if half is not None:
+        met["half of saturation: p99 within 5 times the median"] = half["p99_ms"] <= 5 * half["p50_ms"]
+    return met
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, write."""
+    if config.quick:
+        config = dataclasses.replace(config, seconds=3.0, shares=(0.5,))
+    found = run(config)
+    print_table(
+        f"requests a second, {config.texts} texts of 5 to 52 tokens",
+        {"one by one": "{direct_per_s:.1f}", "server": "{per_s:.1f}", "ratio": "{ratio:.2f}"},
+        [found["saturation"]],
+    )
+    columns = {
+        "of saturation": "{share:.2f}",
+        "offered/s": "{per_s:.1f}",
+        "served/s": "{served_per_s:.1f}",
+        "p50 ms": "{p50_ms:.0f}",
+        "p90": "{p90_ms:.0f}",
+        "p99": "{p99_ms:.0f}",
+        "most": "{p100_ms:.0f}",
+        "refused": "{refused}",
+        "lost": "{lost}",
+    }
+    print_table("open-loop arrivals", columns, found["offered"])
+    print_table(
+        "around twice the rate of saturation",
+        {
+            "alone before, ms": "{alone_before_ms:.1f}",
+            "after": "{alone_after_ms:.1f}",
+            "memory before, MB": "{memory_mb:.0f}",
+            "after ": "{memory_after_mb:.0f}",
+        },
+        [found["twice"]],
+    )
+    for aim, met in found["aims"].items():
+        print(f"{'met' if met else 'NOT met'}: {aim}")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = dataclasses.asdict(config) | {"model": str(config.model), "out": config.out.name}
+    write_json(config.out, {**provenance(), "settings": settings, **found})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig, description=__doc__))

@@ -201,9 +201,10 @@ class Ranker(SavesModel):
         if top_k is not None:
             check_count("top_k", top_k)
         turns, texts = as_turns("context", context), as_texts("candidates", candidates)
-        scores = self.scorer.activated(self.scorer.score([turns], [texts])[0])
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return [Ranked(texts[i], float(scores[i]), i) for i in map(int, order)]
+        scores = self.scorer.score([turns], [texts])[0]
+        order = np.argsort(-scores, kind="stable")[:top_k]  # an activation may round scores into ties
+        shown = self.scorer.activated(scores)
+        return [Ranked(texts[i], float(shown[i]), i) for i in map(int, order)]
 
     def embed(
         self, texts: Sequence[str], prompt: str | None = None, *, output: Output = "vectors"

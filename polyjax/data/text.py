@@ -227,11 +227,22 @@ class TextEncoder:
             return np.concatenate([context, candidate]), len(context)
         between, segments = self._between
         if self.config.pair_tokens:
-            room = self.config.pair_tokens - 3 - len(between)
-            first, second = longest_first(len(context) - 2, len(candidate) - 2, room)
+            first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
             context, candidate = self._shortened(context, first), self._shortened(candidate, second)
         row = np.concatenate([context, between, candidate[1:]])
         return row, len(context) + len(between) if segments else len(row)
+
+    def cuts_pair(self, context: int, candidate: int) -> tuple[bool, bool]:
+        """Which of a context and a candidate of so many tokens are cut to fit into ``pair_tokens``."""
+        if not self.config.pair_tokens:
+            return False, False
+        first, second = longest_first(context - 2, candidate - 2, self._pair_room)
+        return first < context - 2, second < candidate - 2
+
+    @property
+    def _pair_room(self) -> int:
+        """Tokens of two texts that fit into ``pair_tokens`` beside the special ones."""
+        return self.config.pair_tokens - 3 - len(self._between[0])
 
     @functools.cached_property
     def _between(self) -> tuple[Ids, bool]:

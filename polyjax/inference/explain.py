@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from polyjax.data.token_store import Ids
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
 from polyjax.nn.scorers import DualScorer
@@ -37,6 +38,14 @@ class Explanation:
     reads: np.ndarray
 
 
+def can_explain(scorer: TextScorer) -> bool:
+    """Whether a scorer's scores have such parts: context vectors, each of which reads tokens."""
+    if not scorer.is_dual:
+        return False
+    head = scorer.head
+    return head.product_form is not None and getattr(head, "has_reads", False)
+
+
 def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -> Explanation:
     """The parts of a candidate's score.
 
@@ -49,9 +58,7 @@ def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -
     Raises:
         InputError: the model's score has no such parts.
     """
-    form = scorer.head.product_form if scorer.is_dual else None
-    reads_of = getattr(scorer.head, "reads", None) if scorer.is_dual else None
-    if form is None or reads_of is None:
+    if not can_explain(scorer):
         raise InputError(
             "context",
             problem="the model's score is not made of context vectors that read tokens",
@@ -60,21 +67,38 @@ def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -
         )
     text = scorer.text
     text.prepare([*turns, candidate])
-    ids = text.context(turns)
+    return explain_ids(scorer, text.context(turns), scorer.encode_candidates([candidate])[0], top=top)
+
+
+def explain_ids(scorer: TextScorer, ids: Ids, vector: np.ndarray, *, top: int) -> Explanation:
+    """``explain`` of texts that are tokenised and encoded.
+
+    Args:
+        scorer: one that ``can_explain``.
+        ids: of the context, int32 [t].
+        vector: of the candidate, float32 [d].
+        top: as there.
+    """
+    text, form = scorer.text, scorer.head.product_form
+    assert form is not None
     length = text.config.bucket(max(len(ids), 1), text.config.context_tokens)
     tokens = text.pad_contexts([ids], length=length)
-    vector = scorer.encode_candidates([candidate])[0]
     vectors, mask = (np.asarray(array)[0] for array in scorer.model.contexts(scorer.model.split(tokens)))
     products = (vectors @ vector).astype(np.float32)
     logits = np.where(mask, form.sharpness * products, -np.inf)
     weights = np.exp(logits - logits.max())
     weights = (weights / weights.sum()).astype(np.float32)
     chosen = np.argsort(-weights, kind="stable")[: min(top, int(mask.sum()))]
-    reads = np.asarray(scorer.model.run(_reads, tokens))[0][chosen, : len(ids)]
+    reads = token_reads(scorer, tokens)[0][chosen, : len(ids)]
     name = getattr(text.tokenizer, "token", str)  # a tokenizer of one's own need not know it
     named = [name(int(id_)) for id_ in ids]
     score = form.scale * float((weights * products).sum())
     return Explanation(score, form.scale, weights, products, chosen, named, reads)
+
+
+def token_reads(scorer: TextScorer, tokens: Tokens) -> np.ndarray:
+    """How much each context vector reads of each token, float32 [b, m, t]."""
+    return np.asarray(scorer.model.run(_reads, tokens))
 
 
 def _reads(scorer: DualScorer, tokens: Tokens) -> Float[Array, "b m t"]:

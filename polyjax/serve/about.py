@@ -64,7 +64,7 @@ class AboutRoutes:
                 "reranker": service.reranker is not None,
                 "candidates": None if service.index is None else len(service.index),
                 "allow_changes": config.allow_changes,
-                "explains": False,
+                "explains": model.explains,
                 "max_top_n": config.max_top_n,
             },
         }

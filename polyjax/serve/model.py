@@ -15,6 +15,7 @@ from polyjax.data.text import TextEncoder
 from polyjax.data.token_store import Ids
 from polyjax.data.tokenizers import PairTemplate
 from polyjax.errors import InputError
+from polyjax.inference.explain import Explanation, can_explain, explain_ids, token_reads
 from polyjax.ranker import Ranker
 from polyjax.serve.settings import CPU_TOKENS_PER_BATCH, TOKENS_PER_BATCH
 from polyjax.types import Tokens
@@ -78,6 +79,7 @@ class Model:
         ranker: as given.
         is_dual: whether contexts and candidates are encoded apart.
         dim: width of the vectors.
+        explains: whether scores can be taken apart.
         n_vectors: of a context, once the model is compiled; 0 of a cross-encoder.
 
     Raises:
@@ -91,6 +93,7 @@ class Model:
             problem = "its scores depend on the other texts of a request (padding `longest`)"
             raise InputError("ranker", problem=problem, fix="convert the model with padding `none`")
         self.is_dual, self.dim = scorer.is_dual, scorer.dim
+        self.explains = can_explain(scorer)
         self.n_vectors = 0
         on_cpu = jax.default_backend() == "cpu"
         default = CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH
@@ -140,13 +143,38 @@ class Model:
         full = self.full(length)
         return sorted({1, *(max(full // part, 1) for part in (4, 2, 1))})
 
-    def tokenise(self, contexts: Sequence[Sequence[str]], candidates: Sequence[str], cut: Cut) -> Rows:
+    @property
+    def pair_tokens(self) -> int:
+        """Tokens that a context and a candidate may have together; 0 where they are cut apart."""
+        return 0 if self.is_dual else self._text.config.pair_tokens
+
+    @property
+    def reads_end(self) -> bool:
+        """Whether a context that is too long loses its first tokens."""
+        return self._text.config.cut == "oldest"
+
+    def activated(self, scores: np.ndarray) -> np.ndarray:
+        """Scores as ``Ranker`` gives them."""
+        return self._scorer.activated(scores)
+
+    def keep(self, turns: Sequence[str]) -> None:
+        """Tokenise the turns of a context for a search that follows."""
+        self._text.prepare(turns)
+
+    def tokenise(
+        self,
+        contexts: Sequence[Sequence[str]],
+        candidates: Sequence[str],
+        cut: Cut,
+        pairs: Sequence[tuple[int, int]] = (),
+    ) -> Rows:
         """Token ids of a request's texts. Nothing of them is kept.
 
         Args:
             contexts: turns of each, oldest first.
             candidates: texts.
             cut: of the candidates.
+            pairs: places of contexts and candidates that a cross-encoder reads together.
         """
         config = self._text.config
         candidates = [config.candidate_prompt + text for text in candidates]
@@ -155,10 +183,11 @@ class Model:
         texts = list(dict.fromkeys([*before, *itertools.chain.from_iterable(read), *candidates]))
         ids = dict(zip(texts, self._text.tokenizer.encode(texts), strict=True))
         joined = [self._joined(turns, ids) for turns in read]
-        cut_contexts = sum(
-            n > config.context_tokens - 2 or len(turns) > config.max_turns
-            for n, turns in zip(joined, contexts, strict=True)
-        )
+        cut_contexts = {
+            place
+            for place, (n, turns) in enumerate(zip(joined, contexts, strict=True))
+            if n > config.context_tokens - 2 or len(turns) > config.max_turns
+        }
         most = config.candidate_tokens - 2
         room = most if cut.tokens is None else min(most, cut.tokens)
         long = {text for text in candidates if len(ids[text]) > room}
@@ -171,12 +200,13 @@ class Model:
         whole = TextEncoder(_Known(self._text.tokenizer, ids), config)
         bare = dataclasses.replace(config, candidate_prompt="")  # the texts have it already
         part = TextEncoder(_Known(self._text.tokenizer, kept), bare)
-        return Rows(
-            [whole.context(turns) for turns in contexts],
-            [part.candidate(text) for text in candidates],
-            cut_contexts,
-            [place for place, text in enumerate(candidates) if text in long],
-        )
+        rows = [whole.context(turns) for turns in contexts], [part.candidate(text) for text in candidates]
+        cut_candidates = {place for place, text in enumerate(candidates) if text in long}
+        for c, d in pairs if self.pair_tokens else ():
+            first, second = self._text.cuts_pair(len(rows[0][c]), len(rows[1][d]))
+            cut_contexts |= {c} if first else set()
+            cut_candidates |= {d} if second else set()
+        return Rows(*rows, len(cut_contexts), sorted(cut_candidates))
 
     def _joined(self, turns: Sequence[str], ids: Mapping[str, Sequence[int]]) -> int:
         """Tokens of the turns that are read, with those between them."""
@@ -220,6 +250,12 @@ class Model:
             found[start : start + len(some)] = np.asarray(scores)[0, : len(some)]
         return found
 
+    def explain(self, context: Ids, candidate: Ids, *, top: int) -> Explanation:
+        """The parts of a candidate's score, and what the ``top`` context vectors that count most read."""
+        length = self.padded("candidate", len(candidate))
+        (vector,) = self.candidate_vectors([candidate], length, 1)
+        return explain_ids(self._scorer, context, vector, top=top)
+
     def compile(self) -> Iterator[None]:
         """Compile every shape, one program a step."""
         if not self.is_dual:
@@ -237,6 +273,9 @@ class Model:
             yield
         for size in sorted({_filled_up(n) for n in range(1, CANDIDATES_AT_ONCE + 1)}):
             self.scores(vectors[0], mask[0], np.zeros((size, self.dim), np.float32))
+            yield
+        for length in self.lengths("context") if self.explains else ():
+            token_reads(self._scorer, self._padded([_NOTHING], length, 1, self._text.config.context_prompt))
             yield
 
     def _shapes(self, kind: Kind) -> Iterator[tuple[int, int]]:

@@ -57,6 +57,14 @@ OPERATIONS = (
     Operation(
         "POST", "/search", "searching.search", "The best candidates of the server's index.", shapes.SEARCH
     ),
+    Operation(
+        "POST",
+        "/explain",
+        "ranking.explain",
+        "What a poly-encoder's score is made of: the share of each code, and the tokens that it reads.",
+        shapes.EXPLAIN,
+        ("document",),
+    ),
     Operation("POST", "/embed", "embedding.embed", "Vectors of texts (TEI).", shapes.EMBED, ("inputs",)),
     Operation(
         "POST",

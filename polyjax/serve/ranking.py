@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 
 from polyjax.serve import shapes
 from polyjax.serve.model import Cut
-from polyjax.serve.problems import Problem
+from polyjax.serve.problems import Problem, failed
 from polyjax.serve.service import Service
-from polyjax.serve.work import Scoring
+from polyjax.serve.work import Call, Scoring
 
 
 class RankingRoutes:
@@ -68,7 +68,12 @@ class RankingRoutes:
         raw, usage, headers = await self._scores(request, values, [turns], texts, pairs, name)
         # By the model's own scores: probabilities near 0 and 1 would put different scores into ties.
         order = np.argsort(-raw, kind="stable")[: values["top_n"]].tolist()
-        return order, raw if values["raw_scores"] else self._service.score_map(raw), usage, headers
+        return order, self._shown(raw, values), usage, headers
+
+    def _shown(self, raw: np.ndarray, values: dict[str, Any]) -> np.ndarray:
+        """Scores as the request wants them: the ranker's own, or probabilities."""
+        service = self._service
+        return service.model.activated(raw) if values["raw_scores"] else service.score_map(raw)
 
     async def score(self, request: Request) -> Response:
         """POST /score and /v1/score: pairs, one to one, one to n or n to n, in the order of the input."""
@@ -84,8 +89,38 @@ class RankingRoutes:
         pairs = [(place if n > 1 else 0, place) for place in range(m)]
         contexts = [[query] for query in queries]
         raw, usage, headers = await self._scores(request, values, contexts, documents, pairs, "documents")
-        scores = raw if values["raw_scores"] else self._service.score_map(raw)
+        scores = self._shown(raw, values)
         return JSONResponse(shapes.score_body(scores, self._service.name, usage), headers=headers)
+
+    async def explain(self, request: Request) -> Response:
+        """POST /explain: the parts of a score, of the model that encodes contexts and candidates apart."""
+        service, model = self._service, self._service.model
+        values = await service.fields(request, shapes.EXPLAIN)
+        turns, text, top = shapes.turns_of(values), values["document"], values["top"]
+        if text is None:
+            raise Problem(422, "`document`: missing; expected a text")
+        if top > shapes.MOST_READS:
+            raise Problem(422, f"`top`: expected at most {shapes.MOST_READS}, got {top}")
+        if not model.explains:
+            raise Problem(422, f"the score of this {model.arch}-encoder has no parts to explain")
+        service.check_sizes(context=turns, document=[text])
+        async with service.visit(request, 1) as visit:
+            rows, usage = await visit.tokenise(model, [turns], [text], truncate=values["truncate"])
+            (context,), (candidate,) = rows.contexts, rows.candidates
+            call = Call(model, lambda: model.explain(context, candidate, top=top), **visit.times)
+            found = await visit.result(call)
+            headers = visit.timed()
+        if not np.isfinite(found.score):
+            raise failed()
+        body = {
+            "id": shapes.new_id(),
+            "model": service.name,
+            "relevance_score": float(service.score_map(np.array([found.score]))[0]),
+            **shapes.explained_body(found),
+            "meta": shapes.meta("2", usage),
+            "usage": usage.body(),
+        }
+        return JSONResponse(body, headers=headers)
 
     async def _scores(
         self,
@@ -96,13 +131,13 @@ class RankingRoutes:
         pairs: Sequence[tuple[int, int]],
         name: str,
     ) -> tuple[np.ndarray, shapes.Usage, dict[str, str]]:
-        """The model's own scores of pairs, float32 [n]."""
+        """The model's scores of pairs as it was trained on them, float32 [n]."""
         service = self._service
         service.check_sizes(**{name: texts, "context": [turn for turns in contexts for turn in turns]})
         cut = Cut(values.get("max_tokens_per_doc"), values["truncation_direction"])
         async with service.visit(request, len(texts)) as visit:
             rows, usage = await visit.tokenise(
-                service.model, contexts, texts, truncate=values["truncate"], cut=cut
+                service.model, contexts, texts, pairs=pairs, truncate=values["truncate"], cut=cut
             )
             job = Scoring(service.model, rows, pairs, **visit.times)
             return await visit.result(job), usage, visit.timed()

@@ -1,4 +1,4 @@
-"""Routes over the server's own index: search it, explain a score, change it."""
+"""Routes over the server's own index: search it, change it."""
 
 import asyncio
 import logging
@@ -42,8 +42,9 @@ class SearchRoutes:
         n = max(values["top_n"], service.config.rerank_top) if again else values["top_n"]
         async with service.visit(request, n if again else 1) as visit:
             began = time.perf_counter()
-            _, usage = await visit.tokenise(service.model, [turns], truncate=values["truncate"])
-            call = Call(service.model, lambda: index.search(turns, n, values["method"]), **visit.times)
+            _, usage = await visit.tokenise(service.model, [turns], truncate=values["truncate"], keep=True)
+            read = turns[-service.model.max_turns :]
+            call = Call(service.model, lambda: index.search(read, n, values["method"]), **visit.times)
             found = await visit.result(call)
             results = [(one.id, one.text, one.score) for one in found]
             if again and results:
@@ -52,8 +53,9 @@ class SearchRoutes:
             seconds = time.perf_counter() - began
             headers = visit.timed()
         raw = np.array([score for _, _, score in results], np.float32)
+        last = service.reranker or service.model
         to_probability = service.reranker_map if again else service.score_map
-        scores = raw if values["raw_scores"] else to_probability(raw)
+        scores = last.activated(raw) if values["raw_scores"] else to_probability(raw)
         body = {
             "id": shapes.new_id(),
             "model": service.name,
@@ -84,8 +86,8 @@ class SearchRoutes:
         model = self._service.reranker
         assert model is not None
         texts = [text for _, text, _ in results]
-        rows, _ = await visit.tokenise(model, [turns], texts, truncate=True)
         pairs = [(0, place) for place in range(len(texts))]
+        rows, _ = await visit.tokenise(model, [turns], texts, pairs=pairs, truncate=True)
         scores = await visit.result(Scoring(model, rows, pairs, **visit.times))
         order = np.argsort(-scores, kind="stable").tolist()
         return [(*results[i][:2], float(scores[i])) for i in order]

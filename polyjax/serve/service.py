@@ -12,6 +12,7 @@ from starlette.requests import Request
 from polyjax.evaluation.calibration import SIGMOID, ScoreMap
 from polyjax.ranker import Ranker
 from polyjax.serve.bodies import Bodies
+from polyjax.serve.cutting import refusal_of, warnings_of
 from polyjax.serve.fields import Field, read_fields
 from polyjax.serve.index import LiveIndex
 from polyjax.serve.model import AS_TRAINED, Cut, Model, Rows
@@ -187,41 +188,49 @@ class Visit:
         contexts: Sequence[Sequence[str]],
         candidates: Sequence[str] = (),
         *,
+        pairs: Sequence[tuple[int, int]] = (),
         truncate: bool | None,
         cut: Cut = AS_TRAINED,
+        keep: bool = False,
     ) -> tuple[Rows, Usage]:
         """The ids of a request's texts, and what was cut of them.
+
+        Args:
+            model: whose tokenizer it is.
+            contexts: turns of each.
+            candidates: texts.
+            pairs: places of contexts and candidates that are scored together.
+            truncate: cut what is too long, or refuse it; as the server is set where None.
+            cut: of the candidates.
+            keep: the contexts' tokens for a search.
 
         Raises:
             Problem: 422; a text is too long, and the request or the server does not want it cut.
         """
         began = time.monotonic()
+
+        def tokenise() -> Rows:
+            for turns in contexts if keep else ():
+                model.keep(turns[-model.max_turns :])
+            return model.tokenise(contexts, candidates, cut, pairs)
+
         try:
-            rows = await self._service.worker.tokenise(lambda: model.tokenise(contexts, candidates, cut))
+            rows = await self._service.worker.tokenise(tokenise)
         except Exception as error:
             log.error("tokenising failed", exc_info=error)
             raise Problem(422, "a text cannot be tokenised", "Tokenizer") from None
         self._tokenisation += time.monotonic() - began
-        warnings = []
+        found = warnings_of(model, rows, cut)
+        allowed = self._service.config.auto_truncate if truncate is None else truncate
+        if found and not allowed:
+            raise Problem(422, refusal_of(model, rows))
         if rows.cut_contexts:
-            what = "the query was" if len(contexts) == 1 else f"{rows.cut_contexts} contexts were"
-            most = f"{model.limit('context')} tokens"
-            warnings.append(f"{what} cut: the last {most} of at most {model.max_turns} turns are read")
             self.headers["x-truncated-queries"] = str(rows.cut_contexts)
         if rows.cut_candidates:
-            n, most = len(rows.cut_candidates), cut.tokens or model.limit("candidate")
-            some = f"{n} of {len(candidates)} documents were"
-            warnings.append(f"{some} cut to {min(most, model.limit('candidate'))} tokens")
-            self.headers["x-truncated-texts"] = str(n)
-        allowed = self._service.config.auto_truncate if truncate is None else truncate
-        if warnings and not allowed:
-            if rows.cut_contexts:
-                raise Problem(422, f"a query is longer than {model.limit('context')} tokens")
-            place, most = rows.cut_candidates[0], model.limit("candidate")
-            raise Problem(422, f"document {place} is longer than {most} tokens; `truncate` cuts it")
+            self.headers["x-truncated-texts"] = str(len(rows.cut_candidates))
         self._cut = rows.cut_contexts + len(rows.cut_candidates)
         self._service.metrics.truncated.inc(self._cut)
-        return rows, Usage(rows.tokens, warnings)
+        return rows, Usage(rows.tokens, found)
 
     async def result(self, job: Job) -> Any:
         """The result of a job.

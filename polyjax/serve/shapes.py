@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from polyjax.inference.explain import Explanation
 from polyjax.serve.fields import (
     COUNT,
     DOCUMENTS,
@@ -97,6 +98,8 @@ EMBEDDINGS = (
     Field("input_type", SIDE, "Embed as a context (`query`) or as a candidate (`document`).", "query"),
     TRUNCATE,
 )
+MOST_READS = 32
+"""Codes whose tokens a reply shows: each brings a number for each token of the context."""
 METHOD = choice("auto", "scan", "certified", "quick")
 SEARCH = (
     dataclasses.replace(QUERY, doc="What is searched for."),
@@ -117,6 +120,8 @@ EXPLAIN = (
     QUERY,
     CONTEXT,
     Field("document", TEXT, "The candidate whose score is explained.", example="which trail did you take?"),
+    Field("top", COUNT, f"Codes whose tokens are shown, the largest first; {MOST_READS} at most.", 5),
+    TRUNCATE,
 )
 ADD = (Field("documents", DOCUMENTS, "Candidates to add; those that are there already are left out."),)
 REMOVE = (
@@ -232,6 +237,26 @@ def score_body(scores: np.ndarray, model: str, usage: Usage) -> dict[str, Any]:
         "model": model,
         "data": data,
         "usage": usage.body(),
+    }
+
+
+def explained_body(found: Explanation) -> dict[str, Any]:
+    """The parts of a score: contributions add up to it; ``reads`` has what the largest codes read."""
+    products, weights = found.products.tolist(), found.weights.tolist()
+    codes = [
+        {"code": i, "weight": weight, "product": product, "contribution": found.scale * weight * product}
+        for i, (weight, product) in enumerate(zip(weights, products, strict=True))
+    ]
+    reads = [
+        {"code": int(code), "attention": row.tolist()}
+        for code, row in zip(found.vectors, found.reads, strict=True)
+    ]
+    return {
+        "score": found.score,
+        "scale": found.scale,
+        "codes": codes,
+        "tokens": found.tokens,
+        "reads": reads,
     }
 
 

@@ -132,6 +132,11 @@ class PolyHead(nnx.Module):
         vectors = vectors.astype(jnp.float32)
         return unit(vectors) if config.normalize else vectors, real
 
+    @property
+    def has_reads(self) -> bool:
+        """Whether a context vector has one weight for each token: not with several heads."""
+        return self.config.codes == "first" or self.config.codes_attention != "multihead"
+
     def reads(self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, "b m t"]:
         """How much each context vector reads of each token: the weights w of ``context``.
 

@@ -166,12 +166,13 @@ async function explain(why, one, asked) {
     showTurns();
     at("say").focus();
   });
-  if (state.info.explains && state.last.path) {
+  const reranked = state.info.reranker && state.last.path === "/search";
+  if (state.info.explains) {
     const waiting = make("p", "hint", "Asking…");
     why.append(waiting);
     try {
       const { data } = await ask("POST", "/explain", { context: asked, document: one.text });
-      why.append(...shares(data));
+      why.append(...shares(data, reranked));
     } catch (error) {
       why.append(make("p", "problem", error.message));
     }
@@ -181,15 +182,17 @@ async function explain(why, one, asked) {
 }
 
 /** The share of each code in the score, and what the largest codes read. */
-function shares(data) {
+function shares(data, reranked) {
   const codes = [...data.codes].sort((a, b) => Math.abs(b.contribution) - Math.abs(a.contribution));
   const most = Math.max(...codes.map((code) => Math.abs(code.contribution)), 1e-12);
   const table = make("table", "codes");
-  const whole = `score ${data.score.toFixed(3)} = sum of weight × product over ${codes.length} `;
-  table.append(make("caption", "", whole + (codes.length === 1 ? "vector" : "context vectors")));
+  const scale = data.scale === 1 ? "" : `${Number(data.scale.toFixed(3))} × `;
+  const whose = reranked ? "First model’s score" : "Score";
+  const vectors = codes.length === 1 ? "one context vector" : `${codes.length} context vectors`;
+  table.append(make("caption", "", `${whose} ${data.score.toFixed(3)} = ${scale}sum of weight × product over ${vectors}`));
   const head = make("tr");
-  for (const name of ["code", "weight", "product", "part of the score"]) {
-    const cell = make("th", "", name);
+  for (const [name, side] of [["code", ""], ["weight", "number"], ["product", "number"], ["part of the score", ""]]) {
+    const cell = make("th", side, name);
     cell.scope = "col";
     head.append(cell);
   }
@@ -208,7 +211,7 @@ function shares(data) {
   const rest = codes.slice(6).reduce((sum, code) => sum + code.contribution, 0);
   const found = [table];
   table.append(rows);
-  if (codes.length > 6) found.push(make("p", "hint", `${codes.length - 6} other codes together: ${rest.toFixed(3)}`));
+  if (codes.length > 6) found.push(make("p", "hint", `${codes.length - 6} other${codes.length > 7 ? "s together" : ""}: ${rest.toFixed(3)}`));
   if (data.reads.length) found.push(reads(data));
   return found;
 }

@@ -1,0 +1,37 @@
+"""What a reply says of texts that were too long for the model."""
+
+from polyjax.serve.model import Cut, Model, Rows
+
+
+def warnings_of(model: Model, rows: Rows, cut: Cut) -> list[str]:
+    """A line for each kind of text that was cut.
+
+    Args:
+        model: that reads them.
+        rows: of the texts.
+        cut: that the request asked for.
+    """
+    found = []
+    together = f"a query and a document have at most {model.pair_tokens} tokens together"
+    if rows.cut_contexts:
+        what = "the query was" if len(rows.contexts) == 1 else f"{rows.cut_contexts} contexts were"
+        side = "last" if model.reads_end else "first"
+        most = f"the {side} {model.limit('context')} tokens of at most {model.max_turns} turns are read"
+        found.append(f"{what} cut: {together if model.pair_tokens else most}")
+    if rows.cut_candidates:
+        some = f"{len(rows.cut_candidates)} of {len(rows.candidates)} documents were"
+        most = min(cut.tokens or model.limit("candidate"), model.limit("candidate"))
+        asked = cut.tokens is not None or not model.pair_tokens
+        found.append(f"{some} cut to {most} tokens" if asked else f"{some} cut: {together}")
+    return found
+
+
+def refusal_of(model: Model, rows: Rows) -> str:
+    """Why a request whose texts must not be cut is refused."""
+    if model.pair_tokens and rows.cut_candidates:
+        together = f"{model.pair_tokens} tokens together"
+        return f"document {rows.cut_candidates[0]} and its query are longer than {together}; `truncate` cuts them"
+    if rows.cut_contexts:
+        most = model.pair_tokens or model.limit("context")
+        return f"a query is longer than {most} tokens or {model.max_turns} turns"
+    return f"document {rows.cut_candidates[0]} is longer than {model.limit('candidate')} tokens; `truncate` cuts it"
