@@ -28,6 +28,11 @@ HEADS = {
     "bi": BiConfig(normalize=True, score_scale=20.0),
     "poly": PolyConfig(n_codes=4, codes_std=1.0),
     "cross": CrossConfig(reduction="mean"),
+    "folder": CrossConfig(reduction="mean", activation="sigmoid"),
+}
+"""``folder``: a cross-encoder as a folder of sentence-transformers has it, which also cuts pairs together."""
+TEXT_OF = {
+    "folder": dataclasses.replace(TEXT, context_tokens=32, candidate_tokens=32, pair_tokens=32, cut="end")
 }
 LIMITS = ServeConfig(max_batch_tokens=128, max_client_batch_size=300, max_characters=40_000)
 WORDS = "trail view hike printer ink mountain coffee rain book train music garden soup river moon".split()
@@ -58,7 +63,7 @@ def tiny_scorer(arch: str, *, seed: int = 0):
 
 def tiny_ranker(arch: str = "poly", *, seed: int = 0) -> Ranker:
     """A ranker around it."""
-    return Ranker(TextScorer(tiny_scorer(arch, seed=seed), TextEncoder(tiny_tokenizer(), TEXT)))
+    return Ranker(TextScorer(tiny_scorer(arch, seed=seed), TextEncoder(tiny_tokenizer(), TEXT_OF.get(arch, TEXT))))
 
 
 def sentences(n: int, *, seed: int = 0, longest: int = 20) -> list[str]:

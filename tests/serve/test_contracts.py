@@ -210,6 +210,54 @@ def test_cutting_can_be_refused_and_chosen(server):
     np.testing.assert_allclose(left, same, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def folder():
+    with running(tiny_ranker("folder")) as found:
+        yield found
+
+
+def test_what_a_pair_cuts_is_counted_though_each_text_would_fit(folder):
+    query, long = " ".join(["mountain"] * 12), " ".join(["soup"] * 25)
+    body = {"query": query, "documents": ["soup", long]}
+    answer = folder.post("/v1/rerank", body)
+    together = "a query and a document have at most 32 tokens together"
+    assert answer.json["meta"]["warnings"] == [f"1 of 2 documents were cut: {together}"]
+    assert answer.headers["x-truncated-texts"] == "1" and "x-truncated-queries" not in answer.headers
+    refused = folder.post("/v1/rerank", body | {"truncate": False})
+    assert refused.status == 422 and "document 1 and its query are longer than 32" in refused.json["error"]
+    both = folder.post("/v1/rerank", {"query": long, "documents": [long]})
+    assert [line.split(":")[0] for line in both.json["meta"]["warnings"]] == [
+        "the query was cut",
+        "1 of 1 documents were cut",
+    ]
+    fits = folder.post("/v1/rerank", {"query": query, "documents": ["soup"]})
+    assert "warnings" not in fits.json["meta"]
+
+
+def test_an_activation_gives_the_rankers_scores_and_the_same_probabilities(folder):
+    texts = sentences(12, seed=4)
+    raw, mapped = (
+        {one["index"]: one["score"] for one in folder.post("/rerank", body).json}
+        for body in (
+            {"query": QUERY, "texts": texts, "raw_scores": True},
+            {"query": QUERY, "texts": texts},
+        )
+    )
+    scores = folder.service.model.ranker.score(QUERY, texts)
+    assert 0.01 < scores.mean() < 0.99 and list(raw) == list(mapped)
+    np.testing.assert_allclose([raw[i] for i in range(12)], scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose([mapped[i] for i in range(12)], scores, rtol=1e-4, atol=1e-6)
+
+
+def test_probabilities_that_are_all_1_keep_the_order_of_the_scores(ranker):
+    """A sigmoid in half precision put them into ties (sentence-transformers 3893)."""
+    texts = sentences(20, seed=8)
+    with running(ranker, score_map=ScoreMap(slope=1.0, offset=1e4)) as server:
+        found = server.post("/rerank", {"query": QUERY, "texts": texts}).json
+    assert {one["score"] for one in found} == {1.0}
+    assert [one["index"] for one in found] == [one.index for one in ranker.rank(QUERY, texts)]
+
+
 def test_max_tokens_per_doc_is_kept_to_and_reported(server):
     body = {"query": QUERY, "documents": ["trail view hike printer", "trail view"], "raw_scores": True}
     answer = server.post("/v2/rerank", body | {"max_tokens_per_doc": 2})
