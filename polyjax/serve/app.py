@@ -1,7 +1,7 @@
 """The ASGI application: routes around a ranker.
 
 Starlette, not FastAPI: requests are checked by the tables of ``shapes``, so that pydantic would be imported
-and run for nothing (benchmarks/serve.py has the times).
+and run for nothing.
 """
 
 import asyncio

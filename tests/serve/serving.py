@@ -63,7 +63,9 @@ def tiny_scorer(arch: str, *, seed: int = 0):
 
 def tiny_ranker(arch: str = "poly", *, seed: int = 0) -> Ranker:
     """A ranker around it."""
-    return Ranker(TextScorer(tiny_scorer(arch, seed=seed), TextEncoder(tiny_tokenizer(), TEXT_OF.get(arch, TEXT))))
+    return Ranker(
+        TextScorer(tiny_scorer(arch, seed=seed), TextEncoder(tiny_tokenizer(), TEXT_OF.get(arch, TEXT)))
+    )
 
 
 def sentences(n: int, *, seed: int = 0, longest: int = 20) -> list[str]:

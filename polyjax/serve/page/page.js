@@ -82,6 +82,7 @@ async function best() {
 
 async function send(text) {
   if (state.busy || !text.trim()) return;
+  const before = at("status").textContent;
   busy(true);
   tell(null);
   state.turns.push({ mine: true, text: text.trim() });
@@ -92,6 +93,7 @@ async function send(text) {
     show(found);
   } catch (error) {
     state.turns.pop();
+    at("status").textContent = before;
     tell(error);
   }
   showTurns();
@@ -227,7 +229,7 @@ function reads(data) {
       word.title = `${(100 * one.attention[i]).toFixed(1)}%`;
       line.append(word, " ");
     });
-    list.append(make("dt", "", `What code ${one.code} reads (darker is more)`), line);
+    list.append(make("dt", "", `What code ${one.code} reads (the stronger the shade, the more)`), line);
   }
   return list;
 }
@@ -245,9 +247,9 @@ async function copyCurl() {
   at("line").select();
   try {
     await navigator.clipboard.writeText(at("line").value);
-    at("status").textContent = "The command was copied.";
+    at("copied").textContent = "It was copied.";
   } catch {
-    at("status").textContent = "The command is below, selected.";
+    at("copied").textContent = "It is selected.";
   }
 }
 
