@@ -4,8 +4,8 @@
     python benchmarks/load.py runs/chitchat-poly-minilm --seconds 20
     python benchmarks/load.py minilm --quick                # one minute
 
-Starts `polyjax serve` in a process of its own on 127.0.0.1 and sends it /rerank requests of random words. Server
-and client share the machine. Every part is bounded in requests and seconds. Prints tables, writes
+Starts `polyjax serve` in a process of its own on 127.0.0.1 and sends it /rerank requests of random words.
+Server and client share the machine. Every part is bounded in requests and seconds. Prints tables, writes
 benchmarks/results/load.json.
 
 1. saturation: clients that always wait for an answer, against Ranker.rank called one by one

@@ -3,9 +3,10 @@
     python benchmarks/serve.py minilm                       # a minute
     python benchmarks/serve.py minilm --quick
 
-Starts `polyjax serve` in a process of its own on 127.0.0.1. Each request is ranked by a `Ranker` of this process
-and sent to the server; both share the machine's cores, one after the other. The server's own times come from its
-headers. Prints a table, writes benchmarks/results/serve.json. benchmarks/load.py has many requests at once.
+Starts `polyjax serve` in a process of its own on 127.0.0.1. Each request is ranked by a `Ranker` of this
+process and sent to the server; both share the machine's cores, one after the other. The server's own times
+come from its headers. Prints a table, writes benchmarks/results/serve.json. benchmarks/load.py has many
+requests at once.
 """
 
 import dataclasses

@@ -29,9 +29,10 @@ def warnings_of(model: Model, rows: Rows, cut: Cut) -> list[str]:
 def refusal_of(model: Model, rows: Rows) -> str:
     """Why a request whose texts must not be cut is refused."""
     if model.pair_tokens and rows.cut_candidates:
-        together = f"{model.pair_tokens} tokens together"
-        return f"document {rows.cut_candidates[0]} and its query are longer than {together}; `truncate` cuts them"
+        both = f"document {rows.cut_candidates[0]} and its query"
+        return f"{both} are longer than {model.pair_tokens} tokens together; `truncate` cuts them"
     if rows.cut_contexts:
         most = model.pair_tokens or model.limit("context")
         return f"a query is longer than {most} tokens or {model.max_turns} turns"
-    return f"document {rows.cut_candidates[0]} is longer than {model.limit('candidate')} tokens; `truncate` cuts it"
+    most = model.limit("candidate")
+    return f"document {rows.cut_candidates[0]} is longer than {most} tokens; `truncate` cuts it"
