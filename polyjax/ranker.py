@@ -202,8 +202,7 @@ class Ranker(SavesModel):
             check_count("top_k", top_k)
         turns, texts = as_turns("context", context), as_texts("candidates", candidates)
         scores = self.scorer.score([turns], [texts])[0]
-        order = np.argsort(-scores, kind="stable")[:top_k]  # an activation may round scores into ties
-        shown = self.scorer.activated(scores)
+        order, shown = np.argsort(-scores, kind="stable")[:top_k], self.scorer.activated(scores)
         return [Ranked(texts[i], float(shown[i]), i) for i in map(int, order)]
 
     def embed(
