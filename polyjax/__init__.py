@@ -19,11 +19,13 @@ from polyjax.version import __version__
 if TYPE_CHECKING:
     from polyjax.recipes.evaluate import evaluate
     from polyjax.recipes.fit import fit
+    from polyjax.recipes.mine import mine
     from polyjax.recipes.run import Run
 
 _LATER = {
     "evaluate": "polyjax.recipes.evaluate",
     "fit": "polyjax.recipes.fit",
+    "mine": "polyjax.recipes.mine",
     "Run": "polyjax.recipes.run",
 }
 """What trains is imported when it is asked for: ranking needs no data sets, checkpoints or optimisers."""
@@ -64,5 +66,6 @@ __all__ = [
     "evaluate",
     "fit",
     "make_scorer",
+    "mine",
     "part",
 ]

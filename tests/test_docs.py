@@ -352,6 +352,8 @@ HELPS = (
     ["train", "--task", "wikipedia_search", "--help"],
     ["evaluate", "--task", "convai2", "--help"],
     ["pretrain", "--help"],
+    ["distil", "--help"],
+    ["mine", "--help"],
     *(["index", name, "--help"] for name in ("build", "add", "remove", "compact", "info")),
     *([name, "--help"] for name in ("rank", "search", "chat", "serve", "convert", "export")),
 )

@@ -1,13 +1,12 @@
 """``polyjax evaluate``: a run's best checkpoint on a split. ``experiments/evaluate.py`` is the same."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
 import tyro
 
 from polyjax.cli.flags import parse_flags, user_errors
-from polyjax.cli.training_flags import TASK_HELP, chosen_task
+from polyjax.cli.training_flags import TASK_HELP, chosen_task, with_task
 from polyjax.mesh.processes import connect, leaving_at_once, losses_named
 from polyjax.recipes.evaluate import EvaluateConfig, run
 from polyjax.runtime.compilation import enable_compilation_cache
@@ -17,15 +16,8 @@ from polyjax.runtime.memory import restart_with_huge_pages
 def parse(arguments: Sequence[str], *, prog: str = "polyjax evaluate") -> EvaluateConfig:
     """The settings that the command line asks for."""
     task, others = chosen_task(arguments, prog=prog)
-    kind = EvaluateConfig
-    if task is not None:  # the flags of this task alone
-        field = ("task", type(task), dataclasses.field(default=task))
-        namespace = {"__doc__": EvaluateConfig.__doc__}
-        kind = dataclasses.make_dataclass(
-            "EvaluateConfig", [field], bases=(EvaluateConfig,), frozen=True, kw_only=True, namespace=namespace
-        )
     return parse_flags(
-        tyro.conf.AvoidSubcommands[kind],
+        tyro.conf.AvoidSubcommands[with_task(EvaluateConfig, task)],
         others,
         prog=prog,
         description=f"Evaluate a run directory's model. {TASK_HELP}",

@@ -12,6 +12,8 @@ COMMANDS = {
     "train": "train a ranker and evaluate it",
     "evaluate": "evaluate a run on its test rows, or on others",
     "pretrain": "pre-train an encoder",
+    "mine": "find hard negatives for rows, to train on",
+    "distil": "train a ranker on the scores of others",
     "rank": "order candidates for a context",
     "search": "find the best candidates of an index",
     "index": "build an index, add to it, remove from it (build, add, remove, compact, info)",

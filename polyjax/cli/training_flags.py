@@ -14,7 +14,16 @@ from polyjax.data.tasks import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
 from polyjax.recipes.paper import recipe
 from polyjax.recipes.presets import PRESETS, default_of_run, for_encoder, for_task, from_scratch
-from polyjax.recipes.settings import DEFAULT_PRESET, SCRATCH, Arch, PresetName, RunConfig, TokenizerChoice
+from polyjax.recipes.settings import (
+    DEFAULT_PRESET,
+    SCRATCH,
+    Arch,
+    PresetName,
+    RunConfig,
+    TeacherConfig,
+    TokenizerChoice,
+)
+from polyjax.recipes.teaching import TAUGHT
 from polyjax.train.losses import loss_of
 
 OWN_PARTS = ("own_encoder", "own_optimizer")
@@ -45,8 +54,14 @@ class TaskChoice:
     task: str | None = None
 
 
-def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
-    """The settings that run.py's command line asks for."""
+def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | None = None) -> RunConfig:
+    """The settings that the command line of training asks for.
+
+    Args:
+        arguments: of the command line.
+        prog: the command, as help and errors show it.
+        teacher: the default settings of one, where the command has its flags.
+    """
     arguments = encoder_flag(arguments)
     choice = chosen(Choice, arguments, prog)
     if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
@@ -77,6 +92,8 @@ def parse_run(arguments: Sequence[str], *, prog: str) -> RunConfig:
     if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
         # Who says how long to train gets that, however few the rows are.
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
+    if teacher is not None:
+        default = dataclasses.replace(default, teacher=teacher, loss=TAUGHT)
     if choice.loss is not None:
         default = dataclasses.replace(default, loss=loss_of(choice.loss))
         arguments = without(arguments, "--loss")
@@ -97,8 +114,13 @@ def flags_of(default: RunConfig) -> type[RunConfig]:
     """The class whose fields are flags: only settings of the task and the head that were chosen."""
     narrow = [("arch", Arch), ("task", type(default.task)), ("head", type(default.head))]
     narrow.append(("loss", type(default.loss)))
+    hidden = OWN_PARTS
+    if default.teacher is None:
+        hidden = (*OWN_PARTS, "teacher")
+    else:
+        narrow.append(("teacher", type(default.teacher)))
     fields = [(name, kind, dataclasses.field(default=getattr(default, name))) for name, kind in narrow]
-    fields += [(name, tyro.conf.SuppressFixed[Any], dataclasses.field(default=None)) for name in OWN_PARTS]
+    fields += [(name, tyro.conf.SuppressFixed[Any], dataclasses.field(default=None)) for name in hidden]
     namespace = {"__doc__": RunConfig.__doc__}
     return dataclasses.make_dataclass(
         "RunConfig", fields, bases=(RunConfig,), frozen=True, kw_only=True, namespace=namespace
@@ -132,6 +154,22 @@ def chosen_task(arguments: Sequence[str], *, prog: str) -> tuple[TaskConfig | No
     """The default settings of the task that ``--task`` names, and the arguments without it."""
     name = chosen(TaskChoice, arguments, prog).task
     return None if name is None else task_named(name), without(arguments, "--task")
+
+
+def with_task(kind: type, task: TaskConfig | None) -> type:
+    """A class of settings whose flags of the task are those of the chosen one alone.
+
+    Args:
+        kind: a dataclass with a field ``task``.
+        task: None for no choice.
+    """
+    if task is None:
+        return kind
+    field = ("task", type(task), dataclasses.field(default=task))
+    namespace = {"__doc__": kind.__doc__}
+    return dataclasses.make_dataclass(
+        kind.__name__, [field], bases=(kind,), frozen=True, kw_only=True, namespace=namespace
+    )
 
 
 def chosen(kind: type, arguments: Sequence[str], prog: str):

@@ -110,7 +110,7 @@ def evaluate(
             return Path(closing.enter_context(tempfile.TemporaryDirectory()))
 
         task = None if data is None else task_of(data, folder)
-        ranker, run_dir = _opened(model)
+        ranker, run_dir = opened(model)
         if run_dir is None and task is None:
             raise InputError("data", expected="rows, a file or a task for this ranker", got=None)
         config = EvaluateConfig(
@@ -126,7 +126,7 @@ def evaluate(
         return scored(config, ranker.scorer, chosen)
 
 
-def _opened(model: Any) -> tuple[Ranker, Path | None]:
+def opened(model: Any) -> tuple[Ranker, Path | None]:
     """The ranker, and its run directory where it is known."""
     if isinstance(model, Ranker):
         return model, None

@@ -14,6 +14,7 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
+from polyjax.ranker import Ranker
 from polyjax.recipes.notebook import shown_in_notebook
 from polyjax.recipes.presets import PRESETS, default_of_run, for_encoder, for_task, from_scratch
 from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
@@ -28,6 +29,7 @@ from polyjax.recipes.settings import (
     RunConfig,
     TokenizerChoice,
 )
+from polyjax.recipes.teaching import TAUGHT, as_teacher
 from polyjax.runtime.progress import hushed
 from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, loss_of
@@ -52,6 +54,7 @@ def fit(
     test: Rows | None = None,
     head: HeadConfig | HeadSettings | Mapping[str, Any] | None = None,
     loss: str | LossConfig | Callable[..., Any] | None = None,
+    teacher: Any = None,
     optimizer: Callable[..., Any] | None = None,
     text: TextConfig | Mapping[str, Any] | None = None,
     tokenizer: TokenizerChoice | Mapping[str, Any] | None = None,
@@ -94,6 +97,10 @@ def fit(
         loss: ``softmax``, ``bce``, ``margin-mse``, ``kl`` or ``mse`` (the last three learn a teacher's
             ``scores``), one of their configuration objects, or a function of your own,
             ``loss(scores [b, c], batch) -> [b]``.
+        teacher: whose scores the model learns: a Ranker, a Run, the path of a run directory or CrossEncoder,
+            several of them, or a TeacherConfig, which also says how many negatives are found for it to score;
+            see docs/howto/hard-negatives-and-teachers.md. Then ``loss`` is KL divergence beside the label's
+            cross-entropy by default.
         optimizer: a function of your own, ``optimizer(optim, n_steps)``, that gives an optax transformation,
             instead of the one that ``optim`` describes.
         text: turns and lengths.
@@ -121,6 +128,7 @@ def fit(
         InputError: an argument cannot work, a file is missing or bad, or ``run_dir`` holds another run.
     """
     files = _row_files(data, valid, test)
+    learnt, teachers = _learnt(loss, teacher)
     config = _settings(
         _task(data, valid, test, files),
         arch=arch,
@@ -133,7 +141,7 @@ def fit(
         seed=seed,
         given={
             "own_optimizer": optimizer,
-            **({} if loss is None else {"loss": loss_of(loss)}),
+            **learnt,
             "run_dir": None if run_dir is None else Path(run_dir),
             "test_examples": test_examples,
             "mesh": mesh,
@@ -141,11 +149,10 @@ def fit(
             "tensorboard": tensorboard,
         },
     )
-    if files is not None:
-        config = _in_its_folder(config, files)
+    config = _in_its_folder(config, files)
     with hushed(quiet), shown_in_notebook(wanted=not quiet) as display:
         logs = (*callbacks, *([] if display is None else [display.log]))
-        run(config, Parts(callbacks=logs, files=files, show_table=display is None))
+        run(config, Parts(callbacks=logs, files=files, teachers=teachers, show_table=display is None))
     own_head = None if head is None or isinstance(head, HeadConfig | Mapping) else head
     return Run(config.folder, head=own_head, encoder=config.own_encoder)
 
@@ -260,11 +267,22 @@ def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | No
     return OwnDataConfig(train=train, valid=path("valid", valid), test=path("test", test))
 
 
-def _in_its_folder(config: RunConfig, files: RowFiles) -> RunConfig:
-    """The settings of a run whose rows are kept in its run directory."""
+def _learnt(loss: Any, teacher: Any) -> tuple[dict[str, Any], list[Ranker]]:
+    """The settings of the loss and the teacher, and the teachers that are in memory."""
+    teaching, teachers = as_teacher(teacher)
+    if loss is None and teaching is None:
+        return {}, []
+    return {"teacher": teaching, "loss": TAUGHT if loss is None else loss_of(loss)}, teachers
+
+
+def _in_its_folder(config: RunConfig, files: RowFiles | None) -> RunConfig:
+    """The settings of a run whose rows are kept in its run directory, where they were in memory."""
+    if files is None:
+        return config
     if config.run_dir is None and ROWS["train"] in files.content:
         source = Path(config.encoder.name).name if config.init is None else config.init.name
-        name = f"{config.preset}-{files.digest}-{config.arch}-{source}"
+        taught = "" if config.teacher is None else "-distilled"
+        name = f"{config.preset}-{files.digest}-{config.arch}-{source}{taught}"
         config = dataclasses.replace(config, run_dir=Path("runs") / name)
     kept = {split: config.folder / name for split, name in ROWS.items() if name in files.content}
     task: Any = config.task  # of files, whose places are named anew

@@ -72,6 +72,19 @@ def listed_candidates(config: RunConfig) -> int:
             return listed
 
 
+def hard_negatives(config: RunConfig) -> int:
+    """Negatives of a context's own in a training batch."""
+    try:
+        most = max(len(example.negatives) for example in config.dataset.read("train").examples)
+    except MissingFile:
+        if not config.recipe:
+            raise
+        most = 0
+    if config.teacher is not None and config.teacher.mines:
+        most += config.teacher.n_negatives
+    return min(most, config.batch.hard_negatives)
+
+
 def starts_from(config: RunConfig) -> str:
     """The parameters that training starts with."""
     if config.init is not None:
@@ -126,6 +139,7 @@ def planned_step(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> Plann
         config.train,
         source=config.batch.source(config.inputs),
         listed=listed_candidates(config),
+        hard=hard_negatives(config),
         mesh=mesh,
         optimizer=config.given_optimizer,
     )

@@ -123,7 +123,7 @@ def as_jsonl(name: str, data: object) -> bytes:
 
 def _line(name: str, row: object) -> str:
     if isinstance(row, Example):
-        row = _as_dict(row)
+        row = as_dict(row)
     if not isinstance(row, Mapping):
         raise InputError(name, expected="a dict or an Example", got=type(row).__name__)
     try:
@@ -134,7 +134,8 @@ def _line(name: str, row: object) -> str:
         ) from None
 
 
-def _as_dict(example: Example) -> dict[str, Any]:
+def as_dict(example: Example) -> dict[str, Any]:
+    """An example as a row of a JSONL file."""
     row: dict[str, Any] = {
         "id": example.id,
         "context": list(example.context),
@@ -148,12 +149,14 @@ def _as_dict(example: Example) -> dict[str, Any]:
     return row
 
 
-def task_of(data: Any, folder: Callable[[], Path]) -> Task:
-    """The task that data are, of which all rows are to be tested on.
+def task_of(data: Any, folder: Callable[[], Path], *, all_tested: bool = True) -> Task:
+    """The task that data are.
 
     Args:
         data: the path of a file, rows in memory, the name of a data set, or a task.
         folder: makes the place where rows in memory are put for as long as they are read.
+        all_tested: whether all rows of a file or in memory are to be tested on; otherwise a part of them is
+            held out for that, as in training.
 
     Raises:
         InputError: it is something else.
@@ -167,4 +170,5 @@ def task_of(data: Any, folder: Callable[[], Path]) -> Task:
     else:
         path = folder() / ROWS["train"]
         path.write_bytes(as_jsonl("data", data))
-    return OwnDataConfig(train=path, valid=path, test=path)
+    held_out = path if all_tested else None
+    return OwnDataConfig(train=path, valid=held_out, test=held_out)

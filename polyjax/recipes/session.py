@@ -20,6 +20,7 @@ from polyjax.interop.sentence_transformers import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import primary_first
 from polyjax.nn.encoders import EncoderSettings
+from polyjax.ranker import Ranker
 from polyjax.recipes.outcome import Trained, report
 from polyjax.recipes.plan import show_plan, step_lines
 from polyjax.recipes.rows_in_memory import RowFiles, kept_rows
@@ -32,6 +33,7 @@ from polyjax.recipes.start import (
     make_tokenizer,
     pretrained_folder,
 )
+from polyjax.recipes.teaching import taught
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, owned_run
 from polyjax.runtime.progress import console
@@ -70,11 +72,13 @@ class Parts:
     Attributes:
         callbacks: see ``Callback``.
         files: rows that were in memory, to be kept in the run directory.
+        teachers: rankers in memory that the model learns from.
         show_table: print the results at the end; a notebook shows the run instead.
     """
 
     callbacks: Sequence[Callback] = ()
     files: RowFiles | None = None
+    teachers: Sequence[Ranker] = ()
     show_table: bool = True
 
 
@@ -95,6 +99,12 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
     check_tfidf()
     with kept_rows(config.folder, parts.files):
         splits = read_splits(config, source)
+    if config.teacher is not None:
+        examples, note = taught(config, splits.train.examples, parts.teachers)
+        splits = dataclasses.replace(
+            splits, train=dataclasses.replace(splits.train, examples=examples), notes=[*splits.notes, note]
+        )
+        console.print(note)
     for note in encoder_notes(config, source):
         console.print(note)
         splits.notes.append(note)

@@ -77,6 +77,40 @@ class TokenizerChoice:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Whom a student learns from, and of which negatives.
+
+    Attributes:
+        models: run directories or folders of other libraries, bi-, poly- or cross-encoders; several count
+            alike. Without any, the rows carry a teacher's ``scores``.
+        miner: run directory of the bi- or poly-encoder that finds negatives; by default the first such
+            teacher, else the model that the student starts from.
+        n_negatives: that are found for each row besides its own; 0 finds none.
+        range_max: they are drawn among so many of the best wrong candidates.
+        digests: of teachers that a Python caller has in memory.
+    """
+
+    models: Annotated[tuple[Path, ...], tyro.conf.arg(name="teacher", prefix_name=False)] = ()
+    miner: Path | None = None
+    n_negatives: int = 8
+    range_max: int = 32
+    digests: tyro.conf.Suppress[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if self.n_negatives < 0:
+            raise InputError("teacher.n_negatives", expected="0 (none) or more", got=self.n_negatives)
+        if self.range_max < self.n_negatives:
+            expected = f"at least `teacher.n_negatives` ({self.n_negatives})"
+            raise InputError("teacher.range_max", expected=expected, got=self.range_max)
+
+    @property
+    def mines(self) -> bool:
+        """Whether negatives are found for the rows; only a teacher that is there could score them."""
+        return bool(self.n_negatives and (self.models or self.digests))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that fixes a run.
 
@@ -90,12 +124,14 @@ class RunConfig:
         text: turns, lengths and buckets.
         head: the scoring head of the architecture.
         loss: of the scores; ``--loss NAME`` chooses it.
+        teacher: whose scores the model learns; no one's where None.
         batch: how training batches are drawn.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
         rank: what the labels of validation and test rows are ranked among.
         run_dir: where everything lands; runs/TASK-ARCH-ENCODER by default, with another preset than the
-            default runs/TASK-PRESET-ARCH-ENCODER. The same command resumes it.
+            default runs/TASK-PRESET-ARCH-ENCODER, of a student with -distilled at the end. The same command
+            resumes it.
         init: start from the model of this run directory (``polyjax convert`` makes one of a ParlAI model)
             instead of ``--encoder``: its architecture, text settings, tokenizer and parameters.
         test_examples: evaluate on at most so many test rows, always the same ones; 0 for all.
@@ -117,6 +153,7 @@ class RunConfig:
     text: TextConfig = TextConfig()
     head: HeadConfig | HeadSettings | RecordedPart = PolyConfig()
     loss: LossConfig | Callable[..., Any] | RecordedPart = SoftmaxLoss()
+    teacher: TeacherConfig | None = None
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -234,7 +271,8 @@ class RunConfig:
         source = Path(self.encoder.name).name if self.init is None else self.init.name
         preset = "" if self.preset == DEFAULT_PRESET else f"-{self.preset}"
         kind = self.recipe or f"{self.dataset.name}{preset}-{self.arch}"
-        return self.run_dir or Path("runs") / f"{kind}-{source}"
+        taught = "" if self.teacher is None else "-distilled"
+        return self.run_dir or Path("runs") / f"{kind}-{source}{taught}"
 
 
 SCRATCH = ("paper", "small", "tiny")

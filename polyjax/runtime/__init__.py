@@ -14,11 +14,13 @@ from polyjax.runtime.files import (
     write_text,
 )
 from polyjax.runtime.hardware import cpu_has_bfloat16
+from polyjax.runtime.journal import Journal
 from polyjax.runtime.memory import keep_freed_blocks, restart_with_huge_pages
 from polyjax.runtime.progress import Meter, Screen, console, errors, hushed, meter, watched_by
 
 __all__ = [
     "PARTIAL",
+    "Journal",
     "Meter",
     "Screen",
     "console",

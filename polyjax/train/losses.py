@@ -179,15 +179,20 @@ class DistillationLoss(_FromTeacher):
     Attributes:
         temperature: by which the student's scores are divided.
         teacher_temperature: by which the teacher's are.
+        label_weight: of the label's cross-entropy among all candidates, which is added: a teacher scores a
+            row's own negatives only, and among those of the batch the student learns from the labels.
     """
 
     temperature: float = 1.0
     teacher_temperature: float = 1.0
+    label_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
         _check_positive("temperature", self.temperature)
         _check_positive("teacher_temperature", self.teacher_temperature)
+        if not (0 <= self.label_weight < math.inf):
+            raise InputError("loss.label_weight", expected="a number of at least 0", got=self.label_weight)
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
         """One number for each context, [b]."""
@@ -196,7 +201,10 @@ class DistillationLoss(_FromTeacher):
         log_q = jax.nn.log_softmax(jnp.where(where, scores / self.temperature, least), axis=1)
         log_p = jax.nn.log_softmax(jnp.where(where, taught / self.teacher_temperature, least), axis=1)
         parts = jnp.where(where, jnp.exp(log_p) * (log_p - log_q), 0.0)
-        return self.temperature * self.teacher_temperature * parts.sum(1)
+        learnt = self.temperature * self.teacher_temperature * parts.sum(1)
+        if not self.label_weight:
+            return learnt
+        return learnt + self.label_weight * cross_entropy(scores, batch.label, batch.where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,7 @@ class PlannedStep:
         config: which parameters are trained.
         source: of the candidates.
         listed: candidates of a context where they are not the batch's labels.
+        hard: negatives of a context's own besides.
         mesh: devices, from ``make_mesh``; one where None.
         optimizer: another one.
     """
@@ -112,12 +113,14 @@ class PlannedStep:
         *,
         source: CandidateSource,
         listed: int,
+        hard: int = 0,
         mesh: Mesh | None = None,
         optimizer: Optimizer | None = None,
     ):
         self._model, self._text, self._optim, self._config = model, text, optim, config
         self._source: CandidateSource = source
-        self._listed, self._mesh, self._optimizer = listed, mesh or one_device(), optimizer
+        self._listed, self._hard = listed, hard
+        self._mesh, self._optimizer = mesh or one_device(), optimizer
         self._rows = row_devices(self._mesh)
         self._whole = self._trainer(model.encoder)
 
@@ -218,6 +221,7 @@ class PlannedStep:
             batch_size=batch_size,
             source=self._source,
             listed=self._listed,
+            hard=self._hard,
         )
 
 

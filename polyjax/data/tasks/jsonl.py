@@ -116,6 +116,14 @@ class OwnDataConfig:
         ranked = chosen if self.single_label else with_answers(chosen, file.rows)
         return Rows(ranked, copies_note(ranked, split))
 
+    def read_all(self) -> Sequence[Example]:
+        """All rows of the training file, those that are validated and tested on among them.
+
+        Raises:
+            InputError: the file is missing or has bad lines.
+        """
+        return self._file("train").rows
+
     def describe(self, split: Split, n: int) -> str:
         """A line about n rows of a split."""
         return f"{n:,} {split} rows of {self._path(split).name}"

@@ -1,0 +1,27 @@
+"""``polyjax distil``: train a ranker on the scores of another, or of several."""
+
+import sys
+from collections.abc import Sequence
+
+from polyjax.cli.flags import user_errors
+from polyjax.cli.training_flags import parse_run
+from polyjax.mesh.processes import connect, leaving_at_once, losses_named
+from polyjax.recipes.session import run
+from polyjax.recipes.settings import RunConfig, TeacherConfig
+from polyjax.runtime.compilation import enable_compilation_cache
+from polyjax.runtime.memory import restart_with_huge_pages
+
+
+def parse(arguments: Sequence[str], *, prog: str = "polyjax distil") -> RunConfig:
+    """The settings that the command line asks for."""
+    return parse_run(arguments, prog=prog, teacher=TeacherConfig())
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "polyjax distil") -> None:
+    """Parse, find negatives, score them and train; invalid input is one line and exit status 2."""
+    restart_with_huge_pages()
+    with leaving_at_once(), user_errors(), losses_named():
+        config = parse(sys.argv[1:] if arguments is None else arguments, prog=prog)
+        enable_compilation_cache()
+        connect()
+        run(config)

@@ -1,0 +1,219 @@
+"""Hard negatives of rows: a ranker's best candidates that are wrong, by the rules of ``data.mining``."""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyjax.config import to_json
+from polyjax.data.identity import Keys, different, with_answers
+from polyjax.data.mining import RULES, MiningConfig, choose
+from polyjax.errors import InputError, shown
+from polyjax.inference.scorer import TextScorer
+from polyjax.ranker import Ranker
+from polyjax.recipes.rows_in_memory import as_jsonl
+from polyjax.retrieval import Index, Results, make_index
+from polyjax.retrieval.index.fingerprint import fingerprint
+from polyjax.retrieval.index.texts import text_digest
+from polyjax.runtime.journal import Journal
+from polyjax.runtime.progress import errors, meter
+from polyjax.types import Example
+
+ROWS_AT_ONCE = 256
+"""Rows that are searched for and scored together, and then kept."""
+FORMAT = 1
+"""Of what is kept of an unfinished mining."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """Why candidates were no negatives.
+
+    Attributes:
+        rows: that were mined for.
+        negatives: that were found for them.
+        short: rows that have fewer than were asked for.
+        rules: candidates that were looked at and left out, by the first rule that they break.
+    """
+
+    rows: int
+    negatives: int
+    short: int
+    rules: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """A table, a line each."""
+        looked = self.negatives + sum(self.rules.values())
+        table = [("candidates looked at", looked)]
+        table += [(f"  {rule}", self.rules[rule]) for rule in RULES if rule in self.rules]
+        table += [
+            ("negatives", self.negatives),
+            ("rows", self.rows),
+            ("rows with fewer than asked", self.short),
+        ]
+        return [f"{name:<28}{count:>12,}" for name, count in table]
+
+
+def candidates_of(examples: Sequence[Example]) -> list[str]:
+    """What rows are mined among by default: their labels and listed candidates, each once."""
+    return different(text for example in examples for text in example.candidates)
+
+
+def check_miner(ranker: Ranker, *, argument: str) -> None:
+    """Raise InputError for a model that cannot search."""
+    if not ranker.scorer.is_dual:
+        raise InputError(
+            argument,
+            expected="a bi- or poly-encoder, which can search",
+            got=shown(f"a {ranker.scorer.settings.head.arch}-encoder"),
+            fix="mine with another model, and re-score with this one",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Miner:
+    """What finds negatives.
+
+    Attributes:
+        ranker: searches.
+        config: the rules.
+        candidates: texts that are searched among, no two of them one.
+        rescore: scores what the ranker finds once more; then the rules hold for its scores.
+    """
+
+    ranker: Ranker
+    config: MiningConfig
+    candidates: Sequence[str]
+    rescore: Ranker | None = None
+
+    def header(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """What the negatives of rows depend on, as JSON: digests, and the rules."""
+        return {
+            "format": FORMAT,
+            "model": model_digest(self.ranker),
+            "rescore": None if self.rescore is None else model_digest(self.rescore),
+            "rows": examples_digest(examples),
+            "candidates": text_digest(self.candidates),
+            "rules": to_json(self.config),
+        }
+
+    def mined(self, examples: Sequence[Example], folder: Path | None = None) -> tuple[list[Example], Skipped]:
+        """The rows, each with its negatives behind those that it has, and all of their scores.
+
+        Args:
+            examples: rows; those of one context share their right answers.
+            folder: where the index and the rows that are done are kept, so that the same call resumes; it is
+                this process's own. Nowhere where None.
+        """
+        results: list[Any] = []
+        journal = None if folder is None else Journal(folder / "negatives.jsonl", self.header(examples))
+        done = results if journal is None else journal.done
+        if len(done) < len(examples):
+            index = self._index(folder)
+            rows, keys = with_answers(examples), Keys()
+            with meter("mining", len(rows), unit="rows", start=len(done), out=errors) as bar:
+                for start in range(len(done), len(rows), ROWS_AT_ONCE):
+                    some = rows[start : start + ROWS_AT_ONCE]
+                    found = list(self._some(index, some, start, keys))
+                    results += found
+                    if journal is not None:
+                        journal.add(found)
+                    bar.add(len(some))
+        return _collected(examples, done, self.config.n_negatives)
+
+    def _index(self, folder: Path | None) -> Index:
+        digest = text_digest([model_digest(self.ranker), *self.candidates])[:16]
+        place = None if folder is None else folder / f"index-{digest}"
+        return make_index(self.ranker.scorer, list(self.candidates), place)
+
+    def _some(
+        self, index: Index, rows: Sequence[Example], first: int, keys: Keys
+    ) -> Iterator[tuple[list[str], list[float], dict[str, int]]]:
+        """Each row's negatives, scores of its own texts and then of these, and what was skipped."""
+        right = [{keys[text] for text in (row.label_text, *row.answers)} for row in rows]
+        listed = [{keys[text] for text in (*row.candidates, *row.negatives)} for row in rows]
+        wanted = [self.config.depth + len(one | other) for one, other in zip(right, listed, strict=True)]
+        found = index.search_batch([row.context for row in rows], max(wanted))
+        looked = [results[:k] for results, k in zip(found, wanted, strict=True)]
+        texts = [[one.text for one in results] for results in looked]
+        own = [[*row.candidates, *row.negatives, *row.answers] for row in rows]
+        if self.rescore is None:
+            scores = [np.array([one.score for one in results]) for results in looked]
+            own_scores = _own_scores(self.ranker.scorer, rows, own, found)
+            shown, own_shown = scores, own_scores
+        else:
+            both = score(self.rescore.scorer, rows, [a + b for a, b in zip(own, texts, strict=True)])
+            own_scores = [some[: len(a)] for some, a in zip(both, own, strict=True)]
+            scores = [some[len(a) :] for some, a in zip(both, own, strict=True)]
+            shown, own_shown = map(self._shown, (scores, own_scores))
+        for i, row in enumerate(rows):
+            there = [keys[text] for text in texts[i]]
+            is_right = np.array([key in right[i] for key in there], bool)
+            is_listed = np.array([key in listed[i] for key in there], bool)
+            n_listed = len(row.candidates) + len(row.negatives)
+            lowest = min(own_shown[i][row.label], *own_shown[i][n_listed:], np.inf)
+            places, skipped = choose(
+                np.asarray(shown[i]),
+                {"right answer": is_right, "already listed": is_listed},
+                float(lowest),
+                self.config,
+                row=first + i,
+            )
+            kept = [*own_scores[i][:n_listed], *scores[i][places]]
+            yield [texts[i][j] for j in places], [float(f"{value:.9g}") for value in kept], skipped
+
+    def _shown(self, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Scores as the re-scoring model's users see them."""
+        assert self.rescore is not None
+        return [self.rescore.scorer.activated(some) for some in scores]
+
+
+def model_digest(ranker: Ranker) -> str:
+    """What tells a model's scores from those of another."""
+    return hashlib.sha256(fingerprint(ranker.scorer).key.encode()).hexdigest()
+
+
+def examples_digest(examples: Sequence[Example]) -> str:
+    """What tells rows from others, with all of their fields."""
+    return hashlib.sha256(as_jsonl("rows", examples)).hexdigest()
+
+
+def score(scorer: TextScorer, rows: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """A model's scores (of a cross-encoder: logits) of each row's texts, in batches of like lengths."""
+    table = scorer.score([row.context for row in rows], texts)
+    return [row[: len(some)] for row, some in zip(table, texts, strict=True)]
+
+
+def _own_scores(
+    scorer: TextScorer, rows: Sequence[Example], own: Sequence[Sequence[str]], found: Sequence[Results]
+) -> list[np.ndarray]:
+    """Scores of each row's own texts: those of the search where all of them were found."""
+    known = [{one.text: one.score for one in results} for results in found]
+    scores = [
+        np.array([there.get(text, np.nan) for text in texts]) for there, texts in zip(known, own, strict=True)
+    ]
+    missing = [i for i, some in enumerate(scores) if np.isnan(some).any()]
+    if missing:
+        computed = score(scorer, [rows[i] for i in missing], [own[i] for i in missing])
+        for i, some in zip(missing, computed, strict=True):
+            scores[i] = some
+    return scores
+
+
+def _collected(examples: Sequence[Example], results: Sequence[Any], n: int) -> tuple[list[Example], Skipped]:
+    rules: Counter[str] = Counter()
+    rows, found, short = [], 0, 0
+    for example, (negatives, scores, skipped) in zip(examples, results, strict=True):
+        rows.append(
+            dataclasses.replace(
+                example, negatives=(*example.negatives, *negatives), scores=tuple(map(float, scores))
+            )
+        )
+        rules.update(skipped)
+        found += len(negatives)
+        short += len(negatives) < n
+    return rows, Skipped(len(examples), found, short, dict(rules))

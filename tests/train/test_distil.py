@@ -1,0 +1,233 @@
+"""Students: negatives are found, teachers score once, and a toy student ranks as its toy teacher does."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import polyjax
+import toy
+from polyjax import (
+    BiConfig,
+    CrossConfig,
+    EncoderConfig,
+    Example,
+    InputError,
+    ModelConfig,
+    Ranker,
+    make_scorer,
+)
+from polyjax.cli.distil import parse
+from polyjax.cli.training_flags import parse_run
+from polyjax.config import from_json, to_json
+from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
+from polyjax.data.tasks.jsonl import OwnDataConfig
+from polyjax.data.text import TextConfig, TextEncoder
+from polyjax.inference.scorer import TextScorer
+from polyjax.interop.huggingface import minilm_folder
+from polyjax.recipes import teaching
+from polyjax.recipes.mining import model_digest
+from polyjax.recipes.settings import RunConfig, TeacherConfig
+from polyjax.runs import Checkpoints, ModelCard, write_model
+from polyjax.train.losses import MarginLoss, SoftmaxLoss
+
+WORDS = "printer lamp phone screen router keyboard mouse fan".split()
+FAULTS = "hums blinks smokes freezes beeps leaks".split()
+ROWS = [{"context": f"my {a} {b}", "label": f"fix the {b} {a}"} for a in WORDS for b in FAULTS]
+SMALL = {
+    "arch": "bi",
+    "encoder": "tiny",
+    "text": {"context_tokens": 16, "candidate_tokens": 16, "buckets": (16,)},
+    "batch": {"batch_size": 8},
+    "train": {"validate_every_steps": 2, "save_every_steps": 1},
+    "rank": {"candidates": "sampled", "n": 3},
+    "quiet": True,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run directories of untrained models: two bi- and a cross-encoder."""
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE)
+    shape = EncoderConfig(
+        vocab_size=tokenizer.vocab_size, dim=16, n_layers=1, n_heads=2, mlp_dim=32, n_positions=40
+    )
+    text = TextConfig(context_tokens=16, candidate_tokens=16, buckets=(16, 32))
+    heads = {"bi": BiConfig(), "other": BiConfig(score_scale=50.0), "cross": CrossConfig(reduction="mean")}
+    for i, (name, head) in enumerate(heads.items()):
+        scorer = make_scorer(shape, head, rngs=nnx.Rngs(i))
+        card = ModelCard(model=ModelConfig(encoder=shape, head=head), text=text)
+        write_model(folder / name, scorer, card, tokenizer, config={"converted": "from nothing"})
+    return folder
+
+
+def distance(context: tuple[str, ...], text: str) -> int:
+    """Places in the alphabet between the letter that a context names and that of a text."""
+    return abs(ord(context[-1][0]) - ord(text[0]))
+
+
+def test_a_toy_student_recovers_its_teachers_order(tmp_path):
+    """The teacher orders letters by the alphabet, of which the labels say nothing."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for row in toy.examples(240):
+        letters = draw.permutation(list("abcdefghijklmnopqrst"))[:9]
+        wrong = tuple(letter * 2 + "u" for letter in letters if letter != row.label_text[0])[:8]
+        rows.append(dataclasses.replace(row, negatives=wrong))
+    scores = [
+        np.array([5.0 - 0.7 * distance(row.context, text) for text in (row.label_text, *row.negatives)])
+        for row in rows
+    ]
+    letters = [letter * 2 + "v" for letter in "abcdefghijklmnopqrst"]
+    contexts = [("wv", letter * 2 + "x") for letter in "abcdefghijklmnopqrst"]
+    expected = np.array([[-distance(context, text) for text in letters] for context in contexts])
+    found = {}
+    for name, loss in {"student": teaching.TAUGHT, "undistilled": SoftmaxLoss()}.items():
+        toy.run(
+            tmp_path / name,
+            "bi",
+            train_examples=teaching.with_scores(rows, [scores]),
+            loss=loss,
+            steps=120,
+            validate_every_steps=120,
+            save_every_steps=0,
+            dropout=0.0,
+        )
+        scorer = make_scorer(toy.SHAPE, toy.HEADS["bi"], rngs=nnx.Rngs(1))
+        scorer = Checkpoints(tmp_path / name, read_only=True).restore_parameters(scorer)
+        text = TextConfig(context_tokens=16, candidate_tokens=8, buckets=(16,))
+        learnt = TextScorer(scorer, TextEncoder(toy.Letters(), text)).score(contexts, [letters] * 20)
+        ranks = [np.argsort(np.argsort(table, axis=1), axis=1) for table in (learnt, expected)]
+        found[name] = np.mean([np.corrcoef(one, other)[0, 1] for one, other in zip(*ranks, strict=True)])
+    assert found["student"] > 0.7 > 0.4 > found["undistilled"]
+
+
+def test_teachers_count_alike_whatever_their_scale():
+    rows = [Example(str(i), ("hi",), ("a",), 0, "", negatives=("b", "c")) for i in range(2)]
+    one = [np.array([3.0, 2.0, -1.0]), np.array([1.0, 4.0, 2.0])]
+    other = [np.array([0.2, 0.1, 0.3]), np.array([0.7, 0.1, 0.2])]
+    alone = [np.array(row.scores) for row in teaching.with_scores(rows, [one])]
+    centred = [row - row.mean() for row in one]
+    ratio = teaching.SPREAD / np.concatenate(centred).std()
+    np.testing.assert_allclose(alone, [ratio * row for row in centred], rtol=1e-6)
+    shifted = [[1000 * row + 7 for row in one], other]
+    both = teaching.with_scores(rows, shifted)
+    np.testing.assert_allclose(
+        [row.scores for row in both],
+        np.mean([alone, [row.scores for row in teaching.with_scores(rows, [other])]], axis=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    with pytest.raises(InputError) as refused:
+        teaching.with_scores(rows, [one, [np.ones(3), np.zeros(3)]])
+    assert refused.value.argument == "teacher"
+
+
+class Stopped(Exception):
+    """The run is killed."""
+
+
+def test_fit_mines_scores_and_trains_and_each_teacher_scores_once(runs, tmp_path, monkeypatch):
+    """Killed while the second teacher scores, and again while it trains, it does neither a second time."""
+    monkeypatch.setattr(teaching, "PAIRS_AT_ONCE", 40)
+    first = Ranker.load(runs / "bi")
+    given = SMALL | {"teacher": [runs / "cross", first], "steps": 4, "run_dir": tmp_path / "run"}
+    monkeypatch.setattr(teaching.Journal, "add", kept := Kept(teaching.Journal.add, stop_at=12))
+    with pytest.raises(Stopped):
+        polyjax.fit(ROWS, **given)
+    folder = tmp_path / "run" / "teacher"
+    scored = [len(path.read_text().splitlines()) - 1 for path in folder.glob("scores-*.jsonl")]
+    assert sorted(scored) == [8, 30] and not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
+
+    def stop(step, kind, metrics):
+        if (step, kind) == (2, "valid"):
+            raise Stopped
+
+    kept.stop_at = 10**9
+    with pytest.raises(Stopped):
+        polyjax.fit(ROWS, **given, callbacks=[stop])
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    train = len(read_rows(tmp_path / "run"))
+    assert kept.rows == 3 * train, "each row is mined for once, and scored once by each teacher"
+    run = polyjax.fit(ROWS, **given)
+    assert kept.rows == 3 * train
+    assert files == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert "taught by" in run.report() and "8 negatives" in run.report()
+    assert from_json(RunConfig, run.config, source="config.json").teacher.digests == (model_digest(first),)
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(ROWS, **given | {"teacher": runs / "other"})
+    assert "other settings" in str(refused.value)
+
+
+class Kept:
+    """Counts the rows that journals keep; stops the run before one of the calls.
+
+    Args:
+        add: the journal's own.
+        stop_at: number of the call.
+    """
+
+    def __init__(self, add, stop_at):
+        self.add, self.stop_at, self.rows, self.calls = add, stop_at, 0, 0
+
+    def __get__(self, journal, kind):
+        return lambda results: self(journal, results)
+
+    def __call__(self, journal, results):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise Stopped
+        self.rows += len(results)
+        self.add(journal, results)
+
+
+def read_rows(run_dir):
+    return OwnDataConfig(train=run_dir / "rows.jsonl").read("train").examples
+
+
+def config_of(*words: str) -> RunConfig:
+    return parse(words)
+
+
+def test_the_command_has_the_teachers_flags():
+    config = config_of("--arch", "poly", "--teacher", "runs/a", "runs/b", "--teacher.n-negatives", "3")
+    assert config.teacher == TeacherConfig(models=(Path("runs/a"), Path("runs/b")), n_negatives=3)
+    assert config.loss == teaching.TAUGHT and config.folder.name == "chitchat-poly-minilm-distilled"
+    assert config_of("--loss", "margin-mse", "--teacher", "a").loss == MarginLoss()
+    kept = json.loads(json.dumps(to_json(config)))
+    assert from_json(RunConfig, kept, source="config.json") == config
+    del kept["teacher"]
+    assert from_json(RunConfig, kept, source="config.json").teacher is None, "of a run before there were any"
+    with pytest.raises(InputError):
+        parse_run(["--teacher", "runs/a"], prog="run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"teacher": 3}, "teacher"),
+        ({"teacher": TeacherConfig()}, "teacher"),
+        ({"teacher": "cross"}, "teacher.miner"),
+        ({"teacher": TeacherConfig(models=(Path("bi"),), miner=Path("cross"))}, "teacher.miner"),
+    ],
+)
+def test_what_cannot_work_is_refused(runs, changes, argument, monkeypatch):
+    """Rows without scores, a model that cannot search, and what is no model."""
+    monkeypatch.chdir(runs)
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(ROWS, **SMALL | changes, run_dir="refused", steps=1)
+    assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [({"n_negatives": -1}, "teacher.n_negatives"), ({"range_max": 3}, "teacher.range_max")],
+)
+def test_settings_that_cannot_work(settings, argument):
+    with pytest.raises(InputError) as refused:
+        TeacherConfig(**settings)
+    assert refused.value.argument == argument
