@@ -1,6 +1,7 @@
 """Losses against their formulas in numpy, and what holds for all of them."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 
@@ -12,6 +13,7 @@ import pytest
 from conftest import random_tokens, tiny
 from polyjax import Batch, BiConfig, DualInputs, InputError, make_scorer
 from polyjax.config import from_json, to_json
+from polyjax.train.listwise import ListwiseLoss
 from polyjax.train.losses import (
     LOSSES,
     BinaryLoss,
@@ -27,6 +29,9 @@ from polyjax.train.losses import (
 from polyjax.types import Listed, Shared, Teacher
 
 B, C = 4, 7
+HAS_RAX = importlib.util.find_spec("rax") is not None
+KNOWN = {name: loss for name, loss in LOSSES.items() if HAS_RAX or not isinstance(loss, ListwiseLoss)}
+"""The losses that can be computed here."""
 
 
 @pytest.fixture
@@ -147,6 +152,55 @@ def test_kl_distillation(problem, temperature, teacher_temperature):
     np.testing.assert_allclose(equal, 0, atol=1e-6, err_msg="a student like its teacher has learnt")
 
 
+def test_kl_with_the_label_beside_it(problem):
+    scores, batch = problem
+    both = DistillationLoss(label_weight=0.5)(scores, batch)
+    label = softmax_by_hand(scores, batch.label, batch.where)
+    np.testing.assert_allclose(both, DistillationLoss()(scores, batch) + 0.5 * label, rtol=1e-6)
+
+
+def by_hand(kind: str, s: np.ndarray, t: np.ndarray, label: int) -> float:
+    """A listwise loss of one context's candidates: their scores, the teacher's, the label's place."""
+    others = [j for j in range(len(s)) if j != label]
+    match kind:
+        case "listmle":
+            order = np.argsort(-t)
+            return -sum(log_softmax(s[order[i:]])[0] for i in range(len(s)))
+        case "ranknet":
+            pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if t[i] > t[j]]
+            return float(np.mean([np.log1p(np.exp(s[j] - s[i])) for i, j in pairs])) if pairs else 0.0
+        case "lambda":
+            ranks = np.argsort(np.argsort(-s)) + 1
+
+            def weight(j):
+                apart = abs(int(ranks[label]) - int(ranks[j]))
+                return abs(1 / math.log2(1 + apart) - 1 / math.log2(2 + apart))
+
+            return float(np.mean([weight(j) * np.log1p(np.exp(s[j] - s[label])) for j in others]))
+        case _:
+            return -1 / math.log2(1.5 + sum(sigmoid(s[j] - s[label]) for j in range(len(s))))
+
+
+@pytest.mark.skipif(not HAS_RAX, reason="needs rax (extra listwise)")
+@pytest.mark.parametrize("kind", ["listmle", "ranknet", "lambda", "approx-ndcg"])
+def test_listwise_losses(kind, problem):
+    scores, batch = problem
+    loss, expected = ListwiseLoss(kind=kind), []
+    for i, places in enumerate(counted(batch)):
+        if not loss.needs_teacher:
+            places = np.flatnonzero(batch.where[i])
+        s, t = (np.asarray(x[i], np.float64)[places] for x in (scores, batch.teacher.scores))
+        expected.append(by_hand(kind, s, t, places.tolist().index(batch.label[i])))
+    np.testing.assert_allclose(loss(scores, batch), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(HAS_RAX, reason="rax is installed")
+def test_a_listwise_loss_says_what_to_install(problem):
+    with pytest.raises(InputError) as error:
+        loss_of("lambda")(*problem)
+    assert error.value.argument == "loss" and "listwise" in error.value.fix
+
+
 def test_mse_on_logits(problem):
     scores, batch = problem
     difference = np.asarray(scores, np.float64) - np.asarray(batch.teacher.scores, np.float64)
@@ -154,7 +208,7 @@ def test_mse_on_logits(problem):
     np.testing.assert_allclose(LogitLoss()(scores, batch), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_what_does_not_count_changes_nothing(name, problem):
     """Neither value nor gradient, however wild the score; and a candidate that is not there is none."""
     scores, batch = problem
@@ -175,7 +229,7 @@ def test_what_does_not_count_changes_nothing(name, problem):
     np.testing.assert_allclose(loss(scores[:, order], permuted), value, rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", KNOWN)
 def test_a_loss_is_least_where_the_student_is_right(name, problem):
     """Descent from the scores makes it smaller; a place that a teacher did not score is not moved by it."""
     scores, batch = problem
@@ -186,7 +240,7 @@ def test_a_loss_is_least_where_the_student_is_right(name, problem):
         assert (np.asarray(gradient)[~batch.teacher.where] == 0).all()
 
 
-@pytest.mark.parametrize("loss", [MarginLoss(), DistillationLoss(), LogitLoss()])
+@pytest.mark.parametrize("loss", [loss for loss in KNOWN.values() if getattr(loss, "needs_teacher", False)])
 def test_a_loss_that_learns_from_a_teacher_needs_one(loss, problem):
     scores, batch = problem
     with pytest.raises(InputError) as error:
@@ -202,6 +256,7 @@ def test_a_loss_that_learns_from_a_teacher_needs_one(loss, problem):
         (lambda: BinaryLoss(pos_weight=0.0), "loss.pos_weight"),
         (lambda: DistillationLoss(temperature=math.nan), "loss.temperature"),
         (lambda: DistillationLoss(teacher_temperature=-1.0), "loss.teacher_temperature"),
+        (lambda: DistillationLoss(label_weight=-1.0), "loss.label_weight"),
         (lambda: loss_of("hinge"), "loss"),
     ],
 )

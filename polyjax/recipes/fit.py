@@ -94,9 +94,9 @@ def fit(
         valid: rows to validate on, a file or rows; by default a tenth of ``data``.
         test: rows to test on, likewise.
         head: settings of the scoring head, or of one of your own (``polyjax.nn.heads.HeadSettings``).
-        loss: ``softmax``, ``bce``, ``margin-mse``, ``kl`` or ``mse`` (the last three learn a teacher's
-            ``scores``), one of their configuration objects, or a function of your own,
-            ``loss(scores [b, c], batch) -> [b]``.
+        loss: ``softmax``, ``bce``; ``margin-mse``, ``kl``, ``mse``, ``listmle`` or ``ranknet``, which learn a
+            teacher's ``scores``; ``lambda`` or ``approx-ndcg``; one of their configuration objects; or a
+            function of your own, ``loss(scores [b, c], batch) -> [b]``.
         teacher: whose scores the model learns: a Ranker, a Run, the path of a run directory or CrossEncoder,
             several of them, or a TeacherConfig, which also says how many negatives are found for it to score;
             see docs/howto/hard-negatives-and-teachers.md. Then ``loss`` is KL divergence beside the label's

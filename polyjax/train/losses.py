@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from polyjax.errors import InputError, shown
 from polyjax.nn.scorers import Scorer
+from polyjax.train.listwise import ListwiseLoss, taught_scores
 from polyjax.types import AnyArray, Batch, DualInputs
 
 Loss = Callable[[Float[Array, "b c"], Batch], Float[Array, " b"]]
@@ -139,17 +140,6 @@ class _FromTeacher:
 
     needs_teacher: ClassVar[bool] = True
 
-    def _scored(self, batch: Batch) -> tuple[Float[Array, "b c"], Bool[Array, "b c"]]:
-        """The teacher's scores, and which candidates have one and count."""
-        teacher = batch.teacher
-        if teacher is None:
-            raise InputError(
-                "loss",
-                problem="it learns a teacher's scores, and the rows carry none",
-                fix="give rows `scores`, or choose another loss",
-            )
-        return jnp.asarray(teacher.scores), jnp.asarray(teacher.where) & jnp.asarray(batch.where)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MarginLoss(_FromTeacher):
@@ -161,7 +151,7 @@ class MarginLoss(_FromTeacher):
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
         """One number for each context, [b]."""
-        taught, where = self._scored(batch)
+        taught, where = taught_scores(batch)
         is_label = jnp.asarray(batch.label)[:, None] == jnp.arange(scores.shape[1])[None]
         margin = _at(scores, batch.label)[:, None] - scores
         wanted = _at(taught, batch.label)[:, None] - taught
@@ -196,7 +186,7 @@ class DistillationLoss(_FromTeacher):
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
         """One number for each context, [b]."""
-        taught, where = self._scored(batch)
+        taught, where = taught_scores(batch)
         least = jnp.finfo(scores.dtype).min
         log_q = jax.nn.log_softmax(jnp.where(where, scores / self.temperature, least), axis=1)
         log_p = jax.nn.log_softmax(jnp.where(where, taught / self.teacher_temperature, least), axis=1)
@@ -213,7 +203,7 @@ class LogitLoss(_FromTeacher):
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
         """One number for each context, [b]."""
-        taught, where = self._scored(batch)
+        taught, where = taught_scores(batch)
         return _mean(jnp.square(jnp.where(where, scores - taught, 0.0)), where)
 
 
@@ -222,7 +212,7 @@ def _check_positive(name: str, value: float) -> None:
         raise InputError(f"loss.{name}", expected="a positive number", got=value)
 
 
-LossConfig = SoftmaxLoss | BinaryLoss | MarginLoss | DistillationLoss | LogitLoss
+LossConfig = SoftmaxLoss | BinaryLoss | MarginLoss | DistillationLoss | LogitLoss | ListwiseLoss
 """The library's own losses, which the command line and config.json know by name."""
 
 LOSSES: Mapping[str, LossConfig] = {
@@ -231,6 +221,10 @@ LOSSES: Mapping[str, LossConfig] = {
     "margin-mse": MarginLoss(),
     "kl": DistillationLoss(),
     "mse": LogitLoss(),
+    "listmle": ListwiseLoss(kind="listmle"),
+    "ranknet": ListwiseLoss(kind="ranknet"),
+    "lambda": ListwiseLoss(kind="lambda"),
+    "approx-ndcg": ListwiseLoss(kind="approx-ndcg"),
 }
 """Losses by name, with their default settings."""
 
