@@ -19,6 +19,7 @@ from absl import flags
 
 from polyjax.data.candidates import fixed_candidates
 from polyjax.data.collate import CandidateSource, Collator, PlannedBatch
+from polyjax.data.guide import Guide
 from polyjax.data.text import TextEncoder
 from polyjax.errors import InputError
 from polyjax.types import Example
@@ -180,13 +181,15 @@ def make_loader(
     first: int = 0,
     part: np.ndarray | None = None,
     needs_teacher: bool = False,
+    guide: Guide | None = None,
 ) -> tuple[grain.DatasetIterator, BatchPlan]:
     """An iterator over the training batches from number ``first`` up to ``n_batches``, and the plan of all.
 
     A batch is a function of its number, so that the number of steps done is all that a resumed run needs
     to know: grain's own iterator state would tie it to the same number of workers. Each process of a run
     asks for its ``part``, the rows of every batch that its devices compute, int [p]. A loss that learns a
-    teacher's scores ``needs_teacher``: then every row must carry them.
+    teacher's scores ``needs_teacher``: then every row must carry them. A ``guide`` finds false negatives
+    among the labels of a batch.
     """
     prepare_texts(examples, text)
     plan = BatchPlan(padded_shapes(examples, text), config, seed=seed, n_batches=n_batches)
@@ -200,6 +203,7 @@ def make_loader(
         fixed=() if config.fixed_file is None else fixed_candidates(config.fixed_file),
         n_hard=config.hard_negatives,
         mask_duplicates=config.mask_duplicates,
+        guide=guide,
         part=part,
     )
     collator.negatives.check(needs_teacher=needs_teacher)

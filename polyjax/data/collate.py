@@ -9,6 +9,7 @@ import grain
 import jax
 import numpy as np
 
+from polyjax.data.guide import Guide
 from polyjax.data.negatives import CandidateSource, Choice, DrawnAnew, Negatives, Row, label_score
 from polyjax.data.text import Ids, TextEncoder
 from polyjax.types import AnyArray, Batch, DualInputs, Example, Listed, PairInputs, Shared, Teacher, Tokens
@@ -44,6 +45,7 @@ class Collator(grain.transforms.Map):
         fixed: candidates of all contexts.
         n_hard: at most so many of a row's own negatives are candidates besides.
         mask_duplicates: leave right answers of a context, and copies of them, out of its negatives.
+        guide: leaves labels of the batch that it takes for right answers out of a row's negatives.
         part: rows of each batch that are wanted, int [p]; all where None. The arrays have those rows only,
             and are otherwise the whole batch's: its padded lengths, its candidates.
 
@@ -66,9 +68,10 @@ class Collator(grain.transforms.Map):
         fixed: Sequence[str] = (),
         n_hard: int = 0,
         mask_duplicates: bool = True,
+        guide: Guide | None = None,
         part: np.ndarray | None = None,
     ):
-        self._part, self._text = part, text
+        self._part, self._text, self._guide = part, text, guide
         self._inputs: Literal["dual", "pairs"] = inputs
         self._shares = inputs == "dual" and source in ("batch", "fixed")
         self._of_rows = source == "batch"
@@ -138,6 +141,9 @@ class Collator(grain.transforms.Map):
             ids = [text.candidate(row.example.label_text) for row in rows]
             shared, places = Shared(text.pad_candidates(ids, length=element.lengths[1])), wanted
             where = negatives.among_labels(rows, wanted, negatives.hashes_of(element.indices, batch))
+            if self._guide is not None:
+                where &= ~self._guide.false_negatives(element.indices[wanted], element.indices)
+                where[np.arange(len(wanted)), wanted] = True
         else:
             shared = Shared(self._fixed_tokens, of_rows=False)
             places = np.array([negatives.place_of_label(row.example) for row in rows])

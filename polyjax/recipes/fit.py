@@ -25,6 +25,7 @@ from polyjax.recipes.settings import (
     SCRATCH,
     Arch,
     EncoderChoice,
+    GuideConfig,
     PresetName,
     RunConfig,
     TokenizerChoice,
@@ -55,6 +56,7 @@ def fit(
     head: HeadConfig | HeadSettings | Mapping[str, Any] | None = None,
     loss: str | LossConfig | Callable[..., Any] | None = None,
     teacher: Any = None,
+    guide: Any = None,
     optimizer: Callable[..., Any] | None = None,
     text: TextConfig | Mapping[str, Any] | None = None,
     tokenizer: TokenizerChoice | Mapping[str, Any] | None = None,
@@ -101,6 +103,8 @@ def fit(
             several of them, or a TeacherConfig, which also says how many negatives are found for it to score;
             see docs/howto/hard-negatives-and-teachers.md. Then ``loss`` is KL divergence beside the label's
             cross-entropy by default.
+        guide: a bi-encoder (a Run or a path) that finds false negatives among the labels of a batch: those
+            that it scores above the row's own; a GuideConfig also says by which margin.
         optimizer: a function of your own, ``optimizer(optim, n_steps)``, that gives an optax transformation,
             instead of the one that ``optim`` describes.
         text: turns and lengths.
@@ -128,7 +132,7 @@ def fit(
         InputError: an argument cannot work, a file is missing or bad, or ``run_dir`` holds another run.
     """
     files = _row_files(data, valid, test)
-    learnt, teachers = _learnt(loss, teacher)
+    learnt, teachers = _learnt(loss, teacher, guide)
     config = _settings(
         _task(data, valid, test, files),
         arch=arch,
@@ -153,8 +157,7 @@ def fit(
     with hushed(quiet), shown_in_notebook(wanted=not quiet) as display:
         logs = (*callbacks, *([] if display is None else [display.log]))
         run(config, Parts(callbacks=logs, files=files, teachers=teachers, show_table=display is None))
-    own_head = None if head is None or isinstance(head, HeadConfig | Mapping) else head
-    return Run(config.folder, head=own_head, encoder=config.own_encoder)
+    return Run(config.folder, **config.own_parts)
 
 
 def _settings(
@@ -267,12 +270,19 @@ def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | No
     return OwnDataConfig(train=train, valid=path("valid", valid), test=path("test", test))
 
 
-def _learnt(loss: Any, teacher: Any) -> tuple[dict[str, Any], list[Ranker]]:
-    """The settings of the loss and the teacher, and the teachers that are in memory."""
+def _learnt(loss: Any, teacher: Any, guide: Any) -> tuple[dict[str, Any], list[Ranker]]:
+    """The settings of the loss, the teacher and the guide, and the teachers that are in memory."""
     teaching, teachers = as_teacher(teacher)
-    if loss is None and teaching is None:
-        return {}, []
-    return {"teacher": teaching, "loss": TAUGHT if loss is None else loss_of(loss)}, teachers
+    given: dict[str, Any] = {"teacher": teaching}
+    if loss is not None or teaching is not None:
+        given["loss"] = TAUGHT if loss is None else loss_of(loss)
+    if isinstance(guide, GuideConfig):
+        given["guide"] = guide
+    elif isinstance(guide, Run | str | os.PathLike):
+        given["guide"] = GuideConfig(model=guide.folder if isinstance(guide, Run) else Path(guide))
+    elif guide is not None:
+        raise InputError("guide", expected="a Run, a path or a GuideConfig", got=guide)
+    return given, teachers
 
 
 def _in_its_folder(config: RunConfig, files: RowFiles | None) -> RunConfig:

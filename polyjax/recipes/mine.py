@@ -23,7 +23,7 @@ from polyjax.inference.arguments import as_texts
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
 from polyjax.recipes.evaluate import opened, rows_of_run
-from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_miner
+from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner
 from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.runs import read_json, write_json
 from polyjax.runtime.files import exclusive_lock, write_bytes
@@ -160,7 +160,9 @@ def run(config: MineConfig) -> Mined:
 
 def rows_of(task: Task) -> tuple[list[Example], list[int]]:
     """The rows that a mined file holds, and the places of those that are trained on."""
-    train = list(task.read("train").examples)
+    read = task.read("train").examples
+    check_fixed(read, argument="data")
+    train = list(read)
     if not isinstance(task, OwnDataConfig):
         return train, list(range(len(train)))
     ids = {example.id for example in train}

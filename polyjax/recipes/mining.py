@@ -12,6 +12,7 @@ import numpy as np
 from polyjax.config import to_json
 from polyjax.data.identity import Keys, different, with_answers
 from polyjax.data.mining import RULES, MiningConfig, choose
+from polyjax.data.negatives import DrawnAnew
 from polyjax.errors import InputError, shown
 from polyjax.inference.scorer import TextScorer
 from polyjax.ranker import Ranker
@@ -61,6 +62,16 @@ class Skipped:
 def candidates_of(examples: Sequence[Example]) -> list[str]:
     """What rows are mined among by default: their labels and listed candidates, each once."""
     return different(text for example in examples for text in example.candidates)
+
+
+def check_fixed(examples: Sequence[Example], *, argument: str) -> None:
+    """Raise InputError for rows that are others in each epoch."""
+    if isinstance(examples, DrawnAnew):
+        raise InputError(
+            argument,
+            problem="the task draws other rows in each epoch, and a model's scores are of one draw",
+            fix="leave it out, or write the rows into a file",
+        )
 
 
 def check_miner(ranker: Ranker, *, argument: str) -> None:

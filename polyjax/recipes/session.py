@@ -21,6 +21,7 @@ from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import primary_first
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.ranker import Ranker
+from polyjax.recipes.guiding import guide_of
 from polyjax.recipes.outcome import Trained, report
 from polyjax.recipes.plan import show_plan, step_lines
 from polyjax.recipes.rows_in_memory import RowFiles, kept_rows
@@ -166,6 +167,7 @@ def trained(
             batch=config.batch,
             validate_examples=config.train.validate_examples,
             mesh=mesh,
+            guide=guide_of(config, splits.train.examples),
             loss=cast(Any, config.loss),  # handed in where it is one of the user's own
         )
         if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits

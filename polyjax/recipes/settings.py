@@ -1,6 +1,7 @@
 """Settings of a run: nested configurations, which Python callers pass and the command line shows as flags."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -111,6 +112,31 @@ class TeacherConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuideConfig:
+    """Which in-batch negatives are left out because another model takes them for right answers.
+
+    Attributes:
+        model: run directory or folder of a bi-encoder; no guide where None.
+        margin: a negative's product of vectors (cosine, where a model's vectors have length 1) is at least so
+            much less than that of the row's own label.
+        relative: whether that is a share of the size of the label's product.
+    """
+
+    model: Annotated[Path | None, tyro.conf.arg(name="guide", prefix_name=False)] = None
+    margin: float = 0.0
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value that cannot work."""
+        if not (0 <= self.margin < math.inf):
+            raise InputError("guide.margin", expected="a number of at least 0", got=self.margin)
+        if self.model is None and (self.margin or self.relative):
+            raise InputError(
+                "guide.margin", problem="does nothing without a `guide`", fix="name a bi-encoder"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that fixes a run.
 
@@ -125,6 +151,7 @@ class RunConfig:
         head: the scoring head of the architecture.
         loss: of the scores; ``--loss NAME`` chooses it.
         teacher: whose scores the model learns; no one's where None.
+        guide: the model that finds false negatives among the labels of a batch.
         batch: how training batches are drawn.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
@@ -154,6 +181,7 @@ class RunConfig:
     head: HeadConfig | HeadSettings | RecordedPart = PolyConfig()
     loss: LossConfig | Callable[..., Any] | RecordedPart = SoftmaxLoss()
     teacher: TeacherConfig | None = None
+    guide: GuideConfig = GuideConfig()
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -202,6 +230,7 @@ class RunConfig:
             and self.batch.n_negatives != batch.n_negatives,
             "batch.mask_duplicates": source == "sampled"
             and self.batch.mask_duplicates != batch.mask_duplicates,
+            "guide": self.guide.model is not None and (source != "batch" or self.inputs != "dual"),
             "rank.n": not drawn and self.rank.n != RankConfig().n,
             "rank.seed": not drawn and self.rank.seed != RankConfig().seed,
             "optim.plateau_factor": linear and self.optim.plateau_factor != optim.plateau_factor,

@@ -17,7 +17,15 @@ from polyjax.data.mining import MiningConfig
 from polyjax.errors import InputError
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
-from polyjax.recipes.mining import Miner, candidates_of, check_miner, examples_digest, model_digest, score
+from polyjax.recipes.mining import (
+    Miner,
+    candidates_of,
+    check_fixed,
+    check_miner,
+    examples_digest,
+    model_digest,
+    score,
+)
 from polyjax.recipes.run import Run
 from polyjax.recipes.settings import SCRATCH, RunConfig, TeacherConfig
 from polyjax.runs import read_json, saved_steps, write_json
@@ -88,6 +96,7 @@ def taught(
     """
     settings = config.teacher
     assert settings is not None
+    check_fixed(examples, argument="teacher")
     teachers = [*given, *map(Ranker.load, settings.models)]
     folder = config.folder / FOLDER
     if not teachers:

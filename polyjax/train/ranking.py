@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from polyjax.data.batches import BatchConfig, make_loader
 from polyjax.data.candidates import fixed_candidates
+from polyjax.data.guide import Guide
 from polyjax.data.negatives import CandidateSource
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
@@ -40,6 +41,7 @@ class Ranking:
         batch: how batches are drawn.
         validate_examples: at most so many of the rows are ranked, drawn once.
         mesh: devices that share the work, from ``make_mesh``; one device where None.
+        guide: finds false negatives among the labels of a batch.
         loss: of the scores, one of ``polyjax.train.losses.LOSSES`` by name, or a function.
 
     Raises:
@@ -57,6 +59,7 @@ class Ranking:
         batch: BatchConfig,
         validate_examples: int,
         mesh: Mesh | None = None,
+        guide: Guide | None = None,
         loss: str | Loss = "softmax",
     ):
         self.model: nnx.Module = scorer
@@ -67,7 +70,7 @@ class Ranking:
         self.loss: BatchLoss = functools.partial(ranking_loss, chunk=batch.chunk, loss=of_scores)
         self._needs_teacher = bool(getattr(of_scores, "needs_teacher", False))
         self._inputs: Inputs = scorer.inputs
-        self._text, self._examples, self._batch = text, train_examples, batch
+        self._text, self._examples, self._batch, self._guide = text, train_examples, batch, guide
         source = batch.source(self._inputs)
         if source == "batch" and batch.batch_size < 2:
             raise InputError(
@@ -108,6 +111,7 @@ class Ranking:
             first=first,
             part=self.place.rows,
             needs_teacher=self._needs_teacher,
+            guide=self._guide,
         )
         return loader
 

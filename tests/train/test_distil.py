@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -23,6 +24,8 @@ from polyjax import (
 from polyjax.cli.distil import parse
 from polyjax.cli.training_flags import parse_run
 from polyjax.config import from_json, to_json
+from polyjax.data.collate import Collator, PlannedBatch
+from polyjax.data.guide import Guide
 from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.text import TextConfig, TextEncoder
@@ -30,7 +33,7 @@ from polyjax.inference.scorer import TextScorer
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.recipes import teaching
 from polyjax.recipes.mining import model_digest
-from polyjax.recipes.settings import RunConfig, TeacherConfig
+from polyjax.recipes.settings import GuideConfig, RunConfig, TeacherConfig
 from polyjax.runs import Checkpoints, ModelCard, write_model
 from polyjax.train.losses import MarginLoss, SoftmaxLoss
 
@@ -221,6 +224,52 @@ def test_what_cannot_work_is_refused(runs, changes, argument, monkeypatch):
     with pytest.raises(InputError) as refused:
         polyjax.fit(ROWS, **SMALL | changes, run_dir="refused", steps=1)
     assert refused.value.argument == argument
+
+
+def test_a_guide_leaves_out_labels_that_it_ranks_above_the_own_one(rng):
+    """The loss is GISTEmbed's: cross-entropy over the label and what the guide scores below its limit."""
+    rows = [Example(str(i), (f"{a}a",), (f"{a}b",), 0, str(i)) for i, a in enumerate("cdefghij")]
+    contexts, labels = (rng.normal(size=(8, 5)).astype(np.float32) for _ in range(2))
+    text = TextEncoder(toy.Letters(), TextConfig(context_tokens=8, candidate_tokens=8, buckets=(8,)))
+    indices = np.array([3, 1, 6, 0, 7])
+    for margin, relative in ((0.0, False), (0.5, False), (0.3, True)):
+        guide = Guide(contexts, labels, margin, relative)
+        settings = {"inputs": "dual", "source": "batch", "seed": 0, "guide": guide}
+        planned = PlannedBatch(0, indices, (8, 8))
+        batch = Collator(rows, text, **settings).map(planned)
+        part = Collator(rows, text, **settings, part=np.array([1, 4])).map(planned)
+        scores = rng.normal(size=(5, 5)).astype(np.float32)
+        found, expected = SoftmaxLoss()(jnp.asarray(scores), batch), []
+        for i, row in enumerate(indices):
+            own = contexts[row] @ labels[row]
+            limit = own - margin * (abs(own) if relative else 1)
+            kept = [j for j, other in enumerate(indices) if i == j or contexts[row] @ labels[other] <= limit]
+            expected.append(np.log(np.exp(scores[i, kept]).sum()) - scores[i, i])
+            assert batch.where[i].tolist() == [j in kept for j in range(5)]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+        assert not batch.where.all()
+        np.testing.assert_array_equal(part.where, batch.where[[1, 4]])
+
+
+def test_fit_with_a_guide_keeps_its_vectors(runs, tmp_path):
+    settings = SMALL | {"guide": GuideConfig(model=runs / "bi", margin=0.01, relative=True), "steps": 2}
+    run = polyjax.fit(ROWS, **settings, run_dir=tmp_path / "run")
+    (path,) = run.folder.glob("guide-*.npy")
+    train, guide = read_rows(run.folder), Ranker.load(runs / "bi")
+    contexts, labels = np.load(path)
+    expected = [guide.score(row.context, [row.label_text])[0] for row in train]
+    np.testing.assert_allclose((contexts * labels).sum(1), expected, rtol=1e-5)
+    assert run.config["guide"]["margin"] == 0.01
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(ROWS, **settings | {"guide": runs / "cross"}, run_dir=tmp_path / "other")
+    assert refused.value.argument == "guide"
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(ROWS, **settings | {"arch": "cross"}, run_dir=tmp_path / "other")
+    assert refused.value.argument == "guide"
+    for wrong in ({"margin": -1.0, "model": Path("a")}, {"margin": 0.1}):
+        with pytest.raises(InputError) as refused:
+            GuideConfig(**wrong)
+        assert refused.value.argument == "guide.margin"
 
 
 @pytest.mark.parametrize(
