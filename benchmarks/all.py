@@ -106,7 +106,7 @@ JOBS = (
     ),
 )
 
-APART = {"serve"}
+APART = {"accuracy", "serve"}
 """Benchmarks that are run by hand."""
 
 

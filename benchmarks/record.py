@@ -141,15 +141,18 @@ class Record:
             raise ValueError(f"keys that every result has already: {', '.join(twice)}")
         return found | without_paths(dict(own or {}))
 
-    def write(self, out: Path = RESULTS, own: Mapping[str, Any] | None = None) -> Path:
+    def write(
+        self, out: Path = RESULTS, own: Mapping[str, Any] | None = None, *, file: str | None = None
+    ) -> Path:
         """Write the file; its path.
 
         Args:
             out: folder of all results.
             own: see ``described``.
+            file: name without ending; the kind of host where None.
         """
         found = self.described(own)
-        path = out / self.name / f"{found['host']['kind']}.json"
+        path = out / self.name / f"{file or found['host']['kind']}.json"
         write_json(path, found)
         return path
 

@@ -1,0 +1,130 @@
+"""Draw the pictures of the results pages from results/: python docs/results_pictures.py (make results).
+
+The newest result of each benchmark is drawn. A picture whose benchmark has no result stays as it is.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from record import RESULTS, read  # noqa: E402
+
+OUT = ROOT / "docs" / "figures"
+Result = Mapping[str, Any]
+
+
+def scoring(result: Result) -> plt.Figure:
+    """Time against candidates, log-log."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for i, codes in enumerate(sorted({row["codes"] for row in result["rows"]})):
+        rows = [row for row in result["rows"] if row["codes"] == codes]
+        for key, library, style in (("torch_ms", "textbook, torch", "o--"), ("float32_ms", "polyjax", "o-")):
+            times = [row[key] for row in rows]
+            label = f"{library}, {codes:.0f} codes"
+            axes.loglog([row["candidates"] for row in rows], times, style, color=f"C{i}", label=label)
+    axes.set(xlabel="candidates", ylabel="ms", title="Exact top 100 of one context, float32")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def tradeoff(result: Result) -> plt.Figure:
+    """Recall against milliseconds, with intervals."""
+    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    rows = result["rows"]
+    for row in rows:
+        errors = [[row["recall"] - row["low"]], [row["high"] - row["recall"]]]
+        axes.errorbar(row["ms"], row["recall"], errors, fmt="o", capsize=4, label=row["model"])
+    label = "ms for 1,000 candidates of one context"
+    axes.set(xscale="log", xlabel=label, ylabel=f"{rows[0]['figure']}, test")
+    axes.margins(x=0.25, y=0.2)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    return figure
+
+
+def certified(result: Result) -> plt.Figure:
+    """Distributions of the share that was scored exactly, and of the time."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for i, row in enumerate(result["rows"]):
+        share = np.arange(1, row["contexts"] + 1) / row["contexts"]
+        label = f"{row['run']} ({row['codes']} codes)"
+        left.step(100 * np.sort(row["rescored"]), share, color=f"C{i}", label=label)
+        right.step(np.sort(row["certified_times_ms"]), share, color=f"C{i}")
+        right.axvline(row["scan_ms"], color=f"C{i}", linestyle="--")
+    left.set(xlabel="candidates scored exactly, %", ylabel="share of contexts", xlim=(0, None))
+    right.set(xlabel="ms (dashed: the scan's median)", ylabel="share of contexts", xlim=(0, None))
+    left.legend(fontsize=8, loc="lower right")  # no curve comes there
+    return figure
+
+
+def millions(result: Result) -> plt.Figure:
+    """Time and memory against candidates, log-log."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    rows = result["rows"]
+    n = [row["candidates"] for row in rows]
+    for name in ("scan", "certified"):
+        left.loglog(n, [row[f"{name}_ms"] for row in rows], marker="o", label=name)
+    left.set(xlabel="candidates", ylabel="ms")
+    left.legend()
+    right.loglog(n, [row["peak_mb"] for row in rows], marker="o", label="peak memory")
+    right.loglog(n, [row["file_mb"] for row in rows], marker="o", linestyle="--", label="vectors on disk")
+    right.set(xlabel="candidates", ylabel="MB")
+    right.legend()
+    return figure
+
+
+def corpus(result: Result) -> plt.Figure:
+    """Seconds and peak memory of preparing a corpus against pairs."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    rows = result["rows"]
+    pairs = [row["pairs"] for row in rows]
+    for stage in ("prepare", "vocabulary", "tokenise", "learn"):
+        seconds = "plan_s" if stage == "learn" else f"{stage}_s"
+        label = "plan an epoch" if stage == "learn" else stage
+        left.plot(pairs, [row[seconds] for row in rows], marker="o", label=label)
+        right.plot(pairs, [row[f"{stage}_mb"] for row in rows], marker="o", label=stage)
+    right.axhline(float(rows[0]["start_mb"]), color="grey", linestyle=":", label="libraries imported")
+    for axes, label in ((left, "seconds"), (right, "most resident memory, MB")):
+        axes.set(xscale="log", xlabel="pairs", ylabel=label)
+        axes.legend()
+    left.set(yscale="log")
+    right.set(ylim=(0, None))
+    return figure
+
+
+PICTURES: Mapping[str, Callable[[Result], plt.Figure]] = {
+    "scoring": scoring,
+    "tradeoff": tradeoff,
+    "certified": certified,
+    "millions": millions,
+    "corpus_pairs": corpus,
+    "corpus_reddit": corpus,
+}
+"""By benchmark."""
+
+
+def main(results: Path = RESULTS, out: Path = OUT) -> list[Path]:
+    """Draw what has results; the files."""
+    written = []
+    for name, draw in PICTURES.items():
+        for result in read(name, results)[:1]:
+            figure = draw(result)
+            written.append(out / f"{name}.png")
+            figure.savefig(written[-1], dpi=150)
+            plt.close(figure)
+    return written
+
+
+if __name__ == "__main__":
+    for path in main():
+        print(f"drew {path.relative_to(ROOT)}")

@@ -1,0 +1,332 @@
+"""Render the tables of measured numbers from results/: python docs/results_tables.py (make results).
+
+A page has blocks between ``<!-- results:NAME -->`` and ``<!-- end -->``; what is between them is rendered and
+never typed. A block without any result stays empty. A result that is older than the code that it measures is
+marked (benchmarks/record.py says how that is known). Pictures are drawn by docs/results_pictures.py.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from record import RESULTS, read, stale  # noqa: E402
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "distributed.md")
+"""The pages that have blocks."""
+BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+STALE = " **Older than the code that it measures.**"
+"""Says that a result is stale; whether it is changes with the code, not with the results."""
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of medians.
+
+    Attributes:
+        heading: of the table.
+        name: of the measurements.
+        unit: of the measurements.
+        to: show the ratio to this name, in brackets.
+    """
+
+    heading: str
+    name: str
+    unit: str = "ms"
+    to: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A block: one table for each kind of host, the newest first.
+
+    Attributes:
+        benchmark: whose results are shown.
+        rows: parts of a case that name a row, with their headings.
+        columns: what stands in a row.
+        where: parts of a case that must have these values.
+    """
+
+    benchmark: str
+    rows: Mapping[str, str]
+    columns: Sequence[Column]
+    where: Mapping[str, Any] | None = None
+
+    def __call__(self, results: Path) -> str:
+        """The Markdown of the block."""
+        return "\n".join(self._of(result) for result in read(self.benchmark, results))
+
+    def _of(self, result: Result) -> str:
+        cases: list[Mapping[str, Any]] = []
+        for one in result["measurements"]:
+            case = {name: one["case"].get(name) for name in self.rows}
+            wanted = all(one["case"].get(name) == value for name, value in (self.where or {}).items())
+            if wanted and case not in cases:
+                cases.append(case)
+        heads = [*self.rows.values(), *(column.heading for column in self.columns)]
+        lines = [row(heads), row(["---:"] * len(heads))]
+        for case in cases:
+            wanted = case | dict(self.where or {})
+            cells = [f"{value:,}" if isinstance(value, int) else str(value) for value in case.values()]
+            lines.append(row(cells + [shown(result, column, wanted) for column in self.columns]))
+        return caption(result) + "\n\n" + "\n".join(lines) + "\n"
+
+
+def shown(result: Result, column: Column, case: Mapping[str, Any]) -> str:
+    """A median, with its ratio where one is asked for; a dash where it was not measured."""
+    for one in result["measurements"]:
+        if one["name"] == column.name and one["unit"] == column.unit and case.items() <= one["case"].items():
+            text = number(one["median"])
+            for ratio in result["ratios"] if column.to else ():
+                same = ratio["name"] == one["name"] and ratio["unit"] == one["unit"]
+                if same and ratio["to"] == column.to and ratio["case"] == one["case"]:
+                    text += f" ({ratio['value']:.2f})"
+            return text
+    return "–"
+
+
+def number(value: float) -> str:
+    """Three digits that count, and all digits of what is larger.
+
+    >>> [number(x) for x in (1234.5, 56.78, 5.678, 0.5678, 0.012345, 3.0)]
+    ['1,234', '56.8', '5.68', '0.568', '0.0123', '3']
+    """
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def caption(result: Result) -> str:
+    """Where, when and with what a result was measured."""
+    host = result["host"]
+    units = "with" if {"avx512_bf16", "amx_bf16", "bf16"} & set(host["flags"]) else "without"
+    machine = host["device"] or f"{host['cores']} cores of {host['cpu']}, {units} bfloat16 units"
+    peers = ", ".join(f"{name} {version}" for name, version in result["peers"].items())
+    versions = f"jax {result['versions']['jax']}" + (f", {peers}" if peers else "")
+    commit = f", commit `{result['commit']}`" if result["commit"] else ""
+    mark = STALE if stale(result) else ""
+    return f"`{result['command']}` on {machine}; {result['date'][:10]}{commit}; {versions}.{mark}"
+
+
+def row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def accuracy(results: Path) -> str:
+    """Test metrics of the recorded runs, and of the newest one's baselines."""
+    found = read("accuracy", results)
+    if not found:
+        return ""
+    lines = [row(["model", "recall@1", "95% interval", "seed", "steps x contexts", "run"])]
+    lines.append(row(["---", "---:", "---", "---:", "---:", "---"]))
+    *baselines, _ = found[0]["results"].items()
+    for name, metrics in baselines:
+        lines.append(row([name, *recall(metrics), "", "", ""]))
+    for result in sorted(found, key=lambda one: one["run"]):
+        name, metrics = list(result["results"].items())[-1]
+        settings = result["settings"]
+        size = f"{settings['train']['steps']:,} x {settings['batch']['batch_size']}"
+        seed = str(settings["train"]["seed"])
+        mark = STALE if stale(result) else ""
+        lines.append(row([f"{name}{mark}", *recall(metrics), seed, size, f"`{result['run']}`"]))
+    return "\n".join(lines) + "\n"
+
+
+def recall(metrics: Mapping[str, Any]) -> list[str]:
+    """Recall@1 among how many, and its interval."""
+    name = next(name for name in metrics if name.startswith("recall@1/"))
+    low, high = metrics[f"{name} 95% interval"]
+    interval = f"[{low:.3f}, {high:.3f}]" if low < high else "exact"
+    return [f"{metrics[name]:.3f} of {name.split('/')[1]}", interval]
+
+
+def gpu(results: Path) -> str:
+    """Everything that benchmarks/gpu.py measured, part by part, or that there is nothing."""
+    found = [result for result in read("gpu", results) if result["host"]["device"]]
+    if not found:
+        return "No GPU result exists yet.\n"
+    text = []
+    for result in found:
+        text.append(caption(result) + "\n")
+        for name, part in result["parts"].items():
+            rows = [one for one in result["measurements"] if one["case"]["part"] == name]
+            if not rows:
+                reason = part.get("skipped") or part.get("failed") or "nothing was measured"
+                text.append(f"*{name}*: {reason}.\n")
+                continue
+            lines = [row([name, "what", "median", "unit"]), row(["---", "---", "---:", "---"])]
+            for one in rows:
+                case = ", ".join(f"{key} {value}" for key, value in one["case"].items() if key != "part")
+                lines.append(row([case, one["name"], number(one["median"]), one["unit"]]))
+            text.append("\n".join(lines) + "\n")
+    return "\n".join(text)
+
+
+PEER = "sentence-transformers"
+BLOCKS: Mapping[str, Callable[[Path], str]] = {
+    "accuracy": accuracy,
+    "gpu": gpu,
+    "scoring": Table(
+        "scoring",
+        {"codes": "codes", "candidates": "candidates"},
+        (
+            Column("PyTorch, ms", "torch"),
+            Column("scan, ms", "float32", to="torch"),
+            Column('`"quick"`, ms', "bfloat16", to="torch"),
+            Column('`"quick"` finds of the scan\'s 100', "bfloat16", "recall of the scan's top"),
+            Column("certified, ms", "certified", to="torch"),
+        ),
+    ),
+    "certified": Table(
+        "certified",
+        {"run": "run", "codes": "codes", "candidates": "candidates"},
+        (
+            Column("scan, ms", "scan"),
+            Column("certified, ms", "certified", to="scan"),
+            Column("scored exactly, %", "scored exactly", "% of the candidates"),
+            Column("same as the scan", "same", "contexts"),
+            Column("contexts", "all", "contexts"),
+        ),
+    ),
+    "millions": Table(
+        "millions",
+        {"codes": "codes", "candidates": "candidates"},
+        (
+            Column("scan, ms", "scan"),
+            Column("certified, ms", "certified", to="scan"),
+            Column("on disk, MB", "on disk", "MB"),
+            Column("peak memory, MB", "peak memory", "MB"),
+        ),
+    ),
+    "reply": Table(
+        "reply",
+        {"part": "part"},
+        (
+            Column("PyTorch, ms", "torch"),
+            Column("polyjax float32, ms", "polyjax float32", to="torch"),
+            Column("polyjax bfloat16, ms", "polyjax bfloat16", to="torch"),
+        ),
+    ),
+    "encoding": Table(
+        "encoding",
+        {"texts": "texts"},
+        tuple(
+            Column(f"{name}, texts/s", name, "texts/s", to=PEER)
+            for name in (PEER, "fixed padding, torch", "polyjax float32", "polyjax bfloat16")
+        ),
+    ),
+    "encoder": Table(
+        "encoder",
+        {"rows": "rows", "tokens": "tokens"},
+        tuple(
+            Column(f"{name}, ms", name, to="torch float32")
+            for name in ("torch float32", "polyjax float32", "polyjax bfloat16", "torch bfloat16")
+        ),
+    ),
+    "train_step": Table(
+        "train_step",
+        {"arch": "architecture", "dtype": "precision"},
+        (Column("PyTorch, ms", "torch"), Column("polyjax, ms", "polyjax", to="torch")),
+    ),
+    "startup": Table(
+        "startup",
+        {},
+        tuple(Column(f"{name}, s", name, "s") for name in ("import", "load", "first answer", "in all")),
+    ),
+    "startup_search": Table(
+        "startup_search",
+        {},
+        tuple(
+            Column(f"{name}, s", name, "s")
+            for name in ("import", "load", "open, compile", "first answer", "in all")
+        ),
+    ),
+    "zoo": Table(
+        "zoo",
+        {"candidates": "candidates", "dtype": "precision"},
+        (
+            Column("conversion, s", "conversion", "s"),
+            Column("its peak memory, GiB", "conversion", "GiB"),
+            Column("candidates/s", "encoding", "candidates/s"),
+            Column("a reply, ms", "reply"),
+            Column("peak memory, GiB", "all", "GiB"),
+        ),
+    ),
+    "tradeoff": Table(
+        "tradeoff",
+        {"run": "run", "model": "model"},
+        (
+            Column("recall@1/20", "recall", "recall@1/20"),
+            Column("ms for 1,000 candidates", "time", "ms for 1,000 candidates"),
+        ),
+    ),
+    "chunks": Table(
+        "chunks",
+        {"contexts": "contexts", "chunk": "contexts of a chunk"},
+        (
+            Column("loss and gradients, ms", "loss and gradients"),
+            Column("temporary memory, MB", "temporary memory", "MB"),
+        ),
+    ),
+    "input": Table(
+        "input",
+        {"steps": "steps", "contexts": "contexts"},
+        (
+            Column("new batch, ms", "pipeline", to="held"),
+            Column("held batch, ms", "held"),
+            Column("share waiting", "waiting", "share of the steps"),
+            Column("share of padding", "padding", "share of the steps"),
+        ),
+    ),
+}
+"""What a block may be named, with what renders it."""
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """A page with its blocks rendered.
+
+    Args:
+        text: of the page.
+        results: folder of the results.
+
+    Raises:
+        KeyError: there is no block of a name.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        content = BLOCKS[found[2]](results)
+        return found[1] + (f"\n{content}\n" if content else "") + found[4]
+
+    return BLOCK.sub(block, text)
+
+
+def outside(text: str) -> str:
+    """A page without its blocks: what is typed."""
+    return BLOCK.sub("", text)
+
+
+def unmarked(text: str) -> str:
+    """A page without the marks of stale results, which come with each change of the code."""
+    return text.replace(STALE, "")
+
+
+def main() -> None:
+    """Render all pages; name those that changed."""
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = rendered(before)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"rendered {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
