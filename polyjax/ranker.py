@@ -27,8 +27,8 @@ from polyjax.inference.explain import Explanation, explain
 from polyjax.inference.forks import refuse_forked
 from polyjax.inference.scorer import TextScorer, check_scorer
 from polyjax.interop.parlai.model import load_parlai
-from polyjax.interop.pretrained import load_model, zero_shot_scorer
-from polyjax.interop.saving import SavesModel
+from polyjax.interop.pretrained import load_model, origin_of, zero_shot_scorer
+from polyjax.interop.saving import SavesModel, with_origin
 from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.build import check_dual
 from polyjax.retrieval.index.rows import IndexDtype
@@ -83,10 +83,11 @@ class Ranker(SavesModel):
         head: Any = None,
         encoder: Any = None,
     ) -> "Ranker":
-        """The model of a run directory, or of a folder of sentence-transformers or transformers.
+        """The model of a run directory, or one of sentence-transformers or transformers.
 
         Args:
-            folder: a run directory, a SentenceTransformer, a CrossEncoder, or a bare encoder (for its mean).
+            folder: a run directory, a SentenceTransformer, a CrossEncoder, or a bare encoder (for its mean);
+                or such a model of the hub, ``organisation/model`` or ``organisation/model@revision``.
             step: a saved step; by default the one with the best validation metric.
             dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
             mesh: devices that share each batch of texts, as ``make_mesh`` gives; one device where None.
@@ -100,8 +101,8 @@ class Ranker(SavesModel):
         check_folder(folder)
         check_dtype(dtype)
         check_mesh(mesh)
-        loaded = load_model(Path(folder), step=step, dtype=dtype, head=head, encoder=encoder)
-        return cls(TextScorer(*loaded, mesh=mesh))
+        loaded = load_model(folder, step=step, dtype=dtype, head=head, encoder=encoder)
+        return with_origin(cls(TextScorer(*loaded, mesh=mesh)), origin_of(folder))
 
     @classmethod
     def from_encoder(
@@ -322,9 +323,7 @@ class Ranker(SavesModel):
         return self._latest().measure_recall(contexts, first_stage, top_k=top_k)
 
     def compile(self, top_k: int = 10, *, n_candidates: int | None = None) -> int:
-        """Compile ahead of time what calls for single contexts need; the number of programs.
-
-        Programs in the compilation cache are taken from there.
+        """Compile what calls for single contexts need, or take it from the cache; the number of programs.
 
         Args:
             top_k: of searches in the latest index, as it will be asked for.

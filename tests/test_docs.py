@@ -355,7 +355,8 @@ HELPS = (
     ["distil", "--help"],
     ["mine", "--help"],
     *(["index", name, "--help"] for name in ("build", "add", "remove", "compact", "info")),
-    *([name, "--help"] for name in ("rank", "search", "chat", "serve", "convert", "export")),
+    ["export", "sentence-transformers", "--help"],
+    *([name, "--help"] for name in ("rank", "search", "chat", "serve", "convert", "export", "doctor")),
 )
 ALIASES = {"--init-from", "--task", "--loss", "--help", "--version"}
 

@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from polyjax.cli.training_flags import parse_run
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import convai2, dstc7, ubuntu_v2
 from polyjax.recipes.evaluate import chosen_rank
-from polyjax.recipes.start import encoder_notes
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,38 +187,3 @@ def test_samples_are_whole_tasks(tmp_path, monkeypatch):
     assert (
         all(e.context[-1].startswith("participant") for e in helper) and len(helper) == len(augmented) - 400
     )
-
-
-def pooled(folder, **modes):
-    """The tiny BERT of the golden files as a folder of sentence-transformers with a pooling."""
-    shutil.copytree(ROOT / "tests" / "golden" / "tiny_bert", folder)
-    kinds = ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling"]
-    modules = [
-        {"idx": i, "name": str(i), "path": "" if i == 0 else "1_Pooling", "type": kind}
-        for i, kind in enumerate(kinds)
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 24, **modes}))
-    return folder
-
-
-@pytest.mark.parametrize("arch", ["bi", "poly", "cross"])
-def test_an_encoders_own_reduction_is_the_default(arch, tmp_path):
-    """A model that was trained on its first token ranks worse by the mean."""
-    folder = pooled(tmp_path / "st", pooling_mode_cls_token=True)
-    config = parse_run(["--arch", arch, "--encoder", str(folder)], prog="run")
-    assert config.head.reduction == "first"
-    (note,) = encoder_notes(config, folder)
-    assert "its own reduction is first" in note and "reduces by first" in note
-    config = parse_run(["--arch", arch, "--encoder", str(folder), "--head.reduction", "mean"], prog="run")
-    assert config.head.reduction == "mean"
-    assert encoder_notes(config, folder)[1].startswith("warning: ")
-
-
-def test_what_training_leaves_out_of_a_folder_is_said(tmp_path):
-    folder = pooled(tmp_path / "st", pooling_mode_mean_tokens=True)
-    path = folder / "config_sentence_transformers.json"
-    path.write_text(json.dumps({"prompts": {"query": "q: "}, "default_prompt_name": None}))
-    config = parse_run(["--encoder", str(folder)], prog="run")
-    assert config.head.reduction == "mean" and "prompts" in encoder_notes(config, folder)[-1]

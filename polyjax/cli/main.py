@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk with a model over many candidates",
     "serve": "serve a model over HTTP, with a page",
     "convert": "make a run directory of a ParlAI model",
+    "doctor": "say what is in a folder, what is used of it, and what is missing",
     "export": "write a run's parameters for other programs",
 }
 """Commands with what they do."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.cli.training_flags import chosen, encoder_flag
+from polyjax.interop.hub import pinned
 from polyjax.mesh.processes import connect, leaving_at_once, losses_named
 from polyjax.recipes.pretrain import run
 from polyjax.recipes.pretraining_settings import PRESETS, PretrainConfig
@@ -25,7 +26,9 @@ def parse(arguments: Sequence[str], *, prog: str = "polyjax pretrain") -> Pretra
     """The settings that the command line asks for."""
     arguments = encoder_flag(arguments)
     default = PRESETS[chosen(PresetChoice, arguments, prog).preset]()
-    return parse_flags(PretrainConfig, arguments, prog=prog, default=default)
+    found = parse_flags(PretrainConfig, arguments, prog=prog, default=default)
+    encoder = dataclasses.replace(found.encoder, name=pinned(found.encoder.name))  # a run keeps the commit
+    return dataclasses.replace(found, encoder=encoder)
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "polyjax pretrain") -> None:

@@ -12,8 +12,10 @@ import tyro
 from polyjax.cli.flags import parse_flags
 from polyjax.data.tasks import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
+from polyjax.interop.hub import hub_name, pinned
+from polyjax.recipes.encoder_folder import for_encoder
 from polyjax.recipes.paper import recipe
-from polyjax.recipes.presets import PRESETS, default_of_run, for_encoder, for_task, from_scratch
+from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
 from polyjax.recipes.settings import (
     DEFAULT_PRESET,
     SCRATCH,
@@ -64,6 +66,9 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
     """
     arguments = encoder_flag(arguments)
     choice = chosen(Choice, arguments, prog)
+    if choice.encoder is not None and hub_name(choice.encoder) is not None:  # a run keeps its commit
+        choice = dataclasses.replace(choice, encoder=pinned(choice.encoder))
+        arguments = [*without(arguments, "--encoder"), f"--encoder={choice.encoder}"]
     if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
         raise InputError(
             "preset", problem=f"`recipe` {choice.recipe} has its own settings", fix="give one of them"
@@ -87,8 +92,6 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
             tokenizer=TokenizerChoice(),
             encoder=dataclasses.replace(default.encoder, name=choice.encoder),
         )
-    if choice.encoder is not None and choice.init is None and not choice.recipe:
-        default = for_encoder(default, choice.encoder)
     if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
         # Who says how long to train gets that, however few the rows are.
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
@@ -100,6 +103,8 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
     if choice.task is not None:
         default = for_task(default, task_named(choice.task))
         arguments = without(arguments, "--task")
+    if choice.encoder is not None and choice.init is None and not choice.recipe:
+        default = for_encoder(default, choice.encoder)
     found = parse_flags(
         tyro.conf.AvoidSubcommands[flags_of(default)],
         arguments,

@@ -229,6 +229,9 @@ class TextEncoder:
         if self.config.pair_tokens:
             first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
             context, candidate = self._shortened(context, first), self._shortened(candidate, second)
+        elif (over := len(context) + len(candidate) - 1 + len(between) - self.config.pair_limit()) > 0:
+            # Templates with more tokens between the texts than one: the candidate gives way.
+            candidate = self._shortened(candidate, len(candidate) - 2 - over)
         row = np.concatenate([context, between, candidate[1:]])
         return row, len(context) + len(between) if segments else len(row)
 
@@ -258,7 +261,7 @@ class TextEncoder:
     def pair_length(self, context: int, candidate: int) -> int:
         """How many tokens ``pair`` gives at most, for a context and a candidate of so many."""
         longest = context + candidate - (self.config.layout == "standard") + len(self._between[0])
-        return min(longest, self.config.pair_tokens) if self.config.pair_tokens else longest
+        return min(longest, self.config.pair_limit())
 
     def prompt_tokens(self, prompt: str) -> int:
         """Tokens at the beginning of a sequence that are left out where a head reduces it to a vector."""

@@ -14,12 +14,14 @@ from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokeni
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.errors import InputError
+from polyjax.interop.hub import hub_name, model_folder, pinned
 from polyjax.interop.huggingface import CONFIG, is_minilm, load_encoder_weights, minilm_folder
 from polyjax.interop.sentence_transformers import MODULES, load_folder, read_folder
 from polyjax.nn.encoders import Dtype, EncoderSettings, KnownEncoder, TokenEncoder
 from polyjax.nn.heads import BiConfig
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.nn.scorers import DualScorer, Scorer
+from polyjax.runs import CONFIG as RUN_SETTINGS
 from polyjax.runs import MODEL, PRETRAINING, Checkpoints, PretrainingCard, load_scorer, read_card, read_json
 
 LONGEST = 256
@@ -36,13 +38,14 @@ def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
         return None
     if name == "minilm":
         return minilm_folder()
-    if not Path(name).is_dir():
+    folder = model_folder(name, "encoder")
+    if not folder.is_dir():
         raise InputError(
             "encoder",
             expected=f"minilm, {', '.join(scratch)}, a folder as transformers saves it, or a run directory",
             got=name,
         )
-    return Path(name)
+    return folder
 
 
 def is_pretraining_run(folder: Path) -> bool:
@@ -128,12 +131,12 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def load_model(
-    folder: Path, *, step: int | None, dtype: Dtype | None, head: Any, encoder: Any
+    folder: str | os.PathLike[str], *, step: int | None, dtype: Dtype | None, head: Any, encoder: Any
 ) -> tuple[Scorer, TextEncoder]:
     """The model of a run directory, or of a folder as other libraries save it.
 
     Args:
-        folder: see ``load_scorer`` and ``load_folder``.
+        folder: see ``load_scorer`` and ``load_folder``; or a name of the hub.
         step: a saved step of a run; the best one where None.
         dtype: of the arithmetic; a run's own, or float32, where None.
         head: a part of one's own that a run's card records.
@@ -142,6 +145,7 @@ def load_model(
     Raises:
         InputError: a file is missing or broken, or an argument is for runs only.
     """
+    folder = model_folder(folder)
     if not is_model_folder(folder):
         return load_scorer(folder, step=step, dtype=dtype, head=head, encoder=encoder)
     for name, value in (("step", step), ("head", head), ("encoder", encoder)):
@@ -173,7 +177,7 @@ def zero_shot_scorer(
         longest = text.config.candidate_tokens
         lengths = TextConfig(max_turns=turns, context_tokens=longest, candidate_tokens=longest)
         return scorer, TextEncoder(tokenizer, lengths)
-    folder = Path(encoder)
+    folder = model_folder(encoder, "encoder")
     if not folder.is_dir():
         expected = "minilm, or a folder with an encoder's weights"
         raise InputError("encoder", expected=expected, got=str(encoder))
@@ -188,6 +192,22 @@ def zero_shot_scorer(
     longest = min(LONGEST, shape.n_positions)
     lengths = TextConfig(max_turns=turns, context_tokens=longest, candidate_tokens=longest)
     return scorer, TextEncoder(encoder_tokenizer(folder), lengths)
+
+
+def origin_of(name: str | os.PathLike[str]) -> str | None:
+    """The hub's model, with its commit, that a model is or was trained from; None where there is none.
+
+    Args:
+        name: a folder, or a name of the hub, as ``load_model`` took it.
+    """
+    if hub_name(name) is not None:
+        return pinned(os.fspath(name), "folder")
+    if not (Path(name) / RUN_SETTINGS).is_file() or is_model_folder(Path(name)):
+        return None
+    settings = read_json(Path(name) / RUN_SETTINGS)
+    encoder = settings.get("encoder") if isinstance(settings, dict) else None
+    began = encoder.get("name") if isinstance(encoder, dict) else None
+    return began if isinstance(began, str) and hub_name(began) is not None else None
 
 
 def load_pretrainer(model: Pretrainer, folder: Path) -> None:

@@ -12,11 +12,13 @@ from polyjax.data.tasks import NAMED, OWN, Task, TaskConfig, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
+from polyjax.interop.hub import local_name, pinned
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.ranker import Ranker
+from polyjax.recipes.encoder_folder import for_encoder
 from polyjax.recipes.notebook import shown_in_notebook
-from polyjax.recipes.presets import PRESETS, default_of_run, for_encoder, for_task, from_scratch
+from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
 from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
 from polyjax.recipes.run import Run
 from polyjax.recipes.session import Callback, Parts, run
@@ -187,6 +189,8 @@ def _settings(
         kind = TokenizerChoice(kind="sentencepiece") if nested["tokenizer"] is None else defaults.tokenizer
         defaults = dataclasses.replace(defaults, own_encoder=own, tokenizer=kind)
     config = for_task(defaults, task)
+    if own is None and init is None:
+        config = for_encoder(config, config.encoder.name, own_head=isinstance(head, HeadSettings))
     changed = {name: _changed(getattr(config, name), value, name) for name, value in nested.items()}
     lengths = {name: value for name, value in length.items() if value is not None}
     changed["train"] = _with_length(changed["train"], lengths, seed)
@@ -225,11 +229,11 @@ def _defaults(
         return default_of_run(make, Path(init))
     choice = encoder
     if not isinstance(encoder, EncoderChoice):
-        choice = dataclasses.replace(found.encoder, name=os.fspath(encoder))
+        choice = dataclasses.replace(found.encoder, name=pinned(os.fspath(encoder)))
     found = dataclasses.replace(found, encoder=choice)
     if found.encoder.name in SCRATCH and tokenizer is None:
         return from_scratch(found, found.encoder.name)
-    return for_encoder(found, found.encoder.name)
+    return found
 
 
 def _row_files(data: Any, valid: Rows | None, test: Rows | None) -> RowFiles | None:
@@ -290,7 +294,7 @@ def _in_its_folder(config: RunConfig, files: RowFiles | None) -> RunConfig:
     if files is None:
         return config
     if config.run_dir is None and ROWS["train"] in files.content:
-        source = Path(config.encoder.name).name if config.init is None else config.init.name
+        source = local_name(config.encoder.name) if config.init is None else config.init.name
         taught = "" if config.teacher is None else "-distilled"
         name = f"{config.preset}-{files.digest}-{config.arch}-{source}{taught}"
         config = dataclasses.replace(config, run_dir=Path("runs") / name)

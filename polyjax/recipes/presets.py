@@ -6,7 +6,7 @@ A preset is a function arch -> RunConfig; its docstring says the command, the ti
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from polyjax.config import from_json
 from polyjax.data.batches import BatchConfig
@@ -14,12 +14,10 @@ from polyjax.data.tasks import Task
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.interop.parlai.model import ConvertedFrom
-from polyjax.interop.pretrained import is_model_folder, is_pretraining_run
-from polyjax.interop.sentence_transformers import read_folder
+from polyjax.interop.pretrained import is_pretraining_run
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
 from polyjax.recipes.settings import (
     INIT,
-    SCRATCH,
     Arch,
     EncoderChoice,
     PresetName,
@@ -118,27 +116,6 @@ def from_scratch(preset: RunConfig, encoder: str) -> RunConfig:
         encoder=dataclasses.replace(preset.encoder, name=encoder),
         tokenizer=TokenizerChoice(kind="sentencepiece"),
     )
-
-
-def for_encoder(preset: RunConfig, encoder: str) -> RunConfig:
-    """A preset whose head reduces token outputs as the encoder's folder was trained to.
-
-    Another reduction than that of its training costs an encoder much of its accuracy.
-
-    Args:
-        preset: the settings so far.
-        encoder: as ``--encoder`` takes it; what is no folder of another library's changes nothing.
-
-    Raises:
-        InputError: the folder is broken, or asks for what is not implemented.
-    """
-    if encoder in (*SCRATCH, "minilm") or not is_model_folder(Path(encoder)):
-        return preset
-    reductions = read_folder(Path(encoder)).reductions
-    if len(reductions) != 1 or not hasattr(preset.head, "reduction"):
-        return preset
-    head = dataclasses.replace(cast(Any, preset.head), reduction=reductions[0])
-    return dataclasses.replace(preset, head=head)
 
 
 def default_of_run(preset_of: Callable[[Arch], RunConfig], run_dir: Path) -> RunConfig:

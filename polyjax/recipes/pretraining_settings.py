@@ -9,6 +9,7 @@ from polyjax.data.corpora.prepare import CorpusConfig
 from polyjax.data.tasks import task_named
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
+from polyjax.interop.hub import local_name
 from polyjax.recipes.settings import SCRATCH, EncoderChoice
 from polyjax.train.config import TrainConfig
 from polyjax.train.optim import OptimConfig
@@ -122,7 +123,7 @@ class PretrainConfig:
     @property
     def folder(self) -> Path:
         """The run directory."""
-        return self.run_dir or Path("runs") / f"pretraining-{self.preset}-{Path(self.encoder.name).name}"
+        return self.run_dir or Path("runs") / f"pretraining-{self.preset}-{local_name(self.encoder.name)}"
 
 
 def small() -> PretrainConfig:

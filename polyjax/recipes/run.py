@@ -99,6 +99,18 @@ class Run:
         """
         self.ranker(step=step, dtype="float32").save_pretrained(folder, name=name)
 
+    def push_to_hub(self, model: str, *, step: int | None = None) -> None:
+        """Upload what ``save_pretrained`` writes to the Hugging Face hub; see ``Ranker.push_to_hub``.
+
+        Args:
+            model: ``organisation/model``.
+            step: a saved step; by default the one with the best validation metric.
+
+        Raises:
+            InputError: the model has no form there, or the hub refuses it.
+        """
+        self.ranker(step=step, dtype="float32").push_to_hub(model)
+
     def report(self) -> "Report":
         """The report: results, verdict, learning curve, data, recipe and limits, as Markdown."""
         return Report((self.folder / REPORT).read_text(encoding="utf-8"))

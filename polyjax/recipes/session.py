@@ -21,6 +21,7 @@ from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import primary_first
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.ranker import Ranker
+from polyjax.recipes.encoder_folder import encoder_lines, encoder_notes
 from polyjax.recipes.guiding import guide_of
 from polyjax.recipes.outcome import Trained, report
 from polyjax.recipes.plan import show_plan, step_lines
@@ -29,7 +30,6 @@ from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits, read_splits
 from polyjax.recipes.start import (
     encoder_config,
-    encoder_notes,
     initial_scorer,
     make_tokenizer,
     pretrained_folder,
@@ -106,6 +106,8 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
             splits, train=dataclasses.replace(splits.train, examples=examples), notes=[*splits.notes, note]
         )
         console.print(note)
+    for line in encoder_lines(config, source):
+        console.print(line, markup=False)
     for note in encoder_notes(config, source):
         console.print(note)
         splits.notes.append(note)
@@ -134,7 +136,7 @@ def checked_shape(config: RunConfig, source: Path | None, tokenizer: Tokenizer) 
     shape = encoder_config(config, source, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=config.inputs == "pairs")
-    trainable_filter(config.train.trainable, shape.n_layers)  # raises before any text is tokenised
+    trainable_filter(config.train.trainable, shape)  # raises before any text is tokenised
     return shape
 
 

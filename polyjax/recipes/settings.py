@@ -15,6 +15,7 @@ from polyjax.data.tasks import Task, TaskConfig
 from polyjax.data.tasks.chitchat import ChitchatConfig
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
+from polyjax.interop.hub import local_name
 from polyjax.nn.encoders import Dtype, EncoderConfig, EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings, Inputs, PolyConfig
 from polyjax.train.config import TrainConfig
@@ -33,8 +34,8 @@ class EncoderChoice:
 
     Attributes:
         name: ``minilm`` (all-MiniLM-L6-v2, pretrained), ``paper``, ``small`` or ``tiny`` (from scratch), or
-            the path of a local Hugging Face BERT folder or of a pre-training run; ``--init-from`` is another
-            name of this flag.
+            the path of a folder of sentence-transformers or transformers, of which all is used that the
+            architecture can, or of a pre-training run; ``--init-from`` is another name of this flag.
         dtype: of the arithmetic; parameters, scores and losses are float32.
         dropout: rate while training.
         attention_dropout: rate on attention weights while training.
@@ -297,7 +298,7 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """The run directory."""
-        source = Path(self.encoder.name).name if self.init is None else self.init.name
+        source = local_name(self.encoder.name) if self.init is None else self.init.name
         preset = "" if self.preset == DEFAULT_PRESET else f"-{self.preset}"
         kind = self.recipe or f"{self.dataset.name}{preset}-{self.arch}"
         taught = "" if self.teacher is None else "-distilled"

@@ -11,13 +11,12 @@ from polyjax.interop.huggingface import minilm_folder
 from polyjax.interop.pretrained import (
     encoder_shape,
     encoder_tokenizer,
-    is_model_folder,
     load_pretrained,
     weights_folder,
 )
-from polyjax.interop.sentence_transformers import read_folder
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import Scorer, make_scorer
+from polyjax.recipes.encoder_folder import start_head
 from polyjax.recipes.settings import SCRATCH, RunConfig, TokenizerChoice, scratch_shape
 from polyjax.runs import Checkpoints, read_card
 from polyjax.runtime.progress import console
@@ -27,36 +26,6 @@ def pretrained_folder(config: RunConfig) -> Path | None:
     """The folder of pretrained weights, or None for an encoder from scratch."""
     own = config.init is not None or config.own_encoder is not None
     return None if own else weights_folder(config.encoder.name, scratch=SCRATCH)
-
-
-def encoder_notes(config: RunConfig, source: Path | None) -> list[str]:
-    """What of an encoder's folder a run uses, and what it leaves out.
-
-    Args:
-        config: the run's settings.
-        source: folder of the first weights.
-    """
-    if source is None or config.encoder.name == "minilm" or not is_model_folder(source):
-        return []
-    found, used = read_folder(source), getattr(config.scoring, "reduction", None)
-    notes = [
-        f"encoder {source}: {type(found.settings).__name__}; its own reduction is "
-        f"{' and '.join(found.reductions)} ({found.why}); this run reduces by {used}"
-    ]
-    left = [
-        name
-        for name, there in (
-            ("dense layers", found.modules is not None and found.modules.dense),
-            ("prompts", any(found.prompts.values())),
-            ("its classifier", found.classifier is not None),
-        )
-        if there
-    ]
-    if used is not None and found.classifier is None and (used,) != found.reductions:
-        notes.append(f"warning: {source} was trained with another reduction than {used}")
-    if left:
-        notes.append(f"warning: training does not use {' and '.join(left)} of {source}")
-    return notes
 
 
 def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], Iterator[str]]) -> Tokenizer:
@@ -102,11 +71,12 @@ def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> E
 
 
 def initial_scorer(config: RunConfig, shape: EncoderSettings, source: Path | None) -> Scorer:
-    """The scorer before training, its encoders with their pretrained weights."""
+    """The scorer before training, with the pretrained weights of its encoders and its head."""
     scorer = make_scorer(shape, config.scoring, rngs=nnx.Rngs(config.train.seed))
     if config.init is not None:
         return Checkpoints(config.init, read_only=True).restore_parameters(scorer)
     if source is not None:
         for encoder in scorer.encoders:
             load_pretrained(encoder, source)
+        start_head(scorer, config)
     return scorer

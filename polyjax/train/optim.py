@@ -13,6 +13,7 @@ from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 
 from polyjax.errors import InputError
+from polyjax.nn.encoders import EncoderSettings, SharesBlocks
 
 PARLAI_WARMUP_RATE = 1e-4
 Trainable = Literal["all", "all-but-embeddings"] | int
@@ -186,12 +187,17 @@ def _of_head(params: optax.Params) -> optax.Params:
     )
 
 
-def trainable_filter(trainable: Trainable, n_layers: int) -> nnx.filterlib.Filter:
+def trainable_filter(trainable: Trainable, encoder: EncoderSettings) -> nnx.filterlib.Filter:
     """Which parameters are trained: ``all``, ``all-but-embeddings``, or the top k layers and the head.
+
+    Args:
+        trainable: see ``TrainConfig``. Weights that layers share are trained if one of the top k has them.
+        encoder: the transformer's settings.
 
     Raises:
         InputError: k is not between 0 and the number of layers.
     """
+    n_layers = encoder.n_layers
     if isinstance(trainable, int) and not 0 <= trainable <= n_layers:
         expected = f"all, all-but-embeddings, or 0 to {n_layers} layers"
         raise InputError("train.trainable", expected=expected, got=trainable)
@@ -205,6 +211,10 @@ def trainable_filter(trainable: Trainable, n_layers: int) -> nnx.filterlib.Filte
         if trainable == "all-but-embeddings":
             return True
         layer = re.search(r"blocks\.(\d+)\.", names)
-        return layer is None or int(layer[1]) >= n_layers - int(trainable)
+        if layer is None:
+            return True
+        block = int(layer[1])
+        last = encoder.last_layer(block) if isinstance(encoder, SharesBlocks) else block
+        return last >= n_layers - int(trainable)
 
     return nnx.All(nnx.Param, chosen)

@@ -95,7 +95,7 @@ class Trainer:
         self.mesh, self.optim, self._n_steps = mesh or one_device(), optim, n_steps
         self.own_optimizer = optimizer is not None
         rule, self._plateau = _rule(optimizer, optim, n_steps), plateau(optim)
-        self.graph, trained, frozen = nnx.split(model, trainable_filter(trainable, encoder.n_layers), ...)
+        self.graph, trained, frozen = nnx.split(model, trainable_filter(trainable, encoder), ...)
         if not jax.tree.leaves(trained):
             raise InputError(
                 "train.trainable",

@@ -57,7 +57,7 @@ def params_of(name: str):
 @pytest.mark.parametrize("trainable", ["all", "all-but-embeddings", 0, 1, 3])
 def test_layers_to_fine_tune(trainable):
     scorer, every = params_of("poly-basic")
-    _, chosen, _ = nnx.split(scorer, trainable_filter(trainable, 3), ...)
+    _, chosen, _ = nnx.split(scorer, trainable_filter(trainable, scorer.settings.encoder), ...)
     names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(chosen)}
     assert "head.codes" in names
     if trainable == "all":
@@ -70,7 +70,7 @@ def test_layers_to_fine_tune(trainable):
 
 def test_more_layers_than_there_are_is_refused():
     with pytest.raises(InputError) as error:
-        trainable_filter(4, 3)
+        trainable_filter(4, tiny(n_layers=3))
     assert (error.value.argument, error.value.got) == ("train.trainable", 4)
     assert "0 to 3 layers" in error.value.expected
 

@@ -17,6 +17,7 @@ from polyjax.interop.huggingface.weights import (
     load_encoder_weights,
     parameter_shapes,
     read_parameters,
+    tensors_of,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "read_entries",
     "read_object",
     "read_parameters",
+    "tensors_of",
 ]

@@ -160,6 +160,24 @@ def read_parameters(
     return found
 
 
+def tensors_of(
+    stored: Iterable[Stored], values: Mapping[str, np.ndarray], prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """Tensors by their names in a folder, float32: what ``read_parameters`` reads.
+
+    Args:
+        stored: where each parameter is.
+        values: parameters by path.
+        prefix: before the names.
+    """
+    found: dict[str, np.ndarray] = {}
+    for entry in stored:
+        value = values[entry.ours].T if entry.transposed else values[entry.ours]
+        for name, part in zip(entry.theirs, np.split(value, len(entry.theirs)), strict=True):
+            found[prefix + name] = np.ascontiguousarray(part, np.float32)
+    return found
+
+
 def parameter_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of a module's parameters, by dotted path; the module may be abstract."""
     return {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(module))}

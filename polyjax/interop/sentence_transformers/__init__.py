@@ -1,8 +1,17 @@
 """Folders of sentence-transformers: bi-encoders with their pooling and prompts, and cross-encoders."""
 
-from polyjax.interop.sentence_transformers.folder import EncoderFolder, read_folder
-from polyjax.interop.sentence_transformers.load import check_vocabulary, load_folder
+from polyjax.interop.sentence_transformers.folder import PROMPTS, EncoderFolder, read_folder
+from polyjax.interop.sentence_transformers.load import check_vocabulary, load_folder, load_head
 from polyjax.interop.sentence_transformers.modules import MODULES
 from polyjax.interop.sentence_transformers.write import write_folder
 
-__all__ = ["MODULES", "EncoderFolder", "check_vocabulary", "load_folder", "read_folder", "write_folder"]
+__all__ = [
+    "MODULES",
+    "PROMPTS",
+    "EncoderFolder",
+    "check_vocabulary",
+    "load_folder",
+    "load_head",
+    "read_folder",
+    "write_folder",
+]

@@ -21,6 +21,7 @@ from polyjax.nn.heads import BiConfig, CrossConfig
 from polyjax.nn.reduce import Reduction
 
 PROMPTS = "config_sentence_transformers.json"
+"""The file of prompts, similarity and activation."""
 LENGTHS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")

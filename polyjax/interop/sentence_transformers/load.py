@@ -11,7 +11,7 @@ from flax import nnx
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.errors import InputError
-from polyjax.interop.huggingface import TensorFiles, check_no_more, parameter_shapes, read_parameters
+from polyjax.interop.huggingface import TensorFiles, check_no_more, fill, parameter_shapes, read_parameters
 from polyjax.interop.sentence_transformers.folder import EncoderFolder, read_folder
 from polyjax.nn.encoders import Dtype, EncoderSettings, Stored
 from polyjax.nn.scorers import Scorer, make_scorer
@@ -90,6 +90,20 @@ def head_parameters(found: EncoderFolder, shapes: dict[str, tuple[int, ...]]) ->
         with TensorFiles(module.folder) as tensors:
             values |= read_parameters(tensors, stored, own)
     return values
+
+
+def load_head(scorer: Scorer, found: EncoderFolder) -> None:
+    """Fill the parameters of a scorer's head from a folder with a head of the same settings.
+
+    Args:
+        scorer: its head has the settings of ``found.cross_head()`` or ``found.bi_head()``.
+        found: the folder.
+
+    Raises:
+        InputError: a tensor is missing, broken or of another shape.
+    """
+    assert isinstance(scorer.head, nnx.Module)
+    fill(scorer.head, head_parameters(found, parameter_shapes(scorer)))
 
 
 def check_vocabulary(tokenizer: Tokenizer, settings: EncoderSettings, *, name: str) -> None:

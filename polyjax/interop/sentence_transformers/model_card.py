@@ -17,7 +17,7 @@ def model_card(
     limit: int,
     *,
     name: str,
-    notes: Iterable[str] = (),
+    base: str | None = None,
 ) -> str:
     """The page of a bi-encoder or a cross-encoder.
 
@@ -27,9 +27,14 @@ def model_card(
         tokenizer: its tokenizer.
         limit: tokens of the longest text, or pair.
         name: of the model.
-        notes: further sentences.
+        base: the hub's model that it was trained from, as ``organisation/model@commit``.
     """
-    told = [*_of_texts(config, tokenizer), *notes]
+    told = _of_texts(config, tokenizer)
+    metadata = []
+    if base is not None:
+        model, _, revision = base.partition("@")
+        metadata = [f"base_model: {model}"]
+        told.append(f"It began as `{model}` at the revision `{revision}`.")
     if isinstance(head, BiConfig):
         use = [
             "from sentence_transformers import SentenceTransformer",
@@ -40,7 +45,7 @@ def model_card(
             "model.similarity(queries, documents)",
         ]
         tags = (LIBRARY, "sentence-similarity", "feature-extraction", "polyjax")
-        return _page(name, "sentence-similarity", tags, [*_of_bi(head, config, limit), *told], use)
+        return _page(name, "sentence-similarity", tags, metadata, [*_of_bi(head, config, limit), *told], use)
     use = [
         "from sentence_transformers import CrossEncoder",
         "",
@@ -49,7 +54,7 @@ def model_card(
         'model.rank("a question", ["an answer", "another"])',
     ]
     tags = (LIBRARY, "cross-encoder", "reranker", "polyjax")
-    return _page(name, "text-ranking", tags, [*_of_cross(head, config, limit), *told], use)
+    return _page(name, "text-ranking", tags, metadata, [*_of_cross(head, config, limit), *told], use)
 
 
 def _of_bi(head: BiConfig, config: TextConfig, limit: int) -> list[str]:
@@ -94,7 +99,14 @@ def _of_texts(config: TextConfig, tokenizer: HuggingFaceTokenizer) -> list[str]:
     return told
 
 
-def _page(name: str, task: str, tags: Iterable[str], told: Iterable[str], use: Iterable[str]) -> str:
+def _page(
+    name: str,
+    task: str,
+    tags: Iterable[str],
+    more: Iterable[str],
+    told: Iterable[str],
+    use: Iterable[str],
+) -> str:
     metadata = [f"library_name: {LIBRARY}", f"pipeline_tag: {task}", "tags:", *(f"- {tag}" for tag in tags)]
-    lines = ["---", *metadata, "---", "", f"# {name}", "", *told, "", "```python", *use, "```", ""]
+    lines = ["---", *metadata, *more, "---", "", f"# {name}", "", *told, "", "```python", *use, "```", ""]
     return "\n".join(lines)

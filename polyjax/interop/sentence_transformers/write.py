@@ -5,7 +5,7 @@ Classes and entries are those of version 5 and before, which version 6 reads too
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from polyjax.data.huggingface_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, shown
 from polyjax.inference.scorer import TextScorer
-from polyjax.interop.huggingface import WEIGHTS, family_for
+from polyjax.interop.huggingface import WEIGHTS, family_for, tensors_of
 from polyjax.interop.sentence_transformers.folder import (
     CLASSIFIER,
     LENGTHS,
@@ -33,7 +33,7 @@ from polyjax.interop.sentence_transformers.modules import (
     SENTENCE,
     torch_class,
 )
-from polyjax.nn.encoders import Classifier, ConfigJson, Stored
+from polyjax.nn.encoders import Classifier, ConfigJson
 from polyjax.nn.heads import BiConfig, CrossConfig
 from polyjax.runtime.files import new_folder, write_text
 
@@ -44,7 +44,7 @@ _ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", 
 _ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
-def write_folder(scorer: TextScorer, out: Path, *, name: str, notes: Iterable[str] = ()) -> None:
+def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None = None) -> None:
     """Write a scorer as a folder of sentence-transformers; whole or not at all.
 
     What is written is read again before the folder gets its name: a model whose settings would come back as
@@ -55,13 +55,13 @@ def write_folder(scorer: TextScorer, out: Path, *, name: str, notes: Iterable[st
             float32.
         out: a folder that does not exist yet.
         name: of the model, for its page.
-        notes: further sentences for its page.
+        base: the hub's model that it was trained from, as ``organisation/model@commit``.
 
     Raises:
         InputError: the model has no form there, or the folder exists or cannot be written.
     """
     made = _made(scorer)
-    page = model_card(made.head, made.config, made.tokenizer, made.limit, name=name, notes=notes)
+    page = model_card(made.head, made.config, made.tokenizer, made.limit, name=name, base=base)
     made.texts["README.md"] = page
     with new_folder(out) as aside:
         for path, content in made.texts.items():
@@ -154,7 +154,7 @@ class _Files:
         entries = {**self.entries, "architectures": [architecture], **extra, "dtype": "float32"}
         self.json("", CONFIG, {"pad_token_id": self.tokenizer.pad_id, **entries})
         own = {name.partition("encoder.")[2]: value for name, value in self.values.items()}
-        self.arrays[WEIGHTS] = _theirs(self.family.stored(self.settings), own, prefix)
+        self.arrays[WEIGHTS] = tensors_of(self.family.stored(self.settings), own, prefix)
 
     def write_tokenizer(self) -> None:
         """tokenizer.json, and a configuration under which transformers takes it as it is."""
@@ -255,7 +255,7 @@ class _CrossFiles(_Files):
         classifier = self._classifier(head, extra)
         self.write_encoder(f"{self.architecture}{CLASSIFIER}", extra, self.family.prefixes[0])
         own = {name.removeprefix("head."): value for name, value in self.values.items()}
-        self.arrays[WEIGHTS] |= _theirs(classifier.stored(), own, "")
+        self.arrays[WEIGHTS] |= tensors_of(classifier.stored(), own, "")
         self.write_tokenizer()
         if self.config.context_prompt:
             prompts, default = dict(self.config.prompts), self.config.context_prompt
@@ -298,13 +298,3 @@ def _pooling(head: BiConfig, dim: int, config: TextConfig) -> dict[str, Any]:
     flags = {flag: mode in modes for flag, mode in FLAGS.items()}
     newer = {"pooling_mode": modes[0]} if len(modes) == 1 else {}
     return {"word_embedding_dimension": dim, **flags, **newer, "include_prompt": config.pool_prompts}
-
-
-def _theirs(stored: Iterable[Stored], ours: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Tensors by their names."""
-    found: dict[str, np.ndarray] = {}
-    for entry in stored:
-        value = ours[entry.ours].T if entry.transposed else ours[entry.ours]
-        for name, part in zip(entry.theirs, np.split(value, len(entry.theirs)), strict=True):
-            found[prefix + name] = np.ascontiguousarray(part, np.float32)
-    return found

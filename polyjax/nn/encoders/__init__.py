@@ -3,7 +3,7 @@
 from polyjax.nn.activations import gelu
 from polyjax.nn.encoders.albert import ALBERT, AlbertConfig
 from polyjax.nn.encoders.bert import BERT, Encoder, EncoderConfig
-from polyjax.nn.encoders.contract import ChecksPairs, Dtype, EncoderSettings, TokenEncoder
+from polyjax.nn.encoders.contract import ChecksPairs, Dtype, EncoderSettings, SharesBlocks, TokenEncoder
 from polyjax.nn.encoders.deberta import DEBERTA, DebertaConfig
 from polyjax.nn.encoders.distilbert import DISTILBERT, DistilBertConfig
 from polyjax.nn.encoders.electra import ELECTRA, ElectraConfig
@@ -63,6 +63,7 @@ __all__ = [
     "ModernBertConfig",
     "NomicBertConfig",
     "RobertaConfig",
+    "SharesBlocks",
     "Stored",
     "TokenEncoder",
     "gelu",

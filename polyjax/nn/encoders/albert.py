@@ -60,6 +60,20 @@ class AlbertConfig(FamilyConfig):
         """Blocks with weights of their own."""
         return self.n_groups * self.blocks_per_layer
 
+    def group(self, layer: int) -> int:
+        """The group that a layer belongs to: int(i / (layers / groups)), also where it does not divide."""
+        return int(layer / (self.n_layers / self.n_groups))
+
+    def last_layer(self, block: int) -> int:
+        """The last layer that has a block's weights.
+
+        >>> shape = {"vocab_size": 9, "dim": 4, "n_heads": 1, "mlp_dim": 4, "embedding_dim": 4}
+        >>> AlbertConfig(**shape, n_layers=6, n_groups=2, blocks_per_layer=2).last_layer(1)
+        2
+        """
+        group = block // self.blocks_per_layer
+        return max((i for i in range(self.n_layers) if self.group(i) == group), default=-1)
+
     @property
     def layer_weights(self) -> int:
         """Entries of a layer's matrices, which say how much it computes for a token."""
@@ -101,8 +115,7 @@ class AlbertEncoder(nnx.Module):
         config = self.config
         check_length(tokens, config.n_positions)
         inner = config.blocks_per_layer
-        # int(i / (layers / groups)), also where the groups do not divide the layers.
-        groups = [int(i / (config.n_layers / config.n_groups)) for i in range(config.n_layers)]
+        groups = map(config.group, range(config.n_layers))
         blocks = [self.blocks[group * inner + j] for group in groups for j in range(inner)]
         keys = layer_keys(key, len(blocks))
         x = self.embeddings(

@@ -61,6 +61,15 @@ class ChecksPairs(Protocol):
 
 
 @runtime_checkable
+class SharesBlocks(Protocol):
+    """Settings of an encoder several of whose layers have the same weights."""
+
+    def last_layer(self, block: int) -> int:
+        """The last layer, from 0, that a block (``blocks[block]`` of the encoder) is a part of."""
+        ...
+
+
+@runtime_checkable
 class TokenEncoder(Protocol):
     """A transformer: tokens in, hidden states out. It knows tokens, not their roles."""
 

@@ -1,0 +1,169 @@
+"""What a run takes of its encoder's folder (head, prompts, lengths), and what it leaves out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+from polyjax.data.text import TextConfig
+from polyjax.errors import InputError, shown
+from polyjax.interop.doctor import describe
+from polyjax.interop.hub import model_folder
+from polyjax.interop.pretrained import is_model_folder
+from polyjax.interop.sentence_transformers import EncoderFolder, load_head, read_folder
+from polyjax.nn.heads import BiConfig, CrossConfig
+from polyjax.nn.scorers import Scorer
+from polyjax.recipes.settings import SCRATCH, RunConfig
+
+PROMPTS = ("context_prompt", "candidate_prompt", "embedding_prompt", "prompts", "pool_prompts")
+"""Of a run's text settings, those that a folder says."""
+
+
+def folder_of(encoder: str) -> EncoderFolder | None:
+    """What a folder of another library says; None for any other encoder.
+
+    Args:
+        encoder: as ``--encoder`` takes it.
+
+    Raises:
+        InputError: the folder is broken, or asks for what is not implemented.
+    """
+    if encoder in (*SCRATCH, "minilm"):
+        return None
+    folder = model_folder(encoder, "encoder")
+    return read_folder(folder) if is_model_folder(folder) else None
+
+
+def for_encoder(preset: RunConfig, encoder: str, *, own_head: bool = False) -> RunConfig:
+    """A preset that computes what the encoder's folder says, so that training starts where it ended.
+
+    A bi-encoder takes all poolings, dense layers and the kind of score; a cross-encoder the classifier of a
+    cross-encoder's folder; each the prompts and no more tokens than the folder's limit. Another reduction
+    than that of its training costs an encoder much of its accuracy.
+
+    Args:
+        preset: the settings so far, with those of the task.
+        encoder: as ``--encoder`` takes it; what is no folder of another library's changes nothing.
+        own_head: whether a caller hands in the whole head, which is not touched then.
+
+    Raises:
+        InputError: the folder is broken, or asks for what is not implemented, or for what the architecture
+            cannot do.
+    """
+    found = folder_of(encoder)
+    if found is None:
+        return preset
+    head = preset.head if own_head else _head(cast(Any, preset.head), found)
+    return dataclasses.replace(preset, head=head, text=_text(preset, found))
+
+
+def _head(head: Any, found: EncoderFolder) -> Any:
+    if isinstance(head, CrossConfig) and found.classifier is not None:
+        return found.cross_head()
+    if found.classifier is None and isinstance(head, BiConfig):
+        own = found.bi_head()
+        scale = head.score_scale if own.normalize else 1.0  # that of cosines
+        return dataclasses.replace(own, shared_encoder=head.shared_encoder, score_scale=scale)
+    if not hasattr(head, "reduction"):
+        return head
+    if found.classifier is None and not isinstance(head, CrossConfig):
+        dense = found.modules is not None and found.modules.dense
+        several = bool(found.reductions[1:])
+        if dense or several:
+            what = "Dense modules" if dense else "several pooling modes"
+            raise InputError(
+                "encoder",
+                expected=f"a folder with one pooling mode and no Dense module, for a {head.arch}-encoder",
+                got=shown(f"{found.folder}, which has {what}"),
+                fix="choose `arch` bi",
+            )
+    return dataclasses.replace(head, reduction=found.reductions[0])
+
+
+def _used_alike(config: RunConfig, found: EncoderFolder) -> bool:
+    """Whether a run reads texts as the folder's model does: both apart, or both in pairs."""
+    return (config.inputs == "pairs") == (found.classifier is not None)
+
+
+def _text(preset: RunConfig, found: EncoderFolder) -> TextConfig:
+    text, most = preset.text, found.max_length
+    if preset.inputs == "pairs":
+        candidate = min(text.candidate_tokens, max(most // 2, 3))
+        lengths = {"context_tokens": min(text.context_tokens, most + 1 - candidate)}
+    else:
+        candidate = min(text.candidate_tokens, most)
+        lengths = {"context_tokens": min(text.context_tokens, most)}
+    prompts: dict[str, Any] = {}
+    if _used_alike(preset, found):
+        own = found.text(turns=text.max_turns)
+        prompts = {name: getattr(own, name) for name in PROMPTS}
+    return dataclasses.replace(text, candidate_tokens=candidate, **lengths, **prompts)
+
+
+def start_head(scorer: Scorer, config: RunConfig) -> None:
+    """Fill a head's parameters from the encoder's folder, where that has a head of the same settings."""
+    found = None if config.own_encoder is not None else folder_of(config.encoder.name)
+    if found is not None and _has_own_head(config, found):
+        load_head(scorer, found)
+
+
+def _has_own_head(config: RunConfig, found: EncoderFolder) -> bool:
+    """Whether a run's head has parameters that are in the folder."""
+    head = config.scoring
+    if isinstance(head, CrossConfig) and found.classifier is not None:
+        return dataclasses.replace(found.classifier.head, activation=head.activation) == head
+    if isinstance(head, BiConfig) and found.classifier is None:
+        own = found.bi_head()
+        return bool(own.dense) and (own.reduction, own.also, own.dense) == (
+            head.reduction,
+            head.also,
+            head.dense,
+        )
+    return False
+
+
+def encoder_lines(config: RunConfig, source: Path | None) -> list[str]:
+    """What is in the folder that a run starts from, as ``polyjax doctor`` says it.
+
+    Args:
+        config: the run's settings.
+        source: folder of the first weights.
+    """
+    found = None if source is None or config.own_encoder is not None else folder_of(config.encoder.name)
+    return [] if found is None else describe(found)
+
+
+def encoder_notes(config: RunConfig, source: Path | None) -> list[str]:
+    """What of an encoder's folder a run leaves out, each a line that begins with ``warning:``.
+
+    Args:
+        config: the run's settings.
+        source: folder of the first weights.
+    """
+    found = None if source is None or config.own_encoder is not None else folder_of(config.encoder.name)
+    if found is None:
+        return []
+    head, text = cast(Any, config.scoring), found.text(turns=config.text.max_turns)
+    used = (getattr(head, "reduction", None), *getattr(head, "also", ()))
+    notes = []
+    if used[0] is not None and found.classifier is None and used != found.reductions:
+        notes.append(
+            f"warning: {source} was trained with the reduction {' and '.join(found.reductions)}; this run "
+            f"reduces by {' and '.join(map(str, used))}"
+        )
+    dense = found.modules is not None and bool(found.modules.dense)
+    same_prompts = all(getattr(config.text, name) == getattr(text, name) for name in PROMPTS)
+    left = {
+        "dense layers": dense and not _has_own_head(config, found),
+        "prompts": any(found.prompts.values()) and not (same_prompts and _used_alike(config, found)),
+        "its classifier": found.classifier is not None and not _has_own_head(config, found),
+    }
+    if any(left.values()):
+        named = " and ".join(name for name, is_left in left.items() if is_left)
+        notes.append(f"warning: training does not use {named} of {source}")
+    longest = max(config.text.context_tokens, config.text.candidate_tokens)
+    longest = config.text.pair_limit() if config.inputs == "pairs" else longest
+    if longest > found.max_length:
+        notes.append(
+            f"warning: {source} reads {found.max_length} tokens ({found.max_length_from}); this run {longest}"
+        )
+    return notes
