@@ -298,7 +298,7 @@ print(json.dumps(found))
 
 def test_a_ranker_imports_what_ranking_needs_only(parlai_models, tmp_path):
     model, run = parlai_models / POLY / "model", tmp_path / "run"
-    command = [sys.executable, "-m", "polyjax.cli.main", "convert", "parlai", str(model), str(run)]
+    command = [sys.executable, "-m", "polyjax.cli", "convert", "parlai", str(model), str(run)]
     subprocess.run(command, check=True, capture_output=True)
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS, str(run)], check=True, capture_output=True, text=True

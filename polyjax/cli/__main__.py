@@ -1,0 +1,5 @@
+"""``python -m polyjax.cli`` is ``polyjax`` too."""
+
+from polyjax.cli.main import main
+
+main()
