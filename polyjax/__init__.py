@@ -11,9 +11,9 @@ from polyjax.errors import InputError
 from polyjax.nn.encoders import Encoder, EncoderConfig
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig, ProductForm
 from polyjax.nn.scorers import CrossScorer, DualScorer, ModelConfig, make_scorer
-from polyjax.ranker import Ranked, Ranker
+from polyjax.ranker import Ranker
 from polyjax.retrieval import CandidateIndex, Found, Index
-from polyjax.types import Batch, DualInputs, Example, Listed, PairInputs, Shared, Tokens
+from polyjax.types import Batch, DualInputs, Example, Listed, PairInputs, Ranked, Shared, Tokens
 from polyjax.version import __version__
 
 if TYPE_CHECKING:

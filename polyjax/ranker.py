@@ -1,6 +1,5 @@
 """Texts in, ranked texts out: a model with its indexes."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,15 +37,7 @@ from polyjax.retrieval.search.programs import SearchPrograms
 from polyjax.retrieval.search.searcher import Method, Results
 from polyjax.retrieval.searchable import Index, Reranker
 from polyjax.retrieval.stages.faiss import FirstStage
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-    """A candidate with its score and its place in the list it came from."""
-
-    text: str
-    score: float
-    index: int
+from polyjax.types import Ranked
 
 
 class Ranker(SavesModel):
@@ -59,16 +50,19 @@ class Ranker(SavesModel):
 
     Args:
         scorer: scores texts; ``load`` makes one from a run directory.
+        folder: that the model was loaded from.
 
     Attributes:
         scorer: the model with its tokenizer.
+        folder: as given; ``polyjax.evaluate`` looks there for the rows that the model was trained on.
 
     Raises:
         InputError: it is no scorer, but for example a path.
     """
 
-    def __init__(self, scorer: TextScorer):
+    def __init__(self, scorer: TextScorer, *, folder: Path | None = None):
         self.scorer = check_scorer(scorer)
+        self.folder = folder
         self._index: Index | None = None
         self._programs = SearchPrograms(scorer.head) if scorer.is_dual else None
 
@@ -102,7 +96,7 @@ class Ranker(SavesModel):
         check_dtype(dtype)
         check_mesh(mesh)
         loaded = load_model(folder, step=step, dtype=dtype, head=head, encoder=encoder)
-        return with_origin(cls(TextScorer(*loaded, mesh=mesh)), origin_of(folder))
+        return with_origin(cls(TextScorer(*loaded, mesh=mesh), folder=Path(folder)), origin_of(folder))
 
     @classmethod
     def from_encoder(

@@ -174,3 +174,12 @@ class Batch:
     label: Int[AnyArray, " b"]
     where: Bool[AnyArray, "#b c"]
     teacher: Teacher | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """A candidate with its score and its place in the list it came from."""
+
+    text: str
+    score: float
+    index: int

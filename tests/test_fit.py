@@ -1,6 +1,7 @@
 """polyjax.fit from Python: rows in, a run out, resumed where it was stopped."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -117,6 +118,15 @@ def test_evaluate_takes_a_run_rows_or_a_file(run, folder, capsys):
     assert of_rows.model == of_file.model and of_rows.model["n"] == 9
     written = json.loads((folder / "metrics" / "results.json").read_text())
     assert written["mrr"] == of_file.model["mrr"] and (folder / "metrics" / "examples.jsonl").is_file()
+
+
+def test_evaluating_on_training_rows_is_said_whatever_holds_the_model(run, capsys):
+    for model in (run, run.ranker(), str(run.folder)):
+        polyjax.evaluate(model, ROWS)
+        (warning,) = re.findall(
+            r"warning: the run was trained on (\d+) of these (\d+) rows", capsys.readouterr().out
+        )
+        assert len(ROWS) // 2 < int(warning[0]) < int(warning[1]) == len(ROWS)
 
 
 @pytest.mark.parametrize(

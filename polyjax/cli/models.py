@@ -9,8 +9,9 @@ from typing import Any
 from polyjax.cli.flags import as_json_line
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
-from polyjax.ranker import Ranked, Ranker
+from polyjax.ranker import Ranker
 from polyjax.retrieval.search.searcher import Found
+from polyjax.types import Ranked
 
 
 def load_ranker(model: Path, *, step: int | None = None, dtype: Dtype | None = None) -> Ranker:

@@ -30,7 +30,7 @@ from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import task_of
 from polyjax.recipes.run import Run
 from polyjax.recipes.settings import RunConfig
-from polyjax.runs import CONFIG, DATA, load_scorer, read_json, write_json
+from polyjax.runs import CONFIG, DATA, MODEL, load_scorer, read_json, write_json
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
 
@@ -88,9 +88,9 @@ def evaluate(
     """Rank the rows of a file, of a data set or in memory, and say how often the label comes first.
 
     Args:
-        model: a Ranker, a Run, or the path of a run directory.
+        model: a Ranker, a Run, or the path of a run directory or of a folder that ``Ranker.load`` takes.
         data: the path of a file, of which all rows are ranked; rows in memory; the name of a data set; a
-            task's settings; or None for the rows that a run kept.
+            task's settings; or None for the rows of the model's own run.
         split: of a data set, or of the run's own rows.
         ks: of the recalls, beside 1; the task's by default.
         examples: at most so many rows, always the same ones; 0 for all.
@@ -128,13 +128,14 @@ def evaluate(
 
 def opened(model: Any) -> tuple[Ranker, Path | None]:
     """The ranker, and its run directory where it is known."""
-    if isinstance(model, Ranker):
-        return model, None
     if isinstance(model, Run):
         return model.ranker(), model.folder
     if isinstance(model, str | os.PathLike):
-        return Ranker.load(model), Path(model)
-    raise InputError("model", expected="a Ranker, a Run or the path of a run directory", got=model)
+        model = Ranker.load(model)
+    if not isinstance(model, Ranker):
+        raise InputError("model", expected="a Ranker, a Run or the path of a run directory", got=model)
+    is_run = model.folder is not None and (model.folder / MODEL).exists() and (model.folder / CONFIG).exists()
+    return model, model.folder if is_run else None
 
 
 def rows_of_run(run_dir: Path) -> tuple[Task, RankConfig]:

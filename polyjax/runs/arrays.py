@@ -30,16 +30,16 @@ class ArrayStore:
                 get_metric_fn=lambda metrics: metrics[BEST_BY], n=1, keep_checkpoints_without_metrics=False
             ),
         ]
-        options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[BEST_BY],
-            best_mode="max",
-            preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
-            read_only=read_only,
-            create=not read_only,
-            # Donated buffers may be reused while an asynchronous save still reads them.
-            enable_async_checkpointing=False,
-        )
-        with quiet():
+        with quiet():  # options warn too
+            options = ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[BEST_BY],
+                best_mode="max",
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
+                read_only=read_only,
+                create=not read_only,
+                # Donated buffers may be reused while an asynchronous save still reads them.
+                enable_async_checkpointing=False,
+            )
             self._manager = ocp.CheckpointManager(folder, options=options, item_names=(*trees, PROGRESS))
 
     @property

@@ -86,7 +86,8 @@ def _settle() -> None:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     global _dropped
-    ours = record.name == "asyncio" or "orbax" in record.pathname
+    # absl names itself where its logger was asked for before it was imported.
+    ours = record.name == "asyncio" or any(name in record.pathname for name in ("orbax", "absl"))
     _dropped += ours
     return not ours
 

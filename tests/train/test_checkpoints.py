@@ -99,6 +99,20 @@ def test_importing_them_brings_no_orbax(module):
     assert done.stdout.strip() == "False"
 
 
+def test_opening_for_reading_says_nothing(tmp_path):
+    """In a process of its own: orbax speaks through absl, whose logger pytest has already taken."""
+    Checkpoints(tmp_path).save(1, TREES, {}, best_by=None)
+    program = (
+        "import logging, pathlib, sys; logging.getLogger('absl')\n"  # before absl is imported, as a user may
+        "from polyjax.runs.checkpoints import Checkpoints\n"
+        "print(Checkpoints(pathlib.Path(sys.argv[1]), read_only=True).latest_step)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def process_state() -> dict[str, object]:
     """What a library must leave as it found it."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "jax", "orbax")]
