@@ -194,6 +194,8 @@ REFUSED = {
     ),
     "UTF-16 without a mark": ("f.csv", TABLE.encode("utf-16-le"), 0, "UTF-16 without a byte order mark"),
     "binary data": ("f.jsonl", b"\x89PNG\x00\x01abcdef" * 20, 0, "binary data"),
+    "a zip archive": ("f.jsonl", b"PK\x03\x04" + b"\0" * 50, 0, "got a zip archive"),
+    "a gzip file": ("f.csv", b"\x1f\x8b\x08" + b"\0" * 50, 0, "got a gzip file"),
     "a table of other bytes": ("f.csv", b"context,label\ncaf\xe9,b\n", 2, "not valid UTF-8"),
     "broken UTF-16": ("f.csv", TABLE.encode("utf-16") + b"\x00\xd8", 0, "not valid UTF-16"),
 }
@@ -208,6 +210,13 @@ def test_a_file_that_cannot_be_meant_is_named_in_one_line(tmp_path, name, conten
     assert caught.value.argument.split(": ")[0] == (f"{path}:{line}" if line else str(path))
     assert re.search(message, str(caught.value)) and "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 400
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "f.jsonl").mkdir()
+    with pytest.raises(InputError) as caught:
+        parse(tmp_path / "f.jsonl")
+    assert caught.value.problem == "a folder"
 
 
 CANDIDATES = {

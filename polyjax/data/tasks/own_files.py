@@ -36,7 +36,8 @@ def rows_of(path: Path) -> Iterator[Row]:
             that are needed.
     """
     if not path.is_file():
-        raise InputError.in_file(path, problem="the file is missing", expected=KINDS)
+        problem = "a folder" if path.is_dir() else "the file is missing"
+        raise InputError.in_file(path, problem=problem, expected=KINDS)
     match path.suffix.casefold():
         case ".jsonl" | ".json" | ".ndjson":
             return _json_rows(path, encoding_of(path))
