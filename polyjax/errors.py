@@ -73,6 +73,14 @@ class InputError(ValueError):
         value = {"got": self.got} if self.has_value else {}
         return {"expected": self.expected, "problem": self.problem, "fix": self.fix} | value
 
+    def renamed(self, argument: str) -> "InputError":
+        """The same error of another argument: one that the caller knows.
+
+        >>> print(InputError("train.steps", expected="0 or more", got=-1).renamed("steps"))
+        steps: expected 0 or more, got -1
+        """
+        return InputError(argument, **self._fields())
+
     @classmethod
     def in_file(
         cls,

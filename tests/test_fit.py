@@ -120,6 +120,22 @@ def test_evaluate_takes_a_run_rows_or_a_file(run, folder, capsys):
     assert written["mrr"] == of_file.model["mrr"] and (folder / "metrics" / "examples.jsonl").is_file()
 
 
+@pytest.mark.parametrize(
+    ("act", "argument"),
+    [
+        (lambda run: polyjax.evaluate(run, [ROWS[0], {"context": "hi"}]), "data[1]"),
+        (lambda run: polyjax.fit([*ROWS, {"label": "hi"}], **SMALL), f"data[{len(ROWS)}]"),
+        (lambda run: polyjax.fit(ROWS, valid=[{"context": "hi"}], **SMALL), "valid[0]"),
+        (lambda run: polyjax.fit(ROWS, **SMALL | {"steps": -1}), "steps"),
+        (lambda run: polyjax.fit(ROWS, **SMALL | {"seed": -1}), "seed"),
+    ],
+)
+def test_an_error_names_what_the_caller_wrote(run, act, argument):
+    with pytest.raises(InputError) as refused:
+        act(run)
+    assert refused.value.argument == argument
+
+
 def test_evaluating_on_training_rows_is_said_whatever_holds_the_model(run, capsys):
     for model in (run, run.ranker(), str(run.folder)):
         polyjax.evaluate(model, ROWS)

@@ -92,7 +92,7 @@ def as_texts(name: str, texts: Iterable[str]) -> list[str]:
     """A list of texts that can be encoded, or InputError."""
     if isinstance(texts, str):
         raise InputError(name, expected="a list of texts", got=shown("one text"), fix="write [text]")
-    if isinstance(texts, set | frozenset | Mapping) or not isinstance(texts, Iterable):
+    if isinstance(texts, bytes | bytearray | set | frozenset | Mapping) or not isinstance(texts, Iterable):
         raise InputError(name, expected="a list of texts", got=_kind(texts))
     found = list(texts)
     if not found:

@@ -123,7 +123,7 @@ def is_model_folder(folder: Path) -> bool:
         return True
     try:
         entries = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError):  # what is wrong with it is its reader's to say
         return True

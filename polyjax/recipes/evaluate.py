@@ -17,6 +17,7 @@ from polyjax.data.known import count_known, load_known, ranked_note
 from polyjax.data.rows import RankConfig, Rows, rows_digest
 from polyjax.data.tasks import Task, TaskConfig, beside, prepared_in, read_to_rank
 from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError, shown
 from polyjax.evaluation.rankings import check_candidates, some, write_examples
 from polyjax.evaluation.rankings import evaluate as ranked
@@ -27,7 +28,7 @@ from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
 from polyjax.recipes.results import Results
-from polyjax.recipes.rows_in_memory import task_of
+from polyjax.recipes.rows_in_memory import rows_named, task_of
 from polyjax.recipes.run import Run
 from polyjax.recipes.settings import RunConfig
 from polyjax.runs import CONFIG, DATA, MODEL, load_scorer, read_json, write_json
@@ -122,7 +123,9 @@ def evaluate(
             rank=rank or RankConfig(),
             out=None if out is None else Path(out),
         )
-        chosen = rows_to_evaluate(config, of_run=run_dir is not None)
+        in_memory = isinstance(task, OwnDataConfig) and not isinstance(data, str | os.PathLike | Task)
+        with rows_named({task.train: "data"} if in_memory else {}):
+            chosen = rows_to_evaluate(config, of_run=run_dir is not None)
         return scored(config, ranker.scorer, chosen)
 
 

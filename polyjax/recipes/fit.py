@@ -193,7 +193,11 @@ def _settings(
         config = for_encoder(config, config.encoder.name, own_head=isinstance(head, HeadSettings))
     changed = {name: _changed(getattr(config, name), value, name) for name, value in nested.items()}
     lengths = {name: value for name, value in length.items() if value is not None}
-    changed["train"] = _with_length(changed["train"], lengths, seed)
+    try:
+        changed["train"] = _with_length(changed["train"], lengths, seed)
+    except InputError as error:
+        name = error.argument.removeprefix("train.")
+        raise error.renamed(name) if name in (*lengths, "seed") else error from None
     return dataclasses.replace(config, arch=arch if init is None else config.arch, **changed, **given)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,29 @@ def kept_rows(folder: Path, files: RowFiles | None) -> Iterator[None]:
         if is_primary():
             files.write(folder, begun=begun)
     try:
+        with rows_named({folder / ROWS[split]: "data" if split == "train" else split for split in ROWS}):
+            yield
+    except InputError:
+        for name in files.content if is_primary() and not begun else ():
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def rows_named(places: Mapping[Path, str]) -> Iterator[None]:
+    """Name rows as the caller has them, where an error within names a line of the file that keeps them.
+
+    Args:
+        places: argument by the file of its rows: the third line is ``data[2]``.
+    """
+    try:
         yield
     except InputError as error:
-        if begun:
-            raise
-        for name in files.content if is_primary() else ():
-            (folder / name).unlink(missing_ok=True)
-        places = {str(folder / name): split for split, name in ROWS.items()}
-        message = str(error)
-        for place, split in places.items():
-            message = message.replace(place, "its rows" if split == "train" else f"its {split} rows")
-        raise InputError("data", problem=message) from None
+        for path, name in places.items():
+            if found := re.fullmatch(rf"{re.escape(str(path))}(?::(\d+))?(.*)", error.argument, re.DOTALL):
+                line = "" if found[1] is None else f"[{int(found[1]) - 1}]"
+                raise error.renamed(f"{name}{line}{found[2]}") from None
+        raise
 
 
 def as_jsonl(name: str, data: object) -> bytes:
