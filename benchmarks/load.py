@@ -51,7 +51,7 @@ class BenchmarkConfig:
     model: Annotated[Path, tyro.conf.Positional]
     texts: int = 20
     seconds: float = 10.0
-    clients: int = 32
+    clients: int = 16
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     timeout: float = 5.0
     quick: bool = False

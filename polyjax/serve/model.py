@@ -94,6 +94,7 @@ class Model:
             raise InputError("ranker", problem=problem, fix="convert the model with padding `none`")
         self.is_dual, self.dim = scorer.is_dual, scorer.dim
         self.explains = can_explain(scorer)
+        self._template = _Template(self._text.tokenizer)
         self.n_vectors = 0
         on_cpu = jax.default_backend() == "cpu"
         default = CPU_TOKENS_PER_BATCH if on_cpu else TOKENS_PER_BATCH
@@ -197,9 +198,9 @@ class Model:
                 kept[text] = ids[text][-room:]
             elif room < most:  # otherwise the layout of the model says how
                 kept[text] = ids[text][:room]
-        whole = TextEncoder(_Known(self._text.tokenizer, ids), config)
+        whole = TextEncoder(_Known(self._template, ids), config)
         bare = dataclasses.replace(config, candidate_prompt="")  # the texts have it already
-        part = TextEncoder(_Known(self._text.tokenizer, kept), bare)
+        part = TextEncoder(_Known(self._template, kept), bare)
         rows = [whole.context(turns) for turns in contexts], [part.candidate(text) for text in candidates]
         cut_candidates = {place for place, text in enumerate(candidates) if text in long}
         for c, d in pairs if self.pair_tokens else ():
@@ -282,17 +283,24 @@ class Model:
         return ((length, size) for length in self.lengths(kind) for size in self.sizes(length))
 
 
-class _Known:
-    """A tokenizer of texts whose ids are known."""
+class _Template:
+    """A tokenizer's special tokens, read once: to count a vocabulary takes milliseconds."""
 
-    def __init__(self, tokenizer, ids: Mapping[str, Sequence[int]]):
-        self._ids = ids
+    def __init__(self, tokenizer):
         self.vocab_size, self.pad_id, self.mask_id = tokenizer.vocab_size, tokenizer.pad_id, tokenizer.mask_id
         self.start_id, self.end_id = tokenizer.start_id, tokenizer.end_id
         self.separator_ids = tokenizer.separator_ids
         paired = isinstance(tokenizer, PairTemplate)
         self.between_ids = tokenizer.between_ids if paired else ()
         self.pair_segments = tokenizer.pair_segments if paired else True
+
+
+class _Known(_Template):
+    """A tokenizer of texts whose ids are known."""
+
+    def __init__(self, template: _Template, ids: Mapping[str, Sequence[int]]):
+        vars(self).update(vars(template))
+        self._ids = ids
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens."""

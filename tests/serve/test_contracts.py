@@ -216,6 +216,12 @@ def folder():
         yield found
 
 
+@pytest.mark.parametrize(("path", "name"), [("/embed", "inputs"), ("/v1/embeddings", "input")])
+def test_a_cross_encoder_has_no_embedding(folder, path, name):
+    answer = folder.post(path, {name: QUERY})
+    assert answer.status == 422 and "a cross-encoder has no embedding" in answer.json["error"]
+
+
 def test_what_a_pair_cuts_is_counted_though_each_text_would_fit(folder):
     query, long = " ".join(["mountain"] * 12), " ".join(["soup"] * 25)
     body = {"query": query, "documents": ["soup", long]}

@@ -261,3 +261,30 @@ def test_a_stream_of_refusals_and_failures_leaves_nothing_behind(ranker):
             rerank(server, [] if i % 2 else ["\ud800"])
         assert server.service.worker.requests == server.service.worker.texts == 0
         assert server.healthy()
+
+
+def test_twice_what_it_can_do_is_answered_or_refused_in_time_and_leaves_nothing(ranker, monkeypatch):
+    config = dataclasses.replace(LIMITS, max_concurrent_requests=8, timeout=5.0)
+    with running(ranker, config=config) as server, ThreadPoolExecutor(24) as threads:
+        model = server.service.model
+        encode = model.candidate_vectors
+
+        def slow(*given):
+            time.sleep(0.02)
+            return encode(*given)
+
+        monkeypatch.setattr(model, "candidate_vectors", slow)
+
+        def timed(i: int) -> tuple[int, float, str | None]:
+            began = time.monotonic()
+            answer = rerank(server, sentences(4, seed=i))
+            return answer.status, time.monotonic() - began, answer.headers["retry-after"]
+
+        answers = list(threads.map(timed, range(96)))
+        assert {status for status, _, _ in answers} == {200, 429}
+        assert sum(status == 200 for status, _, _ in answers) >= 8
+        assert max(seconds for _, seconds, _ in answers) < config.timeout + 1
+        assert all((retry is None) == (status == 200) for status, _, retry in answers)
+        monkeypatch.undo()
+        assert server.service.worker.requests == server.service.worker.texts == 0
+        assert len(server.service.worker._waiting) == 0 and server.healthy()
