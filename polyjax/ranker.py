@@ -84,7 +84,7 @@ class Ranker(SavesModel):
                 or such a model of the hub, ``organisation/model`` or ``organisation/model@revision``.
             step: a saved step; by default the one with the best validation metric.
             dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
-            mesh: devices that share each batch of texts, as ``make_mesh`` gives; one device where None.
+            mesh: devices that share each batch of texts, as ``make_mesh`` gives; one device if None.
             head: the head of one's own that the run was made with: its class or its settings.
             encoder: the encoder family of one's own, likewise.
 
@@ -208,7 +208,7 @@ class Ranker(SavesModel):
         Args:
             texts: in any number.
             prompt: put before each text: the name of one of the model's prompts, or a prompt; "" for none,
-                the model's default where None.
+                the model's default if None.
             output: ``tokens`` for each text's token outputs, float32 [t, d], instead.
 
         Raises:
@@ -240,7 +240,7 @@ class Ranker(SavesModel):
         Args:
             candidates: texts, or the path of a file with one a line. Their places in the list, or lines, are
                 their ids; of texts that are one (``polyjax.data.identity``) the first is kept.
-            folder: where the index is kept, to be opened with ``open_index``; in memory where None. An index
+            folder: where the index is kept, to be opened with ``open_index``; in memory if None. An index
                 of just these candidates that is there is opened; an interrupted build is resumed.
             dtype: of the kept vectors: float32 takes 6 bytes a number (with a bfloat16 copy), bfloat16 2,
                 int8 1.

@@ -69,7 +69,7 @@ class Tokens:
         segments: segment of each token, int32 [..., t]; 0 for single texts.
         packs: which of the sequences that share a row each token belongs to, int32 [..., t], where several
             are packed one after the other; None where a row is one sequence.
-        pooled: which tokens a head reads, bool [..., t]; those of the mask where None.
+        pooled: which tokens a head reads, bool [..., t]; those of the mask if None.
     """
 
     ids: Int[AnyArray, "*shape t"]

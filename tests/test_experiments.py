@@ -253,7 +253,7 @@ def test_a_half_written_run_directory_is_one_line(finished, folder, tmp_path, na
         ),
         (
             ["--task.min-label-words", "500"],
-            "no example of split 'train' has a label of so many words",
+            "no example of split 'train' has a label of that many words",
         ),
         ([*FROM_SCRATCH, "--train.trainable", "9"], "or 0 to 2 layers, got 9"),
         (["--run-dir", "/proc/nowhere"], "cannot be written"),

@@ -380,7 +380,7 @@ def test_a_second_command_does_not_touch_a_run_that_goes_on(pretrained, folder, 
         settings = (run_dir / "config.json").read_text()
         other = [*first, "--text.context-tokens", "24"]
         done = command("pretrain.py", *other, folder=folder)
-        assert done.returncode == 2 and "another process trains there" in done.stdout + done.stderr
+        assert done.returncode == 2 and "another process is training there" in done.stdout + done.stderr
         assert process.poll() is None, "it ended before it could be disturbed"
         assert (run_dir / "config.json").read_text() == settings
         assert (run_dir / "tokenizer" / "sentencepiece.model").exists()

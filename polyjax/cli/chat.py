@@ -204,7 +204,7 @@ class Chat:
     dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.top < 1:
             raise InputError("top", expected="at least 1", got=self.top)
         if self.candidates is None and self.index is None:

@@ -39,7 +39,7 @@ class Rank:
     dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.top < 0:
             raise InputError("top", expected="0 (all) or more", got=self.top)
 

@@ -1,7 +1,7 @@
 """Data: rows of data sets, their identity, texts as token ids, batches.
 
-This face lists what other rooms and users need of rows; tokenizers, texts and batches are modules of their
-own, which are slower to import.
+It exports what users and other packages need to handle rows. Tokenizers, texts and batches are modules of
+their own, because they are slower to import.
 """
 
 from polyjax.data.candidates import add_candidates, fixed_candidates, read_candidates

@@ -31,19 +31,19 @@ class BatchConfig:
 
     Attributes:
         batch_size: contexts of a batch.
-        candidates: what a context's label is learnt against: ``batch``, the labels of the batch; ``inline``,
+        candidates: what a label is ranked among: ``batch``, the labels of the batch; ``inline``,
             the candidates that its row lists; ``sampled``, ``n_negatives`` labels of other rows; ``fixed``,
             the lines of ``fixed_file``. ``auto`` is batch for bi and poly, sampled for a cross-encoder.
         n_negatives: sampled negatives of a context.
-        hard_negatives: at most so many of a row's own ``negatives`` are candidates besides, drawn anew in
-            each epoch; it does nothing where rows have none.
+        hard_negatives: at most this many of a row's own ``negatives`` are added as candidates, drawn anew in
+            each epoch; no effect if rows have no negatives.
         fixed_file: candidates of all contexts, one a line; every label must be among them.
-        mask_duplicates: leave right answers of a context, and copies of them, out of its negatives, wherever
+        mask_duplicates: exclude right answers of a context, and copies of them, from its negatives, wherever
             these come from (the paper does not).
-        group_batches: so many batches' examples are sorted by length together; 1 for no grouping.
+        group_batches: number of batches whose examples are sorted by length together; 1 for no grouping.
         workers: processes that collate; 0 collates in threads of this process.
-        chunk: contexts whose activations are kept in memory at once, for a batch that does not fit: same
-            negatives, loss and gradients, for a second forward pass; 0 for the whole batch.
+        chunk: contexts whose activations are in memory at once, for a batch that does not fit: same
+            negatives, loss and gradients, at the cost of a second forward pass; 0 for the whole batch.
     """
 
     batch_size: int = 32
@@ -57,7 +57,7 @@ class BatchConfig:
     chunk: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         least = {
             "batch_size": 1,
             "n_negatives": 1,
@@ -82,7 +82,7 @@ class BatchConfig:
             )
 
     def source(self, inputs: Literal["dual", "pairs"]) -> CandidateSource:
-        """Where candidates come from, for scorers that encode both sides apart or pairs."""
+        """Where candidates come from, for scorers that encode both sides separately or as pairs."""
         if self.candidates == "auto":
             return "batch" if inputs == "dual" else "sampled"
         return self.candidates
@@ -185,8 +185,8 @@ def make_loader(
 ) -> tuple[grain.DatasetIterator, BatchPlan]:
     """An iterator over the training batches from number ``first`` up to ``n_batches``, and the plan of all.
 
-    A batch is a function of its number, so that the number of steps done is all that a resumed run needs
-    to know: grain's own iterator state would tie it to the same number of workers. Each process of a run
+    A batch is a function of its number, so the number of completed steps is all that a resumed run needs
+    to know. Grain's own iterator state would tie it to the same number of workers. Each process of a run
     asks for its ``part``, the rows of every batch that its devices compute, int [p]. A loss that learns a
     teacher's scores ``needs_teacher``: then every row must carry them. A ``guide`` finds false negatives
     among the labels of a batch.
@@ -211,7 +211,7 @@ def make_loader(
 
 
 def load(plan: Any, collator: grain.transforms.Map, *, first: int, workers: int) -> grain.DatasetIterator:
-    """The batches that a collator makes of a plan's entries from number ``first`` on, ahead of their use.
+    """The batches that a collator makes of a plan's entries from number ``first`` on, prefetched.
 
     Args:
         plan: has a length, and entries by number.
@@ -229,7 +229,7 @@ def load(plan: Any, collator: grain.transforms.Map, *, first: int, workers: int)
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """In a worker: end when the run is gone, killed or not. A full queue would keep it waiting for ever."""
+    """In a worker: exit when the run's process has ended. A full queue would keep it waiting for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""Candidates from a file, and for examples that have none but their label."""
+"""Candidates from a file, and drawn candidates for examples that list only their label."""
 
 import dataclasses
 import random
@@ -29,7 +29,7 @@ def add_candidates(
     pool: Sequence[Example] | None = None,
     argument: str = "task.n_candidates",
 ) -> list[Example]:
-    """Each example with ``n_candidates``: its label and others, at random places.
+    """Each example with ``n_candidates`` candidates: its label and others, in random order.
 
     The others are labels of other rows. They differ, by the rule of ``data.identity``, from one another, from
     the label, from each context turn, and from the labels of all rows that have the same context.
@@ -77,7 +77,7 @@ def add_candidates(
 
 
 def _taken(example: Example, keys: Keys) -> set[str]:
-    """Keys of what no drawn candidate may be: a right answer, or a turn of the context."""
+    """Keys of texts that must not be drawn: right answers, and turns of the context."""
     return {keys[text] for text in (example.label_text, *example.answers, *example.context)}
 
 

@@ -22,7 +22,7 @@ class PlannedBatch:
     """Which examples make a batch.
 
     Attributes:
-        epoch: they are taken in.
+        epoch: the epoch it belongs to.
         indices: theirs, int [b].
         lengths: padded lengths of their longest context and label, in tokens.
     """
@@ -43,7 +43,7 @@ class Collator(grain.transforms.Map):
         seed: of the sampled negatives.
         n_negatives: how many are sampled.
         fixed: candidates of all contexts.
-        n_hard: at most so many of a row's own negatives are candidates besides.
+        n_hard: at most this many of a row's own negatives are added as candidates.
         mask_duplicates: leave right answers of a context, and copies of them, out of its negatives.
         guide: leaves labels of the batch that it takes for right answers out of a row's negatives.
         part: rows of each batch that are wanted, int [p]; all where None. The arrays have those rows only,
@@ -53,7 +53,8 @@ class Collator(grain.transforms.Map):
         negatives: chooses the candidates.
 
     Raises:
-        InputError: a row lists no candidates, or its label is not among the fixed ones; when it is met.
+        InputError: a row lists no candidates, or its label is not among the fixed ones. Raised when its
+            batch is built.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Collator(grain.transforms.Map):
         negatives, epoch, text = self.negatives, element.epoch, self._text
         wanted = np.arange(len(element.indices)) if self._part is None else self._part
         if self._shares and not negatives.n_hard and not negatives.drawn_anew:
-            # Nothing of the other rows is needed: their lengths are planned.
+            # The other rows are not needed: the plan has their lengths.
             return self._sharing(negatives.rows(element.indices[wanted].tolist(), epoch), wanted, element)
         batch = negatives.rows(element.indices.tolist(), epoch)
         rows = [batch[i] for i in wanted]

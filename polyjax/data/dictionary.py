@@ -77,8 +77,8 @@ class SubwordCodes:
     def _split(self, word: str) -> tuple[str, ...]:
         """The pieces of a word.
 
-        The pair of lowest rank is merged everywhere, again and again; a word of one character is left
-        alone.
+        The pair of lowest rank is merged everywhere, until no known pair is left. A word of one character
+        stays whole.
         """
         if len(word) == 1:
             return (word,)
@@ -152,7 +152,7 @@ class DictionaryTokenizer:
         return [self._ids.get(piece, self.unknown_id) for piece in self.tokens(text)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens but those that the text spells out."""
+        """Ids of each text, without special tokens except those that the text spells out."""
         return [self._encode(text) for text in texts]
 
     def files(self) -> dict[str, bytes]:
@@ -195,7 +195,7 @@ def _read_lines(path: Path, *, what: str) -> list[str]:
 
 
 def _read_dictionary(path: Path, settings: DictionarySettings) -> Mapping[str, int]:
-    """Ids: the special tokens first, then each token of the file that is not yet there."""
+    """Ids: the special tokens first, then each token of the file that is not one of them."""
     special = (settings.null, settings.start, settings.end, settings.unknown)
     ids: dict[str, int] = {}
     for token in special:

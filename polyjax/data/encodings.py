@@ -25,7 +25,7 @@ def encoding_of(path: Path) -> str:
     """The encoding of a text file: UTF-8, or what its byte order mark says.
 
     Raises:
-        InputError: the file cannot be read, or begins as no text does.
+        InputError: the file cannot be read, or does not begin like a text.
     """
     try:
         with path.open("rb") as file:
@@ -49,6 +49,6 @@ def encoding_of(path: Path) -> str:
 
 
 def not_valid(path: Path, encoding: str, error: UnicodeDecodeError) -> InputError:
-    """The error of bytes that are not of an encoding."""
+    """The error for bytes that an encoding does not allow."""
     name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
     return InputError.in_file(path, problem=f"not valid {name}: {error.reason} at byte {error.start}")

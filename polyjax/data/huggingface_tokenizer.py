@@ -18,36 +18,36 @@ from polyjax.runtime.files import write_bytes
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 VOCABULARY_FILE, SPECIAL_TOKENS_FILE = "vocab.txt", "special_tokens_map.json"
 Markers = Literal["special", "text"]
-"""What a special token that a text spells out, as ``[SEP]``, is taken for."""
+"""How a special token that a text spells out, such as ``[SEP]``, is read."""
 
 _KEPT = ("tokenizer_class", "model_input_names", "split_special_tokens", "clean_up_tokenization_spaces")
 _NAMED = ("pad_token", "mask_token", "unk_token", "cls_token", "sep_token", "bos_token", "eos_token")
 _BERT_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "mask", "unk", "cls", "sep")}
 _WITHOUT_SEGMENTS = ("Roberta", "XLMRoberta", "Camembert", "MPNet", "DistilBert", "Albert", "Bart")
-"""Beginnings of tokenizer classes of transformers that number no segments, whatever their template says."""
+"""Prefixes of tokenizer classes of transformers that do not number segments, whatever their template says."""
 
 
 class HuggingFaceTokenizer:
     """A tokenizer.json, with what tokenizer_config.json beside it says.
 
     Args:
-        path: the tokenizer.json file. Its own truncation and padding are left out: both are the pipeline's.
-        markers: what a special token that a text spells out is taken for. Where None, the special token if
+        path: the tokenizer.json file. Its own truncation and padding are ignored: the pipeline does both.
+        markers: how a special token that a text spells out is read. If None, as the special token if
             tokenizer_config.json is used, as transformers does, and text otherwise.
-        pad_id: of padding, where tokenizer_config.json does not name it.
+        pad_id: the padding token, if tokenizer_config.json does not name it.
         config: whether a tokenizer_config.json is used; without it special tokens are BERT's.
 
     Raises:
         InputError: a file is missing or unreadable, or the template is of a kind that is not supported.
 
     Attributes:
-        pad_id: fills a sequence up.
+        pad_id: the padding token.
         start_id: the first token of every sequence.
         end_id: the last one.
         between_ids: tokens of a pair between the first text's end and the second text.
         pair_segments: whether the second text of a pair is in segment 1.
         separator_ids: between the turns of a context.
-        mask_id: in place of a token that is to be guessed.
+        mask_id: stands for a masked token.
         max_length: tokens of the longest sequence that tokenizer_config.json allows; None for no limit.
     """
 
@@ -124,7 +124,7 @@ class HuggingFaceTokenizer:
         return self._tokenizer.token_to_id(content) if isinstance(content, str) else None
 
     def _read_template(self) -> None:
-        """What is put around a text, and between and around two."""
+        """The special tokens around one text, and around and between two."""
         single, pair = self._tokenizer.encode("a"), self._tokenizer.encode("a", "a")
         around, parts = _runs(single), _runs(pair)
         cls_id, sep_id = (self._tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
@@ -275,10 +275,10 @@ def read_tokenizer(folder: Path, *, pad_id: int | None = None) -> HuggingFaceTok
 
     Args:
         folder: has tokenizer.json, or vocab.txt.
-        pad_id: of padding, where no file names it.
+        pad_id: the padding token, if no file names it.
 
     Raises:
-        InputError: there is none of both, or a file is broken.
+        InputError: the folder has neither, or a file is broken.
     """
     as_text = read_settings(folder).get("split_special_tokens", False)
     markers: Markers = "text" if as_text else "special"

@@ -6,7 +6,7 @@ Two texts are one when they are equal after
 2. canonical normalisation and full case folding (canonical caseless matching, Unicode's D145), and
 3. collapsing white space, that at both ends included.
 
-Nothing else is dropped: accents, vowel signs, symbols, emoji and punctuation tell texts apart.
+Nothing else is ignored: texts that differ in accents, vowel signs, symbols, emoji or punctuation are two.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def text_hash(text: str) -> int:
 
 
 class Keys(dict[str, str]):
-    """``text_key`` of texts that come again and again, as the turns of a dialogue do: each is made once."""
+    """``text_key`` of texts that occur repeatedly, as turns of a dialogue do; each key is computed once."""
 
     def __missing__(self, text: str) -> str:
         """A new text's key."""
@@ -116,10 +116,10 @@ def digests(examples: Iterable[Example]) -> Digests:
 
 
 def other_answers(examples: Sequence[Example]) -> dict[int, frozenset[str]]:
-    """What else is right, to be kept from the negatives of a row: keys by the row's place.
+    """Further right answers, to be excluded from a row's negatives: keys by the row's place.
 
-    Rows with one context (turn by turn, by the rule) are one group, whatever their labels: what one of them
-    says is right is no negative of another, wherever it comes from: the batch, a draw, a list, a fixed file.
+    Rows with one context (turn by turn, by the rule) are one group, whatever their labels. A right answer of
+    one is never a negative of another, wherever it comes from: the batch, a draw, a list or a fixed file.
     Further right answers that a row names itself (``Example.answers``) count as well.
 
     Args:
@@ -149,7 +149,7 @@ def with_answers(examples: Sequence[Example], pool: Sequence[Example] = ()) -> l
 
     Args:
         examples: to be completed.
-        pool: further rows that are looked at.
+        pool: further rows to take answers from.
     """
     right: dict[int, dict[str, str]] = {}
     everything = [*examples, *pool]

@@ -1,4 +1,4 @@
-"""What a run was trained on, kept with it as digests: rows are known again however they come."""
+"""Digests of the rows that a run was trained on, which recognise them in any file or format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ KNOWN = "trained_on.npy"
 
 
 def save_known(folder: Path, found: Digests) -> None:
-    """Keep the digests of training rows in a run directory, each once; nothing where they are there."""
+    """Keep the digests of training rows in a run directory, each once; no effect if they are there."""
     rows = np.unique(found.rows)
     path = folder / KNOWN
     try:
@@ -27,7 +27,7 @@ def save_known(folder: Path, found: Digests) -> None:
 
 
 def load_known(folder: Path) -> np.ndarray | None:
-    """The digests of a run's training rows, in order; None of a run that kept none.
+    """The digests of a run's training rows, in order; None if the run kept none.
 
     Raises:
         InputError: the file is damaged.
@@ -49,12 +49,12 @@ def _read(path: Path) -> np.ndarray:
 
 
 def count_known(rows: np.ndarray, known: np.ndarray) -> int:
-    """How many rows are among those that are known, by their digests."""
+    """How many rows are among the known ones, by their digests."""
     return int(np.isin(rows, known).sum())
 
 
 def answers_note(found: Digests, split: str, *, rule: str) -> str:
-    """What a report says of contexts that have several right answers; "" where none has.
+    """What a report says of contexts with several right answers; "" if there are none.
 
     Args:
         found: digests of a split's rows.

@@ -1,4 +1,4 @@
-"""What the label of a row is learnt against: which texts are candidates, and which of them negatives."""
+"""The candidates of a training row, and which of them are negatives."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from polyjax.types import Example
 
 CandidateSource = Literal["batch", "inline", "sampled", "fixed"]
 _TRIES = 100
-"""Draws for each sampled negative before the split is said to have too few labels."""
+"""Draws for each sampled negative before the split counts as having too few labels."""
 
 
 @runtime_checkable
@@ -32,7 +32,7 @@ class Row:
     Attributes:
         example: the row.
         index: its place in the split.
-        right: keys (``data.identity``) of what is no negative of it: its label, and other right answers of
+        right: keys (``data.identity``) of texts that are no negatives: its label, and other right answers of
             its context; empty where copies count as negatives.
     """
 
@@ -43,12 +43,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Candidates that a context has for itself.
+    """The candidates of one context.
 
     Attributes:
         texts: the candidates.
-        label: place of the right one; None where that is among the candidates which all contexts share.
-        scores: a teacher's; None of a candidate that it did not score.
+        label: place of the right one; None if that is among the candidates that all contexts share.
+        scores: a teacher's; None for a candidate that it did not score.
     """
 
     texts: Sequence[str]
@@ -65,15 +65,15 @@ class Negatives:
         seed: of the draws.
         n_negatives: how many are sampled.
         fixed: candidates of all contexts.
-        n_hard: at most so many of a row's own negatives are taken, drawn anew in each epoch.
-        mask: keep right answers of a context, and copies of them, from its negatives.
+        n_hard: at most this many of a row's own negatives are taken, drawn anew in each epoch.
+        mask: exclude right answers of a context, and copies of them, from its negatives.
 
     Attributes:
-        n_hard: the most that a row has of its own negatives, at most what was asked for.
-        taught: whether rows carry a teacher's scores.
+        n_hard: the largest number of own negatives of a row, limited by the argument.
+        taught: whether rows have a teacher's scores.
 
     Raises:
-        InputError: a row has other numbers of scores than of texts.
+        InputError: a row has a different number of scores than of texts.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Negatives:
             if mask and source == "batch":
                 self._hashes[i] = text_hash(example.label_text)
         self.n_hard = min(n_hard, most)
-        # What is drawn anew has other contexts in each epoch: those of a batch are compared.
+        # Rows that are drawn anew have other contexts in each epoch: those of a batch are compared.
         self._others = other_answers(examples) if mask and not self.drawn_anew else {}
 
     @functools.cached_property
@@ -111,7 +111,7 @@ class Negatives:
         return places
 
     def check(self, *, needs_teacher: bool) -> None:
-        """Raise InputError for the first row that cannot be learnt from, before anything is.
+        """Raise InputError for the first row that cannot be trained on, before training starts.
 
         Args:
             needs_teacher: whether the loss learns a teacher's scores.
@@ -157,7 +157,7 @@ class Negatives:
 
         Args:
             indices: places of its rows in the split.
-            rows: these, where their labels may be others than those of epoch 0.
+            rows: these, if their labels may differ from those of epoch 0.
         """
         if rows is None or not self.drawn_anew:
             return self._hashes[indices]
@@ -188,7 +188,7 @@ class Negatives:
         return where
 
     def among_listed(self, row: Row, choice: Choice, c: int) -> np.ndarray:
-        """Which of c places hold the label, or a candidate that is a negative, bool [c]."""
+        """Which of c places hold the label or a negative, bool [c]."""
         where = np.arange(c) < len(choice.texts)
         if row.right:
             right = [i for i, text in enumerate(choice.texts) if text_key(text) in row.right]
@@ -208,11 +208,11 @@ class Negatives:
         return places[0]
 
     def choice(self, row: Row, epoch: int, batch: Sequence[Row], place: int) -> Choice:
-        """All candidates of a row, for what reads each with its context or lists them.
+        """All candidates of a row, for a scorer that reads each with its context, or that lists them.
 
         Args:
             row: the row.
-            epoch: it is taken in.
+            epoch: the epoch.
             batch: all rows of its batch.
             place: its place among them.
         """
@@ -245,7 +245,7 @@ class Negatives:
                 return self.fixed, self.place_of_label(example)
 
     def hard(self, row: Row, epoch: int) -> Choice:
-        """The row's own negatives of an epoch, ``n_hard`` at most, without what is right."""
+        """The row's own negatives of an epoch, ``n_hard`` at most, without right answers."""
         example = row.example
         places = [j for j, text in enumerate(example.negatives) if text_key(text) not in row.right]
         if len(places) > self.n_hard:
@@ -285,7 +285,7 @@ def label_score(example: Example) -> float | None:
 
 
 def _is_taught(example: Example) -> bool:
-    """Whether a row carries a teacher's scores."""
+    """Whether a row has a teacher's scores."""
     if example.scores is None:
         return False
     n = len(example.candidates) + len(example.negatives)

@@ -20,9 +20,9 @@ class Rows:
 
     Attributes:
         examples: with the label alone, or with listed candidates.
-        note: what a report says about the data, "" where there is nothing to say.
+        note: a remark about the data for reports; "" for none.
         shared: candidates of all rows, no two of which are one text (``data.identity``); a row's label is
-            added where it is not among them.
+            added if it is not among them.
     """
 
     examples: Sequence[Example]
@@ -31,7 +31,7 @@ class Rows:
 
 
 def rows_digest(rows: Rows) -> str:
-    """What tells these rows from others: contexts, candidates, labels and their order."""
+    """A digest of the rows: contexts, candidates, labels and their order."""
     digest = hashlib.sha256("\0".join(rows.shared).encode("utf-8", "surrogatepass"))
     for example in rows.examples:
         counts = f"{len(example.context)} {len(example.candidates)} {example.label}"
@@ -49,9 +49,9 @@ class RankConfig:
             the label and ``n - 1`` labels of other rows; ``batch``, the labels of ``n`` rows that
             are thrown together; ``fixed``, the lines of ``file``, which a row's label joins where it is not
             among them.
-        n: candidates a row, with sampled and batch.
-        file: candidates of all rows, one a line.
-        seed: of the draw, with sampled and batch.
+        n: candidates per row, for sampled and batch.
+        file: candidates of all rows, one per line.
+        seed: of the draw, for sampled and batch.
     """
 
     candidates: Literal["task", "inline", "sampled", "batch", "fixed"] = "task"
@@ -60,7 +60,7 @@ class RankConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.n < 2:
             raise InputError("rank.n", expected="at least 2", got=self.n)
         if (self.candidates == "fixed") != (self.file is not None):
@@ -73,7 +73,7 @@ def ranked_among(rows: Rows, config: RankConfig) -> Rows:
     """The rows with other candidates.
 
     Raises:
-        InputError: they cannot have them; the message says why.
+        InputError: the rows cannot have such candidates; the message says why.
     """
     match config.candidates:
         case "task":
@@ -106,15 +106,15 @@ def _alone(example: Example) -> Example:
 
 
 def _in_batches(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
-    """Each row with the labels of its batch; the last rows' batch takes rows of the one before it as well.
+    """Each row with the labels of its batch; the last batch is filled up with rows of the one before it.
 
     Rows are shuffled first: successive ones are often of one dialogue, whose replies stand in the context.
-    A label of the batch that is right for a row as well gives way to the next one in order that is not.
+    A label of the batch that is also right for the row is replaced by the next one that is not.
     """
     if len(examples) < n:
         raise InputError(
             "rank.n",
-            expected=f"at most the {len(examples)} rows, to throw together batches of them",
+            expected=f"at most the {len(examples)} rows, of which batches are made",
             got=n,
         )
     order = np.random.default_rng(seed).permutation(len(examples)).tolist()

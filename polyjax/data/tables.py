@@ -14,11 +14,11 @@ def read_table(
 ) -> Iterator[tuple[int, list[str] | InputError]]:
     """The rows of a table.
 
-    A cell that begins with a quotation mark ends with the next single one, and may hold line breaks; within
-    it two quotation marks are one. Elsewhere a quotation mark is a character like any other.
+    A cell that begins with a quotation mark ends at the next single one, and may contain line breaks. Within
+    it, two quotation marks stand for one. Elsewhere a quotation mark is an ordinary character.
 
     Args:
-        lines: with their ends.
+        lines: with their line ends.
         delimiter: of cells.
         longest: characters of a cell.
 

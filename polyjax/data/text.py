@@ -19,7 +19,7 @@ class TextConfig:
     """How texts become token sequences.
 
     Attributes:
-        max_turns: the last so many turns of a context are read.
+        max_turns: number of the last turns of a context that are read.
         context_tokens: longest context, special tokens included; see ``cut``.
         candidate_tokens: longest candidate, special tokens included; later tokens are cut (right).
         buckets: lengths to which sequences are padded, in tokens; few, because each is a compilation.
@@ -29,16 +29,16 @@ class TextConfig:
             drops the candidate's start token in a pair. ``parlai`` cuts the end token off with the rest,
             keeps both start tokens in a pair, masks padding tokens that a text spells out, and makes an
             empty context an empty sequence.
-        cut: what of a context that is too long is cut: ``oldest`` tokens, or the ``end`` of one that is a
-            single text, as sentence-transformers does (the oldest tokens of several turns also then).
+        cut: how a context that is too long is cut: ``oldest`` cuts its oldest tokens; ``end`` cuts the end
+            of a single text, as sentence-transformers does (and the oldest tokens of several turns).
         pair_tokens: longest pair, special tokens included, of which the longer text is cut first
-            (``longest_first`` of transformers); 0 where context and candidate are cut apart.
-        context_prompt: put before the first turn that is read, as it is.
+            (``longest_first`` of transformers); 0 to cut context and candidate separately.
+        context_prompt: put before the first turn that is read.
         candidate_prompt: put before a candidate.
-        embedding_prompt: put before a text whose embedding is asked for, where no other is.
-        prompts: further ones by name, as (name, text).
+        embedding_prompt: put before a text to embed, if no other prompt is given.
+        prompts: further prompts by name, as (name, text).
         pool_prompts: whether the tokens of a prompt count where a head reduces token outputs to a vector;
-            they are attended to in any case.
+            they are always attended to.
     """
 
     max_turns: int = 4
@@ -56,7 +56,7 @@ class TextConfig:
     pool_prompts: bool = True
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.max_turns < 1:
             raise InputError("text.max_turns", expected="at least 1", got=self.max_turns)
         for name in ("context_tokens", "candidate_tokens"):
@@ -106,7 +106,7 @@ class TextConfig:
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Tokens that are kept of two texts of so many, as transformers' ``longest_first`` keeps them.
+    """Tokens that are kept of two texts, as transformers' ``longest_first`` keeps them.
 
     >>> longest_first(3, 20, 10), longest_first(20, 30, 11), longest_first(30, 20, 11)
     ((3, 7), (5, 6), (6, 5))
@@ -141,7 +141,7 @@ class TextEncoder:
 
         Args:
             texts: in any number.
-            keep: their ids for good, as training needs them; otherwise until newer texts need the room.
+            keep: keep their ids permanently, as training needs; otherwise until newer texts need the room.
         """
         config = self.config
         prompts = [prompt for prompt in {config.context_prompt, config.candidate_prompt} if prompt]
@@ -151,7 +151,7 @@ class TextEncoder:
         self._store.add(texts, keep=keep)
 
     def tokenise(self, texts: Iterable[str]) -> None:
-        """Tokenise texts as they are, all at once."""
+        """Tokenise texts without prompts, all at once."""
         self._store.add(texts)
 
     def single(self, text: str) -> Ids:
@@ -222,7 +222,7 @@ class TextEncoder:
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
         """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
         if self.config.layout == "parlai":
-            # ParlAI copies as many ids as are no padding, from the front.
+            # ParlAI copies as many ids as are not padding, from the front.
             context = context[: np.count_nonzero(context != self.tokenizer.pad_id)]
             return np.concatenate([context, candidate]), len(context)
         between, segments = self._between
@@ -259,12 +259,12 @@ class TextEncoder:
         return row if len(row) - 2 <= n else self._between_marks(row[1 : n + 1])
 
     def pair_length(self, context: int, candidate: int) -> int:
-        """How many tokens ``pair`` gives at most, for a context and a candidate of so many."""
+        """How many tokens ``pair`` gives at most, for a context and a candidate of these lengths."""
         longest = context + candidate - (self.config.layout == "standard") + len(self._between[0])
         return min(longest, self.config.pair_limit())
 
     def prompt_tokens(self, prompt: str) -> int:
-        """Tokens at the beginning of a sequence that are left out where a head reduces it to a vector."""
+        """Tokens at the beginning of a sequence that a head's reduction ignores."""
         return 0 if self.config.pool_prompts or not prompt else 1 + self._store.length(prompt)
 
     def pad(self, sequences: Sequence[Ids], *, length: int, prompt: str = "") -> Tokens:
@@ -273,7 +273,7 @@ class TextEncoder:
         Args:
             sequences: of ids.
             length: of the rows.
-            prompt: that the sequences begin with; it matters where its tokens do not count in a reduction.
+            prompt: that the sequences begin with; needed if its tokens do not count in a reduction.
         """
         ids = np.full((len(sequences), length), self.tokenizer.pad_id, np.int32)
         lengths = np.fromiter(map(len, sequences), int, len(sequences))

@@ -1,6 +1,6 @@
 """Token ids of texts, each text tokenised once: arrays in memory, or files for the next run.
 
-What is trained on is kept for good. What a ranker was asked is kept until newer texts need its room.
+Ids of training texts are kept permanently, those of a ranker's requests until newer texts need the room.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from polyjax.runtime.files import PARTIAL
 from polyjax.runtime.progress import console
 
 Ids = np.ndarray
-"""Token ids, int32 [t]. Not to be written to: several sequences may share their memory."""
+"""Token ids, int32 [t]. Read-only: several sequences may share their memory."""
 CACHE_BYTES = 64 << 20
-"""Room for the ids of texts that are not kept for good, and for these texts."""
+"""Bytes for the ids of texts that are not kept permanently, and for these texts."""
 LEAST_FILED = 5_000
-"""New texts that are worth one flat array, and a file."""
+"""Number of new texts from which they are kept as one flat array and a file."""
 FORMAT = b"1"
 _OVERHEAD = 250
-"""Bytes of a text's entry beside the text and its ids: the objects and their place in a dictionary."""
+"""Bytes of a text's entry besides the text and its ids: the objects and their place in a dictionary."""
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
@@ -45,14 +45,14 @@ def _with_tokenizer(digest: Any, tokenizer: Tokenizer) -> Any:
 class TokenStore:
     """Texts -> ids without special tokens. Threads may share one.
 
-    Many new texts that come at once become a table, one flat int32 array. Where a folder is given the array
-    is a memory-mapped file there, named by a hash of the tokenizer and the texts, and made once for all runs,
+    Many new texts added together become a table, one flat int32 array. With a folder the array is a
+    memory-mapped file there, named by a hash of the tokenizer and the texts, and made once for all runs,
     processes and workers that share the folder. Few texts are kept one by one.
 
     Args:
         tokenizer: makes the ids.
         folder: of the files; None for memory only.
-        limit: bytes of what is not kept for good; the texts of the latest ``add`` may take more.
+        limit: bytes of what is not kept permanently; the texts of the latest ``add`` may take more.
     """
 
     def __init__(self, tokenizer: Tokenizer, folder: Path | None = None, *, limit: int = CACHE_BYTES):
@@ -69,7 +69,7 @@ class TokenStore:
 
         Args:
             texts: in any number.
-            keep: for good, not only until newer texts need the room.
+            keep: keep them permanently, not only until newer texts need the room.
         """
         asked = dict.fromkeys(texts)
         with self._lock:
@@ -92,7 +92,7 @@ class TokenStore:
             self._forget(asked, table)
 
     def ids(self, text: str) -> Ids:
-        """A text's ids, int32 [t]; of one that was not added, or is forgotten, made now."""
+        """A text's ids, int32 [t]; tokenised now if it was not added or was dropped."""
         for table in self._tables:
             place = table.places.get(text)
             if place is not None:
@@ -108,7 +108,7 @@ class TokenStore:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of what is not kept for good."""
+        """Bytes of what is not kept permanently."""
         return self._recent_bytes + sum(table.n_bytes for table in self._tables if not table.kept)
 
     def __getstate__(self) -> dict:
@@ -121,7 +121,7 @@ class TokenStore:
         self._lock = threading.Lock()
 
     def _refresh(self, asked: Iterable[str], keep: bool) -> list[str]:
-        """The texts that are new; the others are now the most recent ones, or kept for good."""
+        """The texts that are new; the others become the most recent ones, or are kept permanently."""
         new = []
         used: dict[int, _Table] = {}
         for text in asked:
@@ -143,7 +143,7 @@ class TokenStore:
         return new
 
     def _remember(self, text: str, ids: Ids) -> None:
-        self._forget_one(text)  # another thread may have been faster
+        self._forget_one(text)  # another thread may have added them meanwhile
         self._recent[text] = ids
         self._recent_bytes += _n_bytes(text, ids)
 
@@ -154,7 +154,7 @@ class TokenStore:
         return ids
 
     def _forget(self, asked: Mapping[str, None], newest: "_Table | None") -> None:
-        """Drop the least recent texts beyond the limit, but none that was just asked for."""
+        """Drop the least recent texts beyond the limit, except those just added."""
         for table in self._tables:
             if self.n_bytes <= self._limit:
                 return
@@ -167,7 +167,7 @@ class TokenStore:
             self._forget_one(text)
 
     def _flat(self, texts: Sequence[str]) -> np.ndarray:
-        """Lengths of all texts, then their ids, int32; from the folder where they are there."""
+        """Lengths of all texts, then their ids, int32; read from the folder if they are there."""
         if self._folder is None:
             return self._tokenised(texts)
         path = self._folder / f"{self._name(texts)}.npy"
@@ -175,7 +175,7 @@ class TokenStore:
             flat = self._tokenised(texts)
             try:
                 _write(path, flat)
-            except OSError as error:  # memory does as well
+            except OSError as error:  # keep it in memory instead
                 console.print(f"{path} could not be written, so the next run tokenises again: {error}")
                 return flat
             found = _mapped(path, len(texts))
@@ -199,7 +199,7 @@ class _Table:
     """Texts and their ids in one array.
 
     Attributes:
-        kept: for good.
+        kept: whether permanently.
     """
 
     def __init__(self, texts: Sequence[str], flat: np.ndarray, *, kept: bool):
@@ -216,14 +216,14 @@ def _n_bytes(text: str, ids: Ids) -> int:
 
 
 def _mapped(path: Path, n: int) -> np.ndarray | None:
-    """The array of n texts in a file; None where it is absent or damaged, which is said."""
+    """The array of n texts in a file; None if it is absent, or damaged, which is reported."""
     if not path.exists():
         return None
     try:
         flat = np.load(path, mmap_mode="r", allow_pickle=False)
         if flat.dtype == np.int32 and flat.ndim == 1 and len(flat) == n + flat[:n].sum(dtype=np.int64):
             return flat
-        problem = "it holds something else"
+        problem = "its content does not match"
     except (OSError, ValueError, EOFError) as error:
         problem = first_line(error)
     console.print(f"{path} is made again: {problem}")
@@ -231,7 +231,7 @@ def _mapped(path: Path, n: int) -> np.ndarray | None:
 
 
 def _write(path: Path, flat: np.ndarray) -> None:
-    """Write whole or not at all, whatever other processes write the same."""
+    """Write the whole file or nothing, even if other processes write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=PARTIAL)
     try:

@@ -16,12 +16,12 @@ from polyjax.runtime.files import copy_file, write_bytes
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
 MAX_BYTES = 1 << 20
-"""Of a turn that a vocabulary is learnt from."""
+"""Characters of a turn that are used to train a vocabulary."""
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the pipeline asks of a tokenizer; see ``PairTemplate`` for what one may have besides."""
+    """What the pipeline needs of a tokenizer; see ``PairTemplate`` for optional members."""
 
     @property
     def vocab_size(self) -> int:
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
     @property
     def pad_id(self) -> int:
-        """Fills a sequence up to its bucket."""
+        """The padding token."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
 
     @property
     def mask_id(self) -> int:
-        """In place of a token that is to be guessed; the unknown token where there is none for it."""
+        """Stands for a masked token; the unknown token if the vocabulary has no mask token."""
         ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -64,7 +64,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class PairTemplate(Protocol):
-    """A tokenizer whose pairs are not just one text's end and the other text, the latter in segment 1."""
+    """A tokenizer with pairs other than: first text, end token, second text in segment 1."""
 
     @property
     def between_ids(self) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class PairTemplate(Protocol):
 
 @runtime_checkable
 class InFiles(Protocol):
-    """A tokenizer that gives its files without writing them."""
+    """A tokenizer that returns the contents of its files."""
 
     def files(self) -> dict[str, bytes]:
         """What ``save`` writes: contents by file name."""
@@ -168,9 +168,9 @@ def train_sentencepiece(
         vocab_size: pieces, special tokens and 256 bytes included.
         kind: ``unigram`` or ``bpe``.
         seed: of the trainer's sampling.
-        argument: the caller's name of ``vocab_size``, for the message where it is too large.
-        shrink: make a vocabulary that is too large for the corpus as large as the corpus allows; ``texts``
-            must be a list then.
+        argument: the caller's name of ``vocab_size``, for the error if it is too large.
+        shrink: reduce a vocabulary that is too large for the corpus to what the corpus allows; ``texts``
+            must then be a list.
 
     Raises:
         InputError: the corpus is too small for the vocabulary.
@@ -192,12 +192,12 @@ def train_sentencepiece(
             eos_id=3,
             # Control symbols are never produced from text; <mask> is for pre-training.
             control_symbols=["<sep>", "<mask>"],
-            max_sentence_length=MAX_BYTES,  # longer ones would be left out without a word
-            num_threads=1,  # more threads sum in another order, and the vocabulary may differ
+            max_sentence_length=MAX_BYTES,  # longer ones would be dropped silently
+            num_threads=1,  # with more threads the summation order, and so the vocabulary, may differ
         )
     except RuntimeError as error:
         if "sentences_.empty()" in str(error):
-            raise InputError("texts", expected="text to learn a vocabulary from", got=shown("none")) from None
+            raise InputError("texts", expected="text to train a vocabulary on", got=shown("none")) from None
         most = re.search(r"<= (\d+)", str(error))
         if shrink and most is not None and int(most[1]) < vocab_size:
             return train_sentencepiece(
@@ -210,7 +210,7 @@ def train_sentencepiece(
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a run directory or model folder, by the file that is there."""
+    """The tokenizer of a run directory or model folder; its kind follows from the file."""
     if (folder / TOKENIZER_FILE).is_file():
         return HuggingFaceTokenizer(folder / TOKENIZER_FILE)
     if (folder / SENTENCEPIECE_FILE).is_file():

@@ -9,12 +9,12 @@ from polyjax.errors import InputError
 from polyjax.types import Example
 
 TRIAL_STEPS = 10
-"""A run of so few steps is a trial of its parts: it learns nothing anyway, and is not refused."""
+"""A run of at most this many steps is a trial, which need not learn anything and is not refused."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """What tokens no longer tell of a split's rows.
+    """What a split's rows lose when they become tokens.
 
     Attributes:
         rows: how many there are.
@@ -36,7 +36,7 @@ class Losses:
 
 
 def losses(examples: Iterable[Example], text: TextEncoder) -> Losses:
-    """What is lost of the contexts and labels of a split."""
+    """What the contexts and labels of a split lose when they become tokens."""
     keys, seen = Keys(), set()
     sequences: set[bytes] = set()
     rows = cut_contexts = cut_labels = 0
@@ -61,7 +61,7 @@ def losses(examples: Iterable[Example], text: TextEncoder) -> Losses:
 
 
 def loss_notes(found: Losses) -> list[str]:
-    """What a report says of it; nothing where nothing is lost."""
+    """What a report says about it; nothing if nothing is lost."""
     notes = []
     if found.cut_contexts or found.cut_labels:
         notes.append(
@@ -77,7 +77,7 @@ def loss_notes(found: Losses) -> list[str]:
 
 
 def check_losses(found: Losses, *, steps: int) -> None:
-    """Look whether there is anything to learn.
+    """Check that there is anything to learn.
 
     Args:
         found: of the training split.

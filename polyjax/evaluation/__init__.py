@@ -1,6 +1,6 @@
 """How good a ranking is: metrics with intervals, baselines on the same rows, reports.
 
-``evaluate`` ranks rows with a model, ``rank_listed`` and ``rank_shared`` take scores from anywhere.
+``evaluate`` ranks rows with a model. ``rank_listed`` and ``rank_shared`` take scores from any source.
 """
 
 from polyjax.evaluation.baselines import check_tfidf, tfidf_ranking, zero_shot_rankings

@@ -27,7 +27,7 @@ _UNSPACED = re.compile(
 )
 """Letters of scripts whose words are not separated by spaces."""
 _ROWS = 256
-"""Rows that are scored at once against shared candidates."""
+"""Rows that are scored together against shared candidates."""
 
 
 def tfidf_ranking(
@@ -36,7 +36,7 @@ def tfidf_ranking(
     """Cosine of TF-IDF vectors (scikit-learn) of the last 5 turns and of each candidate.
 
     Terms are words; where words are not separated by spaces (Chinese, Japanese, Thai, ...) they are
-    characters and pairs of them. The result's name says so, and whether it is below chance.
+    characters and pairs of them. The result's name says so, and says if it is below chance.
 
     Args:
         examples: with listed candidates, or with shared ones.
@@ -74,7 +74,7 @@ def tfidf_ranking(
 
 
 def check_tfidf() -> None:
-    """Raise InputError where scikit-learn is not installed; to be called before a run trains."""
+    """Raise InputError if scikit-learn is not installed; called before training starts."""
     if importlib.util.find_spec("sklearn") is None:
         raise InputError(
             "the TF-IDF baseline",
@@ -98,7 +98,7 @@ def has_no_spaces(texts: Iterable[str]) -> bool:
 
 
 def _beside_chance(result: RankingResult) -> RankingResult:
-    """The result, whose name says where it is below chance."""
+    """The result, whose name says if it is below chance."""
     if result.recall(1) * result.n_candidates >= 1:
         return result
     return dataclasses.replace(result, name=f"{result.name} (below chance)")
@@ -122,8 +122,9 @@ def zero_shot_rankings(
         config: lengths.
         examples: with listed candidates, or with shared ones.
         shared: different texts that every example's label is ranked among.
-        turns: the last so many turns of the context; a result for each, fewer where no context has so many.
-        title: progress is shown under this name; none where it is empty.
+        turns: numbers of last turns of the context, with a result for each; larger ones than any context's
+            are left out.
+        title: of the progress display; "" for no display.
     """
     head = BiConfig(shared_encoder=True, normalize=True)
     scorer = DualScorer(encoder.config, head, context_encoder=encoder, rngs=nnx.Rngs(0))
@@ -151,7 +152,7 @@ def _split(
     shared: Sequence[str],
     parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> list[RankingResult]:
-    """A result for each name, whose rows come one after the other in what is scored."""
+    """A result for each name; their rows follow each other in the scores."""
     several = [example for _ in names for example in examples]
     ranks = rank_shared("", several, shared, parts).ranking
     groups = tuple(example.group for example in examples)
@@ -162,6 +163,6 @@ def _split(
 
 
 def _parts(n: int) -> Iterator[np.ndarray]:
-    """Places of n rows, some at a time."""
+    """Places of n rows, in parts."""
     for start in range(0, n, _ROWS):
         yield np.arange(start, min(start + _ROWS, n))

@@ -33,19 +33,19 @@ class ScoreMap:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if not (math.isfinite(self.slope) and self.slope > 0):
             raise InputError("slope", expected="a positive number", got=self.slope)
         if not math.isfinite(self.offset):
             raise InputError("offset", expected="a finite number", got=self.offset)
 
     def __call__(self, scores: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-        """Probabilities, float32: half precision would put different scores into ties."""
+        """Probabilities, float32: in half precision different scores would tie."""
         return _sigmoid(self.slope * np.asarray(scores, np.float64) + self.offset).astype(np.float32)
 
 
 SIGMOID = ScoreMap()
-"""The map of a model without one of its own."""
+"""The map of a model that records none."""
 
 
 def fit_score_map(
@@ -65,7 +65,7 @@ def fit_score_map(
         describes.
 
     Raises:
-        InputError: there is no right or no wrong candidate.
+        InputError: no candidate is right, or none is wrong.
 
     >>> map_ = fit_score_map(np.array([[4.0, 0.0, 1.0], [0.0, 3.0, 2.0]]), np.array([0, 1]))
     >>> [f"{chance:.1f}" for chance in map_(np.array([0.0, 4.0]))]

@@ -1,6 +1,6 @@
-"""Pictures of a run: matplotlib's figures, drawn without pyplot and without touching the process's backend.
+"""Plots of a run, drawn without pyplot and without touching the process's matplotlib backend.
 
-matplotlib is imported where something is drawn.
+matplotlib is imported when something is drawn.
 """
 
 import contextlib
@@ -26,11 +26,10 @@ GREY, BLUE, ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
 
 @contextlib.contextmanager
 def drawing(folder: Path) -> Iterator[None]:
-    """matplotlib can be imported here, even where every other place is read-only.
+    """Let matplotlib be imported even if only this folder is writable.
 
     Args:
-        folder: a writable one, in which matplotlib's cache is kept until the end where there is no folder
-            for temporary files.
+        folder: a writable folder, for matplotlib's cache if there is no folder for temporary files.
     """
     try:
         tempfile.gettempdir()
@@ -49,7 +48,7 @@ def drawing(folder: Path) -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":
-    """An empty figure of so many inches, which knows how to be saved and nothing of windows."""
+    """An empty figure of this size in inches, which can be saved but not shown in a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -98,10 +97,10 @@ def plot_recall(results: Sequence[RankingResult]) -> "matplotlib.figure.Figure":
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     n = results[0].n_candidates
-    # Of many candidates, the first hundred on a logarithmic axis.
+    # With many candidates, the first hundred on a logarithmic axis.
     few = n <= _FEW
     ks = range(1, n + 1) if few else sorted({round(k) for k in np.geomspace(1, 100, 25)})
-    # Dashed: baselines that lie upon one another can still be told apart.
+    # Dashed: baselines that coincide remain distinguishable.
     others = iter((("#b9bdc4", "-"), ("#8a8f98", "-"), (ORANGE, "-"), ("#6b3d8f", "--"), ("#555a63", ":")))
     for result in results:
         is_model = result is results[-1]
@@ -127,7 +126,7 @@ def plot_recall(results: Sequence[RankingResult]) -> "matplotlib.figure.Figure":
 
 
 def plot_ranks(result: RankingResult) -> "matplotlib.figure.Figure":
-    """How often the label came at each rank."""
+    """The share of examples at each rank of the label."""
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     n = result.n_candidates
@@ -154,7 +153,7 @@ def plot_ranks(result: RankingResult) -> "matplotlib.figure.Figure":
 
 
 def rank_bins(n: int) -> list[tuple[int, int]]:
-    """Ranks that are counted together, first and last: each alone up to 20 candidates, then ever more.
+    """Bins of ranks, first and last: single ranks up to 20 candidates, growing bins beyond.
 
     >>> rank_bins(101)
     [(1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 50), (51, 101)]
@@ -166,7 +165,7 @@ def rank_bins(n: int) -> list[tuple[int, int]]:
 
 
 def save_figure(figure: "matplotlib.figure.Figure", path: Path) -> None:
-    """Write a picture whole or not at all."""
+    """Write a picture, complete or not at all."""
     aside = path.with_name(path.name + PARTIAL)
     figure.savefig(aside, dpi=130, format="png")
     os.replace(aside, path)

@@ -36,7 +36,7 @@ def rank_of_right(
     [2]
     """
     real = np.ones(scores.shape, bool) if where is None else where
-    # A NaN among the right ones is none of the best; if all are, every other candidate is ahead.
+    # A NaN among the right ones is ignored; if all are NaN, every other candidate is ahead.
     best = np.where(right & real & ~np.isnan(scores), scores, -np.inf).max(axis=1, keepdims=True)
     ahead = ~(scores < best) & real & ~right  # not "scores >= best": a NaN must not win
     return 1 + ahead.sum(axis=1)
@@ -92,7 +92,7 @@ def bootstrap_interval(
     sizes = np.bincount(index).astype(float)
     n = len(sums)
     if np.ptp(sums / sizes) < 1e-12:
-        # Wilson's, of 0 or n successes: as if z squared trials more had come out at the other end.
+        # Wilson's interval for 0 or n successes: as if z squared more trials had ended the other way.
         mean, squared = float(values.mean()), NormalDist().inv_cdf((1 + level) / 2) ** 2
         share = squared / (n + squared)
         return mean + share * (bounds[0] - mean), mean + share * (bounds[1] - mean)
@@ -107,10 +107,10 @@ class RankingResult:
     """Ranks of the labels of a set of examples, each among ``n_candidates``.
 
     Attributes:
-        name: what was measured, for tables.
+        name: of the model or baseline, for tables.
         ranks: 1-based, int [b].
         groups: group of each example.
-        n_candidates: candidates an example.
+        n_candidates: candidates per example.
     """
 
     name: str
@@ -119,7 +119,7 @@ class RankingResult:
     n_candidates: int
 
     def hits(self, k: int) -> Float[np.ndarray, " b"]:
-        """1 for an example whose label is among the best k, 0 for another."""
+        """1 for an example whose label is among the best k, else 0."""
         return (self.ranks <= k).astype(float)
 
     def recall(self, k: int) -> float:
@@ -151,18 +151,18 @@ class RankingResult:
 
 
 class Chance(RankingResult):
-    """What rankings at random reach in the mean; known, not measured.
+    """The expected metrics of random rankings; computed, not measured.
 
     Args:
         groups: group of each example.
-        n_candidates: candidates an example.
+        n_candidates: candidates per example.
     """
 
     def __init__(self, groups: tuple[str, ...], n_candidates: int):
         super().__init__("chance", np.full(len(groups), (n_candidates + 1) / 2), groups, n_candidates)
 
     def hits(self, k: int) -> Float[np.ndarray, " b"]:
-        """An example's chance to have its label among the best k."""
+        """The probability that an example's label is among the best k."""
         return np.full(len(self.groups), min(k / self.n_candidates, 1.0))
 
     @property
@@ -171,5 +171,5 @@ class Chance(RankingResult):
         return mean_reciprocal_rank(np.arange(1, self.n_candidates + 1))
 
     def recall_interval(self, k: int) -> tuple[float, float]:
-        """The chance itself, twice: there is nothing to estimate."""
+        """The probability itself, twice: nothing is estimated."""
         return self.recall(k), self.recall(k)

@@ -18,7 +18,7 @@ from polyjax.runtime.progress import meter
 from polyjax.types import Example
 
 KEPT = 1000
-"""Best candidates of a row that are kept where all rows share thousands; TREC's runs have as many."""
+"""Best candidates that are kept of a row whose candidates are shared; as many as in TREC's runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Evaluation:
     Attributes:
         ranking: ranks of the labels.
         loss: mean cross-entropy of the labels (nats).
-        best: places of the best candidates, best first, int [b, k]: all of a row's where rows list theirs;
-            where they share them at most 1,000, and the number of the shared ones stands for the row's label.
+        best: places of the best candidates, best first, int [b, k]: all of a row's if rows list them, at most
+            1,000 if they are shared; then the number of shared candidates stands for the row's own label.
         scores: of those, float32 [b, k]; -inf where a row has fewer candidates.
     """
 
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def some(examples: Sequence[Example], n: int) -> list[Example]:
-    """At most n of the examples, always the same ones, in their order; all of them where n is 0."""
+    """At most n of the examples, always the same ones, in their order; all if n is 0."""
     if not n:
         return list(examples)
     chosen = np.random.default_rng(0).permutation(len(examples))[:n]
@@ -51,7 +51,7 @@ def check_candidates(examples: Sequence[Example], shared: Sequence[str], *, sour
     """The candidates that each example's label is ranked among.
 
     Raises:
-        InputError: they differ in number, or there is nothing to rank.
+        InputError: their numbers differ, or there is nothing to rank.
     """
     if not shared:
         return check_listed(examples, source=source)
@@ -64,7 +64,7 @@ def check_listed(examples: Sequence[Example], *, source: str) -> int:
     """The candidates of each example, the same number for all.
 
     Raises:
-        InputError: there is no example, their candidates differ in number, or there is nothing but the label.
+        InputError: there is no example, the numbers of candidates differ, or only labels are listed.
     """
     counts = {len(example.candidates) for example in examples}
     if not counts:
@@ -122,10 +122,10 @@ def evaluate(
     Args:
         name: of the result, for tables.
         scorer: the model.
-        examples: with listed candidates, the same number each; only their labels count where some are shared.
-        shared: different texts that every example's label is ranked among, which it joins where it is not
-            one of them; encoded once.
-        title: progress is shown under this name; none where it is empty.
+        examples: with listed candidates, the same number each; with shared ones only their labels are used.
+        shared: different texts that every example's label is ranked among (it is added if it is not one of
+            them); encoded once.
+        title: of the progress display; "" for no display.
     """
     contexts = [e.context for e in examples]
     if not shared:
@@ -141,10 +141,10 @@ def evaluate(
 
 @contextlib.contextmanager
 def shown(title: str, scorer: TextScorer, n: int, shared: Sequence[str]) -> Iterator[Progress]:
-    """A progress display of the scoring of n contexts; none where the title is empty."""
+    """A progress display of the scoring of n contexts; none if the title is empty."""
     if not title:
         yield ignore
-    elif shared and scorer.is_dual:  # candidates are encoded first, and count as well
+    elif shared and scorer.is_dual:  # candidates are encoded first, and are counted too
         with meter(title, 2 * n + len(shared), unit="texts") as bar:
             yield bar.add
     else:
@@ -168,9 +168,9 @@ SharedScores = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 def rank_shared(
     name: str, examples: Sequence[Example], shared: Sequence[str], parts: SharedScores
 ) -> Evaluation:
-    """The evaluation that scores of shared candidates give; of all scores only the best are kept.
+    """The evaluation that scores of shared candidates give; only the best scores are kept.
 
-    A row's label joins the candidates where it is not among them; a row whose label is has one less then.
+    A row's label is added to the candidates if it is not among them; other rows then have one candidate less.
     """
     n = len(shared)
     right = _right_shared(examples, shared)
@@ -201,7 +201,7 @@ def rank_shared(
 def _right_shared(examples: Sequence[Example], shared: Sequence[str]) -> list[list[int]]:
     """For each row the places of the right ones among the shared candidates, the label's first.
 
-    The label's is the number of shared candidates where it is not among them.
+    The label's place is the number of shared candidates if it is not among them.
 
     Raises:
         InputError: two of the shared candidates are one text.
@@ -220,12 +220,12 @@ def _right_shared(examples: Sequence[Example], shared: Sequence[str]) -> list[li
 
 
 def _places(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray:
-    """The place of each label among the shared candidates [b]; their number where it is not among them."""
+    """The place of each label among the shared candidates [b]; their number if it is not among them."""
     return np.array([places[0] for places in _right_shared(examples, shared)])
 
 
 def _losses(scores: np.ndarray, right: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Cross-entropy of each label before the candidates that are not right, as in training (nats) [b]."""
+    """Cross-entropy of each label against the candidates that are not right, as in training (nats) [b]."""
     own = np.take_along_axis(scores, label[:, None], axis=1)[:, 0].astype(np.float64)
     rivals = right.copy()
     np.put_along_axis(rivals, label[:, None], False, axis=1)
@@ -245,12 +245,11 @@ def write_examples(
     """What was ranked, and how: examples.jsonl, and run.trec and qrels.trec for TREC's tools.
 
     A listed candidate's document is called EXAMPLE#PLACE, after its place in the row; a shared one #PLACE,
-    and a label that is not among the shared ones EXAMPLE#label. Tools of TREC settle equal scores by a
-    document's name; here a tie counts against the label. Copies of the label and further right answers are
-    relevant as well.
+    and a label that is not among the shared ones EXAMPLE#label. TREC's tools break ties by a document's name;
+    here a tie counts against the label. Copies of the label and further right answers are relevant too.
 
     Args:
-        folder: is made where it is not there.
+        folder: created if it does not exist.
         examples: the rows.
         evaluation: of these rows.
         shared: the candidates that they share, if any.
@@ -291,7 +290,7 @@ def _right_listed(examples: Sequence[Example]) -> list[list[int]]:
 def trec_names(ids: Sequence[str]) -> list[str]:
     """Names for ids in files whose columns are separated by white space: different ones for different ids.
 
-    White space becomes "_"; where that makes a name that is there already, "~2" and so on is added.
+    White space becomes "_"; if that gives a name twice, "~2" and so on is added.
 
     >>> trec_names(["a b", "a_b", "a  b", "c"])
     ['a_b~2', 'a_b', 'a_b~3', 'c']

@@ -1,4 +1,4 @@
-"""What a run leaves for a reader: report.md, results.json, and three pictures."""
+"""The report of a run: report.md, results.json and three plots."""
 
 import json
 import os
@@ -43,9 +43,9 @@ def header_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int] 
 
 
 def console_table(results: Sequence[RankingResult], title: str, *, ks: Sequence[int] = KS) -> Table:
-    """The results as a table of at most 80 columns; the last one, the model, stands out.
+    """The results as a table of at most 80 columns; the last row, the model, is highlighted.
 
-    n, the same in every row, is the title's matter here: a column of it would not fit.
+    n, the same in every row, is left to the title: its column would not fit.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for i, name in enumerate(header_row(results[0], with_n=False, ks=ks)):
@@ -69,7 +69,7 @@ def markdown_table(results: Sequence[RankingResult], *, ks: Sequence[int] = KS) 
 
 
 def hardware() -> str:
-    """What the run was made on, in one line."""
+    """The hardware and versions of the run, in one line."""
     device = jax.devices()[0]
     cpu = f"CPU {'with' if cpu_has_bfloat16() else 'without'} bfloat16 units"
     name = cpu if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
@@ -93,10 +93,10 @@ def write_report(
         run_dir: the run directory.
         results: baselines first, the model last, all on the same examples.
         title: of the report.
-        notes: facts about the run, a line each.
-        card: what else is to be known of the model: lines by title of their section.
+        notes: facts about the run, one per line.
+        card: more about the model: lines by title of their section.
         log: what the run measured, step by step (its metrics.jsonl), for the learning curve.
-        ks: of the recalls, 1 first.
+        ks: the k of the recall@k, 1 first.
     """
     metrics = {result.name: result.summary(ks) for result in results}
     write_text(run_dir / "results.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
@@ -123,7 +123,7 @@ def write_report(
 
 
 def best_of(results: Sequence[RankingResult]) -> RankingResult | None:
-    """The result of the highest recall@1, and then MRR; None of none."""
+    """The result with the highest recall@1, then MRR; None if there are none."""
     return max(results, key=lambda result: (result.recall(1), result.mrr), default=None)
 
 
@@ -136,7 +136,7 @@ def verdict(model: RankingResult, baseline: RankingResult) -> str:
     elif high < 0:
         judged = f"worse than {baseline.name}"
     else:
-        judged = f"as far as they can tell no better and no worse than {baseline.name}"
+        judged = f"not distinguishable from {baseline.name}"
     return (
         f"{model.name}: the right one of {n:,} comes first in {model.recall(1):.1%} of {rows:,} rows, "
         f"{judged} ({baseline.recall(1):.1%}): {model.recall(1) - baseline.recall(1):+.3f} recall@1/{n}, "

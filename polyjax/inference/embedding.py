@@ -24,7 +24,7 @@ def prompt_text(config: TextConfig, prompt: str | None) -> str:
 
     Args:
         config: with the model's prompts.
-        prompt: the name of one of them, or a text; the model's default where None. ``query`` and
+        prompt: the name of one of them, or a text; the model's default if None. ``query`` and
             ``document`` are always names: of no prompt, unless the model has one.
 
     Raises:

@@ -70,7 +70,7 @@ class Compiled:
 
     Args:
         scorer: bi-, poly- or cross-encoder, or one with a head of its own.
-        mesh: devices that share the rows of a batch; one device where None.
+        mesh: devices that share the rows of a batch; one device if None.
 
     Attributes:
         settings: the scorer's configuration.

@@ -59,7 +59,7 @@ class TextScorer:
         scorer: bi-, poly- or cross-encoder, or one with a head of its own.
         text: tokenises and pads.
         mesh: devices that share the rows of a batch, from ``make_mesh``; in several processes all of them
-            ask for the same texts. One device where None.
+            ask for the same texts. One device if None.
 
     Attributes:
         model: the scorer's parameters and programs, for callers that make batches themselves.

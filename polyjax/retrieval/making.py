@@ -34,7 +34,7 @@ def make_index(
     Args:
         scorer: encodes them.
         candidates: texts, or the path of a file with one a line.
-        folder: where it is kept; in memory only where None. An index of just these candidates that is there
+        folder: where it is kept; in memory only if None. An index of just these candidates that is there
             is opened; an interrupted build is resumed.
         dtype: of the kept vectors.
         mesh: devices that share the candidates of a search.

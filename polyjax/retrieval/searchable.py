@@ -43,7 +43,7 @@ class Index:
     Args:
         scorer: what the candidates were encoded with.
         candidates: with their vectors.
-        folder: where they are kept; in memory only where None.
+        folder: where they are kept; in memory only if None.
         mesh: devices that share the candidates.
         next_id: of the next addition to an index in memory; after the last one's by default.
         programs: compiled programs that other indexes of the scorer use too.
@@ -119,7 +119,7 @@ class Index:
 
         Args:
             context: the turns so far, oldest first; a text is a single turn.
-            top_k: at most so many.
+            top_k: at most this many.
             method: ``scan`` scores every candidate; ``certified`` finds the same with a bound on those
                 that it need not score; ``auto`` takes the faster of the two; ``quick`` scores all in
                 bfloat16 and the best 1,024 of those exactly, which proves nothing where there are more.

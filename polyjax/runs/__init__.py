@@ -1,6 +1,6 @@
-"""Run directories: their files, checkpoints, log, and who may write to them.
+"""Run directories: their files, checkpoints, log and lock.
 
-Importing this brings no orbax: that comes when checkpoints are opened.
+Importing this package does not import orbax; opening checkpoints does.
 """
 
 from polyjax.runs.card import (

@@ -1,4 +1,4 @@
-"""Trees of arrays on disk. The only module that imports orbax; a process that opens no run does without."""
+"""Trees of arrays on disk. The only module that imports orbax, so that a process without a run need not."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ class ArrayStore:
 
     def __init__(self, folder: Path, *, trees: tuple[str, ...], read_only: bool):
         keep = [
-            preservation_policy.LatestN(2),  # should the last one be damaged
+            preservation_policy.LatestN(2),  # in case the last one is damaged
             preservation_policy.BestN(
                 get_metric_fn=lambda metrics: metrics[BEST_BY], n=1, keep_checkpoints_without_metrics=False
             ),
@@ -54,7 +54,7 @@ class ArrayStore:
         return self._manager.latest_step() if best is None else best
 
     def reload(self) -> None:
-        """Look again which steps there are."""
+        """Read the list of saved steps again."""
         with quiet():
             self._manager.reload()
 
@@ -80,11 +80,11 @@ class ArrayStore:
         attempt(lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics))
 
     def restore(self, step: int, like: Mapping[str, Any], *, progress: bool = False) -> dict[str, Any]:
-        """Trees of a step, and its plain data as ``progress`` where that is asked for.
+        """Trees of a step, and its plain data as ``progress`` if requested.
 
         Args:
             step: a saved one.
-            like: trees of the same shapes; the arrays of each are restored to where those are.
+            like: trees of the same shapes, whose placement the restored arrays get.
             progress: whether to read it.
 
         Raises:
@@ -102,10 +102,10 @@ class ArrayStore:
 
 
 def _one_copy(tree: Any) -> Any:
-    """What all devices have, of one of them where one process has them all.
+    """Replicated arrays as those of one device, if one process has all devices.
 
-    Orbax would cut each such array into a slice for each device, which spares each of several hosts some
-    writing, and a single one nothing.
+    Orbax would cut each such array into a slice for each device. That saves several hosts some writing, but a
+    single host nothing.
     """
     if jax.process_count() > 1:
         return tree
@@ -115,7 +115,7 @@ def _one_copy(tree: Any) -> Any:
 
 
 def _abstract(tree: Any) -> Any:
-    """Shapes, and where the arrays are or belong; on one device of this process where that is open."""
+    """Shapes, and where the arrays are or belong; by default on one device of this process."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device),

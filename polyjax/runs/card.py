@@ -1,4 +1,4 @@
-"""A run directory's model: its card, and what the card and the checkpoints stand for."""
+"""A run directory's model: its card, and the model that card and checkpoints describe."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +24,7 @@ class ModelCard:
     Attributes:
         model: its shape.
         text: how texts become its tokens.
-        scores: the probabilities that its scores stand for, as validation rows tell; None where no one asked.
+        scores: the map from scores to probabilities, fitted on validation rows; None if none was fitted.
     """
 
     FILE: ClassVar[str] = MODEL
@@ -67,7 +67,7 @@ def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelC
 
     Args:
         run_dir: the run directory.
-        head: the part of one's own that the card records; see ``polyjax.config.from_json``.
+        head: the user's own part that the card records; see ``polyjax.config.from_json``.
         encoder: likewise.
 
     Raises:
@@ -78,7 +78,7 @@ def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelC
 
 
 def write_score_map(run_dir: Path, scores: ScoreMap | None) -> None:
-    """Keep in a run's card what its scores stand for.
+    """Record in a run's card the map from scores to probabilities.
 
     Args:
         run_dir: the run directory.
@@ -104,7 +104,7 @@ def write_card(run_dir: Path, card: ModelCard | PretrainingCard, tokenizer: Toke
 
 
 def write_model(run_dir: Path, scorer: Scorer, card: ModelCard, tokenizer: Tokenizer, *, config: Any) -> None:
-    """Make a run directory of a model that comes from elsewhere; whole or not at all.
+    """Make a run directory of a model that was not trained here; complete or not at all.
 
     Args:
         run_dir: must not exist yet.
@@ -136,7 +136,7 @@ def load_scorer(
         run_dir: the run directory.
         step: a saved step; the best one by default.
         dtype: of the encoders' arithmetic; as the model was made by default.
-        head: the part of one's own that the card records, its class or its settings.
+        head: the user's own part that the card records: its class or its settings.
         encoder: likewise.
 
     Raises:

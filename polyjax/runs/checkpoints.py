@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory: which are kept, which is the best, what happens to damaged ones."""
+"""The checkpoints of a run directory: which are kept, which is best, how damaged ones are handled."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from polyjax.runtime.progress import console
 
 TREES = ("model", "training")
 BEST_BY_FILE = Path("metrics", "metrics")
-"""Of a step's folder, where orbax keeps what ``best_by`` was."""
+"""The file of a step's folder in which orbax keeps ``best_by``."""
 NO_OTHER = "no other step is saved"
 ModelT = TypeVar("ModelT", bound=nnx.Module)
 
@@ -40,12 +40,12 @@ class Checkpoints:
     """The checkpoints of a run directory: the latest two, to resume, and the best, to use.
 
     A checkpoint is trees of arrays by name, ``model`` (the parameters, by dotted path) and ``training`` (what
-    else it takes to resume), and plain data, ``progress``. Orbax reads them without this package.
+    else is needed to resume), and plain data, ``progress``. Orbax reads them without this package.
 
     Args:
         run_dir: the run directory.
         read_only: open to restore only; nothing is created or cleaned.
-        say: is given what a damaged checkpoint makes necessary; printed in red where None.
+        say: called with a message about a damaged checkpoint; printed in red if None.
     """
 
     def __init__(self, run_dir: Path, *, read_only: bool = False, say: Callable[[str], None] | None = None):
@@ -61,10 +61,10 @@ class Checkpoints:
         self._store = ArrayStore(self._folder, trees=TREES, read_only=read_only)
 
     def _check_best_by(self, read_only: bool) -> None:
-        """Put steps aside whose validation metric cannot be read, which orbax does when it is opened.
+        """Put aside steps whose validation metric cannot be read: orbax reads all of them when it opens.
 
         Raises:
-            InputError: there is one, and nothing is to be changed.
+            InputError: there is one, and the folder is read-only.
         """
         steps = [self._folder / str(step) for step in saved_steps(self._run_dir)]
         damaged = [step for step in steps if not _readable(step / BEST_BY_FILE)]
@@ -104,7 +104,7 @@ class Checkpoints:
             best_by: the validation metric, larger is better; None where this step was not validated.
 
         Raises:
-            InputError: it cannot be written; what was saved before is as it was.
+            InputError: it cannot be written; earlier checkpoints are unchanged.
         """
         before = self.latest_step
         try:
@@ -121,14 +121,14 @@ class Checkpoints:
         self._store.save(0, {"model": flat_parameters(nnx.state(model))})
 
     def restore(self, like: Mapping[str, Any]) -> Saved:
-        """The latest saved step that is whole; damaged ones are named and put aside.
+        """The latest saved step that is intact; damaged ones are reported and put aside.
 
         Args:
-            like: trees of the same shapes, by name. Their values are dropped, but where they are matters: on
-                however many devices a tree was saved, it is restored onto these.
+            like: trees of the same shapes, by name. Their values are ignored, their placement is not: on
+                however many devices a tree was saved, it is restored onto theirs.
 
         Raises:
-            InputError: none is whole.
+            InputError: none is intact.
         """
         while True:
             step = self.latest_step
@@ -181,7 +181,7 @@ class Checkpoints:
             step: the saved step.
 
         Raises:
-            InputError: nothing was saved, or another step was.
+            InputError: nothing was saved, or not this step.
         """
         step = self.best_step if step is None else step
         saved = self.steps
@@ -205,12 +205,12 @@ def _print(text: str) -> None:
 
 
 def _fixed(error: InputError, fix: str) -> InputError:
-    """An error in a file, with what to do."""
+    """An error in a file, with another fix."""
     return InputError.in_file(error.argument, problem=error.problem, fix=fix)
 
 
 def _readable(path: Path) -> bool:
-    """Whether a JSON file is not there, as in steps that were not validated, or whole."""
+    """Whether a JSON file is intact, or absent, as in steps that were not validated."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's files are as they were written."""
+"""Checks that a checkpoint's files are as they were written."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ class Checksums:
         self._folder = run_dir / CHECKSUMS
 
     def write(self, step: Path, *, keep: Iterable[int]) -> None:
-        """Note the files of a step's folder, and forget all steps but those to keep."""
+        """Record the files of a step's folder, and drop the records of all steps except those to keep."""
         self._folder.mkdir(exist_ok=True)
         kept = {str(number) for number in keep} | {step.name}
         for old in self._folder.glob("*.txt"):
@@ -37,13 +37,13 @@ class Checksums:
 
         Args:
             step: its folder.
-            item: look at this part of it only.
-            required: a step without checksums is an error, as its saving was not finished; otherwise not.
+            item: check only this part of it.
+            required: whether a step without checksums is an error: its save was not finished.
         """
         noted = self._folder / f"{step.name}.txt"
         if not noted.exists():
             if required:
-                raise _damaged(step, "it has no checksums, so saving it was not finished")
+                raise _damaged(step, "it has no checksums: its save was not finished")
             return
         lines = noted.read_text(encoding="utf-8", errors="replace").splitlines()
         if not lines:
@@ -61,7 +61,7 @@ class Checksums:
             if file.stat().st_size != int(size):
                 raise _damaged(file, f"it has {file.stat().st_size} bytes, {size} were written")
             if _digest(file) != digest:
-                raise _damaged(file, "its sha256 is not that of what was written")
+                raise _damaged(file, "its sha256 differs from that of what was written")
 
 
 def _damaged(path: Path, why: str) -> InputError:

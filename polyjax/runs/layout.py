@@ -1,4 +1,4 @@
-"""Run directories: everything that is needed to resume, evaluate or use a model, and nothing outside.
+"""Run directories: everything that is needed to resume, evaluate or use a model.
 
     config.json           settings of the run, as given and resolved
     data.json             which rows each split had
@@ -6,7 +6,7 @@
     tokenizer/            tokenizer.json or sentencepiece.model
     checkpoints/STEP/     orbax: ``model`` (parameters), ``training`` (the rest of the state), ``progress``
     checksums/STEP.txt    sha256 of its files
-    metrics.jsonl         one line a log, validation or test
+    metrics.jsonl         one line per log, validation or test
     report.md, results.json, figures/
 
 Small files are written aside and renamed; orbax does the same with a checkpoint's folder.
@@ -32,11 +32,11 @@ TOKENIZER = "tokenizer"
 """The folder of a run's tokenizer."""
 LOCK, CHECKPOINTS, CHECKSUMS, METRICS = ".lock", "checkpoints", "checksums", "metrics.jsonl"
 DAMAGED = "damaged"
-"""Where steps are put that cannot be read."""
+"""The folder for steps that cannot be read."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a configuration or plain data as indented JSON, whole or not at all."""
+    """Write a configuration or plain data as indented JSON, complete or not at all."""
     write_text(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
 
 
 def saved_steps(run_dir: Path) -> list[int]:
-    """The steps whose checkpoints a run directory holds, whole or not, in order."""
+    """The steps whose checkpoints a run directory holds, intact or not, in order."""
     folder = run_dir / CHECKPOINTS
     return (
         sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())

@@ -30,14 +30,14 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     if not is_primary():
         yield
         return
-    problem, fix = "another process trains there", f"wait for it, or {ELSEWHERE}"
+    problem, fix = "another process is training there", f"wait for it, or {ELSEWHERE}"
     with exclusive_lock(run_dir / LOCK, problem, fix=fix):
         yield
 
 
 @contextlib.contextmanager
 def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> Iterator[None]:
-    """``run_lock``, and under it ``open_run``, so that a run in progress is left alone.
+    """``run_lock`` and, under it, ``open_run``, so that a run in progress is left alone.
 
     Args:
         run_dir: as ``open_run``; the others as well.
@@ -45,7 +45,7 @@ def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> 
         incidental: names of settings that may differ.
 
     Raises:
-        InputError: as both.
+        InputError: as for both.
     """
     with contextlib.ExitStack() as lock:
         with primary_first("run directory"):
@@ -56,14 +56,14 @@ def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> 
         try:
             yield
         except InputError:
-            # An error before anything was made leaves no folder that looks like a run.
+            # After an error before anything was made, no folder that looks like a run is left.
             if is_primary() and _nothing_made(run_dir):
                 shutil.rmtree(run_dir)
             raise
 
 
 def _make_folder(run_dir: Path) -> None:
-    """Make a run directory; one that is there is one, or empty."""
+    """Make a run directory; an existing folder must be one, or empty."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if not (run_dir / CONFIG).exists() and not _nothing_made(run_dir):
@@ -79,14 +79,14 @@ def _not_written(run_dir: Path, error: OSError) -> InputError:
 
 def _nothing_made(run_dir: Path) -> bool:
     """Whether a folder holds nothing but what a run begins with."""
-    # A kill may have left the settings' first, unfinished writing.
+    # A killed process may have left the unfinished file of settings.
     return all(entry.name in (CONFIG, CONFIG + PARTIAL, LOCK) for entry in run_dir.iterdir())
 
 
 def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> None:
     """Create a run directory for these settings, or check that the one there belongs to the same.
 
-    As long as nothing was trained there, other settings replace those of before: there is nothing to lose.
+    Until something was trained there, other settings replace the earlier ones: nothing is lost.
 
     Args:
         run_dir: the run directory.
@@ -121,17 +121,17 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
 
 
 def open_data(run_dir: Path, digests: dict[str, str]) -> None:
-    """Note which rows a run has, or check that they are those that it had.
+    """Record which rows a run has, or check that they are the recorded ones.
 
-    Settings name files, and files change. Other rows would be split again, so that a run would be tested on
-    some that it was trained on. As long as nothing was trained, they replace those of before.
+    Settings name files, and files change. Other rows would be split differently, and the run would be tested
+    on rows that it was trained on. Until something was trained, other rows replace the earlier ones.
 
     Args:
         run_dir: of ``open_run``.
         digests: of each split's rows.
 
     Raises:
-        InputError: the run was trained with other rows.
+        InputError: the run was trained on other rows.
     """
     path = run_dir / DATA
     if path.exists():
@@ -159,7 +159,7 @@ def _listed(items: Iterable[str]) -> str:
 
 
 def _completed(old: Any, kind: type) -> Any:
-    """A configuration's JSON with the entries that it did not have yet when it was written."""
+    """A configuration's JSON with entries added that did not exist when it was written."""
     try:
         return json.loads(json.dumps(to_json(from_json(kind, old, source=CONFIG))))
     except InputError:

@@ -12,12 +12,12 @@ from polyjax.runtime.files import write_text
 
 
 class MetricsLog:
-    """metrics.jsonl of a run: one JSON object a line, appended; cut back to a step when a run resumes.
+    """metrics.jsonl of a run: one JSON object per line, appended; cut back to a step when a run resumes.
 
     Args:
         run_dir: the run directory.
         resume_step: lines of later steps, written before a kill, are dropped.
-        write: False in processes that leave the writing to another.
+        write: False in all processes but the one that writes.
     """
 
     def __init__(self, run_dir: Path, *, resume_step: int, write: bool = True):
@@ -45,7 +45,7 @@ class MetricsLog:
 
     @staticmethod
     def read(run_dir: Path) -> list[dict[str, Any]]:
-        """All whole lines; a line cut short by a kill is left out.
+        """All complete lines; a last line that is cut short is ignored.
 
         Raises:
             InputError: a line is not JSON.

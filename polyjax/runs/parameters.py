@@ -11,7 +11,7 @@ def flat_parameters(state: nnx.State) -> dict[str, Any]:
 
 
 def fill_parameters(state: nnx.State, values: dict[str, Any]) -> nnx.State:
-    """A state of the same paths with other values."""
+    """A state of the same paths with these values."""
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state(
         [(path, leaf.replace(values[".".join(map(str, path))])) for path, leaf in flat]

@@ -1,4 +1,4 @@
-"""Orbax without its own words, in a process that is left as it was found."""
+"""Orbax without its own messages, in a process whose settings are restored."""
 
 import contextlib
 import gc
@@ -15,7 +15,7 @@ from polyjax.errors import first_line
 
 T = TypeVar("T")
 LOGGERS = ("absl", "asyncio")
-"""Orbax's own, and that of the event loops in which it reads and writes."""
+"""Orbax's own logger, and that of the event loops in which it reads and writes."""
 SETTLED_S, AT_MOST_S = 0.1, 5.0
 _lock = threading.Lock()
 _within = 0
@@ -24,32 +24,32 @@ _before: Any = None
 
 
 class ArrayError(Exception):
-    """Arrays cannot be read or written. The message is one line, of what orbax or tensorstore raised."""
+    """Arrays cannot be read or written. The message is the first line of orbax's or tensorstore's error."""
 
 
 def attempt(work: Callable[[], T]) -> T:
-    """What a piece of orbax's work gives.
+    """The result of a call to orbax.
 
     Raises:
-        ArrayError: it failed; nothing of it is left running.
+        ArrayError: it failed; none of its tasks is left running.
     """
     with quiet():
         try:
             return work()
         except jax.errors.JaxRuntimeError:  # another process is gone
             raise
-        except Exception as error:  # orbax and tensorstore raise bare ones
+        except Exception as error:  # orbax and tensorstore raise bare exceptions
             problem = first_line(error)
-        _settle()  # the error is let go of before, and with it the tasks in its frames
+        _settle()  # the error was released before, and with it the tasks in its frames
     raise ArrayError(problem)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what orbax logs, and errors that nobody can catch because its event loop is closed.
+    """Drop orbax's log messages, and errors that nobody can catch because its event loop is closed.
 
     A failure is raised, so that it is reported once. Loggers keep their levels, and ``sys.unraisablehook`` is
-    the caller's again at the end. Several threads may be here at a time.
+    restored at the end. Several threads may use this at a time.
     """
     global _within, _before
     loggers = [logging.getLogger(name) for name in LOGGERS]
@@ -67,20 +67,20 @@ def quiet() -> Iterator[None]:
             if not _within:
                 for logger in loggers:
                     logger.removeFilter(_not_orbax)
-                if sys.unraisablehook is _hook:  # else somebody has set another meanwhile
+                if sys.unraisablehook is _hook:  # otherwise somebody has set another meanwhile
                     sys.unraisablehook = _before
 
 
 def _settle() -> None:
-    """Wait for what a failed read or write left running: what it says is dropped within ``quiet`` only."""
+    """Wait for the tasks that a failed read or write left: only ``quiet`` drops their messages."""
     until = time.monotonic() + AT_MOST_S
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("orbax"):
-            threading.Thread.join(thread, max(until - time.monotonic(), 0.0))  # its own raises its error
+            threading.Thread.join(thread, max(until - time.monotonic(), 0.0))  # a failed one raises here
     heard = -1
     while heard != _dropped and time.monotonic() < until:
         heard = _dropped
-        gc.collect()  # tasks speak when they are destroyed
+        gc.collect()  # tasks log when they are destroyed
         time.sleep(SETTLED_S)
 
 

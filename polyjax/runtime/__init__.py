@@ -1,6 +1,6 @@
 """The process: files and locks, progress, memory, hardware, compilation. Imports errors only.
 
-What changes the process for good is for commands: ``enable_compilation_cache``, ``restart_with_huge_pages``.
+Only commands change the process: ``enable_compilation_cache``, ``restart_with_huge_pages``.
 """
 
 from polyjax.runtime.compilation import enable_compilation_cache

@@ -1,4 +1,4 @@
-"""Files written whole or not at all: first beside their place, then renamed; and locks between processes."""
+"""Files that are written atomically (beside their place, then renamed), and locks between processes."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ PARTIAL = ".partial"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file, complete or not at all."""
     aside = path.with_name(path.name + PARTIAL)
     with aside.open("wb") as file:
         file.write(content)
@@ -26,12 +26,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
+    """Write a UTF-8 text file, complete or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array whole or not at all."""
+    """Write an array, complete or not at all."""
     aside = path.with_name(path.name + PARTIAL)
     with aside.open("wb") as file:
         np.save(file, array)
@@ -41,7 +41,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file whole or not at all; a file onto itself is left alone."""
+    """Copy a file, complete or not at all; a file onto itself is left alone."""
     if source.resolve() == target.resolve():
         return
     aside = target.with_name(target.name + PARTIAL)
@@ -88,13 +88,13 @@ def exclusive_lock(
     """Hold a lock file; the system frees it when this process ends, killed or not.
 
     Args:
-        path: of the lock file, whose folder exists and is what the errors name.
+        path: of the lock file; its folder exists, and errors name it.
         problem: what is wrong while another process holds the lock.
         fix: what to do then.
-        waiting: is given the message instead of it being raised; then the lock is waited for.
+        waiting: called with the message instead of raising it; then the lock is waited for.
 
     Raises:
-        InputError: another process holds it, and it is not waited for.
+        InputError: another process holds it, and ``waiting`` is not given.
     """
     lock = FileLock(path)
     try:

@@ -10,10 +10,10 @@ BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 numbers itself, at twice the rate of float32 and more.
+    """Whether the CPU has bfloat16 units, which multiply at twice the rate of float32 or more.
 
-    CPUs without such units (most desktops: those with AVX2 only) have to widen them to float32 first. False
-    where Linux does not say, as on other systems.
+    CPUs without such units (those with AVX2 only, as most desktops) widen the numbers to float32 first. False
+    if Linux does not say, and on other systems.
     """
     try:
         described = CPUINFO.read_text()

@@ -12,7 +12,7 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Start this process again with huge pages for large blocks, where the system gives them on request.
+    """Start this process again with huge pages for large blocks, if the system gives them on request.
 
     XLA allocates a step's temporary arrays (a gigabyte for a MiniLM training step of 32 contexts) and frees
     them at its end. The C library returns such blocks to the system, so that each step faults every page in
@@ -20,8 +20,8 @@ def restart_with_huge_pages() -> None:
     there are a few hundred. glibc reads that setting from the environment when a process starts. Keeping
     freed memory instead (mallopt) was as fast, and needed four times the memory.
 
-    For commands only, as their first act: what ran before runs again. Where the system has no such setting,
-    or GLIBC_TUNABLES is the user's own, nothing happens.
+    For commands only, as their first act: what ran before runs again. No effect if the system has no such
+    setting or the user has set GLIBC_TUNABLES.
     """
     name, version = platform.libc_ver()
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -36,11 +36,11 @@ def restart_with_huge_pages() -> None:
 
 
 def keep_freed_blocks() -> None:
-    """Let the C library keep freed blocks of up to 32 MB for the next call, instead of giving them back.
+    """Let the C library keep freed blocks of up to 32 MB for the next call, instead of returning them.
 
     A search's programs take temporary arrays of some megabytes and free them a millisecond later. glibc maps
     a block above 128 KiB anew each time, and the system faults its pages in: half the time of a certified
     search. Once it has freed a mapped block of a size, it serves that size from memory that it keeps; the
-    block need not be written to. Elsewhere than with glibc this changes nothing.
+    block need not be written to. No effect without glibc.
     """
     np.empty(2**25 - 2**16, np.uint8)  # freed at once; the largest size for which glibc does it is 32 MiB

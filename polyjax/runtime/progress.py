@@ -1,7 +1,7 @@
-"""Progress that a person can follow: a bar on a terminal, a line now and then elsewhere.
+"""Progress for a person to follow: a bar on a terminal, occasional lines elsewhere.
 
-rich draws the bar. What is done here it has nothing for: lines where there is no terminal, and a rate that
-leaves the first piece of work out, in which programs are compiled.
+rich draws the bar. This module adds what rich lacks: lines if there is no terminal, and a rate without the
+first piece of work, in which programs are compiled.
 """
 
 import time
@@ -16,20 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LINE_EVERY_S = 20.0
 WIDE = 130
-"""Columns of a terminal that has room for a bar."""
+"""Columns of a terminal with room for a bar."""
 RATE_OVER_S = 60.0
-"""Seconds over which a rate is taken: what was compiled before says nothing of the time left."""
+"""Seconds over which a rate is measured: earlier compilation says nothing about the time left."""
 MARK_EVERY_S = 0.5
 """Seconds between the counts that are kept for it, however often work moves on."""
 
 Watcher = Callable[[str, int, int, str], None]
-"""Called with a piece of work's title, units done, units in all, and what is shown beside the count."""
+"""Called with a title, units done, units in all, and the note beside the count."""
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 @contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Give the progress of the work within to a function, instead of showing it as a bar or lines."""
+    """Report progress inside to a function, instead of showing a bar or lines."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -40,13 +40,13 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 class Screen(Console):
     """A console that shows bars and colours to a terminal only.
 
-    rich takes FORCE_COLOR, which notebooks set for the commands that they start, for a sign of a terminal:
-    each state of a bar would become a line.
+    Notebooks set FORCE_COLOR for the commands that they start. rich then assumes a terminal, and each state
+    of a bar would become a line.
     """
 
     @property
     def is_terminal(self) -> bool:
-        """Whether somebody watches."""
+        """Whether the output is a terminal."""
         isatty = getattr(self.file, "isatty", None)
         return super().is_terminal and isatty is not None and not self.file.closed and isatty()
 
@@ -55,21 +55,21 @@ class Screen(Console):
         try:
             super().print(*objects, **options)
         except UnicodeEncodeError:
-            self._buffer.clear()  # what could not be written would be tried again
+            self._buffer.clear()  # otherwise the failed text would be written again
             text = " ".join(str(each) for each in objects)
             super().print(text.encode("ascii", "backslashreplace").decode("ascii"), **options)
 
 
 # Lines are left whole: a terminal wraps them itself, and a file or pipe should not hold wrapped ones.
 console = Screen(highlight=False, soft_wrap=True)
-"""What a person reads, on standard output."""
+"""Output for a person, on standard output."""
 errors = Screen(highlight=False, soft_wrap=True, stderr=True)
-"""Likewise on standard error, where standard output is for results."""
+"""Likewise on standard error, when standard output is for results."""
 
 
 @contextmanager
 def hushed(quiet: bool = True) -> Iterator[None]:
-    """Print nothing on ``console`` within, where it is wanted."""
+    """Print nothing on ``console`` inside, if ``quiet``."""
     before, console.quiet = console.quiet, console.quiet or quiet
     try:
         yield
@@ -131,7 +131,7 @@ class Meter:
         if self._bar is None and (now - self._shown > LINE_EVERY_S or self._done == self._total):
             self._shown = now
             seconds = (self._total - self._done) / max(self.rate, 1e-9)
-            # The rate of the first piece, mostly compilation, says nothing of the time left.
+            # The rate of the first piece, mostly compilation, says nothing about the time left.
             left = "" if self._first_piece and self._done < self._total else f"  {seconds:.0f} s left"
             self._out.print(f"{self._title}: {self._done}/{self._total}  {note}{left}")
 
@@ -140,13 +140,13 @@ class Meter:
 def meter(
     title: str, total: int, *, unit: str = "examples", start: int = 0, out: Console = console
 ) -> Iterator[Meter]:
-    """A Meter for the length of a piece of work.
+    """A Meter for one piece of work.
 
     Args:
-        title: what is done.
+        title: what is being done.
         total: units in all.
         unit: what is counted.
-        start: units done before (a resumed run).
+        start: units done before, by the run that is resumed.
         out: where it is shown.
     """
     if not out.is_terminal or _watcher.get() is not None:

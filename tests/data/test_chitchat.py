@@ -110,7 +110,7 @@ def test_too_few_labels_for_the_candidates(rows):
 
 
 def test_a_label_length_that_empties_the_split(data_dir):
-    with pytest.raises(InputError, match="no example of split 'test' has a label of so many words") as caught:
+    with pytest.raises(InputError, match="split 'test' has a label of that many words") as caught:
         ChitchatConfig(data_dir=data_dir, min_label_words=1000).read("test")
     assert (caught.value.argument, caught.value.got) == ("task.min_label_words", 1000)
 

@@ -124,7 +124,7 @@ def test_a_bad_line_of_a_compressed_file_is_named_by_the_file_and_its_byte(tmp_p
     ("line", "message"),
     [
         ("{", r"a.jsonl:2: expected an object with turns"),
-        ('{"turns": "a"}', "no list of texts"),
+        ('{"turns": "a"}', "not a list of texts"),
         ('{"turns": ["\\ud800", "b"]}', "a.jsonl:2: "),
         ('{"id": "\\ud800", "turns": ["a", "b"]}', "a.jsonl:2: "),
         ('{"context": ["a"]}', "KeyError"),

@@ -242,7 +242,7 @@ def test_odd_rows_of_dumps(tmp_path):
         ("{", r"RC:2: expected a comment of Reddit's dump"),
         ('{"body": "a"}', "KeyError"),
         ("[1]", "a list"),
-        (json.dumps(row("a", None) | {"body": 1}), "no text"),
+        (json.dumps(row("a", None) | {"body": 1}), "not a text"),
         (json.dumps(row("a", None, thread="\ud800")), "RC:2: "),
         (json.dumps(row("a", None, body="This is \ud800 it")), "RC:2: "),
     ],

@@ -142,7 +142,7 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, save_ever
 def test_two_processes_do_not_train_in_one_directory(tmp_path):
     with run_lock(tmp_path), pytest.raises(InputError) as error:
         toy.run(tmp_path, "bi")
-    assert (error.value.argument, error.value.problem) == (str(tmp_path), "another process trains there")
+    assert (error.value.argument, error.value.problem) == (str(tmp_path), "another process is training there")
     assert "`run_dir`" in error.value.fix
 
 

@@ -24,8 +24,8 @@ class Conversation:
     Attributes:
         id: of the conversation; those that share one, as paths through a thread do, are held out together.
         turns: texts, oldest first.
-        first_label: the first turn that is learnt as somebody's next utterance; those before it are context
-            only, as where two threads of a discussion begin alike.
+        first_label: the first turn that is used as a label; those before it are context
+            only, for example where two threads of a discussion share their beginning.
     """
 
     id: str

@@ -49,7 +49,7 @@ def content_hash(path: str, folder: Path) -> str:
 
 
 def _remembered(path: Path) -> dict[str, list]:
-    """What was written there; nothing where it is no such file, which costs another look at the files."""
+    """What was written there; empty if it cannot be read, and then the files are hashed again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -46,7 +46,7 @@ def _of(words: Sequence[int]) -> int:
     key = 0
     for word in words:
         key = (key * _FACTOR + word) & 0xFFFFFFFFFFFFFFFF
-    return key ^ _TURN_ENDS  # so that a turn of 13 words is no run of them
+    return key ^ _TURN_ENDS  # so that a turn of 13 words differs from a run of them
 
 
 class HeldOut:

@@ -16,7 +16,7 @@ from polyjax.runtime.files import PARTIAL, write_text
 from polyjax.runtime.progress import meter
 
 MAX_LINE = 10 * 2**20
-"""Bytes of a line; a longer one is no conversation."""
+"""Bytes of a line; a longer line is not a conversation."""
 MB = 10**6
 DONE = "done.json"
 """In a folder of parts: what they are. It stays when they are removed."""
@@ -45,7 +45,7 @@ def is_compressed(path: str) -> bool:
 
 
 def lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """All lines of a file, decompressed, and the byte where each begins; how far it is is shown.
+    """All lines of a file, decompressed, and the byte where each begins; shows progress.
 
     Raises:
         InputError: the file is damaged or cannot be read, or a line is too long.
@@ -97,7 +97,7 @@ def reading(path: str) -> Iterator[None]:
 def unpack(path: str, folder: Path, *, size: int) -> list[Part]:
     """A compressed file as plain ones of about ``size`` bytes, cut between lines; made once.
 
-    What is in memory is a line. A stopped unpacking begins again; the folder is there when it is whole.
+    One line is in memory at a time. An interrupted unpacking starts again; the folder appears when complete.
 
     Raises:
         InputError: the file is damaged.
@@ -131,7 +131,7 @@ def _cut(path: str, folder: Path, size: int) -> list[tuple[int, int]]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name when all went well; what a killed one left is removed."""
+    """A folder to fill, renamed to its final name at the end; what a killed process left is removed."""
     aside = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -140,7 +140,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove all of a folder of parts but what says which they were."""
+    """Remove a folder's parts, and keep the record of what they were."""
     if not is_removed(folder):
         write_text(folder / REMOVED, "")
     for path in folder.iterdir():
@@ -149,7 +149,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of parts whole; one that is half removed does not look like one that is there."""
+    """Remove a folder of parts; it is renamed first, so that a partly removed one is never used."""
     aside = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
@@ -157,7 +157,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def is_removed(folder: Path) -> bool:
-    """Whether ``remove_parts`` was here."""
+    """Whether ``remove_parts`` emptied this folder."""
     return (folder / REMOVED).exists()
 
 
@@ -179,7 +179,7 @@ def _unpacked(packed: BinaryIO, path: str) -> Any:
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes of a .zst file; unlike zstandard's own reader it tells a file that was cut off."""
+    """The bytes of a .zst file; unlike zstandard's own reader it detects a truncated file."""
 
     def __init__(self, packed: BinaryIO, unpacker: Any):
         self._packed, self._unpacker = packed, unpacker

@@ -1,4 +1,4 @@
-"""Planned rows -> arrays: pairs side by side, some of their tokens hidden (arXiv 1810.04805 §3.1)."""
+"""Planned rows -> arrays: pairs side by side, some of their tokens masked (arXiv 1810.04805 §3.1)."""
 
 import dataclasses
 import math
@@ -18,13 +18,13 @@ from polyjax.types import AnyArray, Tokens
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PretrainBatch:
-    """Rows of pairs, and what is to be guessed of them.
+    """Rows of pairs, and the masked tokens to predict.
 
     Attributes:
         tokens: pairs side by side, some tokens replaced; segment 0 is the context, 1 the label. [b, t]
-        masked: places of the tokens to guess, int32 [b, k]; 0 where there is none.
-        targets: those tokens, int32 [b, k]; -1 where there is none.
-        first: places of the pairs' first tokens, int32 [b, p]; 0 where there is none.
+        masked: places of the masked tokens, int32 [b, k]; 0 in unused places.
+        targets: those tokens, int32 [b, k]; -1 in unused places.
+        first: places of the pairs' first tokens, int32 [b, p]; 0 in unused places.
         follows: 1 where the label follows the context, 0 where it is another's, int32 [b, p]; -1 where there
             is no pair.
     """
@@ -39,15 +39,15 @@ class PretrainBatch:
 class MaskingCollator(grain.transforms.Map):
     """Planned rows -> PretrainBatch of numpy arrays.
 
-    Which tokens are hidden is drawn for each pair in each epoch, so that it does not depend on the batch.
+    Masked tokens are drawn for each pair in each epoch, so that they do not depend on the batch.
 
     Args:
         pairs: of the corpus.
-        config: shares of what is hidden.
+        config: shares of masked tokens.
         seed: of the draws.
         most: pairs of a row at most.
         part: a batch's rows, and empty ones where they are too few for that, are cut into so many equal
-            pieces (the second), of which these are wanted (the first, int [p]); all where None.
+            pieces (the second), of which these are wanted (the first, int [p]); all if None.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class MaskingCollator(grain.transforms.Map):
         )
 
     def _hide(self, ids: np.ndarray, pair: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the tokens to guess, in order, and the tokens with those replaced."""
+        """Places of the masked tokens, in order, and the tokens with those replaced."""
         config = self._config
         draw = np.random.default_rng([self._seed, epoch, 2, pair])
         open_ = np.flatnonzero(~np.isin(ids, self._special))

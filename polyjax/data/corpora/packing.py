@@ -20,14 +20,14 @@ class PretrainBatchConfig:
     Attributes:
         tokens: places of a batch, padding included: rows times their length.
         chunk: tokens whose activations are kept in memory at once, for a batch that does not fit: same
-            gradients, a second forward pass; 0 for all.
+            gradients, at the cost of a second forward pass; 0 for all.
         packing: pairs share rows of one length, none of which sees another; else a row is a pair, and rows of
             a batch are of one length bucket.
         corrupted: share of the pairs whose second text is another conversation's.
-        masked: share of a pair's tokens that are to be guessed.
+        masked: share of a pair's tokens that are masked, to be predicted.
         replaced: share of those that become the mask token.
-        random: share of those that become any token; the rest stays as it is.
-        group_batches: so many batches' pairs are packed, or sorted by length, together.
+        random: share of those that become a random token; the rest stay unchanged.
+        group_batches: number of batches whose pairs are packed, or sorted by length, together.
         workers: processes that build batches; 0 for threads of this process.
     """
 
@@ -42,7 +42,7 @@ class PretrainBatchConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         for name, smallest in {"tokens": 1, "chunk": 0, "group_batches": 1, "workers": 0}.items():
             if getattr(self, name) < smallest:
                 raise InputError(f"batch.{name}", expected=f"at least {smallest}", got=getattr(self, name))
@@ -120,7 +120,7 @@ class RaggedRows:
 def pack(lengths: np.ndarray, room: int, most: int) -> RaggedRows:
     """Sequences of these lengths in rows of ``room`` tokens, ``most`` to a row: the places of each row's.
 
-    A row takes the longest that fits until none does; rows of the same lengths are made at once.
+    A row takes the longest sequence that fits until none fits; rows of the same lengths are made at once.
 
     >>> [sorted(row.tolist()) for row in pack(np.array([3, 5, 2, 7, 8]), 10, 4)]
     [[2, 4], [0, 3], [1]]
@@ -214,7 +214,7 @@ class PairPlan:
             raise InputError("batch.tokens", problem=problem, got=config.tokens, fix=fix)
 
     def of_length(self, n_batches: int) -> "PairPlan":
-        """The same plan, of so many batches; what is known of an epoch is shared."""
+        """The same plan with another number of batches; the cached epoch is shared."""
         plan = object.__new__(PairPlan)
         vars(plan).update(vars(self), _n_batches=n_batches)
         return plan
@@ -240,7 +240,7 @@ class PairPlan:
         return PlannedRows(epoch, int(plan.lengths[place]), rows, [plan.labels[row] for row in rows])
 
     def __getstate__(self) -> dict:
-        """What is known of an epoch is not pickled to worker processes."""
+        """The cached epoch is not pickled to worker processes."""
         return vars(self) | {"_epochs": None}
 
     def __setstate__(self, state: dict) -> None:
@@ -258,8 +258,8 @@ class PairPlan:
     def labels_of(self, epoch: int) -> np.ndarray:
         """The pair whose label each pair has in an epoch, integers [n]; its own where it is not corrupted.
 
-        A corrupted pair's label is of another conversation; where chance draws the own one again and again,
-        which it does in a corpus of one conversation, the pair stays as it is.
+        A corrupted pair's label is of another conversation. If every draw gives the pair's own conversation,
+        as in a corpus of one conversation, the pair stays uncorrupted.
         """
         draw = np.random.default_rng([self._seed, epoch, 0])
         n, conversation = len(self._pairs), self._pairs.conversation

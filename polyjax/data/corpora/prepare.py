@@ -1,7 +1,7 @@
 """A corpus -> conversations on disk, a piece at a time, by tensorflow-datasets with Apache Beam.
 
-Beam runs on this machine or on a cluster's runner. Memory is that of a piece; what is there already is not
-made again.
+Beam runs on this machine or on a cluster's runner. One piece is in memory at a time; pieces that are already
+prepared are kept.
 """
 
 import contextlib
@@ -43,19 +43,19 @@ class CorpusConfig:
     Attributes:
         files: ``pairs:FILES`` (JSON lines of conversations, with ``turns``, or of pairs, with a ``context``
             and a ``response`` or ``label``), ``text:FILES`` (a document or paragraph a line, whose
-            sentences follow each other), ``reddit:FILES`` (the public dump's comments, whose threads are
-            built), or ``task:NAME``, the training split of a data set; several are put together. FILES may
+            sentences follow each other), ``reddit:FILES`` (the public dump's comments, grouped into
+            threads), or ``task:NAME``, the training split of a data set; several are combined. FILES may
             be a pattern, and compressed (.gz, .zst).
-        reddit: which comments are learnt from.
+        reddit: which comments are used.
         dir: where prepared pieces and tokens are kept.
         piece_mb: megabytes of a file that are prepared at once, which bounds the memory.
         held_out: share of the conversations to validate on.
-        tokens: at most so many tokens are learnt from, of conversations drawn once; 0 for all.
+        tokens: train on at most this many tokens, of conversations drawn once; 0 for all.
         task_dir: folder with the files of the tasks that ``task:`` and ``--leave-out`` name, where these have
             files.
         unverified: take files of those tasks that are not known to be the official ones.
         beam_runner: of Apache Beam; this machine by default.
-        beam_options: of the runner, Beam's own flags in one text: ``--corpus.beam-options="--a=1 --b=2"``.
+        beam_options: Beam's own flags for the runner, as one text: ``--corpus.beam-options="--a=1 --b=2"``.
         piece_parts: parts of a piece that the runner's workers may read at the same time.
     """
 
@@ -72,7 +72,7 @@ class CorpusConfig:
     piece_parts: int = 8
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if not 0 < self.held_out < 1:
             raise InputError("corpus.held_out", expected="more than 0 and less than 1", got=self.held_out)
         if not 0 < self.piece_mb < 1e6:
@@ -135,7 +135,7 @@ class PretrainingPiece(tfds.core.GeneratorBasedBuilder):
 
 def _keyed(part: int, piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
     found = piece.read()
-    # tensorflow-datasets refuses to prepare nothing; a conversation without turns stands for it.
+    # tensorflow-datasets refuses an empty split; a conversation without turns stands for it.
     for number, one in enumerate(itertools.chain([next(found, Conversation("", ()))], found)):
         yield f"{part}/{number}", {"id": one.id, "turns": list(one.turns), "first_label": one.first_label}
 
@@ -186,7 +186,7 @@ def _builder(piece: Piece, folder: Path, parts: int) -> PretrainingPiece:
 
 
 def corpus_identity(config: CorpusConfig) -> str:
-    """What changes when a corpus's files do, without preparing them; their names count, not their places.
+    """A digest that changes when a corpus's files do, without preparing them; of paths only the names count.
 
     Raises:
         InputError: no file is there, or one cannot be read.
@@ -215,7 +215,7 @@ def _parts(config: CorpusConfig) -> Path:
 
 
 def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
-    """All pieces of a corpus, those that are not there yet prepared first.
+    """All pieces of a corpus; missing ones are prepared first.
 
     Raises:
         InputError: no file is there, one is broken, or the folder cannot be written.
@@ -234,7 +234,7 @@ def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
 
         pieces = laid_out()
         wanted = [piece for piece in pieces if not builder_of(piece).is_prepared()]
-        # Parts go when they are prepared; a piece of them that is not there now is another's, or was removed.
+        # Parts are removed once prepared; a piece whose parts are gone now belongs to another setting.
         gone = {Path(folder) for piece in wanted for folder in piece.laid_out if is_removed(Path(folder))}
         if gone:
             for folder in gone:
@@ -253,7 +253,7 @@ def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Be the only process that prepares in a folder; others are waited for.
+    """Be the only process that prepares in a folder; wait for another one.
 
     Raises:
         InputError: the folder cannot be written.
@@ -277,7 +277,7 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
     level = beam_log.level
     beam_log.setLevel(logging.CRITICAL)  # what it logs of an error is raised as well
     try:
-        # It talks of downloads; there are none.
+        # It reports downloads; there are none.
         with no_bars(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare(download_config=download)
     except Exception as error:  # Beam wraps what a reader raises, or adds to its message

@@ -25,30 +25,30 @@ EXPECTED = "a comment of Reddit's dump, with id, parent_id, link_id, author and 
 BUFFER = 32 * 2**20
 """Bytes of comments that wait in memory to be written."""
 SLIM = 0.25
-"""Share of a dump's bytes that the needed fields are, about; the number of buckets follows from it."""
+"""Approximate share of a dump's bytes that the needed fields make up; it sets the number of buckets."""
 UNPACKED = {".zst": 10.0, ".gz": 6.0}
-"""Times the size that a compressed dump has unpacked, about."""
+"""Approximate ratio of unpacked to compressed size."""
 MAX_BUCKETS = 4096
-"""A folder of each file has one file for each; of dumps of terabytes, buckets are larger."""
+"""Each file of the dump has a folder with one file per bucket; dumps of terabytes get larger buckets."""
 ASCII_LETTERS = 0.9
 """Least share of a's to z's among the letters of an English text."""
 FEW_WORDS = 8
-"""Of fewer words no share is taken."""
+"""Texts of fewer words are not checked."""
 COMMON = frozenset(
     "the and to of that it you for with have this but not are my they what if at on be as just your can "
     "would there about from or an do don't i'm it's get how when all been has he she i we them their".split()
 )
-"""Words of which English texts have many, and texts in other languages few."""
+"""Words that are frequent in English and rare in other languages."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RedditConfig:
-    """Which comments are learnt from; one that is not ends its branch, with all replies below it.
+    """Which comments are used; a comment that is not used is dropped with all replies below it.
 
     The rules follow those of arXiv 2004.13637 for the same corpus, by some of the poly-encoder's authors;
     words are counted here instead of BPE tokens, and a share of words stands for a list of subreddits.
     Left out are comments that were deleted or removed, those of AutoModerator and of names that end in "bot",
-    with a link, or whose first letter is no ASCII; quotations are cut out of a comment.
+    with a link, or whose first letter is not ASCII; quotations are cut out of a comment.
 
     Attributes:
         min_chars: of the shortest comment.
@@ -133,7 +133,7 @@ def comment_of(line: bytes, config: RedditConfig) -> Comment:
     """A line of the dump.
 
     Raises:
-        ValueError, TypeError, KeyError: it is none.
+        ValueError, TypeError, KeyError: it cannot be parsed.
     """
     row = json.loads(line)
     if not isinstance(row, dict):
@@ -143,15 +143,15 @@ def comment_of(line: bytes, config: RedditConfig) -> Comment:
     # Some dumps have the number that an id spells in base 36.
     ids = [np.base_repr(value, 36).lower() if type(value) is int else value for value in ids]
     if not all(isinstance(value, str) for value in (body, author, *ids)):
-        raise TypeError("a field that is no text")
+        raise TypeError("a field that is not a text")
     id_, parent, thread = (value[3:] if re.match(r"t\d_", value) else value for value in ids)
     text = text_of(author, body, config)
-    "".join([*ids, text or ""]).encode()  # half a character, \\ud800, is no text
+    "".join([*ids, text or ""]).encode()  # a lone surrogate is not valid text
     return Comment(id_, parent, thread, text)
 
 
 def buckets_needed(paths: Sequence[str], *, size: int) -> int:
-    """So many buckets that each holds about ``size`` bytes of the files' comments; MAX_BUCKETS at most."""
+    """Number of buckets for about ``size`` bytes of comments in each; MAX_BUCKETS at most."""
     total = 0.0
     for path in paths:
         total += Path(path).stat().st_size * UNPACKED.get(Path(path).suffix, 1.0)
@@ -162,7 +162,7 @@ def scatter(path: str, folder: Path, n: int, config: RedditConfig) -> None:
     """The comments of a file in ``n`` buckets by thread: the files "0" to "n-1" of a folder, made once.
 
     Raises:
-        InputError: a line is no comment, or the file is damaged; file and line are named.
+        InputError: a line is not a comment, or the file is damaged; the message names file and line.
     """
     if (folder / DONE).exists():
         return
@@ -223,7 +223,7 @@ def read_bucket(folders: Sequence[str], bucket: int, config: RedditConfig) -> It
 def conversations(thread: str, comments: Sequence[Comment], *, max_depth: int) -> Iterator[Conversation]:
     """The paths through a thread, from a comment without a parent here to one without a reply.
 
-    Each reply is learnt once: a path that begins like the one before it learns what is new in it only. All
+    Each reply is a label once: of a path that begins like the one before it, only the new turns are. All
     have the thread's id.
     """
     known = {comment.id for comment in comments}
@@ -231,7 +231,7 @@ def conversations(thread: str, comments: Sequence[Comment], *, max_depth: int) -
     replies: dict[str, list[Comment]] = {}
     for comment in kept.values():
         replies.setdefault(comment.parent, []).append(comment)
-    # The parent of a root is the submission, or a comment of before the dump's first day.
+    # The parent of a root is the submission, or a comment from before the dump's first day.
     waiting = [(root, 0) for root in reversed(kept.values()) if root.parent not in known]
     path: list[str] = []
     first_label = 1

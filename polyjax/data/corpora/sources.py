@@ -17,7 +17,7 @@ from polyjax.data.corpora.reddit import RedditConfig, buckets_needed, read_bucke
 from polyjax.errors import InputError
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(\[]?[A-Z0-9])")
-"""Between two sentences of a paragraph; wrong after some abbreviations, as such rules are."""
+"""Between two sentences of a paragraph; wrong after some abbreviations."""
 
 
 @runtime_checkable
@@ -26,12 +26,12 @@ class Piece(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the prepared piece: it changes with what the files hold, and with the readers."""
+        """The prepared piece's name, which changes with the files' content and with the readers."""
         ...
 
     @property
     def shown(self) -> str:
-        """What its user knows it by."""
+        """Its name for the user."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Piece(Protocol):
         """The conversations that begin in it.
 
         Raises:
-            InputError: a line is none, or the file is damaged; file and line, or byte, are named.
+            InputError: a line cannot be parsed or the file is corrupt; the message names file and line.
         """
         ...
 
@@ -97,7 +97,7 @@ class FilePiece:
         return self.cut(size)
 
     def cut(self, size: int) -> "list[FilePiece]":
-        """The same in pieces of about so many bytes."""
+        """The same in pieces of about this many bytes."""
         starts = range(self.start, max(self.end, self.start + 1), size)
         return [dataclasses.replace(self, start=s, end=min(s + size, self.end)) for s in starts]
 
@@ -111,7 +111,7 @@ class FilePiece:
                 text = line.decode("utf-8-sig" if first and number == 1 else "utf-8").strip()
                 # By its byte, whatever piece it is read in.
                 for found in reader(text, f"{Path(self.shown).name}:{self.origin + at}") if text else ():
-                    found.id.encode()  # half a character, \\ud800, is no text
+                    found.id.encode()  # a lone surrogate is not valid text
                     yield found
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 wrong = InputError.in_row(expected=EXPECTED[self.kind], got=error)
@@ -126,7 +126,7 @@ class ThreadsPiece:
         laid_out: where each file's comments lie, by bucket.
         start: the first bucket.
         end: the one after the last.
-        config: which comments are learnt from.
+        config: which comments are used.
     """
 
     laid_out: tuple[str, ...]
@@ -207,7 +207,7 @@ def files_of(source: str) -> tuple[str, list[str]]:
 
 def _threads(paths: Sequence[str], size: int, folder: Path, config: RedditConfig) -> list[ThreadsPiece]:
     n = buckets_needed(paths, size=size) * BUCKETS
-    # A file that is there twice is one: its comments have the same ids.
+    # A file that is given twice counts once: its comments have the same ids.
     folders = {folder / f"reddit-{_hash(content_hash(path, folder), n, config)}": path for path in paths}
     for into, path in folders.items():
         scatter(path, into, n, config)
@@ -225,9 +225,9 @@ def _hash(*parts: object) -> str:
 
 def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError("no list of texts")
+        raise TypeError("not a list of texts")
     found = tuple(" ".join(value.split()) for value in values)
-    "".join(found).encode()  # half a character, \\ud800, is no text
+    "".join(found).encode()  # a lone surrogate is not valid text
     return found
 
 

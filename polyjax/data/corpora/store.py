@@ -1,4 +1,4 @@
-"""The tokens of a corpus on disk, made a piece at a time; what was stopped goes on."""
+"""The tokens of a corpus on disk, made a piece at a time; an interrupted build is resumed."""
 
 import dataclasses
 import hashlib
@@ -28,10 +28,10 @@ class PreparedCorpus:
     """The tokens of a corpus.
 
     Attributes:
-        train: to learn from.
+        train: to train on.
         valid: to validate on.
         left_out: conversations that were left out because they are also in the data of the task to come.
-        state: changes with all that the tokens depend on.
+        state: a digest of everything that the tokens depend on.
     """
 
     train: CorpusTokens
@@ -48,17 +48,17 @@ def tokens_of(
     pieces: Sequence[PreparedPiece | TaskPiece] | None = None,
     excluded: HeldOut | None = None,
 ) -> PreparedCorpus:
-    """The tokens of a corpus, memory-mapped from ``config.dir``, made first where they are not there.
+    """The tokens of a corpus, memory-mapped from ``config.dir``; made first if missing.
 
     Args:
         config: of the corpus.
         tokenizer: text to ids.
-        tokenizer_dir: its files, by which the tokens are known again.
+        tokenizer_dir: its files, part of what identifies the tokens.
         pieces: of the corpus, where they are known; see ``prepare_pieces``.
         excluded: conversations of these are left out.
 
     Raises:
-        InputError: the corpus is broken, or holds no pair to learn from or to validate on.
+        InputError: the corpus is broken, or has no pair to train or validate on.
     """
     pieces = prepare_pieces(config) if pieces is None else pieces
     excluded = excluded or HeldOut()
@@ -127,7 +127,7 @@ def _tokenise_piece(
 
 
 def _put_together(folder: Path, n: int, tokenizer: Tokenizer) -> None:
-    """One array of each kind, from those of all pieces, which are removed; memory is that of one."""
+    """One array of each kind from those of all pieces, which are removed; one is in memory at a time."""
     left_out = 0
     for number in range(n):
         left_out += json.loads((folder / f"piece-{number}.json").read_text(encoding="utf-8"))["left_out"]

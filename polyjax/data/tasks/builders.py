@@ -26,7 +26,7 @@ from polyjax.runtime.progress import console
 from polyjax.types import Example
 
 _AT_ONCE = 1000
-"""Rows that are decoded together where all are read."""
+"""Rows that are decoded together when all are read."""
 
 
 class Chitchat(tfds.core.GeneratorBasedBuilder):
@@ -76,7 +76,7 @@ class FilesConfig(tfds.core.BuilderConfig):
 class _FromFiles(tfds.core.GeneratorBasedBuilder):
     """Rows of a published data set's files, in their order; one split a configuration."""
 
-    VERSION = tfds.core.Version("1.0.1")  # another one whenever the readers give other rows
+    VERSION = tfds.core.Version("1.0.1")  # changes whenever the readers give other rows
     MANUAL_DOWNLOAD_INSTRUCTIONS = "see polyjax.data.tasks for the files and where they were published"
     SPLIT = "rows"
 
@@ -170,7 +170,7 @@ def _builder(name: str, data_dir: Path, config: FilesConfig | None = None) -> tf
 
 @contextlib.contextmanager
 def absl_quiet() -> Iterator[None]:
-    """tensorflow-datasets does not warn of folders that are not there yet; the logger's level is kept."""
+    """Silence tensorflow-datasets' warnings about missing folders; the logger's level is restored."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -182,7 +182,7 @@ def absl_quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_bars() -> Iterator[None]:
-    """tensorflow-datasets shows no bars of its own within; whether it does afterwards is as it was."""
+    """Hide tensorflow-datasets' progress bars; the setting is restored."""
     before = getattr(tqdm_utils, "_active", True)  # has no public reader
     tfds.display_progress_bar(enable=False)
     try:
@@ -195,7 +195,7 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
     config = tfds.download.DownloadConfig(manual_dir=folder)
     console.print(f"preparing {builder.name} in {data_dir} (once)")
     try:
-        with no_bars(), contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads; there are none
+        with no_bars(), contextlib.redirect_stdout(io.StringIO()):  # it reports downloads; there are none
             builder.download_and_prepare(download_config=config)
     except OSError as error:
         if builder.is_prepared():  # by another process, meanwhile
@@ -221,7 +221,7 @@ class _Prepared(Sequence[T]):
         self._rows: Any = cast(Mapping[str, Any], builder.as_data_source())[_FromFiles.SPLIT]
 
     def __reduce__(self) -> tuple:
-        """Opened anew in a worker process."""
+        """A worker process opens the files again."""
         return type(self), self._key
 
     def __len__(self) -> int:
@@ -248,7 +248,7 @@ class _Prepared(Sequence[T]):
 
     @abc.abstractmethod
     def _decoded(self, row: dict[str, Any]) -> T:
-        """A row's features as what they stand for."""
+        """The object that a row's features stand for."""
 
 
 class PreparedRows(_Prepared[Example]):

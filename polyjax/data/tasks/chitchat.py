@@ -1,8 +1,8 @@
 """chitchat: human small talk (BYU Chit-Chat Challenge corpus, MIT, package ``chitchat-dataset``).
 
 A turn is one entry of ``messages``: its texts joined by a space, white space collapsed. Empty turns are
-skipped, a conversation ends before its first turn of more than 100 words, and kept are those with two
-senders and at least 4 turns: 2,927 / 157 / 132 in train / valid / test. Every turn but the first is the
+skipped, a conversation ends before its first turn of more than 100 words, and those with two senders and
+at least 4 turns are kept: 2,927 / 157 / 132 in train / valid / test. Every turn but the first is the
 label of an example whose context is up to 20 turns before it, except turns without any word (":)", "?"):
 104,046 / 5,150 / 4,236 examples, of which 95,664 / 4,716 / 3,884 have a label of at least 3 words.
 """
@@ -56,7 +56,7 @@ class ChitchatConfig:
     ks = KS
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.n_candidates < 2:
             raise InputError("task.n_candidates", expected="at least 2", got=self.n_candidates)
 
@@ -75,7 +75,7 @@ class ChitchatConfig:
         if not examples:
             raise InputError(
                 "task.min_label_words",
-                problem=f"no example of split {split!r} has a label of so many words",
+                problem=f"no example of split {split!r} has a label of that many words",
                 got=self.min_label_words,
                 fix="lower it",
             )
@@ -147,7 +147,7 @@ def parse_conversations(path: Path) -> Iterator[Conversation]:
 
 
 def read_conversations(split: Split, data_dir: Path) -> list[Conversation]:
-    """The conversations of a split from the prepared corpus, which is prepared first where it is absent."""
+    """The conversations of a split from the prepared corpus, prepared first if absent."""
     from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
 
     rows = builders.prepared("chitchat", data_dir, corpus_path)[split]

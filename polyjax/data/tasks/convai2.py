@@ -52,10 +52,10 @@ class ConvAI2Config:
 
     Attributes:
         source: folder with the files of the archive.
-        persona: whose persona the model is told.
-        revised: take the reworded personas; there are none with persona ``none``.
-        candidates: take the files with 20 candidates a line; otherwise those with labels alone.
-        unverified: take files that are not the official ones.
+        persona: whose persona the model reads.
+        revised: use the reworded personas; not possible with persona ``none``.
+        candidates: use the files with 20 candidates per line; otherwise those with labels only.
+        unverified: accept files that are not the official ones.
         data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
@@ -73,7 +73,7 @@ class ConvAI2Config:
     ks = (1, 5)
 
     def __post_init__(self) -> None:
-        """Raise InputError for a file that does not exist."""
+        """Raise InputError for settings of which no file exists."""
         if self.revised and self.persona == "none":
             raise InputError(
                 "task.revised", problem="there is no revised form without personas", fix="leave it out"
@@ -99,7 +99,7 @@ def parse(path: Path) -> Iterator[Example]:
     """The examples of an fbdialog file.
 
     Raises:
-        InputError: a line breaks the format; file and line are named.
+        InputError: a line breaks the format; the message names file and line.
     """
     episode, last, row = -1, 0, 0
     history: list[str] = []

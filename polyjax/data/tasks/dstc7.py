@@ -41,7 +41,7 @@ class DSTC7Config:
         source: folder with the files.
         training: ``plain`` rows; ``augmented``, where every turn of a dialogue is a row; ``sampled``, with 16
             candidates each, for a cross-encoder.
-        unverified: take files that are not known to be the official ones (their md5 was never published).
+        unverified: accept files that are not known to be the official ones (their md5 was never published).
         data_dir: where the prepared rows are kept (array_record files, written once).
     """
 
@@ -113,10 +113,10 @@ def parse(
     Args:
         path: the file.
         answers: of ``read_answers``, for a file without its own.
-        sampled: keep so many candidates, the answer and others, drawn by the row's number.
+        sampled: keep this many candidates: the answer, and others drawn by the row's number.
 
     Raises:
-        InputError: the file or a dialogue breaks the format; the dialogue's number is named.
+        InputError: the file or a dialogue breaks the format; the message gives the dialogue's number.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))

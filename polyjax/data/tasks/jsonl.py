@@ -1,10 +1,10 @@
 """Anyone's own data: JSON lines, CSV or TSV.
 
 A row has ``context`` (a text, or a list of turns, oldest first) and ``label``. Optional are ``candidates``
-(texts to rank, the label among them), ``id``, ``answers`` (further right ones), ``negatives`` (wrong ones to
-learn from) and ``scores`` (a teacher's, of the candidates and then of the negatives). CSV and TSV have a
-header line with these names; there, turns are lines of a cell, and lists are JSON. Every line is checked
-before anything is done with the first.
+(texts to rank, including the label), ``id``, ``answers`` (further right ones), ``negatives`` (wrong ones to
+train with) and ``scores`` (a teacher's, of the candidates and then of the negatives). CSV and TSV have a
+header line with these names; there, turns are the lines of a cell, and lists are JSON. All lines are
+checked before any is used.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
 SHOWN = 20
-"""Mistakes of bad lines that an error shows; it counts the others."""
+"""Errors of bad lines that a message shows; the others are counted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,12 @@ class OwnDataConfig:
         train: file to train on.
         valid: file to validate on; by default a fraction of the training file.
         test: file to test on; by default a fraction of the training file.
-        valid_fraction: of the training file, where there is no validation file.
-        test_fraction: of the training file, where there is no test file.
-        n_candidates: of a row to validate or test on that lists none: its label and others' labels.
-        candidate_seed: of the draw of candidates.
-        single_label: rank the row's own label alone; by default the best placed counts of all the right
-            answers that rows of one context name.
+        valid_fraction: share of the training file's rows to validate on, without a validation file.
+        test_fraction: share of the training file's rows to test on, without a test file.
+        n_candidates: candidates of a validation or test row that lists none: its label and others' labels.
+        candidate_seed: seed of the draw of candidates.
+        single_label: only a row's own label is right. By default all right answers that rows of one context
+            name are, and the best placed one counts.
     """
 
     train: Path
@@ -66,17 +66,17 @@ class OwnDataConfig:
 
     @property
     def name(self) -> str:
-        """The training file's, without its ending."""
+        """The training file's name, without its ending."""
         return self.train.stem
 
     def read(self, split: Split) -> Rows:
-        """The examples of a split: of its file, or those of the training file that fall into it.
+        """The examples of a split: its file's, or its share of the training file.
 
-        Rows to validate or test on that list no candidates are given some: labels of all the file's rows,
-        none of which is right for their context. Rows of one context are in one split.
+        Validation and test rows that list no candidates get some: labels of all the file's rows,
+        none of them right for their context. Rows of one context are in one split.
 
         Raises:
-            InputError: a file is missing or has bad lines (all are found), the split is empty, or its rows
+            InputError: a file is missing or has bad lines (all are reported), the split is empty, or its rows
                 list different numbers of candidates.
         """
         rows = self.read_listed(split)
@@ -129,7 +129,7 @@ class OwnDataConfig:
         return f"{n:,} {split} rows of {self._path(split).name}"
 
     def beside(self, trained: Task) -> "OwnDataConfig":
-        """All rows of another file than the one that a model was trained on are there to be tested."""
+        """The settings to test a model on this file: all rows, unless the model was trained on this file."""
         if isinstance(trained, OwnDataConfig) and trained.train.resolve() == self.train.resolve():
             return self
         return dataclasses.replace(self, valid=self.valid or self.train, test=self.test or self.train)
@@ -160,10 +160,10 @@ class OwnFile(NamedTuple):
 
 
 class FileCache:
-    """Files that were read, as long as they do not change, since all splits may come from one.
+    """Caches the rows of files until these change, since all splits may come from one file.
 
     Args:
-        limit: bytes of the files that are kept; of a larger one nothing is.
+        limit: bytes of the files whose rows are kept; a larger file is not kept.
     """
 
     def __init__(self, limit: int):
@@ -194,11 +194,11 @@ class FileCache:
 
 
 _files = FileCache(limit=64_000_000)
-"""Python's objects of a file take several times its bytes."""
+"""A file's rows as Python objects take several times its bytes."""
 
 
 def check_counts(path: Path, rows: Sequence[Example], n_drawn: int) -> int:
-    """The candidates that each row of a file lists: of all rows, whatever their split.
+    """The number of candidates that each row of a file lists, whatever its split.
 
     Args:
         path: of the file.
@@ -247,8 +247,8 @@ def parse(path: Path) -> list[Example]:
     """All examples of a file; see ``own_files`` for its kinds and ``own_rows`` for its rows.
 
     Raises:
-        InputError: the file is missing, of another kind, empty, or has bad lines. Of these all are found, and
-            the first 20 mistakes shown, a line each.
+        InputError: the file is missing, of another kind, empty, or has bad lines. All of these are found, and
+            the message shows the first 20 errors, one per line.
     """
     examples: list[Example] = []
     bad: dict[str, list[int]] = {}
@@ -259,7 +259,7 @@ def parse(path: Path) -> list[Example]:
         try:
             if isinstance(row, InputError):
                 raise row
-            in_line[number] += 1  # several, of a list that is written in one
+            in_line[number] += 1  # several, if a list is written on one line
             nth = f"-{in_line[number]}" if in_line[number] > 1 else ""
             example = example_of(row, f"line-{number}{nth}")
             if example.id in lines:
@@ -286,7 +286,7 @@ def _bad_lines(path: Path, bad: Mapping[str, Sequence[int]]) -> InputError:
 
 
 def _lines(numbers: Sequence[int]) -> str:
-    """The numbers of lines that have one fault.
+    """The numbers of lines with the same error.
 
     >>> _lines([4]), _lines([4, 7]), _lines([4, 7, 9, 12, 15])
     ('line 4', 'lines 4, 7', 'lines 4, 7, 9 and 2 more')

@@ -1,4 +1,4 @@
-"""Files of one's own data: line by line, what they hold, or what is wrong there.
+"""A user's data files: each row, or what is wrong with it, with its line.
 
 JSON lines; a JSON list of objects, or objects that are written over several lines; CSV and TSV. Text is
 UTF-8, or UTF-16 with its byte order mark.
@@ -25,11 +25,11 @@ _HEAD = 1 << 16
 _SPACE = re.compile(r"\s*")
 _HALF = re.compile("[\ud800-\udfff]")
 Row = tuple[int, Any]
-"""The number of a line, from 1, and what begins there: an object, or an InputError."""
+"""A line's number, from 1, and what begins there: an object or an InputError."""
 
 
 def rows_of(path: Path) -> Iterator[Row]:
-    """What a file holds, by its ending, whatever the ending's case.
+    """The rows of a file, read by its ending (in upper or lower case).
 
     Raises:
         InputError: the file is missing, cannot be read, is of another kind, or is a table without the columns
@@ -124,7 +124,7 @@ def _items(text: str, *, is_list: bool) -> Iterator[Row]:
 
 
 def _space(text: str, place: int) -> int:
-    """The place of the first character from a place on that is no white space."""
+    """The place of the first character that is not white space, from a place on."""
     found = _SPACE.match(text, place)
     return found.end() if found else place
 
@@ -149,7 +149,7 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def _raw_lines(path: Path, encoding: str) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of a file as UTF-8; None for one that is too long, of which little is in memory."""
+    """The lines of a file as UTF-8; None for a line that is too long, which is never in memory as a whole."""
     if not encoding.startswith("utf-8"):
         for number, line in enumerate(_whole(path, encoding).split("\n"), start=1):
             yield number, line.encode("utf-8", "surrogatepass") if len(line) <= LONGEST_LINE else None
@@ -167,7 +167,7 @@ def _raw_lines(path: Path, encoding: str) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _table_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
-    # Bytes that are not UTF-8 come out as half characters, which each row is searched for.
+    # Bytes that are not UTF-8 become lone surrogates, which each row is searched for.
     errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
     with path.open(encoding=encoding, errors=errors, newline="") as file:
         try:

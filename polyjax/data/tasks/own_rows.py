@@ -1,4 +1,4 @@
-"""Rows of one's own data: an object of a JSON file, or a row of a table, checked and made an Example."""
+"""A user's data rows: an object of a JSON file or a row of a table is checked and made an Example."""
 
 import ast
 import json
@@ -52,7 +52,7 @@ def json_fault(error: Exception) -> InputError:
 
 
 def nearly(name: str) -> str | None:
-    """The key that a name is taken for by mistake: in other case, with spaces, singular or plural.
+    """The key that a misspelt name probably means: other case, spaces, singular or plural.
 
     >>> nearly(" Candidate"), nearly("Labels"), nearly("label"), nearly("score")
     ('candidates', 'label', None, None)
@@ -69,15 +69,15 @@ def nearly(name: str) -> str | None:
 def example_of(row: object, default_id: str) -> Example:
     """The example of an object.
 
-    Where candidates are given, the label is the first that equals it, or else the first that is one text with
-    it (``data.identity``).
+    If candidates are listed, the label's place is that of the first one equal to it, or else of the first
+    that is the same text (``data.identity``).
 
     Args:
         row: of a JSON file, or of ``cells_object``.
-        default_id: what it is called where it has no id.
+        default_id: its id if it has none.
 
     Raises:
-        InputError: it has other keys, or values that are not as expected.
+        InputError: it has unknown keys or invalid values.
     """
     if not isinstance(row, Mapping):
         got = shown(type(row).__name__)
@@ -179,7 +179,7 @@ def _is_finite(number: int | float) -> bool:
 
 
 def _wrong(name: str, expected: str, value: object) -> InputError:
-    """An error whose value is shown by its type and the beginning of its text."""
+    """An error that shows a value's type and the beginning of its text."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
@@ -190,7 +190,7 @@ def _wrong(name: str, expected: str, value: object) -> InputError:
 
 
 def check_header(header: Sequence[str]) -> None:
-    """Look at a table's column names; others than ours are left out.
+    """Check a table's column names; unknown columns are ignored.
 
     Raises:
         InputError: one of ours is missing, given twice, or nearly spelt.
@@ -224,7 +224,7 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"label": cells["label"]}
     turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
     found["context"] = turns
-    if cells["context"].lstrip().startswith("["):  # as in a JSON file; or a text that begins so
+    if cells["context"].lstrip().startswith("["):  # a list as in a JSON file, or a text that begins like one
         listed = _list("context", cells["context"])
         found["context"] = turns if listed is None else listed
     if cells.get("id"):

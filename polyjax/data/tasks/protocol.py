@@ -1,4 +1,4 @@
-"""The contract of a task: what a data set says of itself, and what holds where it does not say it."""
+"""The contract of a task: what a data set states about itself, and the defaults for what it does not."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ Split = Literal["train", "valid", "test"]
 
 @runtime_checkable
 class Task(Protocol):
-    """A data set's settings, which say themselves what they are.
+    """A data set's settings, which also describe it.
 
     A task may also have the members that the functions of this module ask for: ``read_listed``, ``describe``,
     ``training_texts``, ``conversations``, ``listed``, ``beside`` and ``data_dir``. Their defaults are stated
@@ -30,17 +30,17 @@ class Task(Protocol):
 
     @property
     def licence(self) -> str:
-        """Under what its texts are published."""
+        """The licence of its texts."""
         ...
 
     @property
     def lengths(self) -> TextConfig | None:
-        """Turns and tokens that suit its texts; None for those of the preset."""
+        """Numbers of turns and tokens that suit its texts; None for the preset's."""
         ...
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """The k of the recalls that are reported, 1 first."""
+        """The k of the recall@k that are reported, 1 first."""
         ...
 
     def read(self, split: Split) -> Rows:
@@ -53,21 +53,21 @@ class Task(Protocol):
 
 
 KS = (1, 2, 5, 10)
-"""The k of the recalls where a paper names no others."""
+"""The default k of recall@k."""
 
 T = TypeVar("T")
 
 
 def _own(task: Task, member: str, default: Callable[..., T]) -> Callable[..., T]:
-    """A method that a task may have, or what stands for it."""
+    """An optional method of a task, or its default."""
     return getattr(task, member, default)
 
 
 def read_to_rank(task: Task, split: Split, rank: RankConfig) -> Rows:
-    """The rows of a split with the candidates that are asked for.
+    """The rows of a split with the requested candidates.
 
     Raises:
-        InputError: a file is missing, not the official one, or broken; the rows cannot have such candidates.
+        InputError: a file is missing, unofficial or broken, or the rows cannot have such candidates.
     """
     rows = task.read(split) if rank.candidates == "task" else read_listed(task, split)
     return ranked_among(rows, rank)
@@ -87,7 +87,7 @@ def describe(task: Task, split: Split, n: int) -> str:
 
 
 def training_texts(task: Task, examples: Sequence[Example]) -> Iterator[str]:
-    """Texts of the training split from which words and their frequencies are learnt.
+    """Texts of the training split that give a vocabulary and its frequencies.
 
     The task's ``training_texts(examples)``; by default each row's newest turn and label, since the rows of a
     dialogue repeat its turns.
@@ -120,12 +120,12 @@ def conversations(task: Task) -> Iterator[tuple[str, tuple[str, ...], int]]:
 
 
 def listed_in_training(task: Task) -> int | None:
-    """How many candidates each training row lists: the task's ``listed``; None where only its rows tell."""
+    """How many candidates each training row lists: the task's ``listed``; None if only the rows show it."""
     return getattr(task, "listed", None)
 
 
 def beside(task: Task, trained: Task) -> Task:
-    """The settings by which a task's rows test a model that was trained on another task's rows.
+    """The settings with which a task's rows test a model that was trained on another task's rows.
 
     The task's ``beside(trained)``, which may take in rows that ``read`` would leave to training.
     """
@@ -136,7 +136,7 @@ def prepared_in(task: Any, folder: Path) -> Any:
     """A task whose prepared rows are kept in another folder: with another ``data_dir``.
 
     Raises:
-        InputError: its rows are not kept prepared.
+        InputError: the task keeps no prepared rows.
     """
     if not hasattr(task, "data_dir"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""All tasks: the one list where a data set is named."""
+"""All tasks: the one list of data sets."""
 
 from pathlib import Path
 from typing import get_args
@@ -17,19 +17,19 @@ TaskConfig = (
 """Settings that a command line can give and a run directory's config.json can hold."""
 
 OWN = "jsonl:"
-"""Before the path of a file of one's own."""
+"""The prefix of a path to a user's own file."""
 
 NAMED: dict[str, type[TaskConfig]] = {
     kind.name: kind for kind in get_args(TaskConfig) if isinstance(kind.name, str)
 }
-"""The published ones, by name; a file of one's own has the file's."""
+"""The published data sets by name; a user's own data has its file's name."""
 
 TASK_NAMES = f"{', '.join(NAMED)} or {OWN}PATH"
 """What a task may be called, for readers."""
 
 
 def task_named(name: str) -> TaskConfig:
-    """The default settings of a task, or of a file of one's own, ``jsonl:PATH`` (also CSV and TSV).
+    """The default settings of a task, or of a user's own file, ``jsonl:PATH`` (also CSV and TSV).
 
     Raises:
         InputError: there is no such task.

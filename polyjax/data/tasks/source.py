@@ -19,7 +19,7 @@ PreparedFolder = Annotated[Path, tyro.conf.arg(name="prepared-dir", prefix_name=
 """Where rows are kept, prepared: ``--prepared-dir``."""
 
 Unverified = Annotated[bool, tyro.conf.arg(name="unverified", prefix_name=False)]
-"""Whether files are taken that are not known to be the official ones: ``--unverified``."""
+"""Whether to accept files that are not known to be the official ones: ``--unverified``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MissingFile(InputError):
 
 
 def find(folder: Path, file: OfficialFile, source: Source) -> Path:
-    """The file's path in the user's folder, whatever the file holds.
+    """The file's path in the user's folder, whatever its content.
 
     Raises:
         MissingFile: the message says where it was published.
@@ -79,7 +79,7 @@ def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool
         folder: where the user keeps the data set.
         file: what is looked for.
         source: of the data set.
-        unverified: take a file that is not the official one, or cannot be told from it.
+        unverified: accept a file that is not, or not known to be, the official one.
 
     Raises:
         InputError: it is not the official file and ``unverified`` was not asked for.
@@ -98,7 +98,7 @@ def locate(folder: Path, file: OfficialFile, source: Source, *, unverified: bool
         raise InputError.in_file(
             path,
             problem=f"not known to be the official file of {source.title}: {difference}",
-            fix="set `task.unverified` to use it all the same (the report will say so)",
+            fix="set `task.unverified` to use it anyway (the report will say so)",
         )
     return path, False
 
@@ -125,7 +125,7 @@ def text_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file with their ends; without a byte order mark.
 
     Raises:
-        InputError: a line is not UTF-8; it is named when it is met.
+        InputError: a line is not UTF-8; raised when it is reached.
     """
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -140,7 +140,7 @@ def note_of(name: str, official: bool) -> str:
     """What a report says of a split's files."""
     if official:
         return ""
-    return f"{name}: not known to be the official file; compare with no published figure"
+    return f"{name}: not known to be the official file; do not compare with published results"
 
 
 def prepared_rows(
@@ -153,7 +153,7 @@ def prepared_rows(
     data_dir: Path,
     unverified: bool,
 ) -> Rows:
-    """The rows of files, prepared first where they are not; see ``builders.prepared_files``."""
+    """The rows of files, prepared first if necessary; see ``builders.prepared_files``."""
     from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
 
     name, official = builders.prepared_files(

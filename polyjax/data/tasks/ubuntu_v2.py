@@ -2,7 +2,7 @@
 
 CSV files. In every field ``__eou__`` ends an utterance and ``__eot__`` a turn; the former becomes a full
 stop, the latter a line break, as in ParlAI. A training row is a context, an utterance and whether it is the
-right one; rows of wrong ones are left out.
+right one; rows with a wrong utterance are ignored.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class UbuntuV2Config:
 
     Attributes:
         source: folder with train.csv, valid.csv and test.csv.
-        unverified: take files that are not known to be the official ones (they are generated, and their md5
+        unverified: accept files that are not known to be the official ones (they are generated, and their md5
             was never published).
         data_dir: where the prepared rows are kept (array_record files, written once).
     """

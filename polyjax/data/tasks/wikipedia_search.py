@@ -91,7 +91,7 @@ class WikipediaSearchConfig:
     ks = (1, 10, 100)
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.n_documents < 1:
             raise InputError("task.n_documents", expected="at least 1", got=self.n_documents)
         check_fractions(self.valid_fraction, self.test_fraction)
@@ -159,7 +159,7 @@ def _read(config: WikipediaSearchConfig, split: Split) -> Rows:
 
 
 def _kept(config: WikipediaSearchConfig, name: str) -> tuple[Sequence[Article], str]:
-    """The articles of one of StarSpace's files, prepared first where they are not, and a note on it."""
+    """The articles of one of StarSpace's files, prepared first if necessary, and a note on it."""
     from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
 
     documents = name in [pair[1] for pair in TEST_FILES.values()]
@@ -203,7 +203,7 @@ def parse_articles(path: Path) -> list[Article]:
     """The articles of a JSON lines file; a title that comes again has its number added.
 
     Raises:
-        InputError: the file is missing or a line is no article; file and line are named.
+        InputError: the file is missing or a line is not an article; the message names file and line.
     """
     if not path.is_file():
         raise InputError.in_file(
@@ -242,11 +242,11 @@ def _article(row: object) -> Article:
     else:
         parts = row["paragraphs"] if "paragraphs" in row else [row["text"]]
         if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-            raise TypeError("texts were expected")
+            raise TypeError("not a list of texts")
         texts = [sentence for part in parts for sentence in _SENTENCE_END.split(part.strip())]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in [row["title"], *texts]):
-        raise TypeError("texts were expected")
-    "".join([row["title"], *texts]).encode()  # half a character, \\ud800, is no text
+        raise TypeError("not a list of texts")
+    "".join([row["title"], *texts]).encode()  # a lone surrogate is not valid text
     return Article(row["title"], tuple(text.strip() for text in texts if text.strip()))
 
 
@@ -262,7 +262,7 @@ def _hash(title: str, purpose: object) -> int:
 
 def _read_articles(config: WikipediaSearchConfig, path: Path, split: Split) -> Rows:
     articles = list(_prepared_articles(config, path))
-    note = f"{path.name}: not the official articles; compare with no published figure"
+    note = f"{path.name}: not the official articles; do not compare with published results"
     shares = {"valid": config.valid_fraction, "test": config.test_fraction}
     chosen = [a for a in articles if len(a.sentences) >= 2 and split_of(a, **shares) == split]
     if not chosen:
@@ -288,7 +288,7 @@ def _read_articles(config: WikipediaSearchConfig, path: Path, split: Split) -> R
 
 
 def _prepared_articles(config: WikipediaSearchConfig, path: Path) -> Sequence[Article]:
-    """The articles of the user's file, prepared first where they are not."""
+    """The articles of the user's file, prepared first if necessary."""
     from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
 
     if not path.is_file():

@@ -47,7 +47,7 @@ def standing(folder: Path, *, scorer: TextScorer, source: str, dtype: IndexDtype
         folder: of the index that is wanted.
         scorer: its model.
         source: digest of its candidates.
-        dtype: of its vectors; any where None.
+        dtype: of its vectors; any if None.
     """
     try:
         manifest = read_manifest(folder)

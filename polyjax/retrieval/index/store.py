@@ -221,8 +221,8 @@ def open_index(
 
     Args:
         folder: of the index.
-        scorer: what it must have been made with; anything where None.
-        source: digest of the candidates that it must hold; any where None.
+        scorer: what it must have been made with; anything if None.
+        source: digest of the candidates that it must hold; any if None.
 
     Raises:
         InputError: there is none, it is broken, or it was made with something else; the message says what.

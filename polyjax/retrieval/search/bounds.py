@@ -119,7 +119,7 @@ def weighted_mean(products: Any, t: float, *, there: Any = None, xp: ModuleType)
     Args:
         products: s'.
         t: sharpness of the softmax, 0 or more.
-        there: which of the m context vectors there are, bool [m]; all where None.
+        there: which of the m context vectors there are, bool [m]; all if None.
         xp: numpy or jax.numpy.
     """
     if there is None:
