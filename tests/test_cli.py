@@ -270,8 +270,8 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
             "did you mean --dtype? See polyjax index build",
         ),
         (["index", "info", "nowhere"], "nowhere: there is no index yet; build one"),
-        (["index", "remove", "nowhere"], "name what to remove: either"),
-        (["chat", "x"], "name the replies to choose from:"),
+        (["index", "remove", "nowhere"], "give what to remove: either"),
+        (["chat", "x"], "give the replies to choose from:"),
         (["chat", "x", "--candidats", "y"], "chat: unrecognized options: --candidats; did you mean --cand"),
         (["chat", "x", "--candidates", "y", "--topp", "3"], "unrecognized options: --topp; did you mean"),
         (["convert", "parlai", "x"], "directory to make; must not exist. (required); see polyjax convert"),
@@ -317,7 +317,7 @@ def test_unknown_commands_explain_themselves(converted, monkeypatch, capsys):
     polyjax(*arguments, monkeypatch=monkeypatch, stdin="/what\n/top none\n/top ²\n/top 99999999999\n")
     written = capsys.readouterr().out.splitlines()
     assert len(written) == 4
-    assert all("is not understood; /top N" in line for line in written)
+    assert all("; /top N" in line and line.startswith("unknown command /") for line in written)
 
 
 def test_help_whose_reader_has_seen_enough():

@@ -1,4 +1,4 @@
-"""Talking with a model: each reply is the best of many candidates, all encoded beforehand."""
+"""Chat with a model: each reply is the best of many candidates, all encoded in advance."""
 
 import contextlib
 import dataclasses
@@ -42,8 +42,8 @@ class ChatSession:
     """A conversation with a model over an index.
 
     Args:
-        index: of what can be said.
-        repeat: allow replies that were said before in the conversation.
+        index: of the possible replies.
+        repeat: allow replies that were already given in the conversation.
     """
 
     def __init__(self, index: Index, *, repeat: bool = False):
@@ -52,7 +52,7 @@ class ChatSession:
         self.persona: list[str] = []
 
     def compile(self) -> int:
-        """Compile ahead of time what replies need; the number of programs."""
+        """Compile ahead of time what replies need; returns the number of programs."""
         return self._index.compile()
 
     def reset(self) -> None:
@@ -75,7 +75,7 @@ class ChatSession:
         if self.persona:
             # As ConvAI2 has it: persona lines come first, within the first turn.
             said = ["\n".join([*(f"your persona: {line}" for line in self.persona), said[0]]), *said[1:]]
-        # So many cost no more than one; only where most of them were said already does it take more.
+        # This many cost no more than one; more are needed only if most of them were already given.
         wanted = max(top, FEWEST_WANTED)
         while True:
             found = [(one.text, one.score) for one in self._index.search(said, wanted)]
@@ -93,18 +93,18 @@ class ChatSession:
 def load_index(
     ranker: Ranker, candidates: Path, folder: Path, say: Callable[[str], None], *, replace: bool = True
 ) -> Index:
-    """The index of a candidate file: the one in the folder if it is theirs, else a new one.
+    """The index of a candidate file: the one in the folder if it holds these candidates, else a new one.
 
     Args:
         ranker: with a bi- or poly-encoder.
-        candidates: the file, one a line.
+        candidates: the file, one per line.
         folder: of the index.
         say: called with what is built, and why.
         replace: whether another index may be replaced.
 
     Raises:
-        InputError: the model is a cross-encoder, a file cannot be read or written, or there is another index
-            that must not be replaced.
+        InputError: the model is a cross-encoder, a file cannot be read or written, or the folder holds
+            another index that must not be replaced.
     """
     check_dual(ranker.scorer)
     texts = candidate_lines(candidates)
@@ -115,7 +115,7 @@ def load_index(
     if not replace:
         there.check_free(
             folder,
-            fix="leave `candidates` out to talk over what it holds, or name another `index`, or build this "
+            fix="leave out `candidates` to chat over what it holds, or name another `index`, or build this "
             "one again with polyjax index build",
         )
     say(f"{folder}: {there.reason}; encoding {len(texts):,} candidates")
@@ -135,7 +135,7 @@ def chat(
     Args:
         session: the conversation.
         lines: what the user types.
-        write: takes one line of output for each.
+        write: called with one line of output for each.
         top: candidates to show.
         as_json: write JSON objects with texts, scores and milliseconds.
     """
@@ -152,7 +152,7 @@ def chat(
             return
         elif command == "/reset":
             session.reset()
-            note = "the conversation begins again"
+            note = "the conversation starts again"
         elif command == "/persona" and rest:
             session.persona.append(rest.strip())
             note = f"persona of {len(session.persona)} lines"
@@ -160,7 +160,7 @@ def chat(
             top = int(rest)
             note = f"the {top} best are shown"
         else:
-            note = f"{command} is not understood; {HELP}"
+            note = f"unknown command {command}; {HELP}"
         write(json.dumps({"note": note}) if as_json else note)
 
 
@@ -178,20 +178,20 @@ def _text_lines(reply: Reply) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """Talk with a bi- or poly-encoder over many candidates, on a terminal or in a pipe.
+    """Chat with a bi- or poly-encoder over many candidates, on a terminal or in a pipe.
 
     Attributes:
         run_dir: a run directory.
-        candidates: a file of replies to choose from, one a line.
-        index: an index made by ``polyjax index build``. With ``--candidates`` it is the folder where theirs
-            is kept, by default in RUN_DIR/index under the file's name; built when there is none. One that
-            holds something else is built again in the default place, and an error in a place of yours.
+        candidates: a file of replies to choose from, one per line.
+        index: an index made by ``polyjax index build``. With ``--candidates`` it is the folder for the index
+            of that file, by default in RUN_DIR/index under the file's name; built if it does not exist. An
+            index of something else is replaced in the default place, and an error in a named folder.
         top: candidates to show, with their scores.
-        repeat: allow replies that were said before.
-        json: write one JSON object a line.
+        repeat: allow replies that were already given.
+        json: write one JSON object per line.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; as the model was made by default. bfloat16 is faster, unless a CPU has no
-            units for it, and less exact.
+        dtype: of the arithmetic; by default the model's own. bfloat16 is less exact, and faster except on a
+            CPU without units for it.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -208,7 +208,7 @@ class Chat:
         if self.top < 1:
             raise InputError("top", expected="at least 1", got=self.top)
         if self.candidates is None and self.index is None:
-            problem = "name the replies to choose from: `candidates` FILE or `index` FOLDER"
+            problem = "give the replies to choose from: `candidates` FILE or `index` FOLDER"
             raise InputError("candidates", problem=problem)
 
 
@@ -219,9 +219,9 @@ def default_index(run_dir: Path, candidates: Path) -> Path:
 
 
 def run_chat(config: Chat) -> None:
-    """Load, index where it is needed, and talk."""
+    """Load the model, build the index if necessary, and chat."""
     ranker = Ranker.load(config.run_dir, step=config.step, dtype=config.dtype)
-    # What is said goes to standard output; all else would spoil a pipe.
+    # Only the conversation goes to standard output, for use in a pipe.
     if config.candidates is None:
         assert config.index is not None
         index = ranker.open_index(config.index)
@@ -247,20 +247,20 @@ def run_chat(config: Chat) -> None:
 def _lines(interactive: bool) -> Iterable[str]:
     while True:
         try:
-            # With readline, input() edits lines; it drops their ends, and raises at the last.
+            # With readline, input() edits lines; it drops line ends, and raises at the end.
             line = input("> ") if interactive else sys.stdin.readline()
         except EOFError:
             return
         if not interactive and not line:
             return
-        # Bytes that are not UTF-8 reach a text as lone surrogates, which no tokenizer takes.
+        # Bytes that are not UTF-8 become lone surrogates, which no tokenizer accepts.
         yield line.encode("utf-8", "replace").decode("utf-8")
 
 
 def _write(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # whoever read has gone, as `head` does
+    except BrokenPipeError:  # the reader has gone, as `head` does
         sys.stdout = None
         sys.exit(0)
 

@@ -20,7 +20,7 @@ class Convert:
         source: the library.
         model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` lie beside it.
         out_dir: the run directory to make; must not exist.
-        padding: ``parlai`` keeps ParlAI's dependence of scores on padding; ``none`` is free of it.
+        padding: ``parlai`` keeps ParlAI's dependence of scores on padding; ``none`` removes it.
     """
 
     source: Annotated[Literal["parlai"], tyro.conf.Positional]

@@ -51,8 +51,8 @@ def parse_flags(
         settings: a dataclass, whose fields are flags, or a union of dataclasses: subcommands.
         arguments: those of the process by default.
         prog: the command, as help and errors show it.
-        default: what flags that are not given keep.
-        description: what the help begins with; the dataclass's own by default.
+        default: the values of flags that are not given.
+        description: the beginning of the help; by default the dataclass's own.
 
     Raises:
         InputError: a flag or a value is wrong; the message is one line.
@@ -85,7 +85,7 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
     """
     bare = re.sub(r"^[╭╰].*$", "", box, flags=re.MULTILINE)
     parts = re.split(r"^│?\s*(?:─+|-{3,})\s*│?$", bare, flags=re.MULTILINE)
-    if bare == box:  # without line drawing the title is a part of its own
+    if bare == box:  # without line drawing the title is a separate part
         parts = parts[1:]
     texts = [" ".join(part.replace("│", " ").split()).rstrip(".") for part in parts]
     problem = next((text for text in texts if text), "the command line cannot be parsed")
@@ -108,7 +108,7 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
 
 
 def as_json_line(value: Any) -> str:
-    """A value as one line of JSON that standard output can take, whatever its encoding."""
+    """A value as one line of JSON that standard output can write, whatever its encoding."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     return json.dumps(value, ensure_ascii=encoding != "utf8")
 
@@ -136,7 +136,7 @@ def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -
 def user_errors() -> Iterator[None]:
     """Invalid input becomes one line and exit status 2; interruptions end quietly."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the encoding lacks ends nothing
+        if isinstance(stream, io.TextIOWrapper):  # for characters that it lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
@@ -145,7 +145,7 @@ def user_errors() -> Iterator[None]:
         sys.exit(2)
     except Preempted as stopped:
         errors.print(str(stopped), markup=False)
-        sys.exit(128 + signal.SIGTERM)  # not 0: a scheduler would take the run for finished
+        sys.exit(128 + signal.SIGTERM)  # not 0: a scheduler would consider the run finished
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
@@ -156,14 +156,14 @@ def user_errors() -> Iterator[None]:
             markup=False,
         )
         sys.exit(2)
-    except BrokenPipeError:  # whoever reads what is printed, as head does, has seen enough
+    except BrokenPipeError:  # the reader has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         errors.print(
-            f"error: {error}; what was saved is kept: make room and give the same command again",
+            f"error: {error}; what was saved is kept. Make room and run the same command again",
             style="red",
             markup=False,
         )

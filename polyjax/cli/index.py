@@ -1,4 +1,4 @@
-"""``polyjax index``: candidates that are encoded once, and indexes that are added to and removed from."""
+"""``polyjax index``: encodes candidates once, and adds to and removes from an index."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -33,14 +33,14 @@ class Build:
 
     Attributes:
         run_dir: of a bi- or poly-encoder.
-        candidates: a file, one a line. The id of a candidate is the number of its line, from 0; of copies
-            the first is kept.
+        candidates: a file, one per line. The id of a candidate is the number of its line, from 0; the first
+            of several copies is kept.
         index: the folder to make.
-        dtype: of the kept vectors: float32 takes 6 bytes a number (with a bfloat16 copy), bfloat16 2, int8 1.
-        compute_dtype: of the encoding's arithmetic; as the model was made by default.
+        dtype: of the kept vectors; bytes per number: float32 6 (with a bfloat16 copy), bfloat16 2, int8 1.
+        compute_dtype: of the encoding's arithmetic; by default the model's own.
         step: a saved step; the best one by default.
-        mesh: devices that share the encoding, as ``data=4``; all by default.
-        replace: build over another index that is there; it is replaced at the end, when the new one is whole.
+        mesh: devices that share the encoding, such as ``data=4``; all by default.
+        replace: replace an existing index, at the end, when the new one is complete.
     """
 
     run_dir: RunFolder
@@ -55,15 +55,15 @@ class Build:
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """Encode further candidates into an index; those that it holds are left out.
+    """Encode further candidates into an index; those that it already holds are skipped.
 
     Attributes:
-        run_dir: what the index was made with.
-        candidates: a file, one a line.
+        run_dir: the run that the index was made with.
+        candidates: a file, one per line.
         index: folder of the index.
-        compute_dtype: as it was built with.
-        step: as it was built with.
-        mesh: devices that share the encoding, as ``data=4``; all by default.
+        compute_dtype: the one that it was built with.
+        step: the one that it was built with.
+        mesh: devices that share the encoding, such as ``data=4``; all by default.
     """
 
     run_dir: RunFolder
@@ -76,11 +76,11 @@ class Add:
 
 @dataclasses.dataclass(frozen=True)
 class Remove:
-    """Take candidates out of an index, by their texts or their ids.
+    """Remove candidates from an index, by their texts or their ids.
 
     Attributes:
         index: folder of the index.
-        candidates: a file of texts, one a line.
+        candidates: a file of texts, one per line.
         ids: of candidates, as a search gives them.
     """
 
@@ -89,14 +89,14 @@ class Remove:
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise InputError unless something is named."""
+        """Raise InputError if neither is given."""
         if (self.candidates is None) == (not self.ids):
-            raise InputError("ids", problem="name what to remove: either `candidates` FILE or `ids`")
+            raise InputError("ids", problem="give what to remove: either `candidates` FILE or `ids`")
 
 
 @dataclasses.dataclass(frozen=True)
 class Compact:
-    """Put an index into one piece, and give the space of removed candidates back.
+    """Rewrite an index without the removed candidates, to free their space.
 
     Attributes:
         index: folder of the index.
@@ -107,7 +107,7 @@ class Compact:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """Say what an index holds and was made with.
+    """Show what an index holds and was made with.
 
     Attributes:
         index: folder of the index.
@@ -121,21 +121,21 @@ INDEX_COMMANDS = {"build": Build, "add": Add, "remove": Remove, "compact": Compa
 
 
 def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
-    """Do what an index command asks for.
+    """Run an index command.
 
     Args:
-        command: which, and on what.
+        command: the command with its settings.
         say: called with the outcome.
 
     Raises:
-        InputError: something is missing, broken, or does not belong together.
+        InputError: something is missing or broken, or does not match.
     """
     match command:
         case Build():
             texts = candidate_lines(command.candidates)
             index = _ranker(command).index(texts, command.index, dtype=command.dtype, replace=command.replace)
             copies = len(texts) - len(index)
-            left_out = f" ({copies:,} copies of others are left out)" if copies else ""
+            left_out = f" ({copies:,} copies are left out)" if copies else ""
             say(f"{command.index}: {len(index):,} candidates, {command.dtype}{left_out}")
         case Add():
             texts, scorer = candidate_lines(command.candidates), _ranker(command).scorer
@@ -148,7 +148,7 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
         case Remove():
             say(f"{command.index}: {remove(command.index, _ids(command)):,} candidates removed")
         case Compact():
-            say(f"{command.index}: {compact(command.index):,} removed candidates cleared away")
+            say(f"{command.index}: {compact(command.index):,} removed candidates dropped")
         case Info():
             say("\n".join(describe(command.index)))
 
@@ -193,14 +193,14 @@ def parse(arguments: Sequence[str], *, prog: str = "polyjax index") -> IndexComm
     """The command that the command line asks for.
 
     Raises:
-        InputError: it is unknown, or its flags are wrong.
+        InputError: the command is unknown, or its flags are wrong.
     """
     name, rest = command_of(arguments, INDEX_COMMANDS, prog)
     return parse_flags(INDEX_COMMANDS[name], rest, prog=f"{prog} {name}")
 
 
 def main(arguments: Sequence[str], *, prog: str = "polyjax index") -> None:
-    """Parse and do; invalid input is one line and exit status 2."""
+    """Parse and run; invalid input is one line and exit status 2."""
     with user_errors():
         command = parse(arguments, prog=prog)
         enable_compilation_cache()

@@ -1,4 +1,4 @@
-"""The ``polyjax`` command: each of its commands is a file beside this one, imported when it is asked for."""
+"""The ``polyjax`` command: each subcommand is a file beside this one, imported on demand."""
 
 import importlib
 import sys
@@ -17,23 +17,23 @@ COMMANDS = {
     "rank": "order candidates for a context",
     "search": "find the best candidates of an index",
     "index": "build an index, add to it, remove from it (build, add, remove, compact, info)",
-    "chat": "talk with a model over many candidates",
+    "chat": "chat with a model over many candidates",
     "serve": "serve a model over HTTP, with a page",
     "convert": "make a run directory of a ParlAI model",
     "doctor": "say what is in a folder, what is used of it, and what is missing",
     "export": "write a run's parameters for other programs",
 }
-"""Commands with what they do."""
+"""The commands, with a description of each."""
 
 
 def overview() -> str:
-    """What ``polyjax --help`` prints: a line a command."""
+    """The output of ``polyjax --help``: one line per command."""
     lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
-    return "\n".join([f"polyjax {__version__}", "", *lines, "", "polyjax COMMAND --help says more."])
+    return "\n".join([f"polyjax {__version__}", "", *lines, "", "polyjax COMMAND --help shows its flags."])
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The settings that a command line asks for, without doing it.
+    """The settings of a command line, without running it.
 
     Raises:
         InputError: the command is unknown, or its flags are wrong.

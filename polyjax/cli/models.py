@@ -33,7 +33,7 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
     if sys.stdin.isatty():
         raise InputError("context", expected="at least one turn, or lines on standard input", got=())
     for line in sys.stdin:
-        # Bytes that are not UTF-8 reach a text as lone surrogates, which no tokenizer takes.
+        # Bytes that are not UTF-8 become lone surrogates, which no tokenizer accepts.
         turns = line.rstrip("\r\n").encode("utf-8", "replace").decode("utf-8").split("\t")
         if any(turn.strip() for turn in turns):
             yield [turn for turn in turns if turn.strip()]
@@ -42,7 +42,7 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
 def show(
     context: Sequence[str], results: Sequence[Ranked] | Sequence[Found], *, as_json: bool, **more: Any
 ) -> None:
-    """Print ranked candidates: a line each of score and text, or one JSON object for the context."""
+    """Print ranked candidates: one line each with score and text, or one JSON object for the context."""
     if as_json:
         found = [dataclasses.asdict(result) for result in results]
         print(as_json_line({"context": list(context), "results": found, **more}), flush=True)

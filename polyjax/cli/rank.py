@@ -17,17 +17,17 @@ from polyjax.runtime.compilation import enable_compilation_cache
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
-    """Order candidates for a context, best first: a line each of score and text.
+    """Order candidates for a context, best first: one line each with score and text.
 
     Attributes:
         model: a run directory, or ``minilm``, which is used without training.
         candidates: a file of candidates, one per line.
         context: the turns, oldest first; without them each line of standard input is a context, whose turns
             are separated by tabs.
-        top: print only so many; 0 for all.
+        top: print only the N best; 0 for all.
         json: print one JSON object per context.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; as the model was made by default.
+        dtype: of the arithmetic; by default the model's own.
     """
 
     model: Annotated[Path, tyro.conf.Positional]

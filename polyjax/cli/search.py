@@ -17,21 +17,21 @@ from polyjax.runtime.compilation import enable_compilation_cache
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Find the best candidates of an index, best first: a line each of score and text.
+    """Find the best candidates of an index, best first: one line each with score and text.
 
     Attributes:
         model: the run directory that the index was built with.
         index: folder of the index (``polyjax index build``).
         context: the turns, oldest first; without them each line of standard input is a context, whose turns
             are separated by tabs.
-        top: print so many.
+        top: print the N best.
         method: ``scan`` and ``certified`` find exactly the best; ``quick`` scores in bfloat16 first; ``auto``
             takes the faster of the exact ones.
-        rerank: a run directory whose model orders the best ones once more, such as a cross-encoder.
+        rerank: a run directory whose model re-ranks the best ones, such as a cross-encoder.
         rerank_top: how many are re-ranked.
         json: print one JSON object per context.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; as the model was made by default.
+        dtype: of the arithmetic; by default the model's own.
     """
 
     model: Annotated[Path, tyro.conf.Positional]

@@ -1,4 +1,4 @@
-"""The command line of the scripts: a few flags choose the defaults of all others."""
+"""The flags of ``polyjax train``: a few of them choose the defaults of all others."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ from polyjax.recipes.teaching import TAUGHT
 from polyjax.train.losses import loss_of
 
 OWN_PARTS = ("own_encoder", "own_optimizer")
-"""Settings that only Python callers have."""
+"""Settings that only Python callers can give."""
 TASK_HELP = (
     f"--task NAME chooses the data set, and with it the flags --task.*: {TASK_NAMES}. Give it with --help to "
     "see them."
@@ -73,7 +73,7 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
         raise InputError(
             "preset", problem=f"`recipe` {choice.recipe} has its own settings", fix="give one of them"
         )
-    # What is no architecture is the second look's to refuse: it knows the flag as it is documented.
+    # The second parse refuses an unknown architecture: it knows the flag as documented.
     default = preset_of(choice, next((arch for arch in get_args(Arch) if arch == choice.arch), "poly"))
     if choice.init is not None:
         default = default_of_run(partial(preset_of, choice), choice.init)
@@ -86,14 +86,14 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
     elif choice.encoder in SCRATCH and not choice.recipe:
         default = from_scratch(default, choice.encoder)
     elif choice.encoder not in (None, *SCRATCH) and default.tokenizer.kind != "pretrained":
-        # A recipe learns a vocabulary of its own; weights bring theirs.
+        # A recipe trains its own vocabulary; pretrained weights bring theirs.
         default = dataclasses.replace(
             default,
             tokenizer=TokenizerChoice(),
             encoder=dataclasses.replace(default.encoder, name=choice.encoder),
         )
     if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
-        # Who says how long to train gets that, however few the rows are.
+        # An explicit number of steps or epochs is kept, however few the rows are.
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
     if teacher is not None:
         default = dataclasses.replace(default, teacher=teacher, loss=TAUGHT)
@@ -116,7 +116,7 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
 
 
 def flags_of(default: RunConfig) -> type[RunConfig]:
-    """The class whose fields are flags: only settings of the task and the head that were chosen."""
+    """The class whose fields are flags: only the settings of the chosen task and head."""
     narrow = [("arch", Arch), ("task", type(default.task)), ("head", type(default.head))]
     narrow.append(("loss", type(default.loss)))
     hidden = OWN_PARTS
@@ -137,7 +137,7 @@ def _fields(config: RunConfig) -> dict[str, Any]:
 
 
 def preset_of(choice: Choice, arch: Arch) -> RunConfig:
-    """The defaults of the preset or the recipe that was asked for."""
+    """The defaults of the chosen preset or recipe."""
     if not choice.recipe:
         return PRESETS[choice.preset](arch)
     found = recipe(choice.recipe)
@@ -151,7 +151,7 @@ def preset_of(choice: Choice, arch: Arch) -> RunConfig:
 
 
 def encoder_flag(arguments: Sequence[str]) -> list[str]:
-    """The arguments with ``--encoder`` for ``--init-from``, which says the same in other words."""
+    """The arguments with ``--encoder`` for its synonym ``--init-from``."""
     return [re.sub(r"^--init-from(?==|$)", "--encoder", word) for word in arguments]
 
 
@@ -178,7 +178,7 @@ def with_task(kind: type, task: TaskConfig | None) -> type:
 
 
 def chosen(kind: type, arguments: Sequence[str], prog: str):
-    """The flags of a dataclass alone: a first look must not trip over flags that only the second knows."""
+    """Only the flags of a dataclass: the first parse must ignore flags that only the second knows."""
     names = [f"--{field.name}" for field in dataclasses.fields(kind)]
     choice = re.compile(rf"({'|'.join(names)})(=|$)")
     pairs = zip(["", *arguments], arguments, strict=False)

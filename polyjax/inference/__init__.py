@@ -1,4 +1,4 @@
-"""Texts in, scores out: tokenised, put into batches of few shapes, and computed by compiled programs."""
+"""Texts in, scores out: tokenised, batched into few shapes, and computed by compiled programs."""
 
 from polyjax.inference.arguments import Context
 from polyjax.inference.scorer import Progress, TextScorer, ignore

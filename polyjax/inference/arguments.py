@@ -1,4 +1,4 @@
-"""Checks of what a caller gave, before anything is computed with it."""
+"""Checks of a caller's arguments, before anything is computed."""
 
 import difflib
 import os
@@ -15,17 +15,17 @@ from polyjax.nn.encoders import Dtype
 Context = str | Sequence[str]
 """The turns so far, oldest first; a text is a single turn."""
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""Other libraries' names of dtypes."""
+"""Other libraries' names for dtypes."""
 
 
 def check_count(name: str, count: object) -> None:
-    """Raise InputError unless it is a number of things."""
+    """Raise InputError unless it is a whole number of at least 1."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
         raise InputError(name, expected="a whole number of at least 1", got=count)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise InputError unless it is one of some words; a near one is suggested."""
+    """Raise InputError unless it is one of the choices; a similar one is suggested."""
     if value not in choices:
         known = {_SHORT.get(choice, choice): choice for choice in choices} | {one: one for one in choices}
         near = [known[word] for word in difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)]
@@ -34,7 +34,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_dtype(dtype: object) -> None:
-    """Raise InputError unless it is None or a dtype of encoders' arithmetic."""
+    """Raise InputError unless it is None or a dtype for encoders."""
     if dtype is not None:
         check_choice("dtype", dtype, get_args(Dtype))
 
@@ -46,7 +46,7 @@ def check_folder(folder: object, name: str = "folder") -> None:
 
 
 def as_path(folder: object) -> Path | None:
-    """The path of an index where one is given, or InputError."""
+    """The path of an index if one is given, or InputError."""
     if folder is None:
         return None
     check_folder(folder)
@@ -56,7 +56,7 @@ def as_path(folder: object) -> Path | None:
 def check_mesh(mesh: object) -> None:
     """Raise InputError unless it is None or a mesh."""
     if mesh is not None and not isinstance(mesh, Mesh):
-        raise InputError("mesh", expected="a mesh of devices, as jax.make_mesh gives", got=mesh)
+        raise InputError("mesh", expected="a mesh of devices, as jax.make_mesh returns", got=mesh)
 
 
 def check_list(name: str, lists: object) -> None:
@@ -106,7 +106,7 @@ def as_texts(name: str, texts: Iterable[str]) -> list[str]:
             raise InputError(
                 f"{name}[{i}]",
                 problem=f"{text[:40]!r} holds half a character (a lone surrogate)",
-                fix="check the encoding that it was read with",
+                fix="check the encoding with which it was read",
             ) from None
     return found
 

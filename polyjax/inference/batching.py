@@ -1,4 +1,4 @@
-"""Which sequences share a batch and how far they are padded: pure functions of their lengths, in numpy."""
+"""Which sequences share a batch, and to which length they are padded: pure numpy functions of lengths."""
 
 import dataclasses
 import math
@@ -11,15 +11,15 @@ from polyjax.data.text import TextConfig
 from polyjax.types import Tokens
 
 MANY_BATCHES, STEP = 64, 8
-"""Full batches from which each is padded to its own longest row, to a multiple of so many tokens.
+"""Number of full batches from which each is padded to its own longest row, to a multiple of these tokens.
 
-Each such length is one more program to compile, which pays only where much is encoded.
+Each such length is one more program to compile, which pays only for many texts.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How sequences are put into batches of few shapes.
+    """How sequences are batched into few shapes.
 
     Attributes:
         text: length buckets.
@@ -52,7 +52,7 @@ class Batching:
         Args:
             lengths: of the sequences, in tokens, int [n].
             limit: the longest that there can be.
-            longest: padded length of all where the configuration pads to the longest; by default theirs.
+            longest: padded length of all if the configuration pads to the longest; by default the largest.
         """
         if not len(lengths):
             return
@@ -62,7 +62,7 @@ class Batching:
             padded = np.array([self.text.bucket(n, limit) for n in lengths.tolist()])
             if padded.sum() >= self._many:
                 batches = list(self._tight(lengths, limit))
-                # Shortest first, the time left would be told far too short until the end.
+                # With the shortest first, the displayed time left would be far too short until the end.
                 yield from (batches[i] for i in np.random.default_rng(0).permutation(len(batches)))
                 return
         for length in map(int, np.unique(padded)):
@@ -93,7 +93,7 @@ class Batching:
         return MANY_BATCHES * self.devices * self.tokens
 
     def _tight(self, lengths: np.ndarray, limit: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Full batches, longest first, each padded little beyond its longest row."""
+        """Full batches, longest first, each padded to little more than its longest row."""
         places = np.argsort(-lengths, kind="stable")
         while len(places):
             length = min(-(-max(int(lengths[places[0]]), 1) // STEP) * STEP, limit)
@@ -108,17 +108,17 @@ def lengths_of(sequences: Sequence[Sized]) -> np.ndarray:
 
 
 def column_bucket(n: int) -> int:
-    """Candidates a context to which scores are filled up: the next power of two, 16 at least."""
+    """Padded number of candidates per context: the next power of two, at least 16."""
     return max(16, 1 << (n - 1).bit_length())
 
 
 def column_buckets(n: int) -> list[int]:
-    """All that ``column_bucket`` gives for up to n candidates."""
+    """All values of ``column_bucket`` for up to n candidates."""
     return [1 << i for i in range(4, column_bucket(n).bit_length())]
 
 
 def filled(tokens: Tokens, rows: int) -> Tokens:
-    """The tokens [n, t] with empty rows up to a number of them."""
+    """The tokens [n, t], padded with empty rows to a number of rows."""
     short = rows - tokens.ids.shape[0]
     return jax.tree.map(lambda x: np.pad(x, ((0, short), (0, 0))), tokens)
 

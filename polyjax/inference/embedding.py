@@ -20,15 +20,15 @@ _NAME = re.compile(r"[\w-]+")
 
 
 def prompt_text(config: TextConfig, prompt: str | None) -> str:
-    """What is put before a text.
+    """The prompt that is put before a text.
 
     Args:
         config: with the model's prompts.
         prompt: the name of one of them, or a text; the model's default if None. ``query`` and
-            ``document`` are always names: of no prompt, unless the model has one.
+            ``document`` are always names; they mean no prompt if the model has none of that name.
 
     Raises:
-        InputError: it is a single word and no name: put before a text as it is, it would be part of a word.
+        InputError: it is a single word that is not a name: as a prefix it would run into the text.
     """
     if prompt is None:
         return config.embedding_prompt
@@ -51,12 +51,12 @@ def embed(
 
     Args:
         scorer: of a bi-encoder.
-        texts: in any number.
+        texts: any number of them.
         prompt: see ``prompt_text``.
         output: ``vectors`` or ``tokens``.
 
     Raises:
-        InputError: the model is no bi-encoder, or the prompt is unknown.
+        InputError: the model is not a bi-encoder, or the prompt is unknown.
     """
     if not scorer.is_dual or not isinstance(scorer.head, EmbedsTexts):
         got = shown(f"a {scorer.settings.head.arch}-encoder")
@@ -71,7 +71,7 @@ def embed(
     for places, length in scorer.batching.batches(lengths_of(rows), config.candidate_tokens):
         tokens = scorer.padded([rows[i] for i in places], length, prompt=before)
         batch = np.asarray(scorer.model.run(function, tokens), np.float32)
-        for place, values in zip(places.tolist(), batch, strict=False):  # which is filled up
+        for place, values in zip(places.tolist(), batch, strict=False):  # which is padded
             found[place] = values if output == "vectors" else values[: len(rows[place])]
     if output == "tokens":
         return found

@@ -1,4 +1,4 @@
-"""Why a candidate has its score: the context vectors that count, and the tokens that they read."""
+"""Why a candidate has its score: the context vectors with the largest weights, and the tokens they read."""
 
 import dataclasses
 from typing import Any, cast
@@ -22,11 +22,11 @@ class Explanation:
     Attributes:
         score: of the candidate.
         scale: of the head.
-        weights: how much each context vector counts, float32 [m]; they add up to 1.
+        weights: of the context vectors, float32 [m]; they add up to 1.
         products: of the context vectors with the candidate's vector, float32 [m].
-        vectors: the context vectors that count most, most first, int [k].
+        vectors: the context vectors with the largest weights, largest first, int [k].
         tokens: of the context, as the tokenizer writes them, [t].
-        reads: how much each of these vectors reads of each token, float32 [k, t]; rows add up to 1.
+        reads: attention of each of these vectors to each token, float32 [k, t]; rows add up to 1.
     """
 
     score: float
@@ -53,7 +53,7 @@ def explain(scorer: TextScorer, turns: list[str], candidate: str, *, top: int) -
         scorer: of a poly-encoder.
         turns: of the context, oldest first.
         candidate: the text.
-        top: context vectors whose tokens are wanted.
+        top: number of context vectors whose tokens are returned.
 
     Raises:
         InputError: the model's score has no such parts.
@@ -90,7 +90,7 @@ def explain_ids(scorer: TextScorer, ids: Ids, vector: np.ndarray, *, top: int) -
     weights = (weights / weights.sum()).astype(np.float32)
     chosen = np.argsort(-weights, kind="stable")[: min(top, int(mask.sum()))]
     reads = token_reads(scorer, tokens)[0][chosen, : len(ids)]
-    name = getattr(text.tokenizer, "token", str)  # a tokenizer of one's own need not know it
+    name = getattr(text.tokenizer, "token", str)  # a custom tokenizer need not have it
     named = [name(int(id_)) for id_ in ids]
     score = form.scale * float((weights * products).sum())
     return Explanation(score, form.scale, weights, products, chosen, named, reads)

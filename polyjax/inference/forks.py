@@ -1,4 +1,4 @@
-"""A process that was forked from one that had started jax must not compute: it would wait for ever.
+"""Refuses to compute in a process that was forked after jax had started: it would hang.
 
 A fork copies the memory of jax's threads and of their locks, but not the threads.
 """
@@ -8,11 +8,11 @@ import os
 from polyjax.errors import InputError
 
 _started_in: int | None = None
-"""The process that began to compute; a forked one inherits the value."""
+"""The id of the process that started to compute; a forked process inherits the value."""
 
 
 def refuse_forked() -> None:
-    """Raise InputError in a process that was forked from one that computed before.
+    """Raise InputError in a process that was forked from one that had started to compute.
 
     Raises:
         InputError: see above; the message says what to do.
@@ -25,7 +25,7 @@ def refuse_forked() -> None:
         raise InputError(
             "fork",
             problem="this process was forked from one in which polyjax had started jax, whose threads a fork "
-            "does not copy, so that a computation here would never end",
+            "does not copy, so that a computation here would hang",
             fix="load the model in each worker after it has started: gunicorn without --preload, "
             "multiprocessing.get_context('spawn')",
             is_argument=False,

@@ -1,4 +1,4 @@
-"""The compiled programs of a scorer: tokens in, vectors and scores out, one program a shape."""
+"""The compiled programs of a scorer: tokens in, vectors and scores out, one program per shape."""
 
 import contextlib
 import hashlib
@@ -48,10 +48,10 @@ class Program:
 
     @contextlib.contextmanager
     def once(self, *shape: Hashable) -> Iterator[Callable[..., Any]]:
-        """The function, for calls with a shape; while that is new, for one thread at a time.
+        """The function for calls with a shape; one thread at a time while the shape is new.
 
         Args:
-            shape: all that the calls' programs depend on.
+            shape: everything that the calls' program depends on.
 
         Raises:
             InputError: the process was forked from one that had started jax.
@@ -66,10 +66,10 @@ class Program:
 
 
 class Compiled:
-    """A scorer with its parameters where they are used, and its programs. Threads may share one.
+    """A scorer's parameters on their devices, and its programs. Threads may share one.
 
     Args:
-        scorer: bi-, poly- or cross-encoder, or one with a head of its own.
+        scorer: bi-, poly- or cross-encoder, or one with a custom head.
         mesh: devices that share the rows of a batch; one device if None.
 
     Attributes:
@@ -108,17 +108,17 @@ class Compiled:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far."""
+        """Number of programs compiled so far."""
         programs = (self._candidates, self._contexts, self._scores, self._pairs, *self._others.values())
         return sum(program.compilations for program in programs)
 
     @property
     def head(self) -> DualHead:
-        """The scoring head, with its parameters, of a scorer that encodes candidates apart."""
+        """The scoring head, with its parameters, of a scorer that encodes candidates separately."""
         return cast(DualHead, nnx.merge(self._graph, self._state).head)
 
     def update(self, scorer: Scorer) -> None:
-        """Take the parameters of a scorer of the same shape; nothing is compiled again."""
+        """Use the parameters of another scorer of the same shape; nothing is compiled again."""
         state = nnx.state(for_inference(scorer))
         self._state = state if self._shardings is None else placed(state, self._shardings)
         self._digest = ""
@@ -139,7 +139,7 @@ class Compiled:
         return self._digest
 
     def split(self, rows: T) -> T:
-        """Arrays whose rows the devices share."""
+        """Arrays whose rows are split over the devices."""
         return rows if self._mesh is None else jax.device_put(rows, NamedSharding(self._mesh, ROWS))
 
     def candidates(self, tokens: Tokens) -> Float[Array, "n d"]:

@@ -24,25 +24,25 @@ from polyjax.types import Tokens
 TOKENS_PER_BATCH, CPU_TOKENS_PER_BATCH = 4096, 1024
 """Rows of a full batch times their padded length, on each device.
 
-A CPU's cache holds what the smaller ones need in between: all-MiniLM-L6-v2 encoded 262 texts/s in float32 in
-batches of 4,096 tokens, 303 of 2,048, 326 of 1,024, 291 of 512 (2 cores of an AMD EPYC, Zen 4).
+A CPU's cache holds the intermediate arrays of small batches: all-MiniLM-L6-v2 encoded 262 texts/s in float32
+with 4,096 tokens, 303 with 2,048, 326 with 1,024, 291 with 512 (2 cores of an AMD EPYC, Zen 4).
 """
 
 _PRODUCTS_AT_ONCE = 1 << 23
 """Products of context vectors with shared candidates that are in memory together: 32 MiB."""
 
 Progress = Callable[[int], None]
-"""Called with the number of texts that are done."""
+"""Called with the number of texts done so far."""
 Turns = Sequence[str]
 """The turns of a context, oldest first."""
 
 
 def ignore(n: int) -> None:
-    """Progress that nobody watches."""
+    """No progress display."""
 
 
 def check_scorer(scorer: object) -> "TextScorer":
-    """The scorer, if it is one of texts, or InputError."""
+    """The scorer, if it scores texts, or InputError."""
     if isinstance(scorer, str | os.PathLike):
         fix = f"write Ranker.load({str(scorer)!r})"
         raise InputError("scorer", expected="a scorer of texts", got=str(scorer), fix=fix)
@@ -56,15 +56,15 @@ class TextScorer:
     """Scores texts with a scorer. Threads may share one.
 
     Args:
-        scorer: bi-, poly- or cross-encoder, or one with a head of its own.
+        scorer: bi-, poly- or cross-encoder, or one with a custom head.
         text: tokenises and pads.
-        mesh: devices that share the rows of a batch, from ``make_mesh``; in several processes all of them
-            ask for the same texts. One device if None.
+        mesh: devices that share the rows of a batch, from ``make_mesh``; one device if None. With several
+            processes each of them must make the same calls.
 
     Attributes:
         model: the scorer's parameters and programs, for callers that make batches themselves.
         settings: the scorer's configuration.
-        is_dual: whether candidates can be encoded apart from contexts.
+        is_dual: whether candidates are encoded separately from contexts.
         batching: how texts are put into batches.
 
     Raises:
@@ -79,7 +79,7 @@ class TextScorer:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far; each is a shape, so the buckets bound their number."""
+        """Number of programs compiled so far, one per shape; the buckets bound it."""
         return self.model.compilations
 
     @property
@@ -89,17 +89,17 @@ class TextScorer:
 
     @property
     def head(self) -> DualHead:
-        """The scoring head, with its parameters, of a scorer that encodes candidates apart."""
+        """The scoring head, with its parameters, of a scorer that encodes candidates separately."""
         assert self.is_dual
         return self.model.head
 
     def activated(self, scores: np.ndarray) -> np.ndarray:
-        """Scores as a user sees them: some cross-encoders' settings have an activation for that."""
+        """Scores as a user sees them: some cross-encoders' settings have an activation for this."""
         head = self.settings.head
         return head.activated(scores) if isinstance(head, ActivatesScores) else scores
 
     def update(self, scorer: Scorer) -> None:
-        """Take the parameters of a scorer of the same shape; nothing is compiled again."""
+        """Use the parameters of another scorer of the same shape; nothing is compiled again."""
         self.model.update(scorer)
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -169,16 +169,16 @@ class TextScorer:
         *,
         progress: Progress = ignore,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Scores of many candidates for every context, and of one more for each, some contexts at a time.
+        """Scores of shared candidates for every context, and of an own one each, some contexts at a time.
 
-        Candidates of a scorer that encodes them apart are encoded once.
+        A scorer that encodes candidates separately encodes the shared ones once.
 
         Args:
             contexts: turns of each context, oldest first.
             shared: n candidates of all.
             own: a further candidate for each context.
-            progress: called with the number of texts done: contexts, and before them candidates where those
-                are encoded apart.
+            progress: called with the number of texts done: contexts, and before them candidates if they are
+                encoded separately.
 
         Yields:
             Places of p contexts, scores float32 [p, n] of the shared candidates, and [p] of their own.
@@ -203,7 +203,7 @@ class TextScorer:
                 yield some, scores[: len(some), :n], scores[np.arange(len(some)), n + np.arange(len(some))]
 
     def compile_contexts(self) -> tuple[Float[Array, "1 m d"], Bool[Array, "1 m"]]:
-        """Compile the encoding of single contexts of all lengths; an empty one's vectors and their mask."""
+        """Compile the encoding of single contexts of all lengths; returns an empty one's vectors and mask."""
         vectors, mask = [
             self.model.contexts(self._empty(rows, length))
             for rows, length in self.batching.shapes(1, self.text.config.context_tokens)
@@ -211,7 +211,7 @@ class TextScorer:
         return vectors[:1], mask[:1]
 
     def compile_scores(self, n_candidates: int) -> int:
-        """Compile all that scoring up to so many candidates of one context needs; the number of programs."""
+        """Compile what scoring up to n candidates of one context needs; returns the number of programs."""
         before, config = self.compilations, self.text.config
         if not self.is_dual:
             for shape in self.batching.shapes(n_candidates, config.pair_limit()):
@@ -228,7 +228,7 @@ class TextScorer:
         return self.compilations - before
 
     def _prepare(self, contexts: Sequence[Turns], *texts: Sequence[str]) -> None:
-        """Tokenise all at once what a call needs."""
+        """Tokenise all texts of a call at once."""
         self.text.prepare([*(t for turns in contexts for t in turns), *(t for some in texts for t in some)])
 
     def _context_rows(self, contexts: Sequence[Turns]) -> list[Ids]:
@@ -241,12 +241,12 @@ class TextScorer:
         return self.batching.batches(lengths_of(rows), self.text.config.candidate_tokens)
 
     def padded(self, rows: Sequence[Ids], length: int, *, prompt: str = "") -> Tokens:
-        """A batch's tokens, filled up to a shape that is compiled once.
+        """A batch's tokens, padded to a shape that is compiled once.
 
         Args:
             rows: ids of each sequence.
             length: to which they are padded.
-            prompt: that they begin with.
+            prompt: the prompt that they begin with.
         """
         tokens = self.text.pad(rows, length=length, prompt=prompt)
         return self.model.split(filled(tokens, self.batching.rows(len(rows), length)))
@@ -302,7 +302,7 @@ class TextScorer:
         r: int,
     ) -> np.ndarray:
         """Scores [r, n + r] of r contexts from ``start`` on; their own candidates are the last r."""
-        # Own candidates in the same product as the shared ones: equal vectors have equal scores then.
+        # Own candidates are in the same product as the shared ones, so that equal vectors get equal scores.
         candidates = np.zeros((len(shared) + r, self.dim), np.float32)
         candidates[: len(shared)] = shared
         candidates[len(shared) : len(shared) + len(own)] = own
@@ -322,7 +322,7 @@ class TextScorer:
             for context, row in zip(contexts, candidates, strict=True)
             for candidate in row
         ]
-        # The longest context and the longest candidate need not meet in a pair, but ParlAI has room for it.
+        # The longest context and the longest candidate need not form a pair, but ParlAI pads to that length.
         longest = max(map(len, contexts)) + max(len(candidate) for row in candidates for candidate in row)
         lengths = lengths_of([ids for ids, _ in pairs])
         scores = np.empty(len(pairs), np.float32)

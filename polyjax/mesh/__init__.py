@@ -1,4 +1,4 @@
-"""Devices: a mesh of them, where arrays live on it, and several processes as one run."""
+"""Devices: a mesh, the placement of arrays on it, and several processes as one run."""
 
 from polyjax.mesh.placement import (
     ROWS,

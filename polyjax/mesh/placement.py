@@ -1,11 +1,11 @@
-"""Where arrays live: a mesh of devices, and the table of which parameter is split along which of its axes.
+"""Placement of arrays: a mesh of devices, and the table of which parameter is split along which axes.
 
 The mesh has three axes. The rows of a batch are split over ``data`` and ``fsdp`` together; parameters, with
-their gradients and the optimiser's state, over ``fsdp``; the large matrices over ``model`` besides, each
-across the axis along which its products need no exchange (the inner width of a feed-forward part, the heads).
-Modules know nothing of it: XLA derives all exchanges from where the arrays of a step are. So the negatives of
-a batch are those of the whole batch, however many devices and processes share it. What ``fsdp`` splits is
-put together where it is used.
+their gradients and the optimiser's state, over ``fsdp``; large matrices also over ``model``, each along the
+axis whose products need no communication (the inner width of a feed-forward layer, the heads).
+Modules know nothing of it: XLA derives all communication from the placement of a step's arrays. So the
+negatives of a batch are those of the whole batch, however many devices and processes share it. What ``fsdp``
+splits is gathered where it is used.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ T = TypeVar("T")
 P = PartitionSpec
 AXES = ("data", "fsdp", "model")
 ROWS = P(("data", "fsdp"))
-"""Of arrays whose first axis counts the rows of a batch."""
+"""The spec of arrays whose first axis is the rows of a batch."""
 
 TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(embeddings\.(tokens|positions|segments)|relative)", P(None, "fsdp")),
@@ -34,7 +34,7 @@ TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(qkv|mlp_in|query|key|value|position_query|position_key)\.bias", P("model")),
     (r"(out|mlp_out)\.kernel", P("model", "fsdp")),
 )
-"""The first entry that ends a parameter's path says how it is split; what is not here is on all devices."""
+"""The first entry that ends a parameter's path says how it is split; others are on all devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class MeshShape:
 
     @classmethod
     def parse(cls, text: str, n_devices: int) -> "MeshShape":
-        """The shape that ``data=4,model=2`` stands for; ``data`` is what is left over where it is not given.
+        """The shape that ``data=4,model=2`` stands for; ``data`` is by default what the other axes leave.
 
         >>> MeshShape.parse("", 8)
         MeshShape(data=8, fsdp=1, model=1)
@@ -55,7 +55,7 @@ class MeshShape:
         MeshShape(data=4, fsdp=1, model=2)
 
         Raises:
-            InputError: it is not of that form, or needs other devices than there are.
+            InputError: it does not have that form, or does not fit the number of devices.
         """
         sizes: dict[str, int] = {}
         for part in filter(None, text.replace(" ", "").split(",")):
@@ -63,7 +63,7 @@ class MeshShape:
             if name not in AXES or name in sizes or not equals or not size.isdecimal() or int(size) < 1:
                 raise InputError(
                     "mesh",
-                    problem=f"{part!r} cannot be read",
+                    problem=f"{part!r} cannot be parsed",
                     expected=f"AXIS=DEVICES, each axis of {', '.join(AXES)} at most once, as data=4,fsdp=2",
                     got=text,
                 )
@@ -83,11 +83,11 @@ class MeshShape:
 
     @property
     def size(self) -> int:
-        """Devices in all."""
+        """Number of devices."""
         return self.data * self.fsdp * self.model
 
     def __str__(self) -> str:
-        """As it is given, without axes of one device."""
+        """In the form of ``parse``, without axes of one device."""
         sizes = {name: getattr(self, name) for name in AXES}
         return ",".join(f"{name}={n}" for name, n in sizes.items() if n > 1 or name == "data")
 
@@ -96,7 +96,7 @@ def make_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a shape in words, see ``MeshShape.parse``; all devices on ``data`` by default.
 
     Args:
-        text: as ``data=4,fsdp=2``.
+        text: such as ``data=4,fsdp=2``.
         devices: all of all processes by default.
 
     Raises:
@@ -108,7 +108,7 @@ def make_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
         n = f"{len(devices)} devices of {jax.process_count()} processes"
         raise InputError("mesh", expected=f"all {n}, not {shape.size} of them", got=text)
     sizes = tuple(getattr(shape, name) for name in AXES)
-    # Auto: XLA chooses the sharding of what a step computes on the way.
+    # Auto: XLA chooses the sharding of a step's intermediate arrays.
     kinds = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=devices[: shape.size])
 
@@ -124,12 +124,12 @@ def one_device() -> Mesh:
 
 
 def row_devices(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts into which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def spec_of(path: str) -> PartitionSpec:
-    """How a parameter, or what an optimiser keeps of it, is split.
+    """How a parameter, or an optimiser's state of it, is split.
 
     Args:
         path: dotted; for example ``context_encoder.blocks.0.mlp_in.kernel``.
@@ -148,8 +148,8 @@ def shardings_of(tree: T, mesh: Mesh, *, optional: bool = False) -> T:
     Args:
         tree: of arrays or their shapes.
         mesh: the devices.
-        optional: leave an array whole whose axis cannot be split: under a parameter's name an optimiser may
-            keep one of any shape.
+        optional: do not split an array whose axis cannot be split: an optimiser may keep arrays of any shape
+            under a parameter's name.
 
     Raises:
         InputError: an axis of a parameter cannot be split over so many devices.
@@ -158,7 +158,7 @@ def shardings_of(tree: T, mesh: Mesh, *, optional: bool = False) -> T:
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = path_name(path)
         spec = spec_of(name)
-        if leaf.ndim < len(spec):  # an optimiser may keep less of a parameter than its shape
+        if leaf.ndim < len(spec):  # an optimiser's state of a parameter may have fewer axes
             return NamedSharding(mesh, P())
         for length, axis in zip(leaf.shape, spec, strict=False):
             if axis is None or not length % mesh.shape[axis]:
@@ -176,7 +176,7 @@ def shardings_of(tree: T, mesh: Mesh, *, optional: bool = False) -> T:
 
 
 def used(shardings: T) -> T:
-    """The shardings of parameters where they are computed with: ``fsdp`` is for keeping them only."""
+    """The shardings of parameters in use: ``fsdp`` splits them only in storage."""
 
     def whole(sharding: NamedSharding) -> NamedSharding:
         axes = (None if axis == "fsdp" else axis for axis in sharding.spec)
@@ -186,9 +186,9 @@ def used(shardings: T) -> T:
 
 
 def placed(tree: T, shardings: T) -> T:
-    """Arrays put where they belong, in memory of their own.
+    """Arrays moved to their placement, in memory of their own.
 
-    Each is one that every process has, or is on the devices of the mesh already.
+    Each must be the same in every process, or already be on the devices of the mesh.
     """
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -205,8 +205,8 @@ def placed(tree: T, shardings: T) -> T:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     }
     if shared:
-        # One program for all that processes exchange: of several that run at once, each process may take up
-        # another first, and wait for ever.
+        # One program for all communication between processes: of several that run at once, each process may
+        # start another one first, and wait for ever.
         move = jax.jit(_copies, out_shardings=tuple(targets[i] for i in shared))
         shared = dict(zip(shared, move(tuple(shared.values())), strict=True))
     found = [
@@ -221,7 +221,7 @@ def _copies(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
 
 
 def placed_shapes(tree: T, shardings: T) -> T:
-    """The shapes of arrays, and where those would be."""
+    """The shapes of arrays, with their shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -230,12 +230,12 @@ def placed_shapes(tree: T, shardings: T) -> T:
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """The sharding of what all devices have."""
+    """The sharding of replicated arrays."""
     return NamedSharding(mesh, P())
 
 
 def placed_rows(mesh: Mesh, tree: T, n: int) -> T:
-    """Arrays of n rows on the devices that share them, of which each process has those of its own."""
+    """Arrays of n rows on the devices that share them; each process passes its own rows."""
     rows = NamedSharding(mesh, ROWS)
 
     def one(local: np.ndarray) -> jax.Array:
@@ -245,13 +245,13 @@ def placed_rows(mesh: Mesh, tree: T, n: int) -> T:
 
 
 def own_rows(mesh: Mesh, n: int) -> np.ndarray:
-    """Those of n rows that this process's devices have, int [p]."""
+    """The rows, of n, that this process's devices hold, int [p]."""
     indices = NamedSharding(mesh, ROWS).addressable_devices_indices_map((n,))
     return np.unique(np.concatenate([np.arange(n)[part] for part in indices.values()]))
 
 
 class BatchPlacer:
-    """Puts batches on a mesh, each process its own rows.
+    """Moves batches to a mesh; each process moves its own rows.
 
     Args:
         mesh: the devices.
@@ -261,7 +261,7 @@ class BatchPlacer:
         InputError: the batch cannot be split evenly.
 
     Attributes:
-        rows: those of a batch that this process must load, int [n].
+        rows: the rows of a batch that this process must load, int [n].
     """
 
     def __init__(self, mesh: Mesh, batch_size: int):
@@ -277,7 +277,7 @@ class BatchPlacer:
         self.rows = own_rows(mesh, batch_size)
 
     def __call__(self, batch: Batch) -> Batch:
-        """The global batch, of which ``batch`` has this process's rows."""
+        """The global batch; ``batch`` has this process's rows."""
         inputs = batch.inputs
         if isinstance(inputs, DualInputs):
             shared = inputs.shared
@@ -289,10 +289,10 @@ class BatchPlacer:
         return Batch(inputs, self._rows(batch.label), self._rows(batch.where), self._rows(batch.teacher))
 
     def _rows(self, tree: T) -> T:
-        """Arrays of the batch's rows, of which each process has its own."""
+        """Arrays of the batch's rows; each process passes its own."""
         return placed_rows(self._mesh, tree, self._batch_size)
 
     def _whole(self, tree: T) -> T:
-        """Arrays that every process has, on all devices."""
+        """Arrays that are the same in every process, on all devices."""
         whole = everywhere(self._mesh)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x, x.shape), tree)

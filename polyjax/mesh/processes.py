@@ -1,4 +1,4 @@
-"""Several processes as one run: joining them, who writes, waiting for each other, losing one.
+"""Several processes as one run: joining, the one that writes, waiting for each other, losing one.
 
 Every process runs the same command. ``connect`` joins them where environment variables name them: SLURM's, or
 plain ones (docs/distributed.md has an example of each, and of Kubernetes).
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed  # its key-value store, and when it listens for SIGTERM, are not public
+from jax._src import distributed  # its key-value store and its handling of SIGTERM are not public
 from jax.experimental import multihost_utils
 
 from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, first_line
@@ -26,18 +26,18 @@ ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "J
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in the pods of an indexed job."""
 FAILED, LEAVING = "polyjax/failed", "polyjax/leaving"
-"""Keys of why a process failed, for the others, and of those that have read it."""
+"""Keys of the reason why a process failed, for the others, and of the processes that have read it."""
 GRACE_S = 5.0
-"""Seconds for the others to read it: without the first process there is nothing to read from."""
+"""Seconds for the others to read it, since they cannot after the first process has ended."""
 HEARTBEAT_S = 60
-"""A process that gives no sign of life for so long is taken for lost, and the run with it."""
+"""Seconds without a heartbeat after which a process counts as lost, and the run with it."""
 T = TypeVar("T", bool, int, float)
 
 
 def connect() -> None:
-    """Join the other processes of the run, if there are any; before anything asks for devices.
+    """Join the other processes of the run, if there are any; must be called before devices are used.
 
-    For commands: it changes settings of jax, and who prints.
+    For commands only: it changes jax's settings, and silences all processes but one.
 
     Raises:
         InputError: the variables are incomplete, or the others cannot be reached.
@@ -60,11 +60,11 @@ def connect() -> None:
         return  # not in srun, or alone
     else:
         settings |= _slurm(os.environ)
-    # SIGTERM ends a process as anywhere, except while ``Notice`` listens for it.
+    # SIGTERM ends the process as usual, except while ``Notice`` listens for it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**settings)
-    except Exception as error:  # jax raises whatever its transport does
+    except Exception as error:  # jax raises any error of its transport
         problem = f"cannot be reached: {first_line(error)}"
         raise _not_an_argument("the run's other processes", problem=problem) from None
     if not is_primary():
@@ -72,7 +72,7 @@ def connect() -> None:
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is the process that writes shared files."""
     return jax.process_index() == 0
 
 
@@ -80,7 +80,7 @@ def wait(name: str) -> None:
     """Wait until all processes are here, however long that takes; once for each name.
 
     Raises:
-        InputError: another process has stopped; the message says why, if that is known.
+        InputError: another process has stopped; the message says why, if known.
     """
     if jax.process_count() == 1:
         return
@@ -99,7 +99,7 @@ def wait(name: str) -> None:
 
 @contextlib.contextmanager
 def sigterm_is_a_notice() -> Iterator[None]:
-    """Let jax's service take SIGTERM, of whichever process, as a notice to all of them; then as before."""
+    """Inside, jax's service turns SIGTERM of any process into a notice to all; then it is as before."""
     name = "jax_enable_preemption_service"
     handler, setting = signal.getsignal(signal.SIGTERM), jax.config.values[name]
     jax.config.update(name, True)
@@ -117,7 +117,7 @@ def sigterm_is_a_notice() -> Iterator[None]:
 
 
 def agreed(answer: T) -> T:
-    """The primary process's answer to a question, in all processes; all of them must ask.
+    """The primary process's answer, in all processes; each of them must call this.
 
     Args:
         answer: this process's, a bool, int or float (of which float32 is kept).
@@ -129,7 +129,7 @@ def agreed(answer: T) -> T:
 
 @contextlib.contextmanager
 def primary_first(name: str) -> Iterator[None]:
-    """A piece of work that the others find done by the primary process, files included."""
+    """Let the primary process do a piece of work, files included, before the others do it."""
     if not is_primary():
         wait(name)
     yield
@@ -139,7 +139,7 @@ def primary_first(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def losses_named(fix: str = "start all processes again with the same command") -> Iterator[None]:
-    """In several processes: turn jax's error that another one is gone into one line."""
+    """With several processes: turn jax's error about a lost process into an InputError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -151,7 +151,7 @@ def losses_named(fix: str = "start all processes again with the same command") -
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """End a failed process of several without waiting for the others, which may be gone."""
+    """End a failed process without waiting for the others, which may be gone."""
     try:
         yield
     except BaseException as stop:
@@ -166,7 +166,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def _tell_the_others(stop: BaseException) -> None:
-    """Tell those that ``wait`` why this process ends, and give them time to read it."""
+    """Report to those that ``wait`` why this process ends, and give them time to read it."""
     reason = stop.__context__ if isinstance(stop, SystemExit) else stop
     if isinstance(reason, Preempted):  # as all of them
         return
@@ -183,15 +183,15 @@ def _tell_the_others(stop: BaseException) -> None:
 
 
 def _slurm(variables: Mapping[str, str]) -> dict:
-    """What a task of srun knows of the others.
+    """The arguments of ``jax.distributed.initialize`` for a task of srun.
 
-    jax's own reading gives a task one device; here a task that is alone on its node has all of them.
+    jax's own detection gives a task one device; here a task that is alone on its node gets all of them.
     """
-    # The first of node[001-002,7],other: of each bracket its first number.
+    # The first node of node[001-002,7],other: the first number of each bracket.
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", variables["SLURM_STEP_NODELIST"])
     assert first is not None
     host = re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", first[0])
-    port = 61440 + int(variables["SLURM_JOB_ID"]) % 4096  # of the upper ones, another for each job
+    port = 61440 + int(variables["SLURM_JOB_ID"]) % 4096  # a high port, different for each job
     on_node = re.match(r"\d+", variables.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     shared = on_node is not None and int(on_node[0]) > 1
     # With --gpus-per-task=1 srun shows each task its own.
@@ -214,5 +214,5 @@ def _number(name: str, value: str | None) -> int:
 
 
 def _not_an_argument(name: str, **fields: Any) -> InputError:
-    """An error of something that no caller passes: an environment variable, another process."""
+    """An error about something that is no argument: an environment variable, another process."""
     return InputError(name, is_argument=False, **fields)

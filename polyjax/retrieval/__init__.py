@@ -1,4 +1,4 @@
-"""Candidates that are encoded once: indexes in memory and on disk, and how they are searched."""
+"""Candidates that are encoded once: indexes in memory and on disk, and searches."""
 
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import CandidateIndex

@@ -1,4 +1,4 @@
-"""Texts -> an index that can be searched: built, or opened where it is there already."""
+"""Texts -> an index that can be searched: built, or opened if it exists."""
 
 import os
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ def make_index(
 
     Args:
         scorer: encodes them.
-        candidates: texts, or the path of a file with one a line.
-        folder: where it is kept; in memory only if None. An index of just these candidates that is there
-            is opened; an interrupted build is resumed.
+        candidates: texts, or the path of a file with one per line.
+        folder: where it is kept; in memory only if None. An existing index of exactly these candidates is
+            opened; an interrupted build is resumed.
         dtype: of the kept vectors.
         mesh: devices that share the candidates of a search.
-        replace: build in any case, and replace another index that is there at the end.
-        programs: compiled programs that other indexes of the scorer use too.
+        replace: always build, and replace an existing index at the end.
+        programs: compiled programs to share with other indexes of the scorer.
 
     Raises:
         InputError: another index is in the folder, or a file or folder cannot be read or written.

@@ -1,4 +1,4 @@
-"""An index with the model that made it: what is searched, added to and removed from."""
+"""An index with the model that made it, to search, add to and remove from."""
 
 import dataclasses
 import threading
@@ -24,7 +24,7 @@ from polyjax.retrieval.stages.faiss import FirstStage, check_stage
 
 @runtime_checkable
 class Reranker(Protocol):
-    """A model that scores the best candidates once more, as a ``Ranker``."""
+    """A model that re-ranks the best candidates, such as a ``Ranker``."""
 
     def score_batch(
         self, contexts: Sequence[Context], candidates: Sequence[Sequence[str]]
@@ -37,16 +37,16 @@ class Index:
     """Candidates that were encoded once, and the model that searches them. Threads may share one.
 
     ``Ranker.index`` and ``Ranker.open_index`` make it. The id of a candidate is its place in the list that
-    the index was built from; additions are given the ids that follow, and no id is given twice. Of texts that
+    the index was built from; additions get the ids that follow, and no id is reused. Of texts that
     are one (``polyjax.data.identity``) the first is kept.
 
     Args:
-        scorer: what the candidates were encoded with.
+        scorer: the model that the candidates were encoded with.
         candidates: with their vectors.
         folder: where they are kept; in memory only if None.
         mesh: devices that share the candidates.
-        next_id: of the next addition to an index in memory; after the last one's by default.
-        programs: compiled programs that other indexes of the scorer use too.
+        next_id: of the next addition to an index in memory; by default after the last one's.
+        programs: compiled programs to share with other indexes of the scorer.
     """
 
     def __init__(
@@ -63,46 +63,46 @@ class Index:
         self._scorer, self._mesh = scorer, mesh
         self._programs = programs or SearchPrograms(scorer.head)
         self._candidates = candidates
-        self._searcher: Searcher | None = None  # made when it is first needed
+        self._searcher: Searcher | None = None  # made on first use
         self._next_id = int(candidates.segments[-1].ids[-1]) + 1 if next_id is None else next_id
         self._changing, self._making = threading.Lock(), threading.Lock()
 
     def __repr__(self) -> str:
-        """What it holds, and where."""
+        """The number of candidates, their dtype and where they are kept."""
         place = "in memory" if self.folder is None else f"in {str(self.folder)!r}"
         return f"<Index of {len(self):,} candidates, {self.dtype}, {place}>"
 
     def __len__(self) -> int:
-        """Candidates that can be found."""
+        """Number of candidates, without removed ones."""
         return len(self.candidates)
 
     @property
     def candidates(self) -> CandidateIndex:
-        """The candidates with their vectors, as they are now."""
+        """The candidates with their vectors, after all changes so far."""
         return self._candidates
 
     @property
     def dtype(self) -> IndexDtype:
-        """Of the kept vectors."""
+        """The dtype of the kept vectors."""
         return self.candidates.dtype
 
     @property
     def texts(self) -> list[str]:
-        """The texts of all candidates that can be found, in the order of their ids."""
+        """The texts of all candidates that are not removed, in the order of their ids."""
         return [text for _, text in self.items()]
 
     @property
     def ids(self) -> list[int]:
-        """The ids of all candidates that can be found, increasing."""
+        """The ids of all candidates that are not removed, increasing."""
         return [id_ for id_, _ in self.items()]
 
     def items(self) -> Iterator[tuple[int, str]]:
-        """Ids and texts of all candidates that can be found, by increasing id."""
+        """Ids and texts of all candidates that are not removed, by increasing id."""
         return self.candidates.items()
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far, those of encoding and of other indexes of the model included."""
+        """Number of programs compiled so far, for encoding and for the model's other indexes too."""
         return self._scorer.compilations if self._searcher is None else self._searcher.compilations
 
     def search(
@@ -115,19 +115,19 @@ class Index:
         rerank: Reranker | None = None,
         rerank_top: int = 50,
     ) -> Results:
-        """The best candidates, best first: with float32 exactly those that ranking all would put first.
+        """The best candidates, best first; in float32 exactly those that ranking all candidates puts first.
 
         Args:
             context: the turns so far, oldest first; a text is a single turn.
             top_k: at most this many.
             method: ``scan`` scores every candidate; ``certified`` finds the same with a bound on those
                 that it need not score; ``auto`` takes the faster of the two; ``quick`` scores all in
-                bfloat16 and the best 1,024 of those exactly, which proves nothing where there are more.
-            first_stage: an index of inner products, as FAISS's, that proposes candidates instead; then
-                ``certified`` says whether the result is exact, and ``recall`` what it is where it is not
-                (once ``measure_recall`` was called).
-            rerank: another model, as a cross-encoder's Ranker, that scores the best ones once more.
-            rerank_top: how many those are.
+                bfloat16 and the best 1,024 of those exactly, without a proof if there are more.
+            first_stage: an index of inner products, such as FAISS's, that proposes candidates instead. Then
+                ``certified`` says whether the result is exact; if it is not, ``recall`` is the recall that
+                ``measure_recall`` found.
+            rerank: another model, such as a cross-encoder's Ranker, that re-ranks the best ones.
+            rerank_top: number of candidates to re-rank.
 
         Raises:
             InputError: the context has no turn, or an argument is out of range.
@@ -166,7 +166,7 @@ class Index:
             return searcher.search(turns, top_k, method=method, first_stage=first_stage)
         if not isinstance(rerank, Reranker):
             got = shown(f"a value of type {type(rerank).__name__}")
-            raise InputError("rerank", expected="a Ranker, as Ranker.load gives", got=got)
+            raise InputError("rerank", expected="a Ranker, as Ranker.load returns", got=got)
         check_count("rerank_top", rerank_top)
         if rerank_top < top_k:
             raise InputError("rerank_top", expected=f"at least `top_k`, which is {top_k}", got=rerank_top)
@@ -178,10 +178,10 @@ class Index:
     ) -> float:
         """Share of the scan's best candidates that searches through a first stage find.
 
-        Results of later searches through it that are not certified say it too (``Results.recall``).
+        Later results of searches through it that are not certified report it too (``Results.recall``).
 
         Args:
-            contexts: some, like those that will be searched for.
+            contexts: typical contexts of later searches.
             first_stage: as ``search`` takes it.
             top_k: best candidates of each context.
 
@@ -196,27 +196,27 @@ class Index:
         return self._searching().measure_recall(turns, top_k, first_stage)
 
     def compile(self, top_k: int = 10) -> int:
-        """Compile ahead of time all that searching for single contexts needs; the number of programs.
+        """Compile ahead of time all that searching for single contexts needs; returns the number of programs.
 
         Programs in the compilation cache are taken from there.
 
         Args:
-            top_k: as it will be asked for.
+            top_k: as in later searches.
         """
         check_count("top_k", top_k)
         return self._searching().compile(top_k)
 
     def add(self, texts: Sequence[str], *, resume: bool = True, progress: Progress = ignore) -> list[int]:
-        """Encode further candidates; those that it holds already are left out.
+        """Encode further candidates; those that the index already holds are skipped.
 
         Args:
             texts: candidates.
-            resume: on disk, an addition of other candidates that was interrupted must be finished first;
-                otherwise it is dropped.
+            resume: on disk, True refuses while an interrupted addition of other candidates is unfinished;
+                False drops it.
             progress: called with the number of candidates done.
 
         Returns:
-            The id of each text; of one that was held already, or of a copy, that of the candidate kept.
+            The id of each text; for a copy, or a text that is already there, that of the kept candidate.
 
         Raises:
             InputError: a text cannot be encoded; on disk, see ``open_index``, or another process writes it.
@@ -240,20 +240,20 @@ class Index:
             return ids
 
     def remove(self, *, ids: Sequence[int] | None = None, texts: Sequence[str] | None = None) -> int:
-        """Take candidates out; the number that were in it.
+        """Remove candidates; returns how many the index held.
 
         Args:
             ids: of the candidates.
             texts: or their texts.
 
         Raises:
-            InputError: neither or both are given, an id was never given, or no candidate has a text.
+            InputError: neither or both are given, an id was never assigned, or a text is no candidate's.
         """
         if (ids is None) == (texts is None):
-            raise InputError("ids", problem="name what to remove: either `ids` or `texts`")
+            raise InputError("ids", problem="give what to remove: either `ids` or `texts`")
         with self._changing:
             if self.folder is not None:
-                self._reopen(self.folder)  # others may have changed it
+                self._reopen(self.folder)  # other processes may have changed it
             index = self.candidates
             if texts is not None:
                 ids = ids_of(index, as_texts("texts", texts))
@@ -269,10 +269,10 @@ class Index:
             return len(fresh)
 
     def compact(self) -> int:
-        """Put an index on disk into one piece without the removed candidates; the number that were dropped.
+        """Rewrite an index on disk without the removed candidates; returns how many were dropped.
 
         Raises:
-            InputError: nothing would be left, another process writes the index, or it is in memory.
+            InputError: nothing would be left, another process is writing the index, or it is in memory.
         """
         if self.folder is None:
             raise InputError("folder", problem="an index in memory cannot be compacted", fix="build it again")
@@ -287,7 +287,7 @@ class Index:
             self._take(candidates)
 
     def _take(self, candidates: CandidateIndex) -> None:
-        """Search other candidates from now on; a search that has begun keeps its own."""
+        """Search other candidates from now on; a search in progress keeps the old ones."""
         with self._making:
             if self._searcher is not None:
                 self._searcher = self._searcher_of(candidates)
@@ -306,7 +306,7 @@ class Index:
 def _reranked(
     model: Reranker, contexts: Sequence[Sequence[str]], found: Sequence[Results], top_k: int
 ) -> list[Results]:
-    """What was found, ordered by another model; the pairs of all contexts are batched by length."""
+    """The found candidates, ordered by another model; the pairs of all contexts are batched by length."""
     scored = [i for i, results in enumerate(found) if len(results)]
     scores = model.score_batch([contexts[i] for i in scored], [[f.text for f in found[i]] for i in scored])
     again = list(found)

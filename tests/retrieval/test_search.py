@@ -287,7 +287,7 @@ def test_a_first_stage_proposes_the_candidates(ranker):
         ranker.search("hi", method="quick", first_stage=stage)
     assert (error.value.argument, error.value.problem) == (
         "method",
-        "'quick' does nothing with a `first_stage`",
+        "'quick' has no effect with a `first_stage`",
     )
 
 

@@ -92,7 +92,7 @@ def test_mistakes_are_named(problem):
         with pytest.raises(InputError, match=f"kind: FAISS cannot make '{kind}' of 2,000 rows"):
             FaissStage.build(index, kind)
     multi = PolyHead(PolyConfig(n_codes=4, candidate_attention="multihead"), DIM, rngs=nnx.Rngs(0))
-    with pytest.raises(InputError, match="no mean of inner products") as error:
+    with pytest.raises(InputError, match="not means of inner products") as error:
         StagedSearch(Scan(multi, index), multi, Lists(np.zeros((N, DIM)), index))
     assert error.value.argument == "first_stage"
     with pytest.raises(InputError, match="first_stage: expected .* rows from 0 to 1999"):

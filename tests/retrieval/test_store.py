@@ -375,7 +375,7 @@ def test_all_can_be_removed_and_then_others_added(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / "letters.txt").write_text("precious")
-    with pytest.raises(InputError, match=r"is not an index \(letters\.txt is no file of an index"):
+    with pytest.raises(InputError, match=r"is not an index \(letters\.txt is not a file of one"):
         build_index(tmp_path, TEXTS, Encoder())
     assert (tmp_path / "letters.txt").read_text() == "precious"
 
@@ -393,7 +393,7 @@ def test_names_like_an_index_s_are_not_enough(tmp_path, path, text):
     precious = tmp_path / path
     precious.parent.mkdir(exist_ok=True)
     precious.write_text(text)
-    with pytest.raises(InputError, match=rf"is not an index \(\S*{precious.name} is no file of an index"):
+    with pytest.raises(InputError, match=rf"is not an index \(\S*{precious.name} is not a file of one"):
         build_index(tmp_path, TEXTS, Encoder())
     assert precious.read_text() == text
 
@@ -410,7 +410,7 @@ def test_what_lies_beside_an_index_is_left_alone(tmp_path):
     assert (folder / "notes.txt").exists() and (folder / ".DS_Store").exists()
     (folder / "202311").mkdir()
     (folder / "202311" / "precious.jpg").write_text("a photograph")
-    with pytest.raises(InputError, match=r"202311/precious\.jpg is no file of an index"):
+    with pytest.raises(InputError, match=r"202311/precious\.jpg is not a file of one"):
         remove(folder, [1])
     assert (folder / "202311" / "precious.jpg").exists()
 

@@ -102,7 +102,7 @@ def test_a_full_disk_anywhere_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped, user_errors():
         MetricsLog(tmp_path, resume_step=0)
     said = " ".join(capsys.readouterr().err.split())
-    assert stopped.value.code == 2 and "No space left" in said and "make room and give the same" in said
+    assert stopped.value.code == 2 and "No space left" in said and "Make room and run the same" in said
 
 
 def test_training_nothing_is_an_error(tmp_path):

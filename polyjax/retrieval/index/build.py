@@ -41,7 +41,7 @@ def check_dual(scorer: TextScorer) -> None:
     if not scorer.is_dual:
         raise InputError(
             "index",
-            problem="a cross-encoder cannot encode candidates beforehand",
+            problem="a cross-encoder cannot encode candidates in advance",
             fix="use a bi- or poly-encoder",
         )
 
@@ -54,20 +54,20 @@ def build_index(
     dtype: IndexDtype = "float32",
     progress: Progress = ignore,
 ) -> CandidateIndex:
-    """Encode candidates and write their index; one that was there before is replaced at the end.
+    """Encode candidates and write their index; an existing index is replaced at the end.
 
-    Interrupted, even by a kill, the same call resumes; building something else there starts anew.
+    After an interruption, even a kill, the same call resumes; building something else there starts again.
 
     Args:
         folder: of the index.
-        texts: candidates; of copies the first is kept. Places in this list are the candidates' ids.
+        texts: candidates; the first of several copies is kept. Places in this list are the candidates' ids.
         scorer: bi- or poly-encoder.
         dtype: of the stored vectors.
         progress: called with the number of candidates done.
 
     Raises:
-        InputError: the folder holds something else than an index, is held by another process, or cannot be
-            written; the model is a cross-encoder.
+        InputError: the folder holds something other than an index, is locked by another process, or cannot
+            be written; or the model is a cross-encoder.
     """
     check_dual(scorer)
     model, source, places = fingerprint(scorer), text_digest(texts), first_places(texts)
@@ -75,7 +75,7 @@ def build_index(
         manifest = Manifest(
             model=model, source=source, dtype=dtype, dim=scorer.dim, next_id=len(texts), segments=()
         )
-        if old is not None:  # otherwise what is there may be an index that cannot be read
+        if old is not None:  # otherwise it may be an index that cannot be read
             clear(folder, old)
         progress(len(texts) - len(places))
         _append(folder, manifest, [texts[int(i)] for i in places], places, scorer, progress=progress)
@@ -90,22 +90,21 @@ def add_to_index(
     resume: bool = True,
     progress: Progress = ignore,
 ) -> list[int]:
-    """Encode further candidates into an index; those that it holds already are left out.
+    """Encode further candidates into an index; those that it already holds are skipped.
 
     Args:
         folder: of the index.
         texts: candidates.
-        scorer: what the index was made with.
-        resume: an addition of other candidates that was interrupted must be finished first; otherwise it is
-            dropped.
+        scorer: the model that the index was made with.
+        resume: True refuses while an interrupted addition of other candidates is unfinished; False drops it.
         progress: called with the number of candidates done.
 
     Returns:
-        The id of each text; of one that was held already, or of a copy, that of the candidate kept.
+        The id of each text; for a copy, or a text that the index already holds, that of the kept candidate.
 
     Raises:
-        InputError: the index is missing, broken, held by another process, or was made with another model;
-            another build is unfinished there.
+        InputError: the index is missing, broken, locked by another process, or was made with another model;
+            or another build is unfinished there.
     """
     check_dual(scorer)
     if scorer.text.config.padding == "longest":
@@ -144,12 +143,12 @@ def _append(
 
     Args:
         folder: of the index.
-        manifest: what the index will hold but for the segment of these texts.
+        manifest: of the new index, without the segment of these texts.
         texts: candidates.
         ids: theirs, int [n].
         scorer: encodes them.
-        asked: digest of what an addition was asked for, of which the texts are those that are new. An
-            unfinished one that was asked for something else is refused; a build replaces what there is.
+        asked: digest of all texts of an addition; ``texts`` are the new ones among them. An unfinished
+            addition of other texts is refused; a build replaces it.
         progress: called with the number of candidates done.
     """
     if not len(texts):
@@ -167,14 +166,14 @@ def _append(
 
 
 def _plan(manifest: Manifest, texts: Sequence[str], scorer: TextScorer, asked: str | None) -> dict[str, Any]:
-    """What a build is of. One that was interrupted is resumed by a call with the same plan."""
+    """What a build makes. An interrupted build is resumed by a call with the same plan."""
     batches = [np.append(places, length) for places, length in scorer.candidate_plan(texts)]
     return {
         "model": dataclasses.asdict(manifest.model),
         "asked": asked,
         "texts": text_digest(texts),
         "dtype": manifest.dtype,
-        # What the batch of a number holds depends on the devices, and on the version of polyjax.
+        # The content of batch number i depends on the devices, and on the version of polyjax.
         "batches": hashlib.sha256(np.concatenate(batches).astype(np.int64).tobytes()).hexdigest(),
     }
 
@@ -190,7 +189,7 @@ class _Progress:
 
 
 def _begun(part: Path, plan: dict[str, Any], manifest: Manifest, n: int) -> _Progress:
-    """The build that a plan describes: as far as it was when it was interrupted, or a new one.
+    """The build that a plan describes: the interrupted one, or a new one.
 
     Raises:
         InputError: an addition of something else is unfinished there.
@@ -205,9 +204,9 @@ def _begun(part: Path, plan: dict[str, Any], manifest: Manifest, n: int) -> _Pro
         raise InputError.in_file(
             part.parent,
             problem=f"the build of something else is unfinished there ({done:,} candidates are encoded)",
-            fix=f"finish it by the command that began it, or remove {part}",
+            fix=f"finish it with the command that began it, or remove {part}",
         )
-    (part / PLAN).unlink(missing_ok=True)  # first: without it the rest counts for nothing
+    (part / PLAN).unlink(missing_ok=True)  # first: without it the other files are ignored
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     new_vectors(part, n, manifest.dim, manifest.dtype).flush()
@@ -226,7 +225,7 @@ def _encode(
     scorer: TextScorer,
     progress: Progress,
 ) -> None:
-    """Encode what is left of a build into its files."""
+    """Encode the remaining batches of a build into its files."""
     progress(build.candidates)
     saved = time.monotonic()
     for places, batch in scorer.candidate_batches(texts, first=build.batches):
@@ -236,7 +235,7 @@ def _encode(
         build.batches, build.candidates = build.batches + 1, build.candidates + len(places)
         progress(len(places))
         if time.monotonic() - saved > SAVE_EVERY_S:
-            # In this order: what is counted as done is on disk.
+            # In this order: a batch is on disk before it is counted as done.
             build.vectors.flush()
             build.scales.flush()
             counts = {"batches": build.batches, "candidates": build.candidates}
@@ -248,10 +247,10 @@ def _encode(
 
 
 def _arrays(part: Path, n: int, manifest: Manifest) -> tuple[np.memmap, np.memmap] | None:
-    """The vectors and row scales of an unfinished build, to be written to; None unless they are whole."""
+    """The vectors and row scales of an unfinished build, opened for writing; None unless they are intact."""
     try:
         for name in (VECTORS, ROW_SCALES):
-            np.lib.format.open_memmap(part / name, "r")  # "r+" would fill up a file that was cut short
+            np.lib.format.open_memmap(part / name, "r")  # "r+" would fill up a truncated file
         vectors, scales = (np.lib.format.open_memmap(part / name, "r+") for name in (VECTORS, ROW_SCALES))
     except (OSError, ValueError, EOFError):
         return None
@@ -260,7 +259,7 @@ def _arrays(part: Path, n: int, manifest: Manifest) -> tuple[np.memmap, np.memma
 
 
 def _read(path: Path) -> dict | None:
-    """A small JSON file of an unfinished build, if it is there and whole."""
+    """A small JSON file of an unfinished build, if it exists and is intact."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """Changes of an index on disk: each is written aside and committed by renaming the manifest.
 
-The format, and what it promises, is ``polyjax.retrieval.index.store``'s. Additions are ``build``'s.
+``polyjax.retrieval.index.store`` describes the format and its guarantees; ``build`` makes additions.
 """
 
 import contextlib
@@ -45,9 +45,9 @@ from polyjax.runtime.files import PARTIAL, exclusive_lock, save_array, write_byt
 
 SEGMENT = re.compile(rf"\d{{6}}({PARTIAL})?")
 REPLACEABLE = re.compile(rf"(\d{{6}}|removed-\d+\.npy|manifest\.json)({PARTIAL})?")
-"""Names of what a writer may clear away."""
+"""Names of files that a writer may remove."""
 LITTER = re.compile(r"\.DS_Store|\.nfs.*")
-"""What macOS and NFS leave anywhere."""
+"""Files that macOS and NFS leave in any folder."""
 PLAN, DONE, ROW_SCALES = "plan.json", "done.json", "scales.partial"
 """Files of a build in progress: what is being built and how many batches are done."""
 OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW_SCALES}
@@ -55,14 +55,14 @@ OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW
 
 @contextlib.contextmanager
 def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
-    """Hold an index folder for writing; gives its manifest, None where no index is there that can be read.
+    """Lock an index folder for writing; gives its manifest, or None without a readable index.
 
     Args:
         folder: of the index.
         new: make the folder if it does not exist; otherwise the index must be there.
 
     Raises:
-        InputError: another process writes there, the folder is something else, or it cannot be written.
+        InputError: another process is writing there, the folder is not an index, or it cannot be written.
     """
     try:
         check_replaceable(folder)
@@ -73,7 +73,7 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
         with lock:
             try:
                 manifest = read_manifest(folder)
-            except InputError:  # what is there is kept until something else is committed
+            except InputError:  # the files are kept until something else is committed
                 manifest = None
             yield manifest
     except OSError as error:
@@ -81,9 +81,9 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
 
 
 def commit(folder: Path, manifest: Manifest) -> None:
-    """Make a manifest the index's own, and clear away what it does not name."""
+    """Commit a manifest, and remove the files that it does not name."""
     write_text(folder / MANIFEST, json.dumps(to_json(manifest), indent=2) + "\n")
-    with contextlib.suppress(OSError):  # the change is made; what is left the next writer clears away
+    with contextlib.suppress(OSError):  # the change is committed; the next writer removes what is left
         clear(folder, manifest)
 
 
@@ -102,10 +102,10 @@ def clear(folder: Path, manifest: Manifest | None) -> None:
 
 
 def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
-    """Take candidates out of an index; the number that were in it.
+    """Remove candidates from an index; returns how many it held.
 
     Raises:
-        InputError: an id was never given, or the index is missing, broken or held by another process.
+        InputError: an id was never assigned, or the index is missing, broken or locked by another process.
     """
     with writing(folder):
         index = open_index(folder)
@@ -118,10 +118,10 @@ def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
 
 
 def removable(index: CandidateIndex, ids: Sequence[int] | np.ndarray, *, next_id: int) -> np.ndarray:
-    """Which of some ids are of candidates that can be found, increasing.
+    """Those ids whose candidates are not removed, increasing.
 
     Raises:
-        InputError: an id was never given.
+        InputError: an id was never assigned.
     """
     for number in ids:
         if not isinstance(number, int | np.integer) or not 0 <= number < next_id:
@@ -139,10 +139,10 @@ def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None
 
 
 def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
-    """Put an index into one segment without the removed candidates; the number that were dropped.
+    """Rewrite an index as one segment without the removed candidates; returns how many were dropped.
 
     Raises:
-        InputError: nothing would be left, or the index is missing, broken or held by another process.
+        InputError: nothing would be left, or the index is missing, broken or locked by another process.
     """
     with writing(folder):
         index = open_index(folder)
@@ -187,7 +187,7 @@ def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
 
 
 def next_segment(folder: Path) -> str:
-    """The name of a segment that is not there yet, named by the manifest or not."""
+    """A name for a new segment, which no folder there has, whether in the manifest or not."""
     names = [int(path.name[:6]) for path in folder.iterdir() if SEGMENT.fullmatch(path.name)]
     return f"{max(names, default=-1) + 1:06d}"
 
@@ -201,8 +201,8 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     """A file of an array, to be filled.
 
     Raises:
-        OSError: there is no room for it; a memory-mapped file that lacks it ends the process when it is
-            written to.
+        OSError: the disk is full. Writing to a memory-mapped file without reserved space would kill the
+            process.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
@@ -245,7 +245,7 @@ def check_replaceable(folder: Path) -> None:
         is_index = False
     for entry in folder.iterdir():
         if is_index and entry.name != BUILDING and not REPLACEABLE.fullmatch(entry.name):
-            continue  # whatever lies beside an index's files is left alone
+            continue  # other files beside an index's are left alone
         try:
             foreign = _foreign(entry)
         except FileNotFoundError:  # another process has just renamed or removed it
@@ -253,13 +253,13 @@ def check_replaceable(folder: Path) -> None:
         if foreign:
             raise InputError.in_file(
                 folder,
-                problem=f"is not an index ({foreign} is no file of an index)",
+                problem=f"is not an index ({foreign} is not a file of one)",
                 fix="choose another folder",
             )
 
 
 def _foreign(entry: Path) -> str:
-    """What of a folder's entry belongs to no index; "" if all of it may."""
+    """The part of a folder's entry that cannot belong to an index; "" if all of it can."""
     name = entry.name
     if name == LOCK or re.fullmatch(rf"removed-\d+\.npy({PARTIAL})?", name):
         return ""

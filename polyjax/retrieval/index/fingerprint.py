@@ -1,7 +1,7 @@
-"""What an index belongs to: the model that made its vectors, known by digests of values.
+"""The model that an index belongs to, identified by digests of values.
 
-A digest is that of canonical JSON, in which entries at their defaults are left out: a new setting with a
-default changes no digest. So the default of a setting must never change; a new setting is added instead.
+A digest is that of canonical JSON without the entries that have their default, so that a new setting with a
+default changes no digest. Therefore a setting's default must never change: a new setting is added instead.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from polyjax.data.token_store import tokenizer_digest
 from polyjax.inference.scorer import TextScorer
 
 VERSION = 6
-"""Of an index's format. In version 5 digests were those of ``repr()``; its files are otherwise the same."""
+"""Versions of the format. Version 5 has digests of ``repr()``; its files are otherwise the same."""
 READABLE = (5, VERSION)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """All that a candidate's vector depends on; digests but for the arithmetic.
+    """Everything that a candidate's vector depends on; all but the arithmetic are digests.
 
     Attributes:
         weights: of the parameters as they are used, so they differ with the arithmetic too.
@@ -37,7 +37,7 @@ class Fingerprint:
     arithmetic: str
 
     def mismatch(self, other: "Fingerprint") -> str:
-        """How an index with this fingerprint and a model with another one differ, in words; "" if not."""
+        """How an index with this fingerprint and another model differ, in words; "" if they match."""
         if self.arithmetic != other.arithmetic:
             return (
                 f"the index was computed in {self.arithmetic}, and the model computes in {other.arithmetic}"
@@ -65,7 +65,7 @@ def fingerprint(scorer: TextScorer, version: int = VERSION) -> Fingerprint:
     """
     digest = {5: _digest_of_repr, VERSION: _digest}[version]
     settings = scorer.settings
-    # What the arithmetic is has an entry of its own.
+    # The arithmetic has an entry of its own.
     encoder = dataclasses.replace(settings.encoder, dtype="float32")
     return Fingerprint(
         weights=scorer.model.digest(),
@@ -85,7 +85,7 @@ def canonical(value: Any) -> Any:
     """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return [canonical(item) for item in value] if isinstance(value, tuple | list) else to_json(value)
-    # A part from outside the package is known by its name and version.
+    # A part from outside the package is identified by its name and version.
     found = {"type": type(value).__name__}
     found |= {name: getattr(value, name) for name in ("name", "version") if hasattr(type(value), name)}
     for field in dataclasses.fields(value):
@@ -104,7 +104,7 @@ def _digest(*settings: Any) -> str:
 
 
 def _digest_of_repr(*settings: Any) -> str:
-    """As version 5 has it; "" for settings that it could not have."""
+    """As in version 5; "" for settings that version 5 did not know."""
     texts = [_repr_of_version_5(one) for one in settings]
     if None in texts:
         return ""
@@ -122,11 +122,11 @@ _NAMES_OF_VERSION_5 = {
     "candidate_sharpness reduction shared_encoder normalize score_scale over_padding",
     "TextConfig": "max_turns context_tokens candidate_tokens buckets padding layout",
 }
-"""The settings that there were, in their order."""
+"""The settings of version 5, in their order."""
 
 
 def _repr_of_version_5(settings: Any) -> str | None:
-    """What ``repr`` of these settings was; None where they have what there was not."""
+    """What ``repr`` of these settings was in version 5; None if they have newer ones."""
     kind = type(settings).__name__
     names = _NAMES_OF_VERSION_5.get(kind, "").split()
     beyond = {name for name in canonical(settings) if name != "type"} - set(names)

@@ -30,12 +30,12 @@ class Manifest:
     Attributes:
         version: of the format.
         model: what made the vectors.
-        source: digest of the candidates that it was built from; "" once some were added or removed.
+        source: digest of the candidates that it was built from; "" after some were added or removed.
         dtype: of the stored vectors.
         dim: their width d.
         next_id: id of the next candidate.
         segments: in the order of their candidates' ids.
-        removed: file of the removed ids, "" where there is none.
+        removed: file of the removed ids; "" if there is none.
         n_removed: how many there are.
     """
 
@@ -58,7 +58,7 @@ def read_manifest(folder: Path) -> Manifest:
     """What an index holds.
 
     Raises:
-        InputError: there is none, or it is broken or of another version.
+        InputError: there is no index, or it is broken or of another version.
     """
     path = folder / MANIFEST
     try:

@@ -14,12 +14,12 @@ IndexDtype = Literal["float32", "bfloat16", "int8"]
 STORED: dict[IndexDtype, type] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 """Types of the numbers in files."""
 ROWS_AT_ONCE = 8192
-"""Rows that are worked on together where all are."""
+"""Rows that are processed together."""
 _ALIGNMENT = 64
 
 
 class Texts(Sequence[str]):
-    """Texts of a segment, decoded when they are asked for.
+    """Texts of a segment, decoded on access.
 
     Args:
         data: UTF-8 bytes of all, one after the other.
@@ -119,7 +119,7 @@ def as_dtype(stored: np.ndarray, dtype: IndexDtype) -> np.ndarray:
 
 
 def filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """The array with zeros up to a number of rows, where a CPU device can use it without a copy."""
+    """The array filled up with zeros to a number of rows, aligned so that a CPU device needs no copy."""
     size = rows * math.prod(array.shape[1:]) * array.dtype.itemsize
     room = np.zeros(size + _ALIGNMENT, np.uint8)
     first = -room.ctypes.data % _ALIGNMENT

@@ -1,4 +1,4 @@
-"""Whether an index that is there is the one that is asked for, or must not be built over."""
+"""Whether an existing index is the requested one, or must not be replaced."""
 
 import dataclasses
 from pathlib import Path
@@ -15,12 +15,12 @@ REPLACE = "set `replace` to build over it, or name another folder"
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """What is in a folder in which an index is wanted.
+    """The state of a folder in which an index is wanted.
 
     Attributes:
-        index: it, if it is there already.
-        reason: otherwise why not.
-        occupied: whether another index is there, which building would replace.
+        index: the requested index, if it is there.
+        reason: otherwise, why it is not.
+        occupied: whether building would replace another index.
     """
 
     index: CandidateIndex | None
@@ -41,7 +41,7 @@ class Standing:
 
 
 def standing(folder: Path, *, scorer: TextScorer, source: str, dtype: IndexDtype | None = None) -> Standing:
-    """What is in a folder.
+    """The state of a folder.
 
     Args:
         folder: of the index that is wanted.
@@ -52,7 +52,7 @@ def standing(folder: Path, *, scorer: TextScorer, source: str, dtype: IndexDtype
     try:
         manifest = read_manifest(folder)
     except InputError as error:
-        # Of a broken one there is nothing to keep; one of a later version is whole.
+        # A broken index has nothing to keep; one of a later version is intact.
         newer = (folder / MANIFEST).exists() and read_version(folder) not in (None, *READABLE)
         return Standing(None, error.problem or str(error), occupied=newer)
     if mismatch := manifest.mismatch(scorer):

@@ -1,23 +1,23 @@
 """A candidate index on disk: texts and vectors, encoded once, added to and removed from without a rebuild.
 
     manifest.json     what the index holds and was made with; its renaming commits every change
-    SEGMENT/          one for each building or addition:
+    SEGMENT/          one for each build or addition:
       texts.bin       the texts, UTF-8, one after the other
       ends.npy        where each text ends, uint64 [n]
-      ids.npy         their ids, int64 [n], which never change and are never given again
+      ids.npy         their ids, int64 [n], which never change and are never reused
       vectors.npy     float32 [n, d], bfloat16 as uint16 [n, d], or int8 [n, d]
-      rounded.npy     of float32 rows, bfloat16 as uint16 [n, d]: half as much to read where that will do
+      rounded.npy     of float32 rows, bfloat16 as uint16 [n, d]: half as much to read if that is enough
       scales.npy      of int8 rows, float32 [n]
       norms.npy       of the rows, and of what rounding them to bfloat16 takes away, float32 [n, 2]
-    removed-N.npy     sorted ids that are searched no more, int64
+    removed-N.npy     sorted ids of removed candidates, int64
     building/         an unfinished build or addition, which the same call resumes
-    .lock             held by whoever writes
+    .lock             held by the process that writes
 
-The id of a candidate is its place in the list that the index was built from; additions are given the ids that
+The id of a candidate is its place in the list that the index was built from; additions get the ids that
 follow. Of texts that are one (``polyjax.data.identity``) the first is kept.
 
 Files are memory-mapped. A change writes new files, then renames the manifest: a kill at any moment leaves the
-index before the change or after it, and what no manifest names is cleared away by the next writer.
+index as it was before the change or after it, and the next writer removes what no manifest names.
 """
 
 import dataclasses
@@ -89,11 +89,11 @@ class CandidateIndex:
     Args:
         segments: its parts.
         dtype: of the vectors.
-        removed: sorted ids that are not searched.
+        removed: sorted ids of removed candidates.
         manifest: of an index on disk.
 
     Attributes:
-        rows: candidates with the removed ones; a candidate's row is its place in all segments.
+        rows: number of candidates, including removed ones; a candidate's row is its place in all segments.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CandidateIndex:
 
     @functools.cached_property
     def identity(self) -> str:
-        """A hash of the rows: an index of other rows, or of these in another order, has another.
+        """A hash of the rows: an index of other rows, or of the same in another order, has another one.
 
         Removing candidates changes no row; adding and compacting do.
         """
@@ -122,7 +122,7 @@ class CandidateIndex:
         for segment in self.segments:
             parts = [segment.vectors.view(np.uint8)]
             if self.manifest is not None and isinstance(segment.texts, Texts):
-                # They and the model make the vectors, which are much more to read.
+                # They and the model determine the vectors, which take much longer to read.
                 parts = [*segment.texts.packed]
             elif segment.scales is not None:
                 parts.append(segment.scales)
@@ -131,7 +131,7 @@ class CandidateIndex:
         return digest.hexdigest()
 
     def __len__(self) -> int:
-        """Candidates that can be found."""
+        """Number of candidates, without removed ones."""
         return self.rows - len(self.removed)
 
     def text(self, row: int) -> str:
@@ -179,7 +179,7 @@ class CandidateIndex:
         return float(norm), float(lost)
 
     def items(self) -> Iterator[tuple[int, str]]:
-        """Ids and texts of all that can be found."""
+        """Ids and texts of all candidates that are not removed."""
         for segment in self.segments:
             for place in np.flatnonzero(self.live(segment)):
                 yield int(segment.ids[place]), segment.texts[int(place)]
@@ -221,11 +221,11 @@ def open_index(
 
     Args:
         folder: of the index.
-        scorer: what it must have been made with; anything if None.
+        scorer: the model that it must have been made with; any if None.
         source: digest of the candidates that it must hold; any if None.
 
     Raises:
-        InputError: there is none, it is broken, or it was made with something else; the message says what.
+        InputError: there is no index, it is broken, or it does not match; the message says why.
     """
     manifest = read_manifest(folder)
     while True:
@@ -241,7 +241,7 @@ def open_index(
             removed = np.load(folder / manifest.removed, allow_pickle=False) if manifest.removed else None
             break
         except (OSError, ValueError, EOFError) as error:
-            # A change that was committed meanwhile has cleared away what the manifest of before named.
+            # A change that was committed meanwhile has removed files that the old manifest named.
             before, manifest = manifest, read_manifest(folder)
             if manifest == before:
                 raise broken(folder, str(error)) from None
@@ -272,7 +272,7 @@ def _open_segment(folder: Path, info: SegmentInfo, manifest: Manifest) -> Segmen
     stored = arrays[VECTORS]
     n_bytes = int(arrays[ENDS][-1])
     if (folder / TEXTS).stat().st_size != n_bytes:
-        raise ValueError(f"{folder / TEXTS} has not its {n_bytes} bytes")
+        raise ValueError(f"{folder / TEXTS} does not have its {n_bytes} bytes")
     data = np.memmap(folder / TEXTS, np.uint8, "r") if n_bytes else np.empty(0, np.uint8)
     texts = Texts(data, arrays[ENDS])
     rows = as_dtype(stored, manifest.dtype)

@@ -1,4 +1,4 @@
-"""Which texts are candidates of an index: copies, what is new, what is meant by a text.
+"""Which texts are candidates of an index: copies, new texts, and the candidates that a text names.
 
 Two texts are one by the rule of ``polyjax.data.identity``.
 """
@@ -23,7 +23,7 @@ def text_digest(texts: Iterable[str]) -> str:
 
 
 def first_places(texts: Sequence[str]) -> np.ndarray:
-    """The places of texts that are no copies of an earlier one, int [n].
+    """The places of texts that are not copies of an earlier one, int [n].
 
     >>> first_places(["yes", "no", "Yes ", "maybe"]).tolist()
     [0, 1, 3]
@@ -35,10 +35,10 @@ def first_places(texts: Sequence[str]) -> np.ndarray:
 
 
 def added(index: CandidateIndex, texts: Sequence[str], *, next_id: int) -> tuple[list[int], list[str]]:
-    """The id that each text has once all are added, and those of them that are new.
+    """The id that each text has after all are added, and the new texts.
 
     Args:
-        index: which they are added to.
+        index: the index that they are added to.
         texts: in the order in which new ones are given ids.
         next_id: id of the first new one.
     """
@@ -58,11 +58,11 @@ def added(index: CandidateIndex, texts: Sequence[str], *, next_id: int) -> tuple
 def ids_of(index: CandidateIndex, texts: Sequence[str]) -> list[int]:
     """The ids of candidates that are named by their texts, increasing.
 
-    A candidate of exactly that text is meant before one that is the same text by the rule, as it may be where
-    an index was built before there was the rule.
+    A candidate with exactly that text takes precedence over one that is the same text by the rule; an index
+    from before the rule may have both.
 
     Raises:
-        InputError: a text is not in the index, or several candidates are meant and none is exactly that text.
+        InputError: a text is not in the index, or matches several candidates and none exactly.
     """
     exact: defaultdict[str, list[int]] = defaultdict(list)
     alike: defaultdict[str, list[int]] = defaultdict(list)
@@ -76,7 +76,7 @@ def ids_of(index: CandidateIndex, texts: Sequence[str]) -> list[int]:
         if len(meant) > 1 and text not in exact:
             raise InputError(
                 "texts",
-                problem=f"{text[:60]!r} may be any of the candidates {meant}, which differ in spelling only",
+                problem=f"{text[:60]!r} may be any of the candidates {meant}, which differ only in spelling",
                 fix="name one by its exact text or by `ids`",
             )
         missing += [] if meant else [text]

@@ -1,7 +1,7 @@
 """The rows of an index in blocks of one shape, so that one program computes with all of them.
 
-On a CPU a block is the memory-mapped file itself: nothing is copied, except of segments that are shorter than
-a block, which share some.
+On a CPU a block is the memory-mapped file itself, without a copy. Only segments that are shorter than a block
+are copied, into shared blocks.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from polyjax.retrieval.index.store import CandidateIndex, Segment
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Rows from ``first`` on of an index, on the device; where ``live`` is False there is none."""
+    """Rows from ``first`` on of an index, on the device; no candidate where ``live`` is False."""
 
     first: Int[Array, ""]
     vectors: Float[Array, "n d"]
@@ -40,7 +40,7 @@ def blocks_of(index: CandidateIndex, *, rows: int, coarse: bool = False) -> list
     Args:
         index: what is searched.
         rows: of a block.
-        coarse: rows in bfloat16's precision do.
+        coarse: rows in bfloat16's precision are enough.
     """
     blocks: list[Block] = []
     short: list[Segment] = []
@@ -61,7 +61,7 @@ def _mapped(index: CandidateIndex, segment: Segment, start: int, rows: int, coar
     """A segment's blocks, which are its own memory."""
     n, live, blocks = len(segment.ids), index.live(segment), []
     for at in range(0, n, rows):
-        # The last block reaches back over rows of the one before: filling it up would copy it.
+        # The last block overlaps the one before: filling it up would need a copy.
         first = min(at, n - rows)
         part = slice(first, first + rows)
         real = live[part].copy()
@@ -82,7 +82,7 @@ def _mapped(index: CandidateIndex, segment: Segment, start: int, rows: int, coar
 def _gathered(
     index: CandidateIndex, segments: Sequence[Segment], end: int, rows: int, coarse: bool
 ) -> list[Block]:
-    """Blocks that segments of fewer rows than a block share, which is a copy; their rows end at ``end``."""
+    """Blocks of copied rows for segments that are shorter than a block; their rows end at ``end``."""
     if not segments:
         return []
     live = np.concatenate([index.live(segment) for segment in segments])
@@ -106,5 +106,5 @@ def _gathered(
 
 
 def power_of_two(n: int) -> int:
-    """The least power of two that is not below n."""
+    """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -39,7 +39,7 @@ ROUND_OFF = 2.0**-24
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What bounds the errors of a context's products, whatever the candidate.
+    """The numbers that bound the errors of a context's products, for any candidate.
 
     Attributes:
         spectral: |R|_2.
@@ -48,7 +48,7 @@ class Limits:
         curvature: factor of L (slope + t (hi - lo)), half of the second derivative's bound.
         slope: 2 + 2 t e.
         own: rounding of the score's own arithmetic, here and in the scan.
-        slop: rounding of hi - f and f - lo, which are nothing where all products are equal.
+        slop: rounding of hi - f and f - lo, which are 0 if all products are equal.
     """
 
     spectral: Any
@@ -98,7 +98,7 @@ def own_error(t: float, m: int, size: float) -> float:
 
 
 class Mean(typing.NamedTuple):
-    """A candidate's softmax-weighted mean of its products, and what its error depends on; [n] each.
+    """A candidate's softmax-weighted mean of its products, and the numbers that bound its error; [n] each.
 
     Attributes:
         score: f.
@@ -119,7 +119,7 @@ def weighted_mean(products: Any, t: float, *, there: Any = None, xp: ModuleType)
     Args:
         products: s'.
         t: sharpness of the softmax, 0 or more.
-        there: which of the m context vectors there are, bool [m]; all if None.
+        there: which of the m context vectors are real, bool [m]; all if None.
         xp: numpy or jax.numpy.
     """
     if there is None:
@@ -144,7 +144,7 @@ def largest_error(mean: Mean, t: float, given: Limits, perp: Any, *, xp: ModuleT
         perp: p, norm of the candidate's part outside the basis, [n] or one for all.
         xp: numpy or jax.numpy.
     """
-    # Neither may be below what it is, nor below 0: the bound grows with both.
+    # Rounding must not lower either of them, nor make it negative: the bound grows with both.
     above, below = mean.above + given.slop, mean.below + given.slop
     spread = above + below
     deviation = 2 * above * below / xp.maximum(spread, 1e-30)

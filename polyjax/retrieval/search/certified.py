@@ -1,9 +1,9 @@
-"""The exact scan's top k for a part of its arithmetic, with a proof.
+"""The exact scan's top k with less arithmetic, and a proof that they are the best.
 
 One cheap pass gives every candidate an upper bound of its score, from bfloat16 products with a few
-directions. The candidates of the highest bounds are scored by the scan's own program, and then all whose
-bound reaches the k-th best of those scores; no other can be among the k best. Where too many are left, the
-scan does it all.
+directions. The candidates with the highest bounds are scored by the scan's own program, and then all whose
+bound reaches the k-th best of those scores; no other can be among the k best. If too many are left, the scan
+scores all.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from polyjax.retrieval.search.scan import Scan
 from polyjax.types import AnyArray
 
 _BLAS = ThreadpoolController()
-_BLAS_LOCK = threading.Lock()  # the limit is the process's, and is put back as it was found
+_BLAS_LOCK = threading.Lock()  # the limit is the process's, and is restored
 
 SAMPLE = 128
-"""Candidates by which a context's rank is chosen."""
+"""Number of sampled candidates by which a context's rank is chosen."""
 
 FIRST_RESCORED = 1024
-"""Candidates of the highest bounds, which are scored first: mostly they are all that it takes."""
+"""Number of candidates with the highest bounds, which are scored first; mostly they are enough."""
 
 MOST_RESCORED = 0.125
 """Share of the candidates beyond which the scan is as fast as scoring the survivors."""
@@ -43,9 +43,9 @@ class CertifiedSearch:
     """Exact search of an index with a head whose scores have a product form.
 
     Args:
-        scan: scores the survivors, and does what is left over.
+        scan: scores the survivors, and all candidates if too many survive.
         head: its head.
-        rows: of the scan's index, if another search shares them.
+        rows: of the scan's index, to share with another search.
 
     Attributes:
         rows: of the index, as the pass reads them.
@@ -62,7 +62,7 @@ class CertifiedSearch:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far, without the scan's, in all searches that share them."""
+        """Number of programs compiled so far, without the scan's, in all searches that share them."""
         return self.scan.programs.bounds.compilations
 
     def __call__(
@@ -76,7 +76,7 @@ class CertifiedSearch:
             k: at least 1.
         """
         outcomes = []
-        vectors, mask = np.asarray(vectors), np.asarray(mask)  # each step of jax's takes longer
+        vectors, mask = np.asarray(vectors), np.asarray(mask)  # numpy is faster here than jax's single steps
         for i in range(vectors.shape[0]):
             one, real = vectors[i : i + 1], mask[i : i + 1]
             found = self._one(one, real, k)
@@ -90,7 +90,7 @@ class CertifiedSearch:
         """Compile the passes of all ranks for m context vectors of width d."""
         known = self.sharpness, self._norm, self._lost
         everything = np.ones(m, bool)
-        # With ``first`` codes a short context has fewer vectors, and then a mask.
+        # With ``first`` codes a short context has fewer vectors, and therefore a mask.
         for there in [everything, np.arange(m) < m - 1][: 2 if self._may_lack_vectors else 1]:
             draw = np.random.default_rng(0).standard_normal((int(there.sum()), d), np.float32)
             plans = []
@@ -108,7 +108,7 @@ class CertifiedSearch:
         self, vectors: Float[np.ndarray, "1 m d"], mask: Bool[np.ndarray, "1 m"], k: int
     ) -> Outcome | None:
         there = mask[0]
-        # One thread: those of numpy's products go on turning for a while, and take the cores from XLA's.
+        # One thread: numpy's threads spin for a while after a product, and take cores from XLA's.
         with _BLAS_LOCK, _BLAS.limit(limits=1, user_api="blas"):
             plan = self._plan(vectors[0][there])
             given = None if plan is None else self._given(plan, there)
@@ -145,7 +145,7 @@ class CertifiedSearch:
     def _settle(
         self, upper: np.ndarray, vectors: Float[np.ndarray, "1 m d"], mask: Bool[np.ndarray, "1 m"], k: int
     ) -> Outcome | None:
-        """The best rows, given all rows' upper bounds; None where too many would have to be scored."""
+        """The best rows, given all rows' upper bounds; None if too many would have to be scored."""
         first = max(FIRST_RESCORED, 2 * k)
         most = max(int(MOST_RESCORED * len(upper)), first)
         rows = highest(upper, first)

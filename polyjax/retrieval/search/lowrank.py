@@ -1,8 +1,8 @@
 """A context's vectors in few dimensions: E [m, d] is nearly W [m, r] B [r, d].
 
-The m context vectors are weighted means of the same token outputs, so that most of them is in a space of few
-dimensions. B is chosen by singular vectors, rounded to bfloat16 numbers and then fitted again, so that its
-rounding costs nothing; what is left over is measured, not assumed, and enters the bound of
+The m context vectors are weighted means of the same token outputs, so they nearly lie in a space of few
+dimensions. B is chosen by singular vectors, rounded to bfloat16 and then fitted again, so that its rounding
+costs nothing. The residual is measured, not assumed, and enters the bound of
 ``polyjax.retrieval.search.bounds``.
 """
 
@@ -16,10 +16,10 @@ from polyjax.retrieval.search.bounds import ROUND_OFF, Limits, largest_error, li
 from polyjax.retrieval.search.moments import Moments, moments, turned, upper_score
 
 RANKS = (16, 32, 48)
-"""Ranks that are tried; each is two compiled programs, and those below or between take as long."""
+"""Ranks that are tried; each is two compiled programs, and ranks below or between are no faster."""
 
 TOLERANCE = 0.35
-"""Largest bound, in standard deviations of a context's scores, with which a pass is worth its time.
+"""Largest bound, in standard deviations of a context's scores, for which a pass pays.
 
 The share of survivors of a bound b among normally distributed scores with k of n wanted grows as
 exp(2 b sqrt(2 log(n / k))): with 10 of 100,000 a bound of 0.35 leaves some 20 k of them.
@@ -30,7 +30,7 @@ _OVERSAMPLING = 8
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """An approximation of context vectors E [m, d], and what it leaves out, R = E - W B.
+    """An approximation of context vectors E [m, d], and its residual R = E - W B.
 
     Attributes:
         basis: B, numbers of bfloat16 as float32 [r, d]; without ``weights``, E itself so rounded.
@@ -66,7 +66,7 @@ class Factors:
             residual=self.residual,
             rounding=self._rounding(norm, lost),
             longest=self.longest,
-            norm=norm + lost,  # the pass sees rounded candidates
+            norm=norm + lost,  # the pass reads rounded candidates
         )
 
     def moments(self, t: float, norm: float, lost: float) -> Moments:
@@ -94,7 +94,7 @@ class Factors:
 
 
 def rounded(vectors: np.ndarray) -> Factors:
-    """E in bfloat16 and nothing else: half the cost of float32 products, hardly anything left out."""
+    """E in bfloat16: half the cost of float32 products, with a tiny residual."""
     return _factors(vectors, _round(vectors), None)
 
 
@@ -109,7 +109,7 @@ def factorise(vectors: np.ndarray, directions: np.ndarray) -> Factors:
 def _factors(vectors: np.ndarray, basis: np.ndarray, weights: np.ndarray | None) -> Factors:
     left = vectors - (basis if weights is None else weights @ basis)
     gram = basis @ basis.T - np.eye(len(basis), dtype=basis.dtype)
-    slack = 1 + 1e-4  # float32 arithmetic of the figures below
+    slack = 1 + 1e-4  # float32 arithmetic of the numbers below
     return Factors(
         basis,
         weights,
@@ -147,14 +147,14 @@ class Plan:
 def choose(
     vectors: np.ndarray, t: float, sample: np.ndarray, *, norm: float, lost: float, rounding_pays: bool = True
 ) -> Plan | None:
-    """The cheapest plan whose bounds let few candidates through; None where there is none.
+    """The cheapest plan whose bounds let few candidates through; None if no plan does.
 
     Args:
-        vectors: context vectors that are there, float32 [m, d].
+        vectors: real context vectors, float32 [m, d].
         t: sharpness of the softmax over their products.
         sample: some candidates' vectors, float32 [n, d].
         norm: of the longest candidate.
-        lost: largest norm of what rounding a candidate to bfloat16 takes away.
+        lost: largest norm of a candidate's rounding error in bfloat16.
         rounding_pays: whether products in bfloat16 are faster than in float32, so that a plan may only round.
     """
     mean = weighted_mean(sample @ vectors.T, t, xp=np)
@@ -166,7 +166,7 @@ def choose(
     def error(factors: Factors) -> np.ndarray:
         return 2 * largest_error(mean, t, factors.limits(t, norm, lost), norm, xp=np)
 
-    with np.errstate(over="ignore", invalid="ignore"):  # no bound at all is none that will do
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinite bounds are never good enough
         if ranks := ranks_of(*vectors.shape):
             directions, values = _directions(vectors, ranks[-1])
             weights = vectors @ directions.T
@@ -177,7 +177,7 @@ def choose(
             longest = float(np.sqrt(lengths.max()))
 
             def guess(r: int, axes: np.ndarray) -> Factors:
-                # Cheap to know, and worth the exact figures only where it will do.
+                # A cheap estimate: the exact numbers are computed only if it is good enough.
                 left = float(values[r]), float(residuals[r - 1])
                 return Factors(axes.T @ directions[:r], weights[:, :r] @ axes, *left, 0.0, 1.0, longest, m)
 
@@ -204,7 +204,7 @@ def plan_rounded(vectors: np.ndarray, t: float, *, norm: float, lost: float) -> 
 
 
 def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mean's direction and r - 1 in which the vectors differ most [r, d], and what is left over [r + 1].
+    """The mean's direction and r - 1 in which the vectors differ most [r, d], and the residuals [r + 1].
 
     The latter are about the largest singular values of what the first 0, 1, ... directions leave out.
     """
@@ -217,7 +217,7 @@ def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
     if m <= 2 * more:
         values, axes = np.linalg.eigh(vectors @ vectors.T)
         found = np.sqrt(np.maximum(values[::-1], 0))
-        # Directions of next to no length are there to fill the rank up.
+        # Directions of almost no length only fill up the rank.
         lengths = np.maximum(found[: r - 1, None], 1e-6 * first + 1e-30)
         differing = axes[:, ::-1].T[: r - 1] @ vectors / lengths
     else:

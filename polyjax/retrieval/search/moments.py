@@ -14,10 +14,10 @@ root is at most q + |R|_2 p / sqrt(m) + rho, where q^2 >= P^T G P and G = (W - w
 most M q + max_j |R_j| p + 2 rho, where M is the largest norm of a row of (W - w) L^-1, L^T L = G. With F
 what G
 has outside its diagonal, q^2 = sum_i (G_ii + |F|) P_i^2 will do: the basis is turned to G's axes
-(``turned``), so that F is what the rounding of the basis leaves.
+(``turned``), so that F is only what the rounding of the basis leaves.
 
-So a candidate costs r d operations, whatever m is: this is the bound for many vectors that differ little
-against 1 / t. Where they differ much, b is too coarse, and ``largest_error`` does better.
+So a candidate costs r d operations, whatever m is. This bound is for many vectors that differ little
+compared with 1 / t. If they differ much, b is too coarse, and ``largest_error`` is better.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What the bound needs of a context.
+    """The numbers of a context that the bound needs.
 
     Attributes:
         centre: w, [r].
@@ -80,7 +80,7 @@ def moments(
     gram = centred.T @ centred
     rest = float(np.linalg.norm(gram - np.diag(np.diag(gram))))
     axes = np.linalg.qr(centred)[0]
-    slack = 1 + 1e-4  # float32 arithmetic of these figures and of the bound
+    slack = 1 + 1e-4  # float32 arithmetic of these numbers and of the bound
     return Moments(
         centre=centre,
         spread=(slack * slack * (np.diag(gram) + rest)).astype(weights.dtype),

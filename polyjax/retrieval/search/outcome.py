@@ -1,4 +1,4 @@
-"""What a search of any kind gives for a context."""
+"""The result of any kind of search for a context."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ class Outcome:
     Attributes:
         scores: float32 [k], best first; -inf where there are fewer candidates.
         rows: of the index, [k]; -1 where there are fewer.
-        rank: of the pass: directions a candidate was multiplied with; None where there was no such pass.
+        rank: of the pass: directions that a candidate was multiplied with; None without a pass.
         rescored: candidates that were scored exactly.
         certified: whether they are proven to be the best.
-        recall: share of the best that such searches found when it was measured; 1 of certified ones.
+        recall: measured share of the best that such searches find; 1 for certified ones.
     """
 
     scores: np.ndarray

@@ -32,14 +32,14 @@ class SearchPrograms:
 
     Attributes:
         head: its parameters.
-        merge: see ``merge_block``; the best so far are given away.
+        merge: see ``merge_block``; the best so far are donated.
         bounds: a ``Pass`` and a block -> upper bounds of the rows' scores [n].
-        rough: context vectors in bfloat16, their mask and a block -> about the rows' scores [n].
+        rough: context vectors in bfloat16, their mask and a block -> approximate scores of the rows [n].
     """
 
     def __init__(self, head: DualHead):
         graph, self.head = nnx.split(head)
-        form = head.product_form or ProductForm()  # without one only the scan is used
+        form = head.product_form or ProductForm()  # without a product form only the scan is used
         self.merge = Program(partial(merge_block, graph), donate_argnums=(3, 4))
         self.bounds = Program(partial(_upper_bounds, form))
         self.rough = Program(partial(_rough_scores, form))
@@ -69,20 +69,20 @@ def merge_block(
     k = best.shape[1]
     top, places = jax.lax.top_k(scores, min(k, scores.shape[1]))
     rows = jnp.where(top > -jnp.inf, block.first + places, -1)
-    # Rows of earlier blocks come first, and top_k keeps the order of equals.
+    # Rows of earlier blocks come first, and top_k keeps the order of ties.
     merged, chosen = jax.lax.top_k(jnp.concatenate([best, top], axis=1), k)
     return merged, jnp.take_along_axis(jnp.concatenate([best_rows, rows], axis=1), chosen, axis=1)
 
 
 def nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """What a search of no block gives."""
-    # By numpy: each step of jax's outside a program is compiled as one.
+    """The result of a search of no blocks."""
+    # By numpy: each jax operation outside a program is compiled as one.
     return jax.device_put(np.full((b, k), -np.inf, np.float32)), jax.device_put(np.full((b, k), -1, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How numbers that are kept in one array belong together."""
+    """The structure of numbers that are kept in one array."""
 
     tree: typing.Any
     shapes: tuple[tuple[int, ...], ...]
@@ -96,9 +96,9 @@ class Pass:
 
     Attributes:
         basis: directions.
-        weights: of the vectors along them; None where the basis is the vectors, or no products are made.
+        weights: of the vectors along them; None if the basis is the vectors, or no products are made.
         there: which of the vectors are real; None where all are.
-        numbers: overlap, bounds and lost, one after the other: moving an array takes as long as moving all.
+        numbers: overlap, bounds and lost in one array, because moving one array is faster than several.
         layout: of the numbers.
     """
 
@@ -125,7 +125,7 @@ class Pass:
             basis: float32 [r, d].
             weights: float32 [m, r], if any.
             there: bool [m], if any vector is missing.
-            lost: the most that rounding a candidate to bfloat16 takes away.
+            lost: largest norm of a candidate's rounding error in bfloat16.
         """
         leaves, tree = jax.tree.flatten((plan.factors.overlap, plan.bounds, lost))
         return cls(
@@ -154,11 +154,11 @@ class Pass:
 
 def _upper_bounds(form: ProductForm, given: Pass, block: Block) -> Float[Array, " n"]:
     overlap, bounds, lost = given.unpacked()
-    # Written so that XLA makes one fused loop of it all on a CPU.
+    # Written so that XLA fuses all of it into one loop on a CPU.
     inside = rounded_products(block.vectors, given.basis)
     if block.scales is not None:
         inside = inside * block.scales[:, None]
-    longest = block.norms + lost  # the pass sees rounded rows
+    longest = block.norms + lost  # the pass reads rounded rows
     outside = longest * longest - (inside * inside).sum(1) / overlap
     perp = jnp.sqrt(jnp.maximum(outside, 0))
     products = inside
@@ -174,7 +174,7 @@ def _upper_bounds(form: ProductForm, given: Pass, block: Block) -> Float[Array, 
 def _rough_scores(
     form: ProductForm, vectors: Float[Array, "m d"], there: Bool[Array, " m"], block: Block
 ) -> Float[Array, " n"]:
-    """Scores from rounded products; written as the heads write them, which XLA makes one loop of."""
+    """Scores from rounded products; written as in the heads, which XLA fuses into one loop."""
     products = rounded_products(block.vectors, vectors)
     if block.scales is not None:
         products = products * block.scales[:, None]

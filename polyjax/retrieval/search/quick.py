@@ -1,4 +1,4 @@
-"""The best of the candidates whose rounded products give the highest scores: fast, and not proven."""
+"""The best of the candidates whose rounded products give the highest scores: fast, without a proof."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from polyjax.retrieval.search.scan import Scan
 from polyjax.types import AnyArray
 
 RESCORED = 1024
-"""Candidates of the highest rounded scores, which are scored exactly."""
+"""Number of candidates with the highest rounded scores, which are scored exactly."""
 
 
 class QuickSearch:

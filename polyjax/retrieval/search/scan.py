@@ -1,8 +1,8 @@
 """Exact search: every candidate of an index scored against each context, a block of rows at a time.
 
 The scores are the scoring head's own. A block's products, softmax and top k run in one compiled program,
-which also merges them with the best so far; so memory beyond the index is that of one block, however many
-there are.
+which also merges them with the best so far. Memory beyond the index is that of one block, however many there
+are.
 """
 
 import threading
@@ -29,10 +29,10 @@ Over 100,000 rows of 768 with 16 / 64 / 360 context vectors (2 cores of an AMD E
 """
 
 FEW_ROWS = 1024
-"""Rows of a block where few candidates are scored: 5 instead of 10 ms for a thousand with 360 vectors."""
+"""Rows of a block for few candidates: 5 instead of 10 ms for a thousand with 360 vectors."""
 
 COMPARED = 4
-"""Times that such a block's scores are compared with a whole block's."""
+"""Number of times that such a block's scores are compared with a whole block's."""
 
 
 class Scan:
@@ -42,7 +42,7 @@ class Scan:
         head: of the scorer that the index was made with.
         index: its candidates.
         rows: of a block.
-        programs: the head's, if other searches share them.
+        programs: the head's, to share with other searches.
 
     Attributes:
         blocks: the index's rows.
@@ -67,7 +67,7 @@ class Scan:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far, in all scans that share them."""
+        """Number of programs compiled so far, in all scans that share them."""
         return self.programs.merge.compilations
 
     def __call__(
@@ -75,8 +75,8 @@ class Scan:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows of each context's k best candidates, best first, [b, k] each.
 
-        Equal scores keep the order of their rows. Where the index has fewer than k candidates the last
-        places have score -inf and row -1.
+        Equal scores keep the order of their rows. If the index has fewer than k candidates, the last places
+        have score -inf and row -1.
 
         Args:
             vectors: context vectors, float32 [b, m, d].
@@ -104,8 +104,8 @@ class Scan:
             return self._in_blocks(vectors, mask, rows, k, self._rows)
         found = self._in_blocks(vectors, mask, rows, k, self._few)
         if self._agreed[shape] < COMPARED:
-            # A row's score is the same to the last bit in blocks of both sizes, as long as the compiler sums
-            # products up in one order; whether it does is seen here.
+            # A row's score is the same to the last bit in blocks of both sizes if the compiler sums products
+            # in one order; this checks that it does.
             whole = self._in_blocks(vectors, mask, rows, k, self._rows)
             same = all(np.array_equal(*pair) for pair in zip(found, whole, strict=True))
             self._agreed[shape] = self._agreed[shape] + 1 if same else -1
@@ -124,7 +124,7 @@ class Scan:
         best = nothing_found(1, k)
         vectors, mask = _given(vectors, mask)
         for first in range(0, len(rows), size):
-            # What comes out of the scan's step are places instead of rows.
+            # The scan's step gives places instead of rows.
             some = rows[first : first + size]
             stored, scales = self.index.stored(some)
             block = Block(
@@ -135,34 +135,33 @@ class Scan:
                 jax.device_put(np.arange(size) < len(some)),
             )
             with self.programs.merge.once(vectors.shape, k, *kind_of(block)) as merge:
-                # Waited for: the room is used again.
+                # Wait, because the memory is reused.
                 best = jax.block_until_ready(merge(self.programs.head, vectors, mask, *best, block))
         scores, places = map(np.asarray, best)
         return scores, np.where(places >= 0, rows[places], -1)
 
     def _room(self, stored: np.ndarray) -> np.ndarray:
-        """A block with some rows at its beginning, in memory that each thread keeps: new pages cost more."""
+        """A block with some rows at its beginning, in memory that each thread keeps; new pages cost more."""
         if not hasattr(self._rooms, "block"):
             self._rooms.block = filled(stored[:0], self._rows)
         self._rooms.block[: len(stored)] = stored
         return self._rooms.block
 
     def temporary_bytes(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> int:
-        """Memory that a search takes for a moment beyond the index and its arguments."""
+        """Bytes of temporary memory of a search, beyond the index and its arguments."""
         scores, rows = nothing_found(vectors.shape[0], k)
         given = self.programs.head, vectors, mask, scores, rows, self.blocks[0]
         compiled = self.programs.merge.jitted.lower(*given).compile()
         analysis = compiled.memory_analysis()
-        assert analysis is not None, "this backend does not tell the memory of its programs"
+        assert analysis is not None, "this backend does not report the memory of its programs"
         return analysis.temp_size_in_bytes
 
 
 def _given(
     vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"]
 ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
-    """Context vectors for several steps, moved once.
+    """Context vectors for several steps, moved to the device once.
 
-    By numpy: arrays that are bound to a device, as an encoder's are, make other programs than those that are
-    not.
+    By numpy: arrays committed to a device, as an encoder's are, need other programs than uncommitted ones.
     """
     return jax.device_put(np.asarray(vectors)), jax.device_put(np.asarray(mask))

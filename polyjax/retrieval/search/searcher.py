@@ -27,10 +27,10 @@ Method = Literal["auto", "scan", "certified", "quick"]
 """How an index is searched; see ``Index.search``."""
 
 VECTORS_AT_ONCE = 512
-"""Context vectors that share a pass: their products with a block are 8 MB."""
+"""Context vectors that share a pass: their products with a block take 8 MB."""
 
 FEWEST_WANTED = 32
-"""Rows that are looked for at least: as many cost no more than one."""
+"""Smallest number of rows to search for: they cost no more than one."""
 
 WORTH_CERTIFYING = 1.5e9
 """Products (candidates x context vectors x width) of a scan from which a certified search is faster.
@@ -45,9 +45,9 @@ class Found:
 
     Attributes:
         text: of the candidate.
-        score: the model's; a re-ranker's where there was one.
+        score: the model's, or the re-ranker's.
         id: its place in the list that the index was built from; additions have the ids that follow.
-        first_score: the model's, before a re-ranker's; else None.
+        first_score: the model's score before re-ranking; None without a re-ranker.
     """
 
     text: str
@@ -62,12 +62,12 @@ class Results(Sequence[Found]):
 
     Attributes:
         found: the candidates.
-        certified: whether they are proven to be those that scoring every candidate gives; never after another
-            model ordered them.
+        certified: whether they are proven to be those that scoring every candidate gives; False after
+            re-ranking.
         rank: directions that a candidate was multiplied with in a certified search's pass; else None.
-        rescored: share of the candidates whose score was computed exactly; 1 of a scan.
-        recall: share of the best that searches of this kind find: 1 of certified ones; otherwise as
-            ``Ranker.measure_recall`` found it for this first stage, None where that was not asked for.
+        rescored: share of the candidates whose score was computed exactly; 1 for a scan.
+        recall: share of the best that searches of this kind find: 1 for certified ones; otherwise as
+            ``Ranker.measure_recall`` found it for this first stage; None if it was not measured.
     """
 
     found: tuple[Found, ...]
@@ -93,9 +93,9 @@ class Searcher:
     """Searches an index for the best candidates of contexts. Threads may share one.
 
     Args:
-        scorer: what the index was made with.
+        scorer: the model that the index was made with.
         index: candidates.
-        mesh: devices that share the candidates; then every search is a scan.
+        mesh: devices that share the candidates; every search is then a scan.
         programs: the head's, if other searches share them.
     """
 
@@ -128,15 +128,15 @@ class Searcher:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far, those of encoding included."""
+        """Number of programs compiled so far, including those of encoding."""
         searches = self._scan.programs if isinstance(self._scan, Scan) else self._scan
         return self._scorer.compilations + searches.compilations
 
     def compile(self, top_k: int = 10) -> int:
-        """Compile ahead of time what searching with single contexts needs; the number of programs.
+        """Compile ahead of time what searching with single contexts needs; returns the number of programs.
 
         Args:
-            top_k: as it will be asked for.
+            top_k: as in later searches.
         """
         before = self.compilations
         vectors, mask = self._scorer.compile_contexts()
@@ -155,12 +155,12 @@ class Searcher:
         method: Method = "auto",
         first_stage: FirstStage | None = None,
     ) -> list[Results]:
-        """Each context's best candidates; fewer than ``top_k`` where the index holds fewer.
+        """Each context's best candidates; fewer than ``top_k`` if the index holds fewer.
 
         Args:
             contexts: turns of each, oldest first.
             top_k: at least 1.
-            method: ``scan`` scores every candidate; ``certified`` proves for most that they need not be;
+            method: ``scan`` scores every candidate; ``certified`` proves that most need not be scored;
                 ``quick`` scores all from bfloat16 products, and the best of those exactly, which proves
                 nothing; ``auto`` takes the faster of the first two.
             first_stage: an index of inner products that proposes candidates instead.
@@ -173,8 +173,8 @@ class Searcher:
         if staged is not None and method != "auto":
             raise InputError(
                 "method",
-                problem=f"{method!r} does nothing with a `first_stage`",
-                fix="leave one of them out",
+                problem=f"{method!r} has no effect with a `first_stage`",
+                fix="leave out one of them",
             )
         if method in ("certified", "quick") and self._certified is None:
             why = "over a mesh" if self._mesh is not None else "with a head that has no product form"
@@ -192,7 +192,7 @@ class Searcher:
         return [results[i] for i in range(len(contexts))]
 
     def measure_recall(self, contexts: Sequence[Sequence[str]], top_k: int, first_stage: FirstStage) -> float:
-        """Share of the scan's ``top_k`` best of each context that a first stage leads to."""
+        """Share of the scan's ``top_k`` best of each context that a search through a first stage finds."""
         staged, shares = self._through(first_stage), []
         for places, vectors, mask in self._batches(contexts):
             n = len(places)
@@ -202,7 +202,7 @@ class Searcher:
         return recall
 
     def _through(self, first_stage: FirstStage) -> StagedSearch:
-        """The search through a first stage, with the recall that was measured for it."""
+        """The search through a first stage, with its measured recall."""
         check_stage(first_stage)
         if not isinstance(self._scan, Scan):
             raise InputError(
@@ -216,12 +216,12 @@ class Searcher:
     def _batches(
         self, contexts: Sequence[Sequence[str]]
     ) -> Iterator[tuple[np.ndarray, Float[AnyArray, "b m d"], Bool[AnyArray, "b m"]]]:
-        """Places of contexts with their vectors, as many as share a pass; the last may stand for nobody."""
+        """Places of contexts with their vectors, as many as share a pass; the last ones may be padding."""
         for places, vectors, mask in self._scorer.context_batches(contexts):
             alone = len(places) == 1 or self._scan_only
             together = 1 if alone else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
             for start in range(0, len(places), together):
-                # By numpy: jax would compile a program for each of these small steps.
+                # By numpy: jax would compile a program for each of these small operations.
                 chosen = np.arange(start, start + together).clip(max=len(places) - 1)
                 given = np.asarray(vectors)[chosen], np.asarray(mask)[chosen]
                 yield places[start : start + together], *given
@@ -234,7 +234,7 @@ class Searcher:
         k: int,
         method: Method,
     ) -> list[Outcome]:
-        """Of the first n contexts; the others fill up a shape."""
+        """The results of the first n contexts; the others are padding."""
         if method == "quick" and self._quick is not None:
             return self._quick(vectors[:n], mask[:n], k)
         certify = method == "certified" or (method == "auto" and self._worth_certifying(vectors))
@@ -247,7 +247,7 @@ class Searcher:
         return self.index.rows * vectors.shape[1] * vectors.shape[2] >= WORTH_CERTIFYING
 
     def rows_wanted(self, top_k: int) -> int:
-        """Rows to search for: few numbers, so that another ``top_k`` compiles nothing new."""
+        """The number of rows to search for, one of few, so that another ``top_k`` compiles nothing new."""
         return power_of_two(min(max(top_k, FEWEST_WANTED), self.index.rows))
 
     def _results(self, outcome: Outcome, top_k: int) -> Results:
@@ -261,7 +261,7 @@ class Searcher:
 
 
 class _Recalls:
-    """What was measured of first stages, for as long as these are in use elsewhere."""
+    """Measured recalls of first stages, kept while these are in use elsewhere."""
 
     def __init__(self) -> None:
         self._measured: dict[int, tuple[Callable[[], FirstStage | None], float]] = {}
@@ -270,7 +270,7 @@ class _Recalls:
         number = id(stage)
         try:
             there = weakref.ref(stage, lambda _: self._measured.pop(number, None))
-        except TypeError:  # a class with __slots__ may have no weak references
+        except TypeError:  # a class with __slots__ may not allow weak references
             there = lambda: stage  # noqa: E731
         self._measured[number] = there, recall
 
@@ -280,11 +280,11 @@ class _Recalls:
 
 
 def _check_finite(places: np.ndarray, vectors: Float[AnyArray, "b m d"]) -> None:
-    """Raise InputError unless a batch's vectors are numbers that can be compared."""
+    """Raise InputError unless a batch's vectors are finite."""
     finite = np.isfinite(np.asarray(vectors)[: len(places)]).all(axis=(1, 2))
     if not finite.all():
         raise InputError(
             f"contexts[{places[int(np.argmin(finite))]}]",
             problem="the model gives vectors that are not finite",
-            fix="check the model, and that float16 is not too small for it",
+            fix="check the model's parameters, and that its values do not overflow in float16",
         )

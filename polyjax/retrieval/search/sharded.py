@@ -1,8 +1,8 @@
 """The exact scan of an index that is split over the devices of a mesh, and over processes.
 
-Each device holds a run of the index's rows and finds its own k best; those are gathered everywhere and
-merged. A process reads the rows of its own devices only. In several processes (``jax.distributed``) all of
-them make the scan and call it, with the same contexts.
+Each device holds a range of the index's rows and finds its own k best; these are gathered on all devices and
+merged. A process reads only the rows of its own devices. With several processes (``jax.distributed``) each of
+them must make the scan and call it, with the same contexts.
 """
 
 from collections.abc import Callable
@@ -56,11 +56,11 @@ class ShardedScan:
                 def step(best: tuple[Array, Array], block: Block) -> tuple[tuple[Array, Array], None]:
                     return merge_block(graph, head, vectors, mask, *best, block), None
 
-                # What differs between the devices has to be told apart from what does not.
+                # Values that differ between the devices must be marked as varying.
                 nothing = nothing_found(len(vectors), k)
                 start = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), nothing)
                 own, _ = jax.lax.scan(step, start, jax.tree.map(lambda x: x[0], blocks))
-                # The devices' rows ascend, and top_k keeps the order of equals: ties fall as in one scan.
+                # The devices' rows ascend, and top_k keeps the order of ties: they fall as in one scan.
                 scores, found = (jnp.concatenate(jax.lax.all_gather(x, axes), axis=1) for x in own)
                 merged, chosen = jax.lax.top_k(scores, k)
                 return merged, jnp.take_along_axis(found, chosen, axis=1)
@@ -70,7 +70,7 @@ class ShardedScan:
                 mesh=mesh,
                 in_specs=(P(), P(), P(), P(axes)),
                 out_specs=P(),
-                check_vma=False,  # that all devices merge the same lists cannot be inferred
+                check_vma=False,  # jax cannot infer that all devices merge the same lists
             )
             return split(head, vectors, mask, blocks)
 
@@ -92,7 +92,7 @@ class ShardedScan:
         return np.asarray(scores), np.asarray(rows)
 
     def _placed(self, mesh: Mesh, shape: tuple[int, int, int]) -> Block:
-        """All blocks [devices, blocks, rows, ...]; every device is given its own, read from the index."""
+        """All blocks [devices, blocks, rows, ...]; every device gets its own, read from the index."""
         index = self.index
         live = index.live_rows
         _, n_blocks, rows = shape

@@ -2,11 +2,11 @@
 
 The m context vectors are searched one by one, and the union of what is found is scored exactly. A score is
 a weighted mean of the m products, so that a candidate that none of m exact lists holds scores at most the
-largest of their cut-offs (the product of each list's last entry): where the k-th best score reaches that, the
+largest of their cut-offs (the product of each list's last entry). If the k-th best score reaches that, the
 result is certified. Otherwise the lists are made longer, up to a limit.
 
 A vector store over the network is attached in the same way, by a class with ``search``, ``exact`` and
-``made_for``; what it must return are the index's row numbers.
+``made_for``, whose search returns the index's row numbers.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -29,10 +29,9 @@ class FirstStage(Protocol):
     """Finds vectors with large inner products.
 
     Attributes:
-        exact: whether its lists are the true best ones; only then can a result be certified, and a store
-            that says so without being so makes certificates false.
-        made_for: the ``identity`` of the candidate index whose rows it holds, as it was when they were put
-            in.
+        exact: whether its lists are the true best ones; only then can a result be certified. A store that
+            claims this wrongly makes wrong certificates.
+        made_for: the ``identity`` of the candidate index whose rows it holds, at the time they were added.
     """
 
     exact: bool
@@ -43,14 +42,14 @@ class FirstStage(Protocol):
 
         Args:
             vectors: float32 [m, d].
-            depth: length of the lists, at most the index's rows, those of removed candidates among them;
+            depth: length of the lists, at most the number of the index's rows, removed candidates included;
                 places that cannot be filled come last, with row -1 and any product.
         """
         ...
 
 
 def check_stage(first_stage: object) -> None:
-    """Raise InputError unless it can be searched."""
+    """Raise InputError unless it is a first stage."""
     if not isinstance(first_stage, FirstStage):
         raise InputError(
             "first_stage",
@@ -61,11 +60,11 @@ def check_stage(first_stage: object) -> None:
 
 @runtime_checkable
 class HasCandidates(Protocol):
-    """What is searched for candidates, as an ``Index``."""
+    """An object with candidates to search, such as an ``Index``."""
 
     @property
     def candidates(self) -> CandidateIndex:
-        """Those that are searched."""
+        """The candidates."""
         ...
 
 
@@ -90,7 +89,7 @@ class FaissStage:
         Args:
             candidates: what will be searched.
             kind: as ``faiss.index_factory`` knows it: ``Flat``, ``HNSW32``, ``IVF1024,Flat``, ``SQ8``, ...
-            rows_at_once: rows that are float32 at a time.
+            rows_at_once: number of rows converted to float32 at a time.
 
         Raises:
             InputError: FAISS is not installed, does not know the kind, or has too few rows for it.
@@ -133,8 +132,8 @@ class StagedSearch:
         head: its head.
         stage: the first stage.
         depth: length of the first lists.
-        deepest: share of the candidates at which lists are no longer made longer.
-        recall: of the scan's best, as it was measured; None if it was not.
+        deepest: share of the candidates at which lists stop growing.
+        recall: measured share of the scan's best; None if it was not measured.
 
     Attributes:
         recall: as it was given, or as ``measure_recall`` found it.
@@ -154,7 +153,7 @@ class StagedSearch:
         if form is None:
             raise InputError(
                 "first_stage",
-                problem="the scores of the model's head are no mean of inner products",
+                problem="the scores of the model's head are not means of inner products",
                 fix="search without a first stage",
             )
         if stage.made_for != scan.index.identity:
@@ -162,7 +161,7 @@ class StagedSearch:
                 "first_stage",
                 problem="it was made for another index, or for this one before candidates were added or the "
                 "index was compacted",
-                fix="make it again",
+                fix="build it again",
             )
         self.scan, self.stage, self._scale = scan, stage, form.scale
         self._depth, self._deepest, self.recall = depth, deepest, recall
@@ -181,7 +180,7 @@ class StagedSearch:
             scores, rows = self.scan(vectors, mask, k)
             return Outcome(scores[0], rows[0], None, len(self.scan.index))
         depth = min(max(self._depth, 2 * k), n)
-        # What float32 products of the stage, of the scan and their mean can be off by.
+        # The error of float32 products in the stage and the scan, and of their mean.
         longest = float(np.linalg.norm(real, axis=1).max()) * self.scan.index.longest()[0]
         slack = 4 * ROUND_OFF * (real.shape[1] + len(real) + 16) * longest
         while True:
@@ -198,7 +197,7 @@ class StagedSearch:
                 self._check(real, found[:, 0], products[:, 0], slack)
             rows = rows[self._live[rows]]
             scores, best = self.scan.among(vectors, mask, rows, k)
-            # A list with places left over holds every candidate there is.
+            # A list with unfilled places holds every candidate.
             cut = np.where(found[:, -1] >= 0, products[:, -1], -np.inf).max(initial=-np.inf)
             complete = depth >= n
             certified = self.stage.exact and (complete or scores[0, -1] > self._scale * (cut + slack))
@@ -229,9 +228,9 @@ class StagedSearch:
             )
 
     def measure_recall(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> float:
-        """Share of the scan's k best of some contexts that are found: what "not certified" means here.
+        """Share of the scan's k best of some contexts that are found: what to expect of uncertified results.
 
-        Later outcomes that are not certified carry it.
+        Later outcomes that are not certified report it.
         """
         expected = self.scan(vectors, mask, k)[1]
         found = [outcome.rows for outcome in self(vectors, mask, k)]
