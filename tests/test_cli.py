@@ -173,7 +173,7 @@ def test_an_index_of_one_s_own_is_not_replaced_by_talking(converted, tmp_path, m
         polyjax(*arguments, monkeypatch=monkeypatch, stdin="hi\n")
     said = " ".join(capsys.readouterr().err.split())
     assert stopped.value.code == 2
-    assert "has been added to or removed from since it was built; leave --candidates out" in said
+    assert "has been added to or removed from since it was built; leave out --candidates" in said
     assert len(open_index(folder)) == 3
     monkeypatch.setattr("sys.argv", ["polyjax"])
     with pytest.raises(SystemExit):
