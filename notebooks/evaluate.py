@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,10 +17,10 @@
 # # Restore and evaluate
 #
 # Open run directories, whose weights are orbax checkpoints; evaluate a bi-, a poly- and a cross-encoder on the same rows;
-# see what accuracy costs; and read single mistakes.
+# see what accuracy costs; and read single errors.
 #
-# *Hardware: two CPU cores, half an hour to an hour where the three runs are still to be made, minutes where they are
-# there; less on a GPU, where nobody has measured it yet.*
+# *Hardware: two CPU cores, half an hour to an hour if the three runs must be trained first, minutes if they exist.
+# Less on a GPU (not measured yet).*
 
 # %%
 # What Colab installs; point it elsewhere for another version. Elsewhere this cell installs nothing.
@@ -35,8 +40,7 @@ CANDIDATES = 40 if SMALL else 1000
 # %% [markdown]
 # ## Three runs
 #
-# `RUNS` names them; put your own there. `fit` trains those that are not there, by the demo's recipe, and opens those that
-# are.
+# `RUNS` names them; put your own there. `fit` trains missing ones with the demo's recipe, and opens the others.
 
 # %%
 from pathlib import Path
@@ -58,8 +62,7 @@ for arch, run_dir in RUNS.items():
 # %% [markdown]
 # ## What a run directory holds
 #
-# Everything that using the model takes, and nothing else is needed: settings, shapes, tokenizer, checkpoints with their
-# checksums.
+# Everything that is needed to use the model: settings, shapes, tokenizer, checkpoints with their checksums.
 
 # %%
 for path in sorted(RUNS["poly"].rglob("*")):
@@ -147,7 +150,7 @@ axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 plt.show()
 
 # %% [markdown]
-# ## Single mistakes
+# ## Single errors
 #
 # Where the poly-encoder puts another reply before the right one. Often that one would do as well: the label is what
 # somebody happened to say.

@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -11,7 +16,7 @@
 # %% [markdown]
 # # Fine-tune on your own rows
 #
-# From a file of contexts and right answers to a trained poly-encoder: the file, what happens where it is broken, the
+# From a file of contexts and right answers to a trained poly-encoder: the file, what happens if it is broken, the
 # training, and the model in use.
 #
 # *Hardware: two CPU cores, eight to thirteen minutes. On a GPU it takes less; nobody has measured it yet.*
@@ -56,7 +61,7 @@ print(mine.read_text().splitlines()[3])
 # %% [markdown]
 # ## A broken file
 #
-# All bad lines are named before anything is trained.
+# All bad lines are reported before any training.
 
 # %%
 import polyjax
@@ -85,7 +90,7 @@ run
 # %% [markdown]
 # ## The report
 #
-# What was trained on what, how good it is beside the baselines, and what it is not meant for.
+# What was trained on which data, how good it is beside the baselines, and what it is not meant for.
 
 # %%
 run.report()

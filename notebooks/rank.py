@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -62,7 +67,7 @@ for reply in ranked:
 # %% [markdown]
 # ## Look at the scores
 #
-# The best reply is known by being ahead of the others, not by its score alone: scores compare candidates of one context.
+# Compare scores only among candidates of one context: the best reply is the one ahead of the others.
 
 # %%
 import matplotlib.pyplot as plt
@@ -78,8 +83,8 @@ plt.show()
 # %% [markdown]
 # ## Search among many
 #
-# Candidates are encoded once; then each search is a product with all of them. Here they are made up from parts; in
-# earnest, `ranker.index("replies.txt", "replies-index")` keeps a file's lines on disk.
+# Candidates are encoded once; then each search is a product with all of them. Here they are made up from parts. For
+# real use, `ranker.index("replies.txt", "replies-index")` keeps a file's lines on disk.
 
 # %%
 import itertools

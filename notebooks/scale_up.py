@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -11,11 +16,11 @@
 # %% [markdown]
 # # Scale up
 #
-# One code for one CPU, eight GPUs or many hosts: a mesh of devices, negatives from all of them, half precision, and a run
-# that is stopped and goes on as if nothing had been.
+# The same code for one CPU, eight GPUs or many hosts: a mesh of devices, negatives from all of them, half precision, and a run
+# that is stopped and resumed as if nothing had happened.
 #
 # *Hardware: any. On a CPU eight devices are simulated, two to ten minutes on two cores; on a Colab GPU or TPU the same
-# cells use what is there, where nobody has measured it yet.*
+# cells use the accelerator (not measured yet).*
 
 # %%
 # What Colab installs; point it elsewhere for another version. Elsewhere this cell installs nothing.
@@ -54,8 +59,8 @@ print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {mesh_shape(
 # ## What each device holds
 #
 # A poly-encoder on BERT base with AdamW: `data` alone leaves all parameters, their gradients and the optimiser's state on
-# each device, `fsdp` splits them, and puts a matrix together where it is used. Nothing is computed for this; a run's
-# `--dry-run` tells its activations as well.
+# each device; `fsdp` splits them, and gathers a matrix where it is used. Nothing is computed for this; a run's
+# `--dry-run` shows its activations too.
 
 # %%
 import matplotlib.pyplot as plt

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import tokenize
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -575,6 +576,28 @@ BANNED = {
     r"\blearn(ed|t) by\b": "trained on",
 }
 """What STYLE.md's pairs say not to write, with what to write."""
+IN_CODE = "|".join(
+    (
+        r"\bgo(es|ing) on\b",
+        r"\bby heart\b",
+        r"\bways? out\b",
+        r"\bhidden (tokens?|words?)\b",
+        r"\b(is told|it tells)\b",
+        r"\bdoes not do for\b",
+        r"\bthat are none\b",
+    )
+)
+"""What no docstring, comment or message says; other words of BANNED have a meaning in code."""
+
+
+def test_the_code_uses_the_words_of_the_field():
+    for path in sorted((ROOT / "polyjax").rglob("*.py")):
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type in (tokenize.COMMENT, tokenize.STRING):
+                found = re.search(IN_CODE, token.string, re.IGNORECASE)
+                assert found is None, f"{path}:{token.start[0]}: {found and found[0]}"
+
+
 MEANT = {"concepts.md": (r"one update of the parameters",), "CHANGELOG.md": ()}
 
 

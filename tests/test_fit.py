@@ -161,7 +161,7 @@ def test_other_rows_or_settings_are_refused(run):
     more = [*ROWS, {"context": "my car stops", "label": "fix the car"}]
     with pytest.raises(InputError) as refused:
         polyjax.fit(more, **SMALL, run_dir=run.folder)
-    assert refused.value.argument == "data" and "begin anew" in refused.value.fix
+    assert refused.value.argument == "data" and "start again" in refused.value.fix
     assert json.loads((run.folder / "rows.jsonl").read_text().splitlines()[-1]) == ROWS[-1]
     with pytest.raises(InputError, match="learning.rate"):
         polyjax.fit(ROWS, **SMALL, run_dir=run.folder, optim={"learning_rate": 1.0})

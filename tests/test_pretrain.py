@@ -94,7 +94,7 @@ def pretrained(folder):
 def test_a_run_leaves_everything_in_one_folder(pretrained):
     run_dir, printed = pretrained
     assert (
-        "pairs to learn from" in printed
+        "pairs to train on" in printed
         and "polyjax train --arch poly --encoder" in printed
         and "masked tokens" in printed
     )

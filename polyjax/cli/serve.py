@@ -67,7 +67,7 @@ class Serve(ServeConfig):
     dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         super().__post_init__()
         if self.index is not None and self.candidates is not None:
             raise InputError("candidates", problem="`index` is given as well", fix="give one of them")

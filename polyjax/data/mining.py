@@ -54,7 +54,7 @@ class MiningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         for name, least in {"n_negatives": 1, "range_min": 0, "range_max": 0, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(name, expected=f"at least {least}", got=getattr(self, name))

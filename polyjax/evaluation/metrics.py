@@ -72,7 +72,7 @@ def bootstrap_interval(
     """Percentile interval of the mean of ``values``, resampling whole groups (conversations).
 
     Rows of one conversation are not independent; drawing rows would give intervals that are too narrow.
-    Where all groups have one mean, every draw has it too, which would tell of certainty that a few rows
+    Where all groups have one mean, every draw has it too, which would claim a certainty that a few rows
     cannot give. Then it is Wilson's interval (JASA 22, 1927) with the groups as the trials.
 
     >>> low, high = bootstrap_interval(np.ones(17), [str(i) for i in range(17)], bounds=(0.0, 1.0))

@@ -1,11 +1,11 @@
 """What every layer is made of: the matrix product, affine maps, layer norm, dropout.
 
-In half precision a CPU that has bfloat16 units wants its products asked for in its own way, which ``affine``
-does on such CPUs only: XLA keeps a bfloat16 product in bfloat16 only when its result is float32 (asked for a
+In half precision, a CPU with bfloat16 units is fast only for products of a certain form, which ``affine``
+uses on such CPUs only: XLA keeps a bfloat16 product in bfloat16 only when its result is float32 (asked for a
 bfloat16 result it widens both operands first and runs at the float32 rate), and only when neither operand is
 transposed, as one is in each product of the backward pass; forcing it into row-major memory first costs less
 than a millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores. A CPU without such units has to
-widen them, and an update takes 1.4 times as long that way (two Zen 3 cores). There, elsewhere, and in
+widen them, and a step takes 1.4 times as long that way (two Zen 3 cores). There, elsewhere, and in
 float32, ``affine`` is the plain product.
 """
 

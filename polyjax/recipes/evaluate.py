@@ -44,7 +44,7 @@ class EvaluateConfig:
         run_dir: made by ``polyjax train`` or ``polyjax.fit``.
         split: of the run's task.
         step: a saved step; the best one by default.
-        examples: evaluate on at most so many rows, always the same ones; 0 for all.
+        examples: evaluate on at most this many rows, always the same ones; 0 for all.
         k: recall@k to print and write, beside recall@1 and the MRR; the task's by default.
         task: evaluate on another task's rows than the run's; ``--task NAME`` chooses it.
         rank: what the labels are ranked among; with ``task`` (the default) as the run had it.
@@ -66,7 +66,7 @@ class EvaluateConfig:
     prepared: Annotated[Path | None, tyro.conf.arg(name="run-prepared-dir")] = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.examples < 0:
             raise InputError("examples", expected="0 (all) or more", got=self.examples)
         if self.out is not None and self.out.exists() and not self.out.is_dir():
@@ -94,7 +94,7 @@ def evaluate(
             task's settings; or None for the rows of the model's own run.
         split: of a data set, or of the run's own rows.
         ks: of the recalls, beside 1; the task's by default.
-        examples: at most so many rows, always the same ones; 0 for all.
+        examples: at most this many rows, always the same ones; 0 for all.
         rank: what the labels are ranked among; as the data, or the run, have it by default.
         out: folder for results.json, each row with its scores (examples.jsonl), and TREC's files.
         quiet: print nothing.
@@ -263,7 +263,7 @@ def _make_folder(folder: Path) -> None:
 def _warn_of_training_rows(
     config: EvaluateConfig, own: Task, rows: Rows, examples: Sequence[Example], *, of_the_run: bool
 ) -> None:
-    """Say where the rows are not those that the run had, or are rows that it was trained on."""
+    """Warn if the rows are not those that the run had, or if it was trained on some of them."""
     noted = config.run_dir / DATA
     if of_the_run and noted.exists() and read_json(noted).get(config.split) != rows_digest(rows):
         console.print(

@@ -89,7 +89,7 @@ def fit(
             training rows; or the folder of a pretrained encoder. An EncoderChoice also says how it computes;
             settings of a family of your own build it (``polyjax.nn.encoders.EncoderSettings``).
         preset: where all other settings come from: ``demo`` or ``long``.
-        steps: training steps; they beat the preset's limit of epochs.
+        steps: training steps; they override the preset's limit of epochs.
         epochs: passes over the training rows, instead of steps.
         run_dir: where everything is kept; by default ``runs/TASK-ARCH-ENCODER``, for rows in memory
             ``runs/PRESET-DIGEST-ARCH-ENCODER``.
@@ -115,10 +115,10 @@ def fit(
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
         rank: what the labels of validation and test rows are ranked among.
-        early_stopping: end after so many validations without a better metric.
+        early_stopping: end after this many validations without a better metric.
         time_limit: seconds of training after which it ends, validates and saves.
-        test_examples: test on at most so many rows, always the same ones; 0 for all.
-        mesh: devices, as ``data=4,fsdp=2``; all of them share each batch by default.
+        test_examples: test on at most this many rows, always the same ones; 0 for all.
+        mesh: devices, such as ``data=4,fsdp=2``; all of them share each batch by default.
         tokens_dir: where token ids of the training texts are kept for the next run; nowhere by default.
         tensorboard: also write TensorBoard event files.
         callbacks: each is called as ``callback(step, kind, metrics)`` at every line of the log; ``kind`` is
@@ -131,7 +131,7 @@ def fit(
     ``Ranker.load`` are given them.
 
     Raises:
-        InputError: an argument cannot work, a file is missing or bad, or ``run_dir`` holds another run.
+        InputError: an argument is invalid, a file is missing or bad, or ``run_dir`` holds another run.
     """
     files = _row_files(data, valid, test)
     learnt, teachers = _learnt(loss, teacher, guide)
@@ -202,7 +202,7 @@ def _settings(
 
 
 def _named(encoder: EncoderSettings) -> EncoderChoice:
-    """The choice that stands for an encoder family of one's own, by its name."""
+    """The choice that stands for a user's own encoder family, by its name."""
     name = getattr(encoder, "name", None)
     if not isinstance(name, str):
         raise InputError(

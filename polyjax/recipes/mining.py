@@ -184,12 +184,12 @@ class Miner:
 
 
 def model_digest(ranker: Ranker) -> str:
-    """What tells a model's scores from those of another."""
+    """A digest of everything that a model's scores depend on."""
     return hashlib.sha256(fingerprint(ranker.scorer).key.encode()).hexdigest()
 
 
 def examples_digest(examples: Sequence[Example]) -> str:
-    """What tells rows from others, with all of their fields."""
+    """A digest of rows, with all of their fields."""
     return hashlib.sha256(as_jsonl("rows", examples)).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves when it is trained: the test beside the baselines, the report, a line on what is next."""
+"""After training: the test beside the baselines, the report, and a hint at the next command."""
 
 import dataclasses
 import time
@@ -62,7 +62,7 @@ class Trained:
 def report(
     run: Trained, splits: Splits, turns: Callable[[], Iterator[str]], *, show_table: bool = True
 ) -> None:
-    """Evaluate the best checkpoint on the test rows and write everything down.
+    """Evaluate the best checkpoint on the test rows, and write the report.
 
     Several processes all do it, as the model is evaluated on the mesh; one of them writes.
 
@@ -125,7 +125,7 @@ def report_notes(run: Trained, splits: Splits, scorer: TextScorer, *, n_tested: 
 
 
 def calibrate(run: Trained, scorer: TextScorer, valid: Rows) -> None:
-    """Put the probabilities that scores stand for into the model's card, as validation rows tell.
+    """Fit the map from scores to probabilities on validation rows, and record it in the model's card.
 
     Args:
         run: what was trained.

@@ -97,14 +97,14 @@ def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int)
 def check_corpus(run_dir: Path, files: str) -> None:
     """Before anything is prepared: whether the corpus's files are those that the run began with.
 
-    Before its first checkpoint a run begins anew with what they hold now, and a vocabulary of that.
+    Before its first checkpoint a run starts again with the files' present content, and a new vocabulary.
 
     Args:
         run_dir: of the run.
         files: see ``corpus_identity``.
 
     Raises:
-        InputError: they are not, and the run has learnt from them.
+        InputError: they are not, and the run was trained on them.
     """
     path = run_dir / CORPUS
     if not path.exists() or read_json(path).get("files") == files:
@@ -117,7 +117,7 @@ def check_corpus(run_dir: Path, files: str) -> None:
 
 
 def note_corpus(run_dir: Path, files: str, state: str) -> None:
-    """Write down what a run learns from; raise InputError where it had another corpus."""
+    """Record what a run is trained on; raise InputError if it had another corpus."""
     path = run_dir / CORPUS
     begun = any((run_dir / "checkpoints").glob("[0-9]*"))
     if begun and path.exists() and read_json(path).get("state") != state:
@@ -177,7 +177,7 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
     train_pairs = Pairs(corpus.train, config.text, tokenizer, most_tokens=config.corpus.tokens)
     held_out = Pairs(corpus.valid, config.text, tokenizer)
     counts = (
-        f"{len(train_pairs):,} pairs to learn from, {len(held_out):,} to validate on; {corpus.left_out:,} "
+        f"{len(train_pairs):,} pairs to train on, {len(held_out):,} to validate on; {corpus.left_out:,} "
         f"conversations left out{' (' + ', '.join(config.leave_out) + ')' if config.leave_out else ''}"
     )
     console.print(counts)

@@ -46,7 +46,7 @@ class PretrainConfig:
     Attributes:
         preset: where the other settings' defaults come from: ``paper``, those of arXiv 1905.01969 §4.1 (Adam,
             inverse square root, a batch of 32,768 tokens for each of 32 GPUs), or ``small``, for a CPU.
-        corpus: what to learn from.
+        corpus: what to train on.
         leave_out: tasks (or ``jsonl:PATH``) whose rows to validate and test on are left out of the corpus, by
             hash; ``--corpus.task-dir`` and ``--corpus.unverified`` are about their files.
         encoder: the transformer; ``--init-from`` continues from one with weights.
@@ -92,11 +92,11 @@ class PretrainConfig:
             raise InputError(
                 "vocabulary.source",
                 problem=f"`encoder` {self.encoder.name} brings its own vocabulary",
-                fix="leave one of them out",
+                fix="leave out one of them",
             )
 
     def _check_used(self) -> None:
-        """Raise InputError for a setting that is given and would do nothing."""
+        """Raise InputError for a setting that is given and would have no effect."""
         text, optim, given = TextConfig(), OptimConfig(), self.vocabulary
         trained = VocabularyChoice() if self.preset == "small" else PAPER_VOCABULARY
         own = given.source is not None or self.encoder.name not in SCRATCH

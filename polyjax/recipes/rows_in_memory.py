@@ -32,7 +32,7 @@ class RowFiles:
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that tell these rows from others."""
+        """Eight hexadecimal digits that identify these rows."""
         found = hashlib.sha256()
         for name, data in sorted(self.content.items()):
             found.update(name.encode() + b"\0" + data)
@@ -56,7 +56,7 @@ class RowFiles:
                 raise InputError(
                     "data",
                     problem=f"{folder} belongs to a run with other rows",
-                    fix=f"choose another `run_dir`, or remove {folder} to begin anew",
+                    fix=f"choose another `run_dir`, or remove {folder} to start again",
                 )
             path.write_bytes(data)
 

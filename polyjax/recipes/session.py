@@ -68,7 +68,7 @@ A task's files may have other names: that their rows are the same is known by di
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What of a run is no setting: objects that a Python caller passes.
+    """The inputs of a run that are not settings: objects that a Python caller passes.
 
     Attributes:
         callbacks: see ``Callback``.
@@ -170,7 +170,7 @@ def trained(
             validate_examples=config.train.validate_examples,
             mesh=mesh,
             guide=guide_of(config, splits.train.examples),
-            loss=cast(Any, config.loss),  # handed in where it is one of the user's own
+            loss=cast(Any, config.loss),  # passed if it is the user's own
         )
         if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits
             for line in step_lines(objective, config, shape):

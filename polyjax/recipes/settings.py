@@ -99,7 +99,7 @@ class TeacherConfig:
     digests: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.n_negatives < 0:
             raise InputError("teacher.n_negatives", expected="0 (none) or more", got=self.n_negatives)
         if self.range_max < self.n_negatives:
@@ -128,7 +128,7 @@ class GuideConfig:
     relative: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if not (0 <= self.margin < math.inf):
             raise InputError("guide.margin", expected="a number of at least 0", got=self.margin)
         if self.model is None and (self.margin or self.relative):
@@ -219,7 +219,7 @@ class RunConfig:
             )
 
     def _check_used(self) -> None:
-        """Raise InputError for a setting that is given and would do nothing."""
+        """Raise InputError for a setting that is given and would have no effect."""
         batch, optim = BatchConfig(), OptimConfig()
         source = self.batch.source(self.inputs)
         linear = self.optim.decay != "plateau"
@@ -253,20 +253,20 @@ class RunConfig:
 
     @property
     def scoring(self) -> HeadSettings:
-        """The head's settings, which must have been handed in where the head is one of the user's own.
+        """The head's settings, which must have been passed if the head is the user's own.
 
         Raises:
             InputError: they were not.
         """
         if isinstance(self.head, RecordedPart):
             raise InputError(
-                "head", problem=f"the run's head is one of your own ({self.head})", fix="hand it in"
+                "head", problem=f"the run's head is one of your own ({self.head})", fix="pass it"
             )
         return self.head
 
     @property
     def given_optimizer(self) -> Callable[..., Any] | None:
-        """The user's own optimiser, where it was handed in."""
+        """The user's own optimiser, if one was passed."""
         return None if isinstance(self.own_optimizer, RecordedPart) else self.own_optimizer
 
     @property
@@ -282,7 +282,7 @@ class RunConfig:
 
     @property
     def dataset(self) -> Task:
-        """The task, which must have been handed in where it is one of the user's own.
+        """The task, which must have been passed if it is the user's own.
 
         Raises:
             InputError: it was not.
@@ -291,7 +291,7 @@ class RunConfig:
             raise InputError(
                 "task",
                 problem=f"the run's task is one of your own ({self.task})",
-                fix="hand in rows, a file or the task",
+                fix="pass rows, a file or the task",
             )
         return self.task
 

@@ -59,7 +59,7 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
 def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> EncoderSettings:
     """The transformer's shape, with the run's arithmetic and dropout; one of the user's own as it is."""
     if config.own_encoder is not None:
-        assert not isinstance(config.own_encoder, RecordedPart), "it was handed in"
+        assert not isinstance(config.own_encoder, RecordedPart), "it was passed"
         return config.own_encoder
     if config.init is not None:
         base = read_card(config.init).model.encoder

@@ -1,4 +1,4 @@
-"""Routes that tell what the server is and how it is."""
+"""Routes about the server: its model, its health, its metrics."""
 
 from importlib import resources
 from typing import Any
@@ -30,7 +30,7 @@ class AboutRoutes:
     """``/info``, ``/health``, ``/metrics`` and the pages.
 
     Args:
-        service: which is told about.
+        service: the service that they describe.
     """
 
     def __init__(self, service: Service):

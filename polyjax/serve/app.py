@@ -31,7 +31,7 @@ from polyjax.serve.service import Service
 from polyjax.serve.settings import ServeConfig
 
 OPEN = frozenset({"/health", "/openapi.json", *FILES})
-"""Paths that need no key: they tell nothing of the model."""
+"""Paths that need no key: they reveal nothing about the model."""
 EXPOSED = ("x-request-id", "x-total-time", "x-queue-time", "x-inference-time", "x-tokenization-time")
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("polyjax.serve")

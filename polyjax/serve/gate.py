@@ -79,7 +79,7 @@ class Gate:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
-        # All are compared, so that the time tells nothing.
+        # All are compared, so that the time reveals nothing.
         if not any([hmac.compare_digest(given, known) for known in self._keys]):
             what = "is missing" if not given else "is wrong"
             message = f"the API key {what}; send it as `Authorization: Bearer KEY`"

@@ -120,7 +120,7 @@ class SearchRoutes:
         return JSONResponse({"removed": removed, **self._state(index)})
 
     async def _change(self, function: Any) -> Any:
-        """Change the index in a thread of its own, one change at a time; searches go on meanwhile."""
+        """Change the index in a thread of its own, one change at a time; searches continue meanwhile."""
         async with self._changes:
             self._service.check_open()
             self._service.changing += 1

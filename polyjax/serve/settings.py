@@ -53,7 +53,7 @@ class ServeConfig:
     rerank_top: int = 50
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool):

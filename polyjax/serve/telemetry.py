@@ -1,4 +1,4 @@
-"""What a server tells about itself: Prometheus metrics and a log of JSON lines."""
+"""A server's telemetry: Prometheus metrics and a log of JSON lines."""
 
 import json
 import logging

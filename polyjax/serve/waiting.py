@@ -22,7 +22,7 @@ class Waiting:
     that has waited longest; rows that would be padding are filled with shorter sequences that wait.
 
     Attributes:
-        seconds_per_token: of padded tokens, as measured; by it a job's own work is told in seconds.
+        seconds_per_token: of padded tokens, as measured; it converts a job's own work to seconds.
     """
 
     def __init__(self) -> None:

@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass
 class Observed:
-    """What the worker tells whoever counts, in the model's thread.
+    """What the worker reports to observers, in the model's thread.
 
     Attributes:
-        batch: told of a batch's sequences, its padded tokens, and the requests that share it.
+        batch: called with a batch's sequences, its padded tokens, and the requests that share it.
     """
 
     batch: Callable[[int, int, int], None] = lambda sequences, tokens, requests: None
@@ -54,7 +54,7 @@ class Worker:
 
     Args:
         config: limits.
-        observed: told of each batch.
+        observed: called for each batch.
     """
 
     def __init__(self, config: ServeConfig, observed: Observed | None = None):

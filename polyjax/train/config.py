@@ -16,17 +16,17 @@ class TrainConfig:
 
     Attributes:
         steps: steps in all; 0 to give ``epochs`` instead.
-        epochs: passes over the training split instead of ``steps``; with neither, one pass.
-        most_epochs: passes after which ``steps`` end early, as more passes over few rows teach nothing; 0 for
-            no limit.
+        epochs: epochs to train instead of ``steps``; with neither, one epoch.
+        most_epochs: epochs after which ``steps`` end early, because few rows are overfit soon; 0 for no
+            limit.
         seed: of initial values, shuffling, dropout and sampled negatives.
         trainable: ``all``, ``all-but-embeddings``, or a number k: the top k layers (and the head).
         validate_every_steps: steps between validations; 0 to give ``validate_every_epochs`` instead.
-        validate_every_epochs: passes between validations instead; with neither, half a pass.
-        validate_examples: at most so many examples of the valid split, drawn once.
+        validate_every_epochs: epochs between validations instead; with neither, half an epoch.
+        validate_examples: at most this many examples of the valid split, drawn once.
         save_every_steps: steps between checkpoints besides those at validations; 0 for none.
         best_by: validation metric that chooses the checkpoint to use.
-        early_stopping: stop after so many validations without a better metric; 0 never stops early.
+        early_stopping: stop after this many validations without a better metric; 0 never stops early.
         time_limit: seconds of training after which a run validates, saves and stops; 0 for no limit.
         profile_steps: steps to trace, as ``10-12``; the trace goes into the run directory's ``profile``.
     """
@@ -46,7 +46,7 @@ class TrainConfig:
     profile_steps: Annotated[str, tyro.conf.arg(name="profile-steps", prefix_name=False)] = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not (0 <= value < math.inf):

@@ -28,7 +28,7 @@ class Due:
 
     @classmethod
     def ending(cls) -> "Due":
-        """Where somebody ends the run: it is validated and saved."""
+        """The events when a callback ends the run: it is validated and saved."""
         return cls(log=True, validate=True, save=True, last=True)
 
 
@@ -78,7 +78,7 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What is saved beside the state, as plain data.
+    """The plain data that is saved beside the state.
 
     Attributes:
         best: the best validation so far, larger is better.
@@ -101,7 +101,7 @@ class Progress:
 
     @classmethod
     def of_saved(cls, saved: dict) -> "Progress":
-        """What was saved; what earlier versions saved besides is not needed any more."""
+        """The saved progress; further entries of earlier versions are ignored."""
         return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)})
 
 
@@ -117,7 +117,7 @@ def why_ended(config: TrainConfig, events: Events, step: int, due: Due, progress
     """
     if step >= events.steps:
         shortened = step < config.steps
-        return f"{config.most_epochs:g} passes over the training rows made" if shortened else "all steps made"
+        return f"{config.most_epochs:g} epochs made" if shortened else "all steps made"
     if due.timed_out:
         return f"time limit of {events.time_limit:g} s"
     patience = config.early_stopping

@@ -1,4 +1,4 @@
-"""What can go wrong while training, as an error that says what is kept and what to do."""
+"""Failures during training, as errors that say what is kept and what to do."""
 
 import contextlib
 import math

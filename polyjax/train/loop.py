@@ -16,7 +16,7 @@ from polyjax.train.trainer import Optimizer, Trainer
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a run of the loop did.
+    """The outcome of the loop.
 
     Attributes:
         steps: steps made in all, earlier sessions included.
@@ -59,7 +59,7 @@ def train(
         quiet: print nothing; what a damaged checkpoint makes necessary is then a warning.
 
     Raises:
-        InputError: settings cannot work, the loss stopped being finite, memory ran out, a checkpoint could
+        InputError: settings are invalid, the loss stopped being finite, memory ran out, a checkpoint could
             not be saved, or another process of the run is gone.
         Preempted: SIGTERM came; the state is saved.
     """

@@ -2,7 +2,7 @@
 
 A loss is a function of the scores [b, c] and of the batch: where the label and the negatives are, and what a
 teacher scored. Those of the library are frozen dataclasses, so that a run can record their settings; any
-function of the same form can be handed in. What needs vectors instead of scores is no loss but an objective.
+function of the same form can be passed. What needs vectors instead of scores is an objective, not a loss.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def _at(values: Float[Array, "b c"], label: Int[AnyArray, " b"]) -> Float[Array,
 
 
 def _mean(values: Float[Array, "b c"], where: Bool[AnyArray, "#b c"]) -> Float[Array, " b"]:
-    """The mean over the places that count; 0 where there is none."""
+    """The mean over the places that count; 0 if there are none."""
     where = jnp.broadcast_to(jnp.asarray(where), values.shape)
     return jnp.where(where, values, 0.0).sum(1) / jnp.maximum(where.sum(1), 1).astype(values.dtype)
 
@@ -69,7 +69,7 @@ class SoftmaxLoss:
     both_directions: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if not 0 <= self.label_smoothing < 1:
             raise InputError("loss.label_smoothing", expected="a share in [0, 1)", got=self.label_smoothing)
 
@@ -123,7 +123,7 @@ class BinaryLoss:
     pos_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         _check_positive("pos_weight", self.pos_weight)
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
@@ -178,7 +178,7 @@ class DistillationLoss(_FromTeacher):
     label_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         _check_positive("temperature", self.temperature)
         _check_positive("teacher_temperature", self.teacher_temperature)
         if not (0 <= self.label_weight < math.inf):
@@ -230,7 +230,7 @@ LOSSES: Mapping[str, LossConfig] = {
 
 
 def loss_of(choice: str | Loss) -> Loss:
-    """The loss of a name, or the one that is handed in.
+    """The loss of a name, or the one that is passed.
 
     >>> loss_of("kl") == DistillationLoss() and loss_of(DistillationLoss()) == DistillationLoss()
     True

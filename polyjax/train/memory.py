@@ -187,7 +187,7 @@ class PlannedStep:
 
     @property
     def _gathered(self) -> int:
-        """Bytes of token tables that are put together where they are split; the small programs have none."""
+        """Bytes of token tables that are gathered if they are split; the small programs have none."""
         if self._mesh.shape["fsdp"] == 1:
             return 0
         tables = _bytes(_token_tables(self._whole.state))
@@ -245,7 +245,7 @@ def _score_bytes(config: HeadSettings, dim: int, b: int, n: int) -> int:
 
 def _temporary_bytes(lowered: jax.stages.Lowered, options: dict[str, Any] | None) -> int:
     analysis = lowered.compile(options).memory_analysis()
-    assert analysis is not None, "this backend does not say what memory its programs take"
+    assert analysis is not None, "this backend does not report the memory of its programs"
     return analysis.temp_size_in_bytes
 
 

@@ -1,4 +1,4 @@
-"""What the loop needs to know of what it trains, and nothing else of it."""
+"""The interface between the loop and what it trains."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from polyjax.train.step import BatchLoss
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How good a model is on rows that it does not learn from.
+    """A model's metrics on held-out rows.
 
     Attributes:
         loss: nats; a plateau of the learning rate watches it.

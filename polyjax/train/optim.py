@@ -29,9 +29,9 @@ class OptimConfig:
         weight_decay: decoupled; matrices only, never biases, norms or embeddings.
         clip: largest global norm of the gradient.
         warmup: share of all steps, in [0, 1), in which the rate grows linearly from 0.
-        warmup_steps: so many steps instead of a share.
-        parlai_warmup: warm up over so many steps as ParlAI does instead: from 1e-4 of the rate, and stopping
-            one step short of the full one, for good; 0 for polyjax's own warm-up.
+        warmup_steps: this many steps instead of a share.
+        parlai_warmup: warm up over n steps as ParlAI does instead: from 1e-4 of the rate, and stopping
+            one step short of the full one, permanently; 0 for polyjax's own warm-up.
         decay: ``linear`` to zero at the last step, ``inverse-sqrt`` of the number of steps (the warm-up ends
             at the full rate), ``plateau`` on the validation loss, or ``none``.
         plateau_factor: with ``decay`` of ``plateau``, a plateau multiplies the rate by this.
@@ -64,7 +64,7 @@ class OptimConfig:
     loss_scale_growth: int = 2000
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         for name in ("learning_rate", "clip", "head_rate", "eps", "loss_scale", "loss_scale_growth"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"optim.{name}", expected="above 0, and finite", got=getattr(self, name))
@@ -152,7 +152,7 @@ def steps_counted(state: optax.OptState) -> jax.Array:
 
 
 def logged_rate(state: optax.OptState) -> jax.Array | None:
-    """The learning rate that an optimiser's state tells, None where it tells none (or several).
+    """The learning rate in an optimiser's state; None if it has none (or several).
 
     >>> state = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5).init({"a": jnp.ones(2)})
     >>> float(logged_rate(state))

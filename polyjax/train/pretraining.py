@@ -39,7 +39,7 @@ class LossWeights:
     next: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise InputError for values that cannot work."""
+        """Raise InputError for invalid values."""
         if min(self.masked, self.next) < 0 or not self.masked + self.next:
             expected = "0 or more, and one of `loss.masked` and `loss.next` above 0"
             got = shown(f"{self.masked:g} and {self.next:g}")

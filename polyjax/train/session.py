@@ -1,4 +1,4 @@
-"""What a loop does besides steps: it opens a run, logs, validates and saves."""
+"""The parts of the loop besides steps: opening a run, logging, validating, saving."""
 
 import contextlib
 import dataclasses
@@ -97,7 +97,7 @@ class Session:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Show progress, and name what goes wrong."""
+        """Show progress, and turn failures into errors."""
         with (
             meter(
                 "training", self._events.steps, unit="steps", start=self.first, out=self._screen
@@ -120,7 +120,7 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """That the run has trained, earlier sessions included."""
+        """Seconds that the run has trained, earlier sessions included."""
         return time.monotonic() - self._began
 
     def clock(self, step: int) -> float:
@@ -155,7 +155,7 @@ class Session:
         self._checks.parameters(self._trainer.state, step)
 
     def validate(self, step: int) -> float:
-        """Validate, and tell the plateau rule; the metric that chooses the best step, larger is better."""
+        """Validate, and pass the loss to the plateau rule; returns ``best_by``, larger is better."""
         with validation_errors_named(self._latest_step):
             outcome = self._objective.validate(self._trainer.model)
         self._checks.check("validation loss", [outcome.loss], step)

@@ -1,4 +1,4 @@
-"""How fast a run trains, and what of it is waste."""
+"""How fast a run trains, and how much of that is waste."""
 
 import resource
 import sys
@@ -40,7 +40,7 @@ def model_flops(config: EncoderSettings, lengths: np.ndarray, *, trained_layers:
     """Operations of the transformer's products in one step, forward and backward, of the real tokens.
 
     In each layer, per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its
-    sequence's length for the attention (arXiv 2204.02311, appendix B). Padding is no model's work.
+    sequence's length for the attention (arXiv 2204.02311, appendix B). Padding does not count.
 
     Args:
         config: the transformer's shape.

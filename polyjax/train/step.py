@@ -1,4 +1,4 @@
-"""One step: loss -> gradients -> parameters. Pure, and knowing of a model only what its loss is."""
+"""One step: loss -> gradients -> parameters. Pure; it knows only a model's loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def make_train_step(
     shardings: tuple[TrainState, NamedSharding] | None = None,
     on_trace: Callable[[], None] = lambda: None,
 ) -> jax.stages.Wrapped:
-    """The jitted step, (state, batch) -> (state, metrics). It gives its state's memory away.
+    """The jitted step, (state, batch) -> (state, metrics). It donates its state's memory.
 
     The optimiser is given the loss as ``value`` besides. With a loss scale, a step whose gradients are not
     finite is skipped: only the scale and the number of the step change, and the metric ``skipped`` is 1.

@@ -197,7 +197,7 @@ class Trainer:
         return nnx.merge(self.graph, self.state.trained, self.state.frozen)
 
     def validated(self, loss: float) -> None:
-        """Tell the plateau rule a validation loss, where ``decay`` is ``plateau``."""
+        """Pass a validation loss to the plateau rule, if ``decay`` is ``plateau``."""
         if self.optim.decay != "plateau":
             return
         state = self.state
@@ -208,7 +208,7 @@ class Trainer:
     def rates(self) -> dict[str, float]:
         """``learning_rate`` of the last step, with the plateau's factor in it.
 
-        An optimiser of one's own tells its rate by ``optax.inject_hyperparams``. Of one that does not, there
+        A custom optimiser exposes its rate by ``optax.inject_hyperparams``. Of one that does not, there
         is ``rate_factor`` instead, the plateau's factor alone.
         """
         factor = jnp.asarray(self.state.plateau.scale)

@@ -11,7 +11,7 @@ from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import Task, read_to_rank
 
 WORDS = 13
-"""Of a run that tells a text, as in arXiv 2005.14165, appendix C; greetings back and forth have ten."""
+"""Words of a run that identifies a text, as in arXiv 2005.14165, appendix C; mutual greetings have ten."""
 LONG_TURN = 10
 """Words of a turn that two people hardly say alike."""
 _FACTOR = 0x9E3779B97F4A7C15

@@ -44,7 +44,7 @@ class AlbertConfig(FamilyConfig):
     blocks_per_layer: int = 1
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         super().__post_init__()
         for name in ("embedding_dim", "n_groups", "blocks_per_layer"):
             if getattr(self, name) < 1:

@@ -96,7 +96,7 @@ class EncoderConfig:
     scan: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         check_stack(self)
         if self.positions == "sinusoidal" and self.dim % 2:
             raise InputError("encoder.dim", expected="an even width for sinusoidal positions", got=self.dim)

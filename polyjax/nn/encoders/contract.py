@@ -130,7 +130,7 @@ class FamilyConfig:
     scan: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         check_stack(self)
 
     @property
@@ -187,7 +187,7 @@ class StackSettings(Protocol):
 
 
 def check_stack(config: StackSettings) -> None:
-    """Raise InputError for a shape that cannot work."""
+    """Raise InputError for an invalid shape."""
     for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions"):
         if getattr(config, name) < 1:
             raise InputError(f"encoder.{name}", expected="at least 1", got=getattr(config, name))

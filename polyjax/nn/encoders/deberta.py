@@ -67,7 +67,7 @@ class DebertaConfig(FamilyConfig):
     normalized_positions: bool = True
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         super().__post_init__()
         if self.n_buckets < 2 or self.n_buckets % 2:
             raise InputError("encoder.n_buckets", expected="an even number of at least 2", got=self.n_buckets)

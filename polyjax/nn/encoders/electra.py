@@ -39,7 +39,7 @@ class ElectraConfig(FamilyConfig):
     n_segments: int = 2
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         super().__post_init__()
         if self.embedding_dim < 1:
             raise InputError("encoder.embedding_dim", expected="at least 1", got=self.embedding_dim)

@@ -61,7 +61,7 @@ class ModernBertConfig(FamilyConfig):
     norm_bias: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         super().__post_init__()
         for name in ("global_every", "window", "global_theta", "local_theta"):
             if not getattr(self, name) > 0:

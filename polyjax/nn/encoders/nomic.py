@@ -43,7 +43,7 @@ class NomicBertConfig(FamilyConfig):
     theta: float = 1000.0
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         super().__post_init__()
         check_head_width(self)
         if not self.theta > 0:

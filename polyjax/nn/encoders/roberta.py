@@ -42,7 +42,7 @@ class RobertaConfig(FamilyConfig):
     model_type: Literal["roberta", "xlm-roberta", "camembert"] = "roberta"
 
     def __post_init__(self) -> None:
-        """Raise InputError for a shape that cannot work."""
+        """Raise InputError for an invalid shape."""
         super().__post_init__()
         for name, least in (("pad_id", 0), ("n_segments", 0)):
             if getattr(self, name) < least:

@@ -26,11 +26,11 @@ class BiConfig:
         score_scale: multiplies the score; 1 for raw products, about 20 for cosines.
         shared_words: two encoders, but one table of token embeddings.
         candidate_mlp: two linear layers with a relu between them after the candidate's reduction, which
-            ParlAI adds to tell the sides of a shared encoder apart.
+            ParlAI adds to distinguish the sides of a shared encoder.
         over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
         also: further reductions, whose vectors follow the first one's.
         dense: layers after the reduction, on both sides.
-        raw_embeddings: embeddings that a user asks for are not scaled to length 1 where ``normalize`` is
+        raw_embeddings: embeddings for a user are not scaled to length 1 where ``normalize`` is
             set for the score: so are those of a folder of sentence-transformers without Normalize.
     """
 
@@ -49,7 +49,7 @@ class BiConfig:
     raw_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         check_scale("score_scale", self.score_scale)
 
     def vector_dim(self, dim: int) -> int:

@@ -29,7 +29,7 @@ class DenseConfig:
     unit_input: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.dim < 1:
             raise InputError("head.dense.dim", expected="at least 1", got=self.dim)
 

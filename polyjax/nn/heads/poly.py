@@ -65,7 +65,7 @@ class PolyConfig:
         return cls(n_codes=n_codes, codes_std=1.0, reduction="first")
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that cannot work."""
+        """Raise InputError for an invalid value."""
         if self.n_codes < 1:
             expected = "at least 1 (the paper uses 16, 64 and 360)"
             raise InputError("head.n_codes", expected=expected, got=self.n_codes)
