@@ -194,6 +194,23 @@ def test_listwise_losses(kind, problem):
     np.testing.assert_allclose(loss(scores, batch), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.skipif(not HAS_RAX, reason="needs rax (extra listwise)")
+def test_the_other_losses_are_those_of_rax_too(problem):
+    rax = importlib.import_module("rax")
+    scores, batch = problem
+    is_label = jnp.asarray(batch.label[:, None] == np.arange(C), jnp.float32)
+    taught, scored = batch.teacher.scores, batch.teacher.where & batch.where
+    one_by_one = [
+        (SoftmaxLoss(), rax.softmax_loss, is_label, batch.where),
+        (BinaryLoss(), rax.pointwise_sigmoid_loss, is_label, batch.where),
+        (LogitLoss(), rax.pointwise_mse_loss, taught, scored),
+    ]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for loss, other, relevance, where in one_by_one:
+            expected = [other(scores[i], relevance[i], where=where[i]) for i in range(B)]
+            np.testing.assert_allclose(loss(scores, batch), expected, rtol=1e-6, atol=1e-6, err_msg=str(loss))
+
+
 @pytest.mark.skipif(HAS_RAX, reason="rax is installed")
 def test_a_listwise_loss_says_what_to_install(problem):
     with pytest.raises(InputError) as error:

@@ -36,7 +36,7 @@ class MineConfig(MiningConfig):
     """What to mine.
 
     Attributes:
-        run_dir: of the bi- or poly-encoder that searches.
+        run_dir: of the bi- or poly-encoder that searches, or ``minilm``, which is used without training.
         out: file to write, JSON lines; ``polyjax train --task jsonl:FILE`` trains on it.
         task: whose rows; those of the run's task by default. ``--task NAME`` chooses it.
         candidates: a file of candidates, one a line; by default the labels and listed candidates of the rows.
@@ -149,7 +149,10 @@ def mine(
 def run(config: MineConfig) -> Mined:
     """Mine as the command line asks for, print the table, and say how to train on the file."""
     task = rows_of_run(config.run_dir)[0] if config.task is None else config.task
-    ranker = Ranker.load(config.run_dir, step=config.step, dtype=config.dtype)
+    if str(config.run_dir) == "minilm" and not config.run_dir.is_dir():
+        ranker = Ranker.from_encoder("minilm", dtype=config.dtype)
+    else:
+        ranker = Ranker.load(config.run_dir, step=config.step, dtype=config.dtype)
     rescorer = None if config.rescore is None else Ranker.load(config.rescore, dtype=config.dtype)
     names = [field.name for field in dataclasses.fields(MiningConfig)]
     rules = MiningConfig(**{name: getattr(config, name) for name in names})
@@ -196,7 +199,7 @@ def _mined(
         raise InputError("out", expected="a file in a folder that is there", got=str(out))
     about, work = out.with_name(f"{out.name}.mined.json"), out.with_name(f"{out.name}.mining")
     if out.exists():
-        return _shown(Mined(parse(out), _standing(out, about, header), out))
+        return _shown(Mined(parse(out), _standing(out, about, header), out), "is there already")
     work.mkdir(exist_ok=True)
     with exclusive_lock(work / ".lock", "another process mines there"):
         mined = Mined(*_completed(rows, places, miner.mined(examples, work)), out)
@@ -227,7 +230,6 @@ def _standing(out: Path, about: Path, header: dict[str, Any]) -> Skipped:
         raise InputError("out", problem=problem, fix="name another file, or remove it")
     if made.get("sha256") != _digest(out.read_bytes()):
         raise InputError("out", problem=f"{out} has changed since it was made", fix="name another file")
-    console.print(f"{out} is there already")
     return Skipped(**{field.name: made[field.name] for field in dataclasses.fields(Skipped)})
 
 
@@ -235,10 +237,10 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _shown(mined: Mined) -> Mined:
+def _shown(mined: Mined, outcome: str = "is written") -> Mined:
     """The same, printed."""
     for line in mined.skipped.lines():
         console.print(line)
     if mined.file is not None:
-        console.print(f"written: {mined.file}")
+        console.print(f"{mined.file} {outcome}")
     return mined

@@ -122,12 +122,22 @@ def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
         f"{train.best_by}{limit}",
         f"optimiser: {optim.optimizer}, rate {optim.learning_rate:g}, clip {optim.clip:g}, warm-up {warmup}, "
         f"decay {decay}; dropout {config.encoder.dropout:g}, attention {config.encoder.attention_dropout:g}",
+        *teacher_lines(config),
         f"mesh: {mesh_shape(mesh)}",
         *memory_lines(planned, config),
         f"run directory: {config.folder}",
     ]
     for line in lines:
         console.print(line, highlight=False)
+
+
+def teacher_lines(config: RunConfig) -> list[str]:
+    """Whom a student learns from."""
+    if config.teacher is None:
+        return []
+    teachers = " and ".join(map(str, config.teacher.models)) or "the scores of the rows"
+    mined = config.teacher.n_negatives if config.teacher.mines else 0
+    return [f"teacher: {teachers}; {mined} negatives found for a row; loss {config.loss}"]
 
 
 def planned_step(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> PlannedStep:
