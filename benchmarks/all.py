@@ -98,7 +98,9 @@ JOBS = (
         minutes=(0.8, 5),
         runs=tuple(RUNS.values()),
     ),
-    Job(name="corpus_pairs", script="corpus", minutes=(0, 15)),
+    Job(name="serve", full="minilm", minutes=(0, 2)),
+    Job(name="load", full="minilm", minutes=(0, 4)),
+    Job(name="corpus_pairs", script="corpus", full="--pairs 10000 100000 1000000", minutes=(0, 8)),
     Job(
         name="corpus_reddit",
         script="corpus",
@@ -107,7 +109,7 @@ JOBS = (
     ),
 )
 
-APART = {"accuracy", "serve"}
+APART = {"accuracy"}
 """Benchmarks that are run by hand."""
 
 

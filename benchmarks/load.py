@@ -6,7 +6,7 @@
 
 Starts `polyjax serve` in a process of its own on 127.0.0.1 and sends it /rerank requests of random words.
 Server and client share the machine. Every part is bounded in requests and seconds. Prints tables, writes
-benchmarks/results/load.json.
+results/load/HOST.json.
 
 1. saturation: clients that always wait for an answer, against Ranker.rank called one by one
 2. open-loop arrivals at shares of that rate; at one half the best of three
@@ -22,15 +22,17 @@ from typing import Annotated, Any
 import tyro
 from common import print_table
 from http_load import Answer, Client, bodies_of, closed_loop, open_loop, percentiles
-from provenance import provenance
+from record import RESULTS, Record
 from served import Request, Served, requests_of, served
 
 from polyjax.cli.models import load_ranker
-from polyjax.runs import write_json
+from polyjax.evaluation.report import hardware
 from polyjax.runtime.compilation import enable_compilation_cache
 
 GRACE = 0.5
 """Seconds beyond the deadline in which an answer may still be on its way: both ends share the cores."""
+
+MEASURES = ("polyjax/serve", "polyjax/inference", "polyjax/ranker.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class BenchmarkConfig:
         shares: of the rate at saturation, offered by open-loop arrivals.
         timeout: of the server, in seconds.
         quick: parts of 3 seconds, and one share only.
-        out: where the results go.
+        out: folder of the results.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -55,7 +57,7 @@ class BenchmarkConfig:
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     timeout: float = 5.0
     quick: bool = False
-    out: Path = Path(__file__).parent / "results" / "load.json"
+    out: Path = RESULTS
 
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
@@ -159,7 +161,18 @@ def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     if config.quick:
         config = dataclasses.replace(config, seconds=3.0, shares=(0.5,))
+    record = Record("load", measures=MEASURES, settings=config, seeds=(0, 1, 2, 9))
     found = run(config)
+    saturation, around = found["saturation"], found["twice"]
+    case = {"texts": config.texts, "clients": config.clients}
+    rates = {"Ranker.rank": [saturation["direct_per_s"]], "server": [saturation["per_s"]]}
+    record.add(case, "requests/s", rates, to="Ranker.rank")
+    answered = {
+        name: [ms for status, ms in answers if status == 200] for name, answers in found["samples"].items()
+    }
+    record.add(case, "ms", {name: times for name, times in answered.items() if times})
+    memory = {"before": [around["memory_mb"]], "after twice saturation": [around["memory_after_mb"]]}
+    record.add(case, "MB", memory)
     print_table(
         f"requests a second, {config.texts} texts of 5 to 52 tokens",
         {"one by one": "{direct_per_s:.1f}", "server": "{per_s:.1f}", "ratio": "{ratio:.2f}"},
@@ -189,9 +202,7 @@ def main(config: BenchmarkConfig) -> None:
     )
     for aim, met in found["aims"].items():
         print(f"{'met' if met else 'NOT met'}: {aim}")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = dataclasses.asdict(config) | {"model": str(config.model), "out": config.out.name}
-    write_json(config.out, {**provenance(), "settings": settings, **found})
+    record.write(config.out, {"hardware": hardware(), **found})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Starts `polyjax serve` in a process of its own on 127.0.0.1. Each request is ranked by a `Ranker` of this
 process and sent to the server; both share the machine's cores, one after the other. The server's own times
-come from its headers. Prints a table, writes benchmarks/results/serve.json. benchmarks/load.py has many
+come from its headers. Prints a table, writes results/serve/HOST.json. benchmarks/load.py has many
 requests at once.
 """
 
@@ -20,11 +20,11 @@ from typing import Annotated, Any
 import tyro
 from common import print_table
 from http_load import bodies_of
-from provenance import provenance
+from record import RESULTS, Record
 from served import Request, requests_of, served
 
 from polyjax.cli.models import load_ranker
-from polyjax.runs import write_json
+from polyjax.evaluation.report import hardware
 from polyjax.runtime.compilation import enable_compilation_cache
 
 AIM_MS = 3.0
@@ -32,6 +32,8 @@ AIM_MS = 3.0
 PAUSE = 0.02
 """Seconds between two requests, in which the other process's threads fall asleep."""
 HEADERS = ("x-total-time", "x-queue-time", "x-inference-time", "x-tokenization-time")
+
+MEASURES = ("polyjax/serve", "polyjax/inference", "polyjax/ranker.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class BenchmarkConfig:
         repeats: requests that are timed.
         warmup: requests before them.
         quick: a fifth of the repeats.
-        out: where the results go.
+        out: folder of the results.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -54,7 +56,7 @@ class BenchmarkConfig:
     repeats: int = 200
     warmup: int = 10
     quick: bool = False
-    out: Path = Path(__file__).parent / "results" / "serve.json"
+    out: Path = RESULTS
 
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
@@ -105,7 +107,11 @@ def _in_turns(ranker: Any, port: int, requests: list[Request]) -> dict[str, list
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
+    record = Record("serve", measures=MEASURES, settings=config, seeds=(0,))
     found = run(config)
+    case = {"texts": config.texts, "tokens": config.tokens}
+    record.add(case, "ms", found["samples"], to="ranker")
+    record.add(case, "s", {"start": [found["start_s"]]})
     medians = found["medians"]
     row = {name.replace("-", "_"): value for name, value in medians.items()} | found
     columns = {
@@ -120,9 +126,7 @@ def main(config: BenchmarkConfig) -> None:
     }
     print_table(f"{config.texts} texts of {config.tokens} tokens, ms (medians)", columns, [row])
     print(f"ready {found['start_s']:.0f} s after the start of the process")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = dataclasses.asdict(config) | {"model": str(config.model), "out": config.out.name}
-    write_json(config.out, {**provenance(), "settings": settings, **found})
+    record.write(config.out, {"hardware": hardware(), **found})
 
 
 if __name__ == "__main__":

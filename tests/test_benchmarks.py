@@ -16,9 +16,7 @@ import common  # noqa: E402
 import record  # noqa: E402
 from record import Record  # noqa: E402
 
-HELPERS = {"all", "common", "load", "record", "training"}
-NOT_YET = {"serve"}
-"""Scripts that do not write through the record module."""
+HELPERS = {"all", "common", "http_load", "record", "served", "training"}
 SCRIPTS = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - HELPERS)
 
 
@@ -149,7 +147,7 @@ def test_what_is_long_is_called_once_in_a_turn(monkeypatch):
 # The suite
 
 
-@pytest.mark.parametrize("script", sorted(set(SCRIPTS) - NOT_YET))
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_benchmark_records_what_it_measures(script):
     """Scripts are read, not imported: some need torch."""
     source = (ROOT / "benchmarks" / f"{script}.py").read_text()
