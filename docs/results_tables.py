@@ -152,7 +152,7 @@ def gpu(results: Path) -> str:
     """Everything that benchmarks/gpu.py measured, part by part, or that there is nothing."""
     found = [result for result in read("gpu", results) if result["host"]["device"]]
     if not found:
-        return "No GPU result exists yet.\n"
+        return "No GPU result exists yet: `python benchmarks/gpu.py` measures for eight minutes on one GPU.\n"
     text = []
     for result in found:
         text.append(caption(result) + "\n")

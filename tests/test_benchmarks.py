@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))  # the scripts import each other by name
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs")]  # scripts that import each other by name
 
 import all as suite  # noqa: E402
 import common  # noqa: E402
+import gpu  # noqa: E402
 import record  # noqa: E402
+import results_tables as tables  # noqa: E402
 from record import Record  # noqa: E402
 
-HELPERS = {"all", "common", "http_load", "record", "served", "training"}
+HELPERS = {"all", "common", "gpu_parts", "http_load", "record", "served", "training"}
 SCRIPTS = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - HELPERS)
 
 
@@ -220,3 +222,82 @@ def test_the_suite_measures_what_is_due_and_resumes(repository, capfd):
     listed = capfd.readouterr().out
     assert "speed           stale" in listed and "polyjax" in listed
     assert suite.main(suite.Suite(out=out, only=("sped",)), (speed,)) == 2
+
+
+# The script for a GPU
+
+
+def test_the_gpu_script_writes_after_each_part_and_survives_any(tmp_path, capsys):
+    """Parts that fail, are skipped or run out of time cost only themselves; the order is fixed."""
+    asked, files = [], []
+
+    def run(name, seconds, config):
+        asked.append((name, seconds))
+        files.extend(json.loads(path.read_text())["parts"].keys() for path in config.out.rglob("*.json"))
+        if name == "versions":
+            return {"measurements": [], "facts": {"platform": "gpu", "device": "NVIDIA H200"}, "seconds": 1.0}
+        if name == "parity":
+            return {"failed": "RuntimeError: out of memory", "seconds": 2.0}
+        if name == "speed":
+            samples = {"torch": [4.0, 2.0], "polyjax": [1.0]}
+            measured = {"case": {"candidates": 1000}, "unit": "ms", "samples": samples, "to": "torch"}
+            return {
+                "measurements": [measured],
+                "skipped": "out of time after 5 s; what it had measured is kept",
+            }
+        return {"skipped": "no weights"}
+
+    path = gpu.main(gpu.GpuConfig(out=tmp_path), run)
+    assert path == tmp_path / "gpu" / "nvidia-h200.json"
+    found = json.loads(path.read_text())
+    assert list(found["parts"]) == [name for name, _ in asked] == list(gpu.LIMITS)
+    assert [len(parts) for parts in files] == list(range(1, len(gpu.LIMITS))), "the file grows part by part"
+    assert found["parts"]["parity"]["failed"] == "RuntimeError: out of memory"
+    assert found["measurements"][0]["case"] == {"part": "speed", "candidates": 1000}
+    assert found["ratios"][0]["value"] == pytest.approx(1 / 3)
+    assert found["host"]["device"] == "NVIDIA H200"
+    text = tables.gpu(tmp_path)
+    assert "candidates 1000" in text and "out of memory" in text and "no weights" in text
+
+    asked.clear()
+    path = gpu.main(gpu.GpuConfig(out=tmp_path / "late", minutes=0.01), run)
+    assert asked == [] and all(
+        part["skipped"].startswith("out of time") for part in json.loads(path.read_text())["parts"].values()
+    )
+    gpu.main(gpu.GpuConfig(out=tmp_path / "some", parts=("search",)), run)
+    assert [name for name, _ in asked] == ["versions", "search"]
+    with pytest.raises(SystemExit, match="no such part: serch"):
+        gpu.main(gpu.GpuConfig(parts=("serch",)), run)
+
+
+def test_a_part_that_takes_too_long_is_ended_and_keeps_what_it_measured(tmp_path, monkeypatch):
+    """In a process of its own, which a hanging driver or compiler cannot outlive."""
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "file = pathlib.Path(sys.argv[sys.argv.index('--part-file') + 1])\n"
+        "file.write_text('{\"measurements\": [1]}')\n"
+        "if sys.argv[2] == 'broken': sys.exit('no such driver')\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    late = gpu.outcome("speed", 1.0, gpu.GpuConfig())
+    assert late["measurements"] == [1] and late["skipped"].startswith("out of time after 1 s")
+    broken = gpu.outcome("broken", 20.0, gpu.GpuConfig())
+    assert broken["failed"] == "exit status 1: no such driver" and broken["measurements"] == [1]
+
+
+def test_the_gpu_script_runs_small_on_a_cpu(tmp_path):
+    """Every part with tiny models; where torch is missing there is no comparison, and the file says so."""
+    path = gpu.main(gpu.GpuConfig(small=True, out=tmp_path))
+    found = json.loads(path.read_text())
+    parts, measured = found["parts"], found["measurements"]
+    assert not [name for name, part in parts.items() if "failed" in part], parts
+    assert parts["demo"]["skipped"].startswith("small")
+    by_part = {one["case"]["part"] for one in measured}
+    assert by_part == set(gpu.LIMITS) - {"versions", "demo"}
+    same = [
+        one for one in measured if one["name"] == "largest difference" and "float32" in one["case"].values()
+    ]
+    assert len(same) == 6 and all(one["median"] < 1e-4 for one in same), "a CPU agrees with itself"
+    assert found["host"]["device"] is None and found["small"] is True
