@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from conftest import ENCODERS, golden_encoder, random_tokens
-from polyjax import BiConfig, DualScorer, InputError
+from polyjax import BiConfig, DualScorer, InputError, Ranker, fit
 from polyjax.interop.pretrained import encoder_shape, load_pretrainer
 from polyjax.nn.encoders import AlbertConfig
 from polyjax.nn.pretraining import Pretrainer, pretraining_sums
@@ -109,3 +109,28 @@ def test_pretraining_starts_from_the_folder_of_a_family(name):
     tokens = random_tokens(np.random.default_rng(0), [1] * len(ids), width=ids.shape[1])
     hidden = model.encoder(type(tokens)(ids, mask, golden.get("token_type_ids", 0 * ids).astype(np.int32)))
     np.testing.assert_allclose(np.asarray(hidden)[mask], golden["hidden"], rtol=0, atol=5e-5)
+
+
+def test_a_cross_encoders_folder_is_fine_tuned_saved_and_loaded(tmp_path):
+    folder, _ = golden_encoder("ce_modernbert_mean")
+    letters = "abcdefgh"
+    rows = [{"context": f"{a} {b}", "label": f"{b} {a}"} for a in letters for b in letters if a != b]
+    run = fit(
+        rows,
+        arch="cross",
+        encoder=folder,
+        steps=6,
+        run_dir=tmp_path / "run",
+        valid=rows[:28],
+        test=rows[28:],
+        batch={"batch_size": 8, "n_negatives": 3},
+        train={"validate_every_steps": 3},
+        quiet=True,
+    )
+    notes = (tmp_path / "run" / "report.md").read_text()
+    assert "warning: training does not use" not in notes
+    run.save_pretrained(tmp_path / "out", name="org/letters")
+    back, trained = Ranker.load(tmp_path / "out"), run.ranker(dtype="float32")
+    texts = [row["label"] for row in rows[:5]]
+    np.testing.assert_allclose(back.score("a b", texts), trained.score("a b", texts), rtol=0, atol=1e-5)
+    assert np.abs(trained.score("a b", texts) - Ranker.load(folder).score("a b", texts)).max() > 1e-4
