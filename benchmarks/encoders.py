@@ -27,7 +27,7 @@ from common import print_table, take_turns
 from flax import nnx
 from record import RESULTS, Record
 from safetensors.numpy import save_file
-from transformers import AutoModel  # pyright: ignore[reportMissingImports]
+from transformers import AutoModel, logging  # pyright: ignore[reportMissingImports]
 
 from polyjax import Tokens
 from polyjax.evaluation.report import hardware
@@ -63,7 +63,7 @@ class BenchmarkConfig:
         tokens: of a row.
         threads: of torch; jax takes the cores it is given (``taskset``).
         repeats: timings of each.
-        quick: a small shape and three timings, to see whether it runs; nothing is written.
+        quick: a small shape and two timings, to see whether it runs; nothing is written.
         out: folder of the results.
     """
 
@@ -172,8 +172,10 @@ def theirs(folder: Path, ids: np.ndarray) -> tuple[np.ndarray, Calls]:
 def main(config: BenchmarkConfig) -> None:
     """Check that the two agree, time them, print and write the table."""
     if config.quick:
-        config = dataclasses.replace(config, layers=3, dim=64, rows=4, tokens=32, repeats=3)
+        config = dataclasses.replace(config, layers=3, dim=64, rows=4, tokens=32, repeats=2)
     torch.set_num_threads(config.threads)
+    logging.set_verbosity_error()  # of poolers that are not in the files
+    logging.disable_progress_bar()
     record = Record("encoders", measures=MEASURES, settings=config, peers=("torch", "transformers"))
     ids = np.random.default_rng(0).integers(5, 8000, (config.rows, config.tokens)).astype(np.int32)
     chosen = {n: s for n, s in shapes(config).items() if n in ("bert", *(config.families or shapes(config)))}

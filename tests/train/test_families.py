@@ -112,7 +112,7 @@ def test_pretraining_starts_from_the_folder_of_a_family(name):
 
 
 def test_a_cross_encoders_folder_is_fine_tuned_saved_and_loaded(tmp_path):
-    folder, _ = golden_encoder("ce_modernbert_mean")
+    folder, _ = golden_encoder("ce_roberta")
     letters = "abcdefgh"
     rows = [{"context": f"{a} {b}", "label": f"{b} {a}"} for a in letters for b in letters if a != b]
     run = fit(
@@ -123,6 +123,7 @@ def test_a_cross_encoders_folder_is_fine_tuned_saved_and_loaded(tmp_path):
         run_dir=tmp_path / "run",
         valid=rows[:28],
         test=rows[28:],
+        text={"context_tokens": 16, "candidate_tokens": 16, "buckets": (32,)},
         batch={"batch_size": 8, "n_negatives": 3},
         train={"validate_every_steps": 3},
         quiet=True,

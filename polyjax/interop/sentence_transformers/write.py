@@ -152,7 +152,10 @@ class _Files:
     def write_encoder(self, architecture: str, extra: Mapping[str, Any], prefix: str) -> None:
         """config.json and the encoder's tensors."""
         entries = {**self.entries, "architectures": [architecture], **extra, "dtype": "float32"}
-        self.json("", CONFIG, {"pad_token_id": self.tokenizer.pad_id, **entries})
+        start, end = self.tokenizer.start_id, self.tokenizer.end_id
+        # Without these, families have those of their own first vocabulary, which ours may not reach to.
+        marks = {"bos_token_id": start, "cls_token_id": start, "eos_token_id": end, "sep_token_id": end}
+        self.json("", CONFIG, {"pad_token_id": self.tokenizer.pad_id, **marks, **entries})
         own = {name.partition("encoder.")[2]: value for name, value in self.values.items()}
         self.arrays[WEIGHTS] = tensors_of(self.family.stored(self.settings), own, prefix)
 
