@@ -136,6 +136,12 @@ def test_an_error_names_what_the_caller_wrote(run, act, argument):
     assert refused.value.argument == argument
 
 
+def test_a_dict_changes_the_tokenizer_of_an_encoder_from_scratch():
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(ROWS, **SMALL, tokenizer={"vocab_size": 9999})
+    assert refused.value.argument == "tokenizer.vocab_size" and "does not fit" in refused.value.problem
+
+
 def test_evaluating_on_training_rows_is_said_whatever_holds_the_model(run, capsys):
     for model in (run, run.ranker(), str(run.folder)):
         polyjax.evaluate(model, ROWS)

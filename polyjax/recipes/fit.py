@@ -235,7 +235,8 @@ def _defaults(
     if not isinstance(encoder, EncoderChoice):
         choice = dataclasses.replace(found.encoder, name=pinned(os.fspath(encoder)))
     found = dataclasses.replace(found, encoder=choice)
-    if found.encoder.name in SCRATCH and tokenizer is None:
+    of_its_own = tokenizer is None or (isinstance(tokenizer, Mapping) and "kind" not in tokenizer)
+    if found.encoder.name in SCRATCH and of_its_own:
         return from_scratch(found, found.encoder.name)
     return found
 
