@@ -276,7 +276,10 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
         (["chat", "x", "--candidates", "y", "--topp", "3"], "unrecognized options: --topp; did you mean"),
         (["convert", "parlai", "x"], "directory to make; must not exist. (required); see polyjax convert"),
         (["convert", "parlai", str(MODEL), "out"], f"{MODEL}: expected the model file in this folder, such"),
-        (["chat", str(CANDIDATES), "--candidates", "y"], "or a folder with an encoder's weights, got"),
+        (
+            ["chat", str(CANDIDATES), "--candidates", "y"],
+            f"{CANDIDATES}: not a directory; name the directory of a run",
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, message, monkeypatch, capsys):
