@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from polyjax.errors import InputError, shown
 
@@ -60,6 +60,29 @@ class RecordedPart:
     def __str__(self) -> str:
         """The name and version in words."""
         return f"{self.name!r}, version {self.version!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """Parts that a package above the reader of a file defines, and knows by name.
+
+    Attributes:
+        parts: frozen dataclasses with a version, by the name that files record.
+        upgraded: JSON data with entries that such parts replaced -> JSON data that records the parts.
+    """
+
+    parts: Mapping[str, type] = dataclasses.field(default_factory=dict)
+    upgraded: Callable[[Any], Any] = lambda data: data
+
+
+@runtime_checkable
+class Replaces(Protocol):
+    """A part that took the place of entries which settings had before."""
+
+    @property
+    def before(self) -> tuple[Any, Mapping[str, Any]]:
+        """The plain value in its place, and the entries that said the rest."""
+        ...
 
 
 def recorded(value: Any) -> RecordedPart | None:
@@ -133,8 +156,18 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if is_union else (hint,)
 
 
-def from_json(kind: type[T], data: Any, *, source: str, parts: Mapping[str, Any] | None = None) -> T:
+def from_json(
+    kind: type[T],
+    data: Any,
+    *,
+    source: str,
+    parts: Mapping[str, Any] | None = None,
+    foreign: Foreign = Foreign(),  # noqa: B008  # frozen
+) -> T:
     """The configuration of dataclass ``kind`` in JSON data.
+
+    A dataclass may name in ``RETIRED`` entries that older files have, with the value at which they say
+    nothing.
 
     Args:
         kind: the expected dataclass.
@@ -143,14 +176,15 @@ def from_json(kind: type[T], data: Any, *, source: str, parts: Mapping[str, Any]
         parts: parts from outside the package, by the field that takes them (``head``): a class whose fields
             are read, settings that must equal the recorded ones, or a function. None stands for no part.
             A part that is not given stays a ``RecordedPart`` if the field's type includes that.
+        foreign: parts that need not be handed in.
 
     Raises:
         InputError: an entry is missing, unknown or of another type; or it records a part that is not given,
             or another version of it.
     """
     given = {name: value for name, value in (parts or {}).items() if value is not None}
-    reader = _Reader(given)
-    read = reader.read(kind, data, source)
+    reader = _Reader(given, foreign)
+    read = reader.read(kind, foreign.upgraded(data), source)
     for name in sorted(set(given) - reader.used):
         raise InputError(
             name,
@@ -166,13 +200,14 @@ class _Reader:
 
     Args:
         parts: from outside the package, by the field that takes them.
+        foreign: see ``from_json``.
 
     Attributes:
         used: the fields whose parts were needed.
     """
 
-    def __init__(self, parts: Mapping[str, Any]):
-        self._parts = parts
+    def __init__(self, parts: Mapping[str, Any], foreign: Foreign):
+        self._parts, self._foreign = parts, foreign
         self.used: set[str] = set()
 
     def read(self, kind: Any, data: Any, where: str) -> Any:
@@ -225,6 +260,9 @@ class _Reader:
     def _fields(self, kind: type, data: Mapping[str, Any], where: str) -> Any:
         hints = typing.get_type_hints(kind)
         fields = {f.name: f for f in dataclasses.fields(kind)}
+        for name, idle in getattr(kind, "RETIRED", {}).items():
+            _expect(data.get(name, idle) == idle, data.get(name), f"{where}.{name}", f"{idle!r}")
+            data = {entry: value for entry, value in data.items() if entry != name}
         unknown = sorted(set(data) - set(fields))
         _expect(not unknown, unknown, where, "no other entries")
         # An entry with a default may be newer than the file; the default then means what the file meant.
@@ -244,7 +282,7 @@ class _Reader:
             raise InputError(where, expected="a name, a version and settings", got=data, is_argument=False)
         wanted = RecordedPart(name, version, settings)
         field = where.rpartition(".")[2]
-        own = self._parts.get(field)
+        own = self._parts.get(field, self._foreign.parts.get(name))
         if own is None:
             if keep:
                 return wanted

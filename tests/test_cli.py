@@ -22,9 +22,11 @@ from polyjax.data.candidates import read_candidates
 from polyjax.data.text import TextEncoder
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
+from polyjax.interop.cards import load_scorer
+from polyjax.interop.parlai.layout import ParlaiLayout
+from polyjax.interop.parlai.warmup import ParlaiWarmup
 from polyjax.recipes import start
 from polyjax.retrieval.index.store import open_index
-from polyjax.runs import load_scorer
 from polyjax.version import __version__
 
 GOLDEN = Path(__file__).parent / "golden" / "parlai"
@@ -71,8 +73,11 @@ def test_training_goes_on_from_a_converted_model(converted, tmp_path, monkeypatc
     config = parse_run(
         ["--init", str(converted), "--run-dir", str(tmp_path), "--train.steps", "1"], prog="run"
     )
-    assert (config.arch, config.head.n_codes, config.text.layout) == ("poly", 64, "parlai")
-    assert (config.optim.optimizer, config.optim.clip, config.optim.parlai_warmup) == ("adamax", 0.1, 3)
+    assert (config.arch, config.head.n_codes, config.text.layout) == ("poly", 64, ParlaiLayout())
+    assert (config.optim.optimizer, config.optim.clip) == ("adamax", 0.1)
+    assert config.own_optimizer == ParlaiWarmup(steps=3)
+    asked = parse_run(["--init", str(converted), "--optim.warmup-steps", "5"], prog="run")
+    assert (asked.own_optimizer, asked.optim.warmup_steps) == (None, 5), "who asks for another one gets it"
     assert config.encoder.dropout == 0.1
     tokenizer = start.make_tokenizer(config, None, lambda: iter(()))
     scorer = start.initial_scorer(config, start.encoder_config(config, None, tokenizer.vocab_size), None)

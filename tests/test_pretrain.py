@@ -430,7 +430,7 @@ def test_a_vocabulary_that_the_encoder_has_no_rows_for_is_refused(folder, tmp_pa
         (["--corpus", "task:nothing"], "expected chitchat, convai2"),
         (["--corpus", "pairs:x", "--leave-out", "nothing"], "expected chitchat, convai2"),
         (["--corpus", "pairs:x", "--text.buckets", "8", "16"], "--text.buckets: does nothing"),
-        (["--corpus", "pairs:x", "--text.layout", "parlai"], "--text.layout: does nothing"),
+        (["--corpus", "pairs:x", "--text.padding", "longest"], "--text.padding: does nothing"),
         (
             ["--corpus", "pairs:x", "--train.validate-examples", "7"],
             "--train.validate-examples: does nothing",

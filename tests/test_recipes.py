@@ -92,7 +92,6 @@ def test_bert_recipes_start_from_a_folder():
         ),
         (["--recipe", "convai2-poly", "--preset", "long"], "give one of them"),
         (["--recipe", "convai2-poly", "--task", "dstc7"], "leave task out"),
-        (["--optim.warmup-steps", "5", "--optim.parlai-warmup", "5"], "--optim.warmup-steps: does nothing"),
         (["--optim.warmup-steps", "5", "--optim.warmup", "0.2"], "--optim.warmup: does nothing"),
         (["--rank.n", "5"], "--rank.n: does nothing"),
         (["--batch.candidates", "inline", "--batch.n-negatives", "3"], "--batch.n-negatives: does nothing"),

@@ -9,11 +9,13 @@ import os
 import re
 import signal
 import sys
+import types
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import jax
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from polyjax.errors import OUT_OF_MEMORY, InputError, Preempted, as_flag, first_line, named_by, shown
 from polyjax.runtime.progress import errors
@@ -35,6 +37,29 @@ def flag_of(argument: str) -> str:
     ('--data-dir', '--rank.n')
     """
     return RENAMED.get(argument) or as_flag(argument)
+
+
+_OPEN_CHOICES = ConstructorRegistry()
+"""How flags are made of choices to which Python callers may add objects."""
+
+
+@_OPEN_CHOICES.primitive_rule
+def _names_of(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Of a union of names and a protocol, the names; an object stays where no flag is given."""
+    members = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else ()
+    if not any(getattr(member, "_is_protocol", False) for member in members):
+        return None
+    names = [name for member in members if get_origin(member) is Literal for name in get_args(member)]
+    if not names:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(names)}}}",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value in names if isinstance(value, str) else True,
+        str_from_instance=lambda value: [value if isinstance(value, str) else type(value).__name__],
+        choices=tuple(names),
+    )
 
 
 def parse_flags(
@@ -59,7 +84,7 @@ def parse_flags(
     """
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed), named_by(flag_of):
+        with contextlib.redirect_stderr(printed), _OPEN_CHOICES, named_by(flag_of):
             if default is None:
                 return tyro.cli(settings, args=arguments, prog=prog, description=description)
             return tyro.cli(settings, args=arguments, prog=prog, default=default, description=description)

@@ -97,6 +97,9 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
     if teacher is not None:
         default = dataclasses.replace(default, teacher=teacher, loss=TAUGHT)
+    if any(re.match(r"--optim\.warmup(-steps)?(=|$)", word) for word in arguments):
+        # Who asks for a warm-up gets it instead of the one that a converted model brings.
+        default = dataclasses.replace(default, own_optimizer=None)
     if choice.loss is not None:
         default = dataclasses.replace(default, loss=loss_of(choice.loss))
         arguments = without(arguments, "--loss")
@@ -125,7 +128,8 @@ def flags_of(default: RunConfig) -> type[RunConfig]:
     else:
         narrow.append(("teacher", type(default.teacher)))
     fields = [(name, kind, dataclasses.field(default=getattr(default, name))) for name, kind in narrow]
-    fields += [(name, tyro.conf.SuppressFixed[Any], dataclasses.field(default=None)) for name in hidden]
+    suppressed = tyro.conf.Suppress[tyro.conf.Fixed[Any]]
+    fields += [(name, suppressed, dataclasses.field(default=None)) for name in hidden]
     namespace = {"__doc__": RunConfig.__doc__}
     return dataclasses.make_dataclass(
         "RunConfig", fields, bases=(RunConfig,), frozen=True, kw_only=True, namespace=namespace

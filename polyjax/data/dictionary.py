@@ -3,6 +3,11 @@
 Text -> ids: lower-case, newline -> ``__newln__``, words and punctuation marks (each mark is a word), BPE
 on each word, and the dictionary's id of each piece, the unknown id where it has none. Special tokens
 typed in a text are found in the dictionary like any word, as ParlAI finds them.
+
+BPE is written out here, though the library ``tokenizers`` has one. That one needs a vocabulary with every
+symbol of every merge, and makes characters outside it unknown before it merges. Codes files have merges
+alone, and what is unknown is decided afterwards, a piece at a time, by the dictionary. Nor does it know codes
+of version 0.1, whose word's end is a symbol of its own, or that a word of one character has no end.
 """
 
 import dataclasses

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from polyjax.data.layout import STANDARD, TextLayout, between_marks
 from polyjax.data.token_store import Ids, TokenStore
 from polyjax.data.tokenizers import PairTemplate, Tokenizer
 from polyjax.errors import InputError
@@ -23,12 +24,10 @@ class TextConfig:
         context_tokens: longest context, special tokens included; see ``cut``.
         candidate_tokens: longest candidate, special tokens included; later tokens are cut (right).
         buckets: lengths to which sequences are padded, in tokens; few, because each is a compilation.
-        padding: ``bucket``, or ``longest``: to the longest sequence of a call, as ParlAI pads, whose
-            scores can depend on it; a compilation for every new length.
+        padding: ``bucket``, or ``longest``: to the longest sequence of a call, which is a compilation for
+            every new length.
         layout: where special tokens go. ``standard`` keeps the end token of a candidate that is cut, and
-            drops the candidate's start token in a pair. ``parlai`` cuts the end token off with the rest,
-            keeps both start tokens in a pair, masks padding tokens that a text spells out, and makes an
-            empty context an empty sequence.
+            drops the candidate's start token in a pair. From Python also an object that keeps ``TextLayout``.
         cut: how a context that is too long is cut: ``oldest`` cuts its oldest tokens; ``end`` cuts the end
             of a single text, as sentence-transformers does (and the oldest tokens of several turns).
         pair_tokens: longest pair, special tokens included, of which the longer text is cut first
@@ -46,7 +45,7 @@ class TextConfig:
     candidate_tokens: int = 48
     buckets: tuple[int, ...] = (16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 384, 512)
     padding: Literal["bucket", "longest"] = "bucket"
-    layout: Literal["standard", "parlai"] = "standard"
+    layout: Literal["standard"] | TextLayout = "standard"
     cut: Literal["oldest", "end"] = "oldest"
     pair_tokens: int = 0
     context_prompt: str = ""
@@ -87,7 +86,12 @@ class TextConfig:
         """The longest pair of a context and a candidate, in tokens."""
         if self.pair_tokens:
             return self.pair_tokens
-        return self.context_tokens + self.candidate_tokens - (self.layout == "standard")
+        return self.context_tokens + self.candidate_tokens - self.placing.joined
+
+    @property
+    def placing(self) -> TextLayout:
+        """The layout as an object."""
+        return STANDARD if isinstance(self.layout, str) else self.layout
 
     def check_positions(self, n_positions: int, *, paired: bool) -> None:
         """Raise InputError if a sequence may be longer than the encoder's positions."""
@@ -134,6 +138,7 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer, config: TextConfig, *, tokens_dir: Path | None = None):
         self.tokenizer = tokenizer
         self.config = config
+        self._layout = config.placing
         self._store = TokenStore(tokenizer, tokens_dir)
 
     def prepare(self, texts: Iterable[str], *, keep: bool = False) -> None:
@@ -156,7 +161,7 @@ class TextEncoder:
 
     def single(self, text: str) -> Ids:
         """start, a text that is neither context nor candidate, end, int32 [t]; its end is cut."""
-        return self._between_marks(self._store.ids(text)[: self.config.candidate_tokens - 2])
+        return between_marks(self._store.ids(text)[: self.config.candidate_tokens - 2], self.tokenizer)
 
     def read(self, turns: Sequence[str]) -> list[str]:
         """The turns of a context that are read, the first with its prompt."""
@@ -172,28 +177,19 @@ class TextEncoder:
         recent = [self._store.ids(turn) for turn in self.read(turns)]
         parts = [part for ids in recent for part in (separator, ids)][1:]
         joined = np.concatenate(parts) if parts else np.empty(0, np.int32)
-        if not len(joined) and config.layout == "parlai":
-            return joined
-        if config.pair_tokens or len(joined) <= room:
-            return self._between_marks(joined)
-        if config.cut == "end" and len(recent) == 1:
-            return self._between_marks(joined[:room])
-        n = min(self._store.length(config.context_prompt), room) if config.context_prompt else 0
-        return self._between_marks(np.concatenate([joined[:n], joined[len(joined) - room + n :]]))
+        if not config.pair_tokens and len(joined) > room:
+            if config.cut == "end" and len(recent) == 1:
+                joined = joined[:room]
+            else:
+                n = min(self._store.length(config.context_prompt), room) if config.context_prompt else 0
+                joined = np.concatenate([joined[:n], joined[len(joined) - room + n :]])
+        return self._layout.context(joined, self.tokenizer)
 
     def candidate(self, text: str) -> Ids:
         """start, text, end, int32 [t]; the last tokens are cut."""
-        limit, ids = self.config.candidate_tokens, self._store.ids(self.config.candidate_prompt + text)
-        if self.config.layout == "parlai":
-            return self._between_marks(ids[:limit])[:limit]
-        return self._between_marks(ids if self.config.pair_tokens else ids[: limit - 2])
-
-    def _between_marks(self, ids: Ids) -> Ids:
-        """The ids between start and end."""
-        row = np.empty(len(ids) + 2, np.int32)
-        row[0], row[-1] = self.tokenizer.start_id, self.tokenizer.end_id
-        row[1:-1] = ids
-        return row
+        limit = None if self.config.pair_tokens else self.config.candidate_tokens
+        ids = self._store.ids(self.config.candidate_prompt + text)
+        return self._layout.candidate(ids, limit, self.tokenizer)
 
     def cuts_context(self, turns: Sequence[str]) -> bool:
         """Whether a context has more tokens than fit."""
@@ -210,9 +206,8 @@ class TextEncoder:
         recent = self.read(turns)
         joined = sum(map(self._store.length, recent))
         joined += (len(recent) - 1) * len(self.tokenizer.separator_ids) if recent else 0
-        if not joined and self.config.layout == "parlai":
-            return 0
-        return joined + 2 if self.config.pair_tokens else min(joined + 2, self.config.context_tokens)
+        length = self._layout.context_length(joined)
+        return length if self.config.pair_tokens else min(length, self.config.context_tokens)
 
     def candidate_length(self, text: str) -> int:
         """How many tokens ``candidate`` gives."""
@@ -221,19 +216,15 @@ class TextEncoder:
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
         """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
-        if self.config.layout == "parlai":
-            # ParlAI copies as many ids as are not padding, from the front.
-            context = context[: np.count_nonzero(context != self.tokenizer.pad_id)]
-            return np.concatenate([context, candidate]), len(context)
         between, segments = self._between
         if self.config.pair_tokens:
             first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
             context, candidate = self._shortened(context, first), self._shortened(candidate, second)
-        elif (over := len(context) + len(candidate) - 1 + len(between) - self.config.pair_limit()) > 0:
+        elif (over := self._whole_pair(len(context), len(candidate)) - self.config.pair_limit()) > 0:
             # Templates with more tokens between the texts than one: the candidate gives way.
             candidate = self._shortened(candidate, len(candidate) - 2 - over)
-        row = np.concatenate([context, between, candidate[1:]])
-        return row, len(context) + len(between) if segments else len(row)
+        row, n = self._layout.pair(context, candidate, between, self.tokenizer)
+        return row, n if segments else len(row)
 
     def cuts_pair(self, context: int, candidate: int) -> tuple[bool, bool]:
         """Which of a context and a candidate of so many tokens are cut to fit into ``pair_tokens``."""
@@ -256,12 +247,15 @@ class TextEncoder:
 
     def _shortened(self, row: Ids, n: int) -> Ids:
         """A sequence with its first n tokens between start and end."""
-        return row if len(row) - 2 <= n else self._between_marks(row[1 : n + 1])
+        return row if len(row) - 2 <= n else between_marks(row[1 : n + 1], self.tokenizer)
 
     def pair_length(self, context: int, candidate: int) -> int:
         """How many tokens ``pair`` gives at most, for a context and a candidate of these lengths."""
-        longest = context + candidate - (self.config.layout == "standard") + len(self._between[0])
-        return min(longest, self.config.pair_limit())
+        return min(self._whole_pair(context, candidate), self.config.pair_limit())
+
+    def _whole_pair(self, context: int, candidate: int) -> int:
+        """Tokens of a pair of which nothing is cut."""
+        return context + candidate - self._layout.joined + len(self._between[0])
 
     def prompt_tokens(self, prompt: str) -> int:
         """Tokens at the beginning of a sequence that a head's reduction ignores."""
@@ -280,8 +274,7 @@ class TextEncoder:
         mask = np.arange(length)[None, :] < lengths[:, None]
         if len(sequences):
             ids[mask] = np.concatenate(sequences)
-        if self.config.layout == "parlai":
-            mask &= ids != self.tokenizer.pad_id
+        mask = self._layout.real(ids, mask, self.tokenizer)
         left_out = self.prompt_tokens(prompt)
         pooled = mask & (np.arange(length)[None, :] >= left_out) if left_out else None
         return Tokens(ids, mask, np.zeros_like(ids), pooled=pooled)

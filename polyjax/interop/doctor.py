@@ -8,10 +8,11 @@ from flax import nnx
 
 from polyjax.data.huggingface_tokenizer import TOKENIZER_CONFIG_FILE
 from polyjax.errors import InputError
+from polyjax.interop.cards import read_card
 from polyjax.interop.pretrained import is_pretraining_run, is_ranking_run, read_pretraining_card
 from polyjax.interop.sentence_transformers import MODULES, PROMPTS, EncoderFolder, load_folder, read_folder
 from polyjax.nn.encoders import EncoderSettings
-from polyjax.runs import TOKENIZER, read_card, saved_steps
+from polyjax.runs import TOKENIZER, saved_steps
 
 PROBLEM = "problem"
 """What the last line begins with where a folder does not load."""

@@ -7,7 +7,8 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from polyjax.runs import MODEL, TOKENIZER, flat_parameters, load_scorer
+from polyjax.interop.cards import load_scorer
+from polyjax.runs import MODEL, TOKENIZER, flat_parameters
 from polyjax.runtime.files import check_new, new_folder, write_text
 
 KINDS = {

@@ -14,6 +14,7 @@ from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokeni
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.errors import InputError
+from polyjax.interop.cards import load_scorer, read_card
 from polyjax.interop.hub import hub_name, model_folder, pinned
 from polyjax.interop.huggingface import CONFIG, is_minilm, load_encoder_weights, minilm_folder
 from polyjax.interop.sentence_transformers import MODULES, load_folder, read_folder
@@ -22,7 +23,7 @@ from polyjax.nn.heads import BiConfig
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.nn.scorers import DualScorer, Scorer
 from polyjax.runs import CONFIG as RUN_SETTINGS
-from polyjax.runs import MODEL, PRETRAINING, Checkpoints, PretrainingCard, load_scorer, read_card, read_json
+from polyjax.runs import MODEL, PRETRAINING, Checkpoints, PretrainingCard, read_json
 
 LONGEST = 256
 """Tokens of a text for an encoder that was not trained to rank."""
@@ -64,7 +65,8 @@ def read_pretraining_card(folder: Path) -> PretrainingCard:
     Raises:
         InputError: it is missing or broken.
     """
-    return from_json(PretrainingCard, read_json(folder / PRETRAINING), source=str(folder / PRETRAINING))
+    path = folder / PRETRAINING
+    return from_json(PretrainingCard, read_json(path), source=str(path))
 
 
 def encoder_shape(folder: Path) -> EncoderSettings:

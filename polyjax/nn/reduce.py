@@ -1,6 +1,6 @@
 """Reductions of token outputs to one vector (arXiv 1905.01969 §4.2: first, average, maximum; and others)."""
 
-from typing import Literal, assert_never
+from typing import Literal, Protocol, assert_never, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,24 @@ Reduction = Literal["first", "mean", "max", "mean_sqrt", "weighted_mean", "last"
 """``mean_sqrt`` divides the sum by the count's root; ``weighted_mean`` weighs each token by its place."""
 
 
-def reduce(
-    hidden: Float[Array, "n t d"],
-    mask: Bool[Array, "n t"],
-    reduction: Reduction,
-    *,
-    over_padding: bool = False,
-) -> Float[Array, "n d"]:
-    """Token outputs to one float32 vector a row; padding never counts, an all-padding row gives zeros.
+@runtime_checkable
+class Reducer(Protocol):
+    """A reduction that is an object: a frozen dataclass with a name and a version (``polyjax.part``).
 
-    With ``over_padding`` the sum and the maximum run over padding too, as they do in ParlAI: the result
-    then depends on how far a row is padded. It is there for models trained that way.
+    A card that records one is read by the package that knows it, see ``polyjax.config.Foreign``.
+    """
+
+    def __call__(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
+        """Token outputs to one float32 vector a row."""
+        ...
+
+
+def reduce(
+    hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"], reduction: Reduction | Reducer
+) -> Float[Array, "n d"]:
+    """Token outputs to one float32 vector a row.
+
+    Of the reductions that have a name padding never counts, and a row that is all padding gives zeros.
 
     >>> hidden = jnp.array([[[1.0], [3.0], [9.0]]])
     >>> mask = jnp.array([[True, True, False]])
@@ -29,6 +36,8 @@ def reduce(
     >>> [round(reduce(hidden, mask, r).item(), 3) for r in ("mean_sqrt", "weighted_mean")]
     [2.828, 2.333]
     """
+    if not isinstance(reduction, str):
+        return reduction(hidden, mask)
     hidden = hidden.astype(jnp.float32)
     real = mask[..., None]
     match reduction:
@@ -37,7 +46,6 @@ def reduce(
         case "last":
             vector = _at(hidden, hidden.shape[1] - 1 - mask[:, ::-1].argmax(1))
         case "mean":
-            real = real | over_padding
             count = jnp.maximum(mask.sum(-1, keepdims=True), 1).astype(jnp.float32)
             vector = jnp.where(real, hidden, 0.0).sum(1) / count
         case "mean_sqrt":
@@ -48,15 +56,19 @@ def reduce(
             total = jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
             vector = (jnp.where(real, hidden, 0.0) * weights[..., None]).sum(1) / total
         case "max":
-            real = real | over_padding
-            # The gradient of max divides by the number of places equal to it, which is none (and the
-            # gradient NaN) where a compiler computes them twice with other roundings. Taking the place of
-            # the maximum cannot fail, and gives one place the gradient, as torch does.
-            place = jnp.where(real, jax.lax.stop_gradient(hidden), -jnp.inf).argmax(1, keepdims=True)
-            vector = jnp.take_along_axis(hidden, place, axis=1)[:, 0]
+            vector = largest(hidden, real)
         case _:
             assert_never(reduction)
-    return jnp.where(mask.any(-1, keepdims=True) | over_padding, vector, 0.0)
+    return jnp.where(mask.any(-1, keepdims=True), vector, 0.0)
+
+
+def largest(hidden: Float[Array, "n t d"], where: Bool[Array, "#n #t 1"]) -> Float[Array, "n d"]:
+    """The largest value of each unit among the tokens of ``where``; the gradient goes to one place."""
+    # The gradient of max divides by the number of places equal to it, which is none (and the gradient NaN)
+    # where a compiler computes them twice with other roundings. Taking the place of the maximum cannot fail,
+    # and gives one place the gradient, as torch does.
+    place = jnp.where(where, jax.lax.stop_gradient(hidden), -jnp.inf).argmax(1, keepdims=True)
+    return jnp.take_along_axis(hidden, place, axis=1)[:, 0]
 
 
 def _at(hidden: Float[Array, "n t d"], place: Int[Array, " n"]) -> Float[Array, "n d"]:

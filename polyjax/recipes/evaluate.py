@@ -23,6 +23,8 @@ from polyjax.evaluation.rankings import check_candidates, some, write_examples
 from polyjax.evaluation.rankings import evaluate as ranked
 from polyjax.evaluation.report import console_table
 from polyjax.inference.scorer import TextScorer
+from polyjax.interop.cards import load_scorer
+from polyjax.interop.parlai.cards import PARLAI
 from polyjax.interop.parlai.model import ConvertedFrom
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
@@ -31,7 +33,7 @@ from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import rows_named, task_of
 from polyjax.recipes.run import Run
 from polyjax.recipes.settings import RunConfig
-from polyjax.runs import CONFIG, DATA, MODEL, load_scorer, read_json, write_json
+from polyjax.runs import CONFIG, DATA, MODEL, read_json, write_json
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
 
@@ -146,7 +148,7 @@ def rows_of_run(run_dir: Path) -> tuple[Task, RankConfig]:
     origin = read_json(run_dir / CONFIG)
     if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
         return ChitchatConfig(), RankConfig()
-    config = from_json(RunConfig, origin, source=str(run_dir / CONFIG))
+    config = from_json(RunConfig, origin, source=str(run_dir / CONFIG), foreign=PARLAI)
     return config.dataset, config.rank
 
 

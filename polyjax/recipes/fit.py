@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
-from polyjax.data.tasks import NAMED, OWN, Task, TaskConfig, task_named
+from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
@@ -146,7 +146,7 @@ def fit(
         length={"steps": steps, "epochs": epochs, "early_stopping": early_stopping, "time_limit": time_limit},
         seed=seed,
         given={
-            "own_optimizer": optimizer,
+            **({} if optimizer is None else {"own_optimizer": optimizer}),
             **learnt,
             "run_dir": None if run_dir is None else Path(run_dir),
             "test_examples": test_examples,
@@ -198,6 +198,9 @@ def _settings(
     except InputError as error:
         name = error.argument.removeprefix("train.")
         raise error.renamed(name) if name in (*lengths, "seed") else error from None
+    optim = nested["optim"]
+    if isinstance(optim, OptimConfig) or "warmup" in (optim or ()) or "warmup_steps" in (optim or ()):
+        config = dataclasses.replace(config, own_optimizer=None)  # a converted model's, with its warm-up
     return dataclasses.replace(config, arch=arch if init is None else config.arch, **changed, **given)
 
 
@@ -256,7 +259,7 @@ def _is_task(data: object) -> bool:
     return isinstance(data, Task)
 
 
-def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | None) -> TaskConfig:
+def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | None) -> Task:
     """The task that the data are; rows in memory get their place when the run directory is known."""
     if _is_task(data) or (isinstance(data, str) and data in NAMED):
         if valid is not None or test is not None:

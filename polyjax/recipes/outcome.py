@@ -19,6 +19,7 @@ from polyjax.evaluation.metrics import Chance, RankingResult
 from polyjax.evaluation.rankings import check_candidates, evaluate, some
 from polyjax.evaluation.report import best_of, console_table, verdict, write_report
 from polyjax.inference.scorer import TextScorer
+from polyjax.interop.cards import load_scorer, read_card
 from polyjax.interop.pretrained import load_pretrained
 from polyjax.mesh.processes import is_primary
 from polyjax.nn.encoders import EncoderSettings
@@ -26,7 +27,7 @@ from polyjax.recipes.card import model_card
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
 from polyjax.recipes.start import initial_scorer
-from polyjax.runs import MODEL, MetricsLog, load_scorer, read_card, write_json
+from polyjax.runs import MODEL, MetricsLog, write_json
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult
 from polyjax.types import Example

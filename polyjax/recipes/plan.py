@@ -103,6 +103,8 @@ def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
     planned = planned_step(config, shape, mesh)
     optim, train = config.optim, config.train
     warmup = f"{optim.warmup_steps} steps" if optim.warmup_steps else f"{optim.warmup:.0%} of the steps"
+    if config.given_optimizer is not None:
+        warmup = f"of {config.given_optimizer}"
     decay = (
         f"x {optim.plateau_factor} when the validation loss does not fall"
         if optim.decay == "plateau"

@@ -13,6 +13,8 @@ from polyjax.data.batches import BatchConfig
 from polyjax.data.tasks import Task
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
+from polyjax.interop.cards import read_card
+from polyjax.interop.parlai.cards import PARLAI
 from polyjax.interop.parlai.model import ConvertedFrom
 from polyjax.interop.pretrained import is_pretraining_run
 from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig, PolyConfig
@@ -24,7 +26,7 @@ from polyjax.recipes.settings import (
     RunConfig,
     TokenizerChoice,
 )
-from polyjax.runs import CONFIG, ModelCard, read_card, read_json
+from polyjax.runs import CONFIG, ModelCard, read_json
 from polyjax.train.config import TrainConfig
 from polyjax.train.optim import OptimConfig
 
@@ -137,9 +139,9 @@ def default_of_run(preset_of: Callable[[Arch], RunConfig], run_dir: Path) -> Run
     card = read_card(run_dir)
     arch = cast(Arch, card.model.head.arch)
     origin = read_json(run_dir / CONFIG)
-    optim = None
+    found = None
     if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
-        optim = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG)).optim
+        found = from_json(ConvertedFrom, origin, source=str(run_dir / CONFIG), foreign=PARLAI)
     preset = preset_of(arch)
     if preset.arch != arch:
         raise InputError(
@@ -147,11 +149,11 @@ def default_of_run(preset_of: Callable[[Arch], RunConfig], run_dir: Path) -> Run
             problem=f"{run_dir} is a {arch}-encoder, the recipe {preset.recipe} a {preset.arch}-encoder's",
             fix="choose the recipe of the model's architecture",
         )
-    return from_run(preset, run_dir, card, None if preset.recipe else optim)
+    return from_run(preset, run_dir, card, None if preset.recipe else found)
 
 
-def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, optim: OptimConfig | None) -> RunConfig:
-    """A preset with a run directory's model and text settings, and an optimiser's settings if given."""
+def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, origin: ConvertedFrom | None) -> RunConfig:
+    """A preset with a run directory's model and text settings, and the optimiser of a converted model."""
     shape = card.model.encoder
     encoder = EncoderChoice(
         name=INIT,
@@ -167,7 +169,8 @@ def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, optim: OptimConf
         tokenizer=TokenizerChoice(),
         head=card.model.head,
         text=card.text,
-        optim=preset.optim if optim is None else optim,
+        optim=preset.optim if origin is None else origin.optim,
+        own_optimizer=None if origin is None else origin.optimizer,
     )
 
 

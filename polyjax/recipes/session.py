@@ -16,6 +16,7 @@ from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.data.truncation import check_losses, loss_notes, losses
 from polyjax.evaluation import check_tfidf
+from polyjax.interop.parlai.cards import PARLAI
 from polyjax.interop.sentence_transformers import check_vocabulary
 from polyjax.mesh.placement import make_mesh, mesh_shape
 from polyjax.mesh.processes import primary_first
@@ -90,7 +91,7 @@ def run(config: RunConfig, parts: Parts | None = None) -> None:
     if config.dry_run:
         show_plan(config, encoder_config(config, source, config.tokenizer.vocab_size), mesh)
         return
-    with owned_run(config.folder, config, incidental=INCIDENTAL):
+    with owned_run(config.folder, config, incidental=INCIDENTAL, foreign=PARLAI):
         train_and_report(config, source, mesh, parts or Parts())
 
 

@@ -236,9 +236,7 @@ class RunConfig:
             "rank.seed": not drawn and self.rank.seed != RankConfig().seed,
             "optim.plateau_factor": linear and self.optim.plateau_factor != optim.plateau_factor,
             "optim.plateau_patience": linear and self.optim.plateau_patience != optim.plateau_patience,
-            "optim.warmup": bool(self.optim.parlai_warmup or self.optim.warmup_steps)
-            and self.optim.warmup not in (0.0, optim.warmup),
-            "optim.warmup_steps": bool(self.optim.parlai_warmup and self.optim.warmup_steps),
+            "optim.warmup": bool(self.optim.warmup_steps) and self.optim.warmup not in (0.0, optim.warmup),
             "tokenizer.vocab_size": self.tokenizer.kind == "pretrained"
             and self.tokenizer.vocab_size != TokenizerChoice().vocab_size,
         }

@@ -7,6 +7,7 @@ from flax import nnx
 
 from polyjax.config import RecordedPart
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
+from polyjax.interop.cards import read_card
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.interop.pretrained import (
     encoder_shape,
@@ -18,7 +19,7 @@ from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import Scorer, make_scorer
 from polyjax.recipes.encoder_folder import start_head
 from polyjax.recipes.settings import SCRATCH, RunConfig, TokenizerChoice, scratch_shape
-from polyjax.runs import Checkpoints, read_card
+from polyjax.runs import Checkpoints
 from polyjax.runtime.progress import console
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
-from polyjax.config import from_json
+from polyjax.config import Foreign, from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
 from polyjax.evaluation.calibration import ScoreMap
@@ -62,19 +62,26 @@ class PretrainingCard:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelCard:
+def read_card(
+    run_dir: Path,
+    *,
+    head: Any = None,
+    encoder: Any = None,
+    foreign: Foreign = Foreign(),  # noqa: B008  # frozen
+) -> ModelCard:
     """The shape and text settings of a run directory's model.
 
     Args:
         run_dir: the run directory.
         head: the user's own part that the card records; see ``polyjax.config.from_json``.
         encoder: likewise.
+        foreign: parts that need not be given; see ``polyjax.config.from_json``.
 
     Raises:
         InputError: model.json is missing or broken, or records a part that is not given.
     """
     path, parts = run_dir / MODEL, {"head": head, "encoder": encoder}
-    return from_json(ModelCard, read_json(path), source=str(path), parts=parts)
+    return from_json(ModelCard, read_json(path), source=str(path), parts=parts, foreign=foreign)
 
 
 def write_score_map(run_dir: Path, scores: ScoreMap | None) -> None:
@@ -87,7 +94,8 @@ def write_score_map(run_dir: Path, scores: ScoreMap | None) -> None:
     Raises:
         InputError: model.json is missing or broken.
     """
-    write_json(run_dir / MODEL, dataclasses.replace(read_card(run_dir), scores=scores))
+    path = run_dir / MODEL
+    write_json(path, read_json(path) | {"scores": to_json(scores)})
 
 
 def write_card(run_dir: Path, card: ModelCard | PretrainingCard, tokenizer: Tokenizer) -> None:
@@ -129,6 +137,7 @@ def load_scorer(
     dtype: Dtype | None = None,
     head: Any = None,
     encoder: Any = None,
+    foreign: Foreign = Foreign(),  # noqa: B008  # frozen
 ) -> tuple[Scorer, TextEncoder]:
     """The scorer of a run directory with its best (or a given) step's parameters, and its text encoder.
 
@@ -138,12 +147,13 @@ def load_scorer(
         dtype: of the encoders' arithmetic; as the model was made by default.
         head: the user's own part that the card records: its class or its settings.
         encoder: likewise.
+        foreign: as for ``read_card``.
 
     Raises:
         InputError: a file of the run directory is missing or broken, or model.json records a part that is not
             given.
     """
-    card = read_card(run_dir, head=head, encoder=encoder)
+    card = read_card(run_dir, head=head, encoder=encoder, foreign=foreign)
     tokenizer = load_tokenizer(run_dir / TOKENIZER)
     shape = card.model.encoder if dtype is None else dataclasses.replace(card.model.encoder, dtype=dtype)
     abstract = nnx.eval_shape(lambda: make_scorer(shape, card.model.head, rngs=nnx.Rngs(0)))

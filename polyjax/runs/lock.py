@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyjax.config import from_json, to_json
+from polyjax.config import Foreign, from_json, to_json
 from polyjax.errors import InputError, shown
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.runs.layout import CONFIG, DATA, LOCK, TOKENIZER, read_json, saved_steps, write_json
@@ -36,13 +36,20 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> Iterator[None]:
+def owned_run(
+    run_dir: Path,
+    config: Any,
+    *,
+    incidental: Sequence[str] = (),
+    foreign: Foreign = Foreign(),  # noqa: B008  # frozen
+) -> Iterator[None]:
     """``run_lock`` and, under it, ``open_run``, so that a run in progress is left alone.
 
     Args:
         run_dir: as ``open_run``; the others as well.
         config: the run's settings.
         incidental: names of settings that may differ.
+        foreign: parts that config.json may record.
 
     Raises:
         InputError: as for both.
@@ -52,7 +59,7 @@ def owned_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> 
             if is_primary():
                 _make_folder(run_dir)
                 lock.enter_context(run_lock(run_dir))
-            open_run(run_dir, config, incidental=incidental)
+            open_run(run_dir, config, incidental=incidental, foreign=foreign)
         try:
             yield
         except InputError:
@@ -83,7 +90,13 @@ def _nothing_made(run_dir: Path) -> bool:
     return all(entry.name in (CONFIG, CONFIG + PARTIAL, LOCK) for entry in run_dir.iterdir())
 
 
-def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> None:
+def open_run(
+    run_dir: Path,
+    config: Any,
+    *,
+    incidental: Sequence[str] = (),
+    foreign: Foreign = Foreign(),  # noqa: B008  # frozen
+) -> None:
     """Create a run directory for these settings, or check that the one there belongs to the same.
 
     Until something was trained there, other settings replace the earlier ones: nothing is lost.
@@ -92,6 +105,7 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
         run_dir: the run directory.
         config: the run's settings.
         incidental: dotted names of settings that change no result, and may differ.
+        foreign: parts that config.json may record, see ``polyjax.config.from_json``.
 
     Raises:
         InputError: the directory belongs to other settings, is not a run directory, or cannot be written.
@@ -99,7 +113,7 @@ def open_run(run_dir: Path, config: Any, *, incidental: Sequence[str] = ()) -> N
     path = run_dir / CONFIG
     wanted = json.loads(json.dumps(to_json(config)))
     if path.exists():
-        differing = _differences(_completed(read_json(path), type(config)), wanted)
+        differing = _differences(_completed(read_json(path), type(config), foreign), wanted)
         differing = {name: pair for name, pair in differing.items() if name not in incidental}
         if differing and not saved_steps(run_dir):
             shutil.rmtree(run_dir / TOKENIZER, ignore_errors=True)
@@ -158,10 +172,10 @@ def _listed(items: Iterable[str]) -> str:
     return ", ".join(items[:_SHOWN]) + more
 
 
-def _completed(old: Any, kind: type) -> Any:
+def _completed(old: Any, kind: type, foreign: Foreign) -> Any:
     """A configuration's JSON with entries added that did not exist when it was written."""
     try:
-        return json.loads(json.dumps(to_json(from_json(kind, old, source=CONFIG))))
+        return json.loads(json.dumps(to_json(from_json(kind, old, source=CONFIG, foreign=foreign))))
     except InputError:
         return old
 

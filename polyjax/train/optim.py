@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 import typing
-from typing import Literal, assert_never
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Protocol, assert_never, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from flax.training.dynamic_scale import DynamicScale
 from polyjax.errors import InputError
 from polyjax.nn.encoders import EncoderSettings, SharesBlocks
 
-PARLAI_WARMUP_RATE = 1e-4
 Trainable = Literal["all", "all-but-embeddings"] | int
 
 
@@ -30,8 +30,6 @@ class OptimConfig:
         clip: largest global norm of the gradient.
         warmup: share of all steps, in [0, 1), in which the rate grows linearly from 0.
         warmup_steps: this many steps instead of a share.
-        parlai_warmup: warm up over n steps as ParlAI does instead: from 1e-4 of the rate, and stopping
-            one step short of the full one, permanently; 0 for polyjax's own warm-up.
         decay: ``linear`` to zero at the last step, ``inverse-sqrt`` of the number of steps (the warm-up ends
             at the full rate), ``plateau`` on the validation loss, or ``none``.
         plateau_factor: with ``decay`` of ``plateau``, a plateau multiplies the rate by this.
@@ -46,13 +44,14 @@ class OptimConfig:
         loss_scale_growth: steps without an overflow after which it is doubled.
     """
 
+    RETIRED: ClassVar[Mapping[str, Any]] = {"parlai_warmup": 0}
+
     optimizer: Literal["adamw", "adamax"] = "adamw"
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     clip: float = 1.0
     warmup: float = 0.1
     warmup_steps: int = 0
-    parlai_warmup: int = 0
     decay: Literal["linear", "inverse-sqrt", "plateau", "none"] = "plateau"
     plateau_factor: float = 0.4
     plateau_patience: int = 0
@@ -75,12 +74,27 @@ class OptimConfig:
             raise InputError(
                 "optim.plateau_factor", expected="between 0 and 1, both excluded", got=self.plateau_factor
             )
-        for name in ("plateau_patience", "weight_decay", "warmup_steps", "parlai_warmup"):
+        for name in ("plateau_patience", "weight_decay", "warmup_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"optim.{name}", expected="0 or more, and finite", got=getattr(self, name))
 
 
-def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
+@runtime_checkable
+class TellsSchedule(Protocol):
+    """A factory of an optimiser that is ``make_optimizer``'s with a schedule of its own."""
+
+    def schedule(self, optim: OptimConfig, n_steps: int) -> optax.Schedule:
+        """The learning rate of step i (from 0)."""
+        ...
+
+    def __call__(self, optim: OptimConfig, n_steps: int) -> optax.GradientTransformation:
+        """``make_optimizer`` with this schedule."""
+        ...
+
+
+def schedule(
+    config: OptimConfig, n_steps: int, *, warm: Callable[[jax.Array], jax.Array] | None = None
+) -> optax.Schedule:
     """The learning rate of step i (from 0): linear warm-up, then what ``decay`` says.
 
     The first step has a rate above zero, and the last one too: i + 1 of the warm-up's steps.
@@ -91,6 +105,11 @@ def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
     >>> rate = schedule(OptimConfig(learning_rate=1.0, warmup_steps=4, decay="inverse-sqrt"), 100)
     >>> [round(float(rate(i)), 3) for i in (0, 3, 15, 63)]
     [0.25, 1.0, 0.5, 0.25]
+
+    Args:
+        config: rates and decay.
+        n_steps: steps in all.
+        warm: another warm-up: step (float32, from 0) -> share of the rate.
     """
     n_warmup = config.warmup_steps or round(config.warmup * n_steps)
 
@@ -98,16 +117,13 @@ def schedule(config: OptimConfig, n_steps: int) -> optax.Schedule:
     # float32 rounds otherwise (by 4e-5 of the rate near the end), and runs would not resume to the same bits.
     def rate(i: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(i, jnp.float32)
-        warm = (step + 1.0) / max(n_warmup, 1)
-        if config.parlai_warmup:
-            done = jnp.minimum(step, config.parlai_warmup - 1.0) / config.parlai_warmup
-            warm = PARLAI_WARMUP_RATE + (1.0 - PARLAI_WARMUP_RATE) * done
+        share = (step + 1.0) / max(n_warmup, 1) if warm is None else warm(step)
         left = jnp.ones(())
         if config.decay == "linear":
             left = (n_steps - step) / max(n_steps - n_warmup, 1)
         elif config.decay == "inverse-sqrt":  # arXiv 1706.03762, equation 3
             left = jnp.sqrt(max(n_warmup, 1) / (step + 1.0))
-        return config.learning_rate * jnp.clip(jnp.minimum(warm, left), 0.0, 1.0)
+        return config.learning_rate * jnp.clip(jnp.minimum(share, left), 0.0, 1.0)
 
     return rate
 
@@ -123,10 +139,17 @@ def plateau(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, n_steps: int, *, rate: optax.Schedule | None = None
+) -> optax.GradientTransformation:
     """clip -> adam(w) or adamax -> rate multiples -> schedule.
 
     The plateau's factor is not in the chain: it changes at validations only, and the step is given it.
+
+    Args:
+        config: settings.
+        n_steps: steps in all.
+        rate: another schedule than that of the settings.
     """
     match config.optimizer:
         case "adamw":
@@ -140,7 +163,7 @@ def make_optimizer(config: OptimConfig, n_steps: int) -> optax.GradientTransform
         moments,
         optax.add_decayed_weights(config.weight_decay, mask=_decayed),
         optax.masked(optax.scale(config.head_rate), _of_head),
-        optax.scale_by_learning_rate(schedule(config, n_steps)),
+        optax.scale_by_learning_rate(rate or schedule(config, n_steps)),
     )
 
 

@@ -69,6 +69,12 @@ class Ranking:
         of_scores = loss_of(loss)
         self.loss: BatchLoss = functools.partial(ranking_loss, chunk=batch.chunk, loss=of_scores)
         self._needs_teacher = bool(getattr(of_scores, "needs_teacher", False))
+        if self._needs_teacher and all(example.scores is None for example in train_examples):
+            raise InputError(
+                "loss",
+                problem="it learns a teacher's scores, and the rows carry none",
+                fix="give rows `scores`, or choose another loss",
+            )
         self._inputs: Inputs = scorer.inputs
         self._text, self._examples, self._batch, self._guide = text, train_examples, batch, guide
         source = batch.source(self._inputs)

@@ -19,6 +19,7 @@ from polyjax.train.config import TrainConfig, steps_of
 from polyjax.train.objective import Objective
 from polyjax.train.optim import (
     OptimConfig,
+    TellsSchedule,
     Trainable,
     logged_rate,
     make_loss_scale,
@@ -75,7 +76,7 @@ class Trainer:
         graph: of the model.
         mesh: devices.
         optim: settings.
-        own_optimizer: whether another one than theirs is used.
+        own_optimizer: whether another one than theirs is used, a schedule apart.
         compilations: programs compiled of it.
     """
 
@@ -92,8 +93,10 @@ class Trainer:
         mesh: Mesh | None = None,
         optimizer: Optimizer | None = None,
     ):
-        self.mesh, self.optim, self._n_steps = mesh or one_device(), optim, n_steps
-        self.own_optimizer = optimizer is not None
+        self.mesh, self.optim = mesh or one_device(), optim
+        told = isinstance(optimizer, TellsSchedule)
+        self.own_optimizer = optimizer is not None and not told
+        self._schedule = (optimizer.schedule if told else schedule)(optim, n_steps)
         rule, self._plateau = _rule(optimizer, optim, n_steps), plateau(optim)
         self.graph, trained, frozen = nnx.split(model, trainable_filter(trainable, encoder), ...)
         if not jax.tree.leaves(trained):
@@ -214,7 +217,7 @@ class Trainer:
         factor = jnp.asarray(self.state.plateau.scale)
         if not self.own_optimizer:
             # The schedule does not count skipped steps.
-            rate = schedule(self.optim, self._n_steps)(steps_counted(self.state.optimizer) - 1)
+            rate = self._schedule(steps_counted(self.state.optimizer) - 1)
         else:
             rate = logged_rate(self.state.optimizer)
         if rate is None:

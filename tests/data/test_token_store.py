@@ -16,6 +16,7 @@ from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.token_store import TokenStore
 from polyjax.data.tokenizers import train_sentencepiece
 from polyjax.interop.huggingface import minilm_folder
+from polyjax.interop.parlai.layout import ParlaiLayout
 from polyjax.interop.parlai.model import load_parlai
 
 TEXTS = ["a", "bc", "", "ddd", "bc", "e f"]
@@ -202,7 +203,7 @@ turns = st.lists(st.text("abc ", max_size=12), max_size=4)
 
 
 @settings(deadline=None)
-@given(turns, st.text("abc", max_size=12), st.sampled_from(["standard", "parlai"]), st.booleans())
+@given(turns, st.text("abc", max_size=12), st.sampled_from(["standard", ParlaiLayout()]), st.booleans())
 def test_lengths_are_those_of_the_sequences(context, candidate, layout, kept):
     text = TextEncoder(
         Counting(), TextConfig(max_turns=3, context_tokens=9, candidate_tokens=6, layout=layout)

@@ -3,37 +3,41 @@
 import dataclasses
 from typing import ClassVar
 
-from problem import recall, rows, trained
+import pytest
+from problem import CHANCE, PAIRS, fitted
 
 import polyjax
-from polyjax.config import recorded
-from polyjax.data.rows import RankConfig, Rows
-from polyjax.data.tasks import Task
-from polyjax.data.tasks.protocol import read_to_rank
+from polyjax import Example, InputError
+from polyjax.data.rows import Rows
 
 
-@polyjax.part("letters", version=1)
+# A data set
+@polyjax.part("repairs", version=1)
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LettersTask:
-    """Right answers start with the context's letter."""
-
+class Repairs:
     licence: ClassVar[str] = "public domain"
     lengths: ClassVar[None] = None
     ks: ClassVar[tuple[int, ...]] = (1, 2)
-    n: int = 60
+    verb: str = "fix"
 
-    def read(self, split: str) -> Rows:
-        return Rows(rows(self.n, 1, ("train", "valid", "test").index(split)))
-
-
-def test_it_is_trained_on_and_ranked(tmp_path):
-    task = LettersTask()
-    assert isinstance(task, Task)
-    ranked = read_to_rank(task, "test", RankConfig(candidates="sampled", n=4))
-    assert {len(example.candidates) for example in ranked.examples} == {4}
-    assert recall(trained(tmp_path / "run", examples=task.read("train").examples)) > 0.8
+    def read(self, split):
+        place = ("train", "valid", "test").index(split)
+        pairs = PAIRS[place::3]
+        texts = [(f"my {thing} {fault}", f"{self.verb} the {fault} {thing}") for thing, fault in pairs]
+        return Rows(
+            [Example(str(i), (context,), (label,), 0, context) for i, (context, label) in enumerate(texts)]
+        )
 
 
-def test_a_run_records_it():
-    found = recorded(LettersTask(n=9))
-    assert (found.name, found.version, found.settings) == ("letters", 1, {"n": 9})
+# The end of it
+
+
+def test_it_is_trained_on_ranked_and_recorded(tmp_path):
+    run = fitted(tmp_path / "run", Repairs())
+    assert run.test.recall_at_1 > 2 * CHANCE and "recall@2/4" in run.test.model
+    assert run.test.model["n"] == len(PAIRS[2::3])
+    recorded = {"type": "custom", "name": "repairs", "version": 1, "settings": {"verb": "fix"}}
+    assert run.config["task"] == recorded
+    with pytest.raises(InputError) as error:
+        fitted(run.folder, Repairs(verb="mend"))
+    assert "task.settings.verb" in error.value.expected

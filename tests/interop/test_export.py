@@ -14,6 +14,8 @@ from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import train_sentencepiece
 from polyjax.inference.scorer import TextScorer
+from polyjax.interop.parlai.heads import OverPadding, ParlaiBiConfig
+from polyjax.interop.parlai.layout import ParlaiLayout
 from polyjax.nn.heads import DenseConfig
 from polyjax.nn.scorers import make_scorer
 from polyjax.runs import ModelCard, write_model
@@ -111,9 +113,9 @@ SHARED = {"shared_encoder": True}
     [
         (lambda: ranker_of(BiConfig()), "two separate transformers"),
         (lambda: ranker_of(PolyConfig(n_codes=4, **SHARED)), "a poly-encoder"),
-        (lambda: ranker_of(BiConfig(**SHARED, candidate_mlp=True)), "changes candidates"),
-        (lambda: ranker_of(BiConfig(**SHARED, over_padding=True)), "padding"),
-        (lambda: ranker_of(BiConfig(**SHARED), text={"layout": "parlai"}), "ParlAI"),
+        (lambda: ranker_of(ParlaiBiConfig()), "a bi-encoder with settings of ParlaiBiConfig"),
+        (lambda: ranker_of(BiConfig(**SHARED, reduction=OverPadding(kind="max"))), "OverPadding"),
+        (lambda: ranker_of(BiConfig(**SHARED), text={"layout": ParlaiLayout()}), "a layout"),
         (lambda: ranker_of(BiConfig(**SHARED), output_scaling=0.06), "encoder.output_scaling"),
         (lambda: ranker_of(CrossConfig(reduction="mean")), "another head than a EncoderConfig's"),
         (lambda: ranker_of(CrossConfig(dense="tanh"), encoder="nomic_bert"), "no classifier"),

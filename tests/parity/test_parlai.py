@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from polyjax import Batch, CrossScorer, DualInputs, PairInputs, Ranker, Shared
-from polyjax.interop.parlai.flags import Flags, beside, optim_config, read_opt
+from polyjax.interop.parlai.flags import Flags, beside, optim_config, read_opt, warmup
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import schedule
@@ -120,12 +120,15 @@ def test_the_first_five_updates(fixture):
         scorer, text, _ = load_parlai(path, weights=beside(path, ".before_training"), padding="parlai")
     else:
         scorer, text, _ = load_parlai(path, padding="parlai")
-    optim = optim_config(Flags(read_opt(beside(path, ".opt")), beside(path, ".opt")))
-    trainer = Trainer(scorer, ranking_loss, encoder=scorer.settings.encoder, n_steps=5, optim=optim)
+    flags = Flags(read_opt(beside(path, ".opt")), beside(path, ".opt"))
+    optim, own = optim_config(flags), warmup(flags)
+    rate = schedule(optim, 5) if own is None else own.schedule(optim, 5)
+    shape = scorer.settings.encoder
+    trainer = Trainer(scorer, ranking_loss, encoder=shape, n_steps=5, optim=optim, optimizer=own)
     state = trainer.state
     before = {name: np.asarray(value) for name, value in _flat(state.trained).items()}
     for i, step in enumerate(golden["train"]["steps"]):
-        np.testing.assert_allclose(schedule(optim, 5)(i), step["lr_used"], rtol=1e-6)
+        np.testing.assert_allclose(rate(i), step["lr_used"], rtol=1e-6)
         state, figures = _updated(
             trainer.update, state, _batch(scorer, text, step), step["grad_norm_before_clip"]
         )

@@ -11,10 +11,12 @@ import numpy as np
 from polyjax.data.dictionary import DictionarySettings
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, shown
+from polyjax.interop.parlai.heads import OverPadding, ParlaiBiConfig
+from polyjax.interop.parlai.layout import ParlaiLayout
+from polyjax.interop.parlai.warmup import ParlaiWarmup
 from polyjax.interop.torch_pickle import BrokenFile, read_pickle
 from polyjax.nn.encoders import EncoderConfig
-from polyjax.nn.heads import AttentionKind, BiConfig, CrossConfig, HeadConfig, PolyConfig
-from polyjax.nn.reduce import Reduction
+from polyjax.nn.heads import AttentionKind, CrossConfig, PolyConfig
 from polyjax.train.optim import OptimConfig
 
 Arch = Literal["bi", "poly", "cross"]
@@ -121,7 +123,7 @@ VARIANTS = {
     "prelayernorm": {"norm": "pre", "embedding_norm": False},
 }
 ATTENTIONS: dict[str, AttentionKind] = {"basic": "basic", "sqrt": "sqrt", "multihead": "multihead"}
-REDUCTIONS: dict[str, Reduction] = {"first": "first", "mean": "mean", "max": "max"}
+REDUCTIONS: dict[str, Literal["first", "mean", "max"]] = {"first": "first", "mean": "mean", "max": "max"}
 CHECK_FLAGS = "check that the flags belong to this model"
 # Flags that change what a model reads, in ways that are not reproduced here.
 REFUSED = ("person_tokens", "history_reversed", "split_lines", "history_add_global_end_token")
@@ -140,20 +142,22 @@ def arch_of(flags: Flags) -> Arch:
     return ARCHS[name]
 
 
-def head_config(flags: Flags, *, padding: Padding) -> HeadConfig:
+Head = ParlaiBiConfig | PolyConfig | CrossConfig
+
+
+def head_config(flags: Flags, *, padding: Padding) -> Head:
     """The head's configuration."""
-    reduction = flags.choice("reduction_type", "mean", REDUCTIONS)
-    over_padding = padding == "parlai"
+    kind = flags.choice("reduction_type", "mean", REDUCTIONS)
+    reduction = OverPadding(kind=kind) if padding == "parlai" else kind
     match arch_of(flags):
         case "bi":
             shared = flags.truth("share_encoders", True)
-            return BiConfig(
+            return ParlaiBiConfig(
                 reduction=reduction,
                 shared_encoder=shared,
                 shared_words=not shared and flags.truth("share_word_embeddings", True),
                 candidate_mlp=shared,
                 normalize=flags.truth("normalize_sent_emb", False),
-                over_padding=over_padding,
             )
         case "poly":
             codes: dict[str, Literal["learnt", "first"]] = {"codes": "learnt", "n_first": "first"}
@@ -165,10 +169,9 @@ def head_config(flags: Flags, *, padding: Padding) -> HeadConfig:
                 candidate_attention=flags.choice("poly_attention_type", "basic", ATTENTIONS),
                 candidate_heads=flags.number("poly_attention_num_heads", 4),
                 reduction=reduction,
-                over_padding=over_padding,
             )
         case "cross":
-            return CrossConfig(reduction=reduction, over_padding=over_padding)
+            return CrossConfig(reduction=reduction)
         case other:
             assert_never(other)
 
@@ -223,7 +226,7 @@ def text_config(flags: Flags, shape: EncoderConfig, *, padding: Padding) -> Text
         context_tokens=min(limit("text_truncate") + 2, room),
         candidate_tokens=label,
         padding="longest" if padding == "parlai" else "bucket",
-        layout="parlai",
+        layout=ParlaiLayout(),
     )
 
 
@@ -243,7 +246,7 @@ def dictionary_settings(flags: Flags) -> DictionarySettings:
 
 
 def optim_config(flags: Flags) -> OptimConfig:
-    """The optimiser and warm-up that a model was trained with; no dropout or weight decay beyond it."""
+    """The optimiser that a model was trained with, without its warm-up; no weight decay beyond it."""
     first, second = flags.pair("betas", (0.9, 0.999))
     return OptimConfig(
         optimizer=flags.choice(
@@ -253,7 +256,6 @@ def optim_config(flags: Flags) -> OptimConfig:
         weight_decay=0.0,
         clip=flags.decimal("gradient_clip", 0.1),
         warmup=0.0,
-        parlai_warmup=max(flags.number("warmup_updates", -1), 0),
         decay="plateau",
         plateau_factor=flags.decimal("lr_scheduler_decay", 0.5),
         plateau_patience=flags.number("lr_scheduler_patience", 3),
@@ -262,6 +264,12 @@ def optim_config(flags: Flags) -> OptimConfig:
         b2=second,
         eps=flags.decimal("adam_eps", 1e-8),
     )
+
+
+def warmup(flags: Flags) -> ParlaiWarmup | None:
+    """The warm-up that a model was trained with."""
+    steps = flags.number("warmup_updates", -1)
+    return ParlaiWarmup(steps=steps) if steps > 0 else None
 
 
 def beside(model_file: Path, suffix: str) -> Path:

@@ -21,6 +21,7 @@ from polyjax.interop.parlai.flags import (
     CHECK_FLAGS,
     Arch,
     Flags,
+    Head,
     Padding,
     Weights,
     arch_of,
@@ -31,10 +32,13 @@ from polyjax.interop.parlai.flags import (
     optim_config,
     read_opt,
     text_config,
+    warmup,
 )
+from polyjax.interop.parlai.heads import ParlaiBiConfig
+from polyjax.interop.parlai.warmup import ParlaiWarmup
 from polyjax.interop.torch_file import read_torch_file
 from polyjax.nn.encoders import EncoderConfig
-from polyjax.nn.heads import BiConfig, CrossConfig, HeadConfig
+from polyjax.nn.heads import CrossConfig
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.runs import ModelCard, fill_parameters, flat_parameters, write_model
 from polyjax.train.optim import OptimConfig
@@ -47,7 +51,7 @@ ENCODERS: dict[Arch, tuple[str, str]] = {
 """Prefixes of the context's and the candidate's encoder in a state dict."""
 
 
-def parameters(shape: EncoderConfig, head: HeadConfig, weights: Weights, path: Path) -> dict[str, np.ndarray]:
+def parameters(shape: EncoderConfig, head: Head, weights: Weights, path: Path) -> dict[str, np.ndarray]:
     """The weights under polyjax's names, float32.
 
     Raises:
@@ -62,7 +66,7 @@ def parameters(shape: EncoderConfig, head: HeadConfig, weights: Weights, path: P
     found = taken.encoder(shape, context, "context_encoder")
     if not head.shared_encoder:
         found |= taken.encoder(shape, candidate, "candidate_encoder")
-    if isinstance(head, BiConfig):
+    if isinstance(head, ParlaiBiConfig):
         if head.candidate_mlp:
             for ours, theirs in enumerate((0, 2)):
                 found |= taken.linear(f"cand_encoder.mlp.{theirs}", f"head.candidate_mlp.{ours}")
@@ -225,12 +229,19 @@ class ConvertedFrom:
         arch: its architecture.
         padding: as ``load_parlai``.
         optim: the settings that it was trained with.
+        warmup: steps of ParlAI's warm-up; 0 for none.
     """
 
     library: Literal["parlai"] = "parlai"
     arch: Arch
     padding: Padding
     optim: OptimConfig
+    warmup: int = 0
+
+    @property
+    def optimizer(self) -> ParlaiWarmup | None:
+        """The optimiser with its warm-up, None where there was none."""
+        return ParlaiWarmup(steps=self.warmup) if self.warmup else None
 
 
 def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none") -> None:
@@ -250,7 +261,13 @@ def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none"
     opt = beside(model_file, ".opt")
     flags = Flags(read_opt(opt), opt)
     scorer, text, model = load_parlai(model_file, padding=padding, dropout=True)
-    origin = ConvertedFrom(arch=arch_of(flags), padding=padding, optim=optim_config(flags))
+    warm = warmup(flags)
+    origin = ConvertedFrom(
+        arch=arch_of(flags),
+        padding=padding,
+        optim=optim_config(flags),
+        warmup=0 if warm is None else warm.steps,
+    )
     card = ModelCard(model=model, text=text.config)
     write_model(out_dir, scorer, card, text.tokenizer, config=origin)
 

@@ -223,7 +223,9 @@ def _reductions(
     folder: Path, modules: Modules | None, classifier: Classifier | None, settings: EncoderSettings
 ) -> tuple[tuple[Reduction, ...], str]:
     if classifier is not None:
-        return (classifier.head.reduction,), f"the classifier of {CLASSIFIER}"
+        reduction = classifier.head.reduction
+        assert isinstance(reduction, str), "families' classifiers reduce by name"
+        return (reduction,), f"the classifier of {CLASSIFIER}"
     if modules is None:
         return ("mean",), f"no {MODULES}: the mean of the real tokens, as sentence-transformers takes"
     if not modules.reductions:

@@ -92,13 +92,14 @@ def _made(scorer: TextScorer) -> "_Files":
     if not isinstance(scorer.text.tokenizer, HuggingFaceTokenizer):
         raise _refused(f"a model whose vocabulary is a {type(scorer.text.tokenizer).__name__}'s")
     if not isinstance(head, BiConfig | CrossConfig):
-        raise _refused(f"a {getattr(head, 'arch', type(head).__name__)}-encoder")
+        kind = type(head).__name__
+        raise _refused(f"a {getattr(head, 'arch', kind)}-encoder with settings of {kind}")
     if isinstance(head, BiConfig) and not head.shared_encoder:
         raise _refused("two separate transformers", "train with `head.shared_encoder`")
     if scorer.text.config.layout != "standard" or scorer.text.config.padding != "bucket":
-        raise _refused("a model that reads texts as ParlAI does")
-    if head.over_padding or getattr(head, "candidate_mlp", False):
-        raise _refused("a model that reduces over padding, or changes candidates, as ParlAI does")
+        raise _refused("a model with a layout or padding of its own")
+    if not isinstance(head.reduction, str):
+        raise _refused(f"the reduction {head.reduction}")
     if getattr(encoder, "output_scaling", 1.0) != 1.0:
         raise _refused("hidden states that are multiplied by `encoder.output_scaling`")
     return _BiFiles(scorer, head) if isinstance(head, BiConfig) else _CrossFiles(scorer, head)
@@ -111,8 +112,7 @@ def _check(folder: Path, made: "_Files") -> None:
     arithmetic = {name: getattr(found.settings, name) for name in _ARITHMETIC}
     text, own = found.text(turns=made.config.max_turns), made.config
     if isinstance(made.head, BiConfig):
-        same: Any = {"score_scale": made.head.score_scale, "shared_words": made.head.shared_words}
-        head: Any = dataclasses.replace(found.bi_head(), **same)
+        head: Any = dataclasses.replace(found.bi_head(), score_scale=made.head.score_scale)
     else:
         head = found.cross_head()
     prompts = ("context_prompt", "candidate_prompt", "embedding_prompt", "pool_prompts")
@@ -295,6 +295,7 @@ def _name_of(prompt: str, prompts: Mapping[str, str]) -> str | None:
 def _pooling(head: BiConfig, dim: int, config: TextConfig) -> dict[str, Any]:
     """Entries of the pooling's config.json: flags, and the newer name of a single mode besides."""
     names = {ours: theirs for theirs, ours in POOLING.items()}
+    assert isinstance(head.reduction, str), "others were refused"
     modes = [names[reduction] for reduction in (head.reduction, *head.also)]
     if modes != [mode for mode in POOLING if mode in modes]:  # flags have one order, and no mode twice
         return {"embedding_dimension": dim, "pooling_mode": modes, "include_prompt": config.pool_prompts}

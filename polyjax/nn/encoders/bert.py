@@ -1,7 +1,7 @@
 """BERT, and the transformers of the paper's code: tokens in, hidden states out.
 
 One configuration covers BERT (post-norm), the XLM variant of the paper's code (the same with output
-scaling), ParlAI's ``aiayn`` (no embedding norm) and pre-norm stacks.
+scaling), ``aiayn`` of the paper's code (no embedding norm) and pre-norm stacks.
 """
 
 import dataclasses
@@ -60,9 +60,9 @@ class EncoderConfig:
         activation: of the feed-forward part; ``gelu`` is the exact (erf) one.
         norm_eps: added to the variance in every layer norm.
         embedding_scale: multiply token embeddings by sqrt(dim).
-        output_scaling: multiplies the hidden states (ParlAI's recipes use 0.06).
-        zero_padding: hidden states of padding are zero before the last norm and the scaling, as in ParlAI;
-            it matters only where a head reduces over padding.
+        output_scaling: multiplies the hidden states (the paper's recipes use 0.06).
+        zero_padding: hidden states of padding are zero before the last norm and the scaling, as in XLM; it
+            matters only to a reduction of one's own that reads padding.
         dropout: rate on embeddings and sub-layer outputs while training.
         attention_dropout: rate on attention weights while training.
         dtype: of the arithmetic; parameters stay float32, scores are float32.

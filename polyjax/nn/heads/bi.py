@@ -1,18 +1,17 @@
 """Bi-encoder: one vector a side (arXiv 1905.01969 §4.2)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from polyjax.nn.heads.common import check_scale, reduced
+from polyjax.nn.heads.common import check_scale
 from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.heads.dense import DenseConfig, DenseLayers
-from polyjax.nn.linear import Linear
-from polyjax.nn.reduce import Reduction, reduce, unit
+from polyjax.nn.reduce import Reducer, Reduction, reduce, unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +23,6 @@ class BiConfig:
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale both vectors to length 1, so that the score is a cosine.
         score_scale: multiplies the score; 1 for raw products, about 20 for cosines.
-        shared_words: two encoders, but one table of token embeddings.
-        candidate_mlp: two linear layers with a relu between them after the candidate's reduction, which
-            ParlAI adds to distinguish the sides of a shared encoder.
-        over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
         also: further reductions, whose vectors follow the first one's.
         dense: layers after the reduction, on both sides.
         raw_embeddings: embeddings for a user are not scaled to length 1 where ``normalize`` is
@@ -36,14 +31,16 @@ class BiConfig:
 
     arch: ClassVar[str] = "bi"
     inputs: ClassVar[Inputs] = "dual"
+    RETIRED: ClassVar[Mapping[str, Any]] = {
+        "shared_words": False,
+        "candidate_mlp": False,
+        "over_padding": False,
+    }
 
-    reduction: Reduction = "mean"
+    reduction: Reduction | Reducer = "mean"
     shared_encoder: bool = False
     normalize: bool = False
     score_scale: float = 1.0
-    shared_words: bool = False
-    candidate_mlp: bool = False
-    over_padding: bool = False
     also: tuple[Reduction, ...] = ()
     dense: tuple[DenseConfig, ...] = ()
     raw_embeddings: bool = False
@@ -60,11 +57,6 @@ class BiConfig:
         """The head for an encoder of width ``dim``."""
         return BiHead(self, dim, rngs=rngs)
 
-    def tie(self, context_encoder: Any, candidate_encoder: Any) -> None:
-        """Give both encoders one table of token embeddings, with ``shared_words``."""
-        if self.shared_words:
-            candidate_encoder.embeddings.tokens = context_encoder.embeddings.tokens
-
 
 class BiHead(nnx.Module):
     """One context vector and one candidate vector; score = score_scale * dot product (§4.2)."""
@@ -73,42 +65,37 @@ class BiHead(nnx.Module):
         self.config = config
         width = dim * (1 + len(config.also))
         self.dense = DenseLayers(config.dense, width, rngs=rngs) if config.dense else None
-        if config.candidate_mlp:
-            width = config.vector_dim(dim)
-            mlp = [Linear(width, width, init_std=width**-0.5, rngs=rngs) for _ in range(2)]
-            self.candidate_mlp = nnx.List(mlp)
 
     @property
     def product_form(self) -> ProductForm:
         """The scaled product itself."""
         return ProductForm(scale=self.config.score_scale)
 
-    def _vector(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
+    def vector(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
+        """Token outputs -> vectors [n, e] before ``normalize``."""
         config = self.config
-        vector = reduced(hidden, mask, config)
+        vector = reduce(hidden, mask, config.reduction)
         if config.also:
-            more = [reduce(hidden, mask, kind, over_padding=config.over_padding) for kind in config.also]
+            more = [reduce(hidden, mask, kind) for kind in config.also]
             vector = jnp.concatenate([vector, *more], axis=-1)
         return vector if self.dense is None else self.dense(vector)
 
     def embed(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
         """Token outputs -> the vectors [n, e] of texts without a role."""
-        vector = self._vector(hidden, mask)
+        vector = self.vector(hidden, mask)
         return unit(vector) if self.config.normalize and not self.config.raw_embeddings else vector
 
     def context(
         self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b 1 e"], Bool[Array, "b 1"]]:
         """Token outputs -> the context vector [b, 1, e] and its mask [b, 1]."""
-        vector = self._vector(hidden, mask)
+        vector = self.vector(hidden, mask)
         vector = unit(vector) if self.config.normalize else vector
         return vector[:, None, :], jnp.ones((hidden.shape[0], 1), bool)
 
     def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
         """Token outputs -> candidate vectors [n, e]."""
-        vector = self._vector(hidden, mask)
-        if self.config.candidate_mlp:
-            vector = self.candidate_mlp[1](jax.nn.relu(self.candidate_mlp[0](vector)))
+        vector = self.vector(hidden, mask)
         return unit(vector) if self.config.normalize else vector
 
     def score(

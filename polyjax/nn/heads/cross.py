@@ -1,17 +1,17 @@
 """Cross-encoder: a linear layer over the pair (arXiv 1905.01969 §4.3)."""
 
 import dataclasses
-from typing import ClassVar, Literal, assert_never
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, assert_never
 
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from polyjax.nn.activations import Activation, activate
-from polyjax.nn.heads.common import reduced
 from polyjax.nn.heads.contract import Inputs
 from polyjax.nn.linear import LayerNorm, Linear
-from polyjax.nn.reduce import Reduction
+from polyjax.nn.reduce import Reducer, Reduction, reduce
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,6 @@ class CrossConfig:
 
     Attributes:
         reduction: the pair's token outputs -> vector.
-        over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
         dense: activation of a layer before the last one, as the standard classifiers of BERT (tanh),
             DistilBERT (relu), ELECTRA (gelu) and others have; ``none`` for no such layer.
         dense_bias: whether that layer has an offset.
@@ -31,9 +30,9 @@ class CrossConfig:
 
     arch: ClassVar[str] = "cross"
     inputs: ClassVar[Inputs] = "pairs"
+    RETIRED: ClassVar[Mapping[str, Any]] = {"over_padding": False}
 
-    reduction: Reduction = "first"
-    over_padding: bool = False
+    reduction: Reduction | Reducer = "first"
     dense: Literal["none"] | Activation = "none"
     dense_bias: bool = True
     norm: Literal["none", "scale", "scale-and-bias"] = "none"
@@ -70,7 +69,7 @@ class CrossHead(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, " n"]:
         """Token outputs of n pairs -> scores [n], float32, before ``activation``."""
-        vector = reduced(hidden, mask, self.config)
+        vector = reduce(hidden, mask, self.config.reduction)
         if self.dense is not None:
             assert self.config.dense != "none"
             vector = activate(self.config.dense, self.dense(vector))

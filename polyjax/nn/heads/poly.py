@@ -1,7 +1,8 @@
 """Poly-encoder: m context vectors, over which each candidate attends (arXiv 1905.01969 §4.4)."""
 
 import dataclasses
-from typing import ClassVar, Literal, assert_never
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from polyjax.errors import InputError
 from polyjax.nn.attention import MultiHeadAttention, attend, masked_softmax
-from polyjax.nn.heads.common import check_heads, check_scale, reduced
+from polyjax.nn.heads.common import check_heads, check_scale
 from polyjax.nn.heads.contract import Inputs, ProductForm
-from polyjax.nn.reduce import Reduction, unit
+from polyjax.nn.reduce import Reducer, Reduction, reduce, unit
 
 AttentionKind = Literal["basic", "sqrt", "multihead"]
 """Dot products, dot products over the root of the width, or several heads with projections."""
@@ -39,11 +40,11 @@ class PolyConfig:
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale context vectors and candidate vector to length 1.
         score_scale: multiplies the score; 1 for raw products, about 20 for unit vectors.
-        over_padding: reduce over padding too, as ParlAI does (see ``reduce``).
     """
 
     arch: ClassVar[str] = "poly"
     inputs: ClassVar[Inputs] = "dual"
+    RETIRED: ClassVar[Mapping[str, Any]] = {"over_padding": False}
 
     n_codes: int = 64
     codes: Literal["learnt", "first"] = "learnt"
@@ -53,11 +54,10 @@ class PolyConfig:
     candidate_attention: AttentionKind = "basic"
     candidate_heads: int = 4
     candidate_sharpness: float = 1.0
-    reduction: Reduction = "mean"
+    reduction: Reduction | Reducer = "mean"
     shared_encoder: bool = False
     normalize: bool = False
     score_scale: float = 1.0
-    over_padding: bool = False
 
     @classmethod
     def paper(cls, n_codes: Literal[16, 64, 360]) -> "PolyConfig":
@@ -155,7 +155,7 @@ class PolyHead(nnx.Module):
 
     def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
         """Token outputs -> candidate vectors [n, d]."""
-        vector = reduced(hidden, mask, self.config)
+        vector = reduce(hidden, mask, self.config.reduction)
         return unit(vector) if self.config.normalize else vector
 
     @property

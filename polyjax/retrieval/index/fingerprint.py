@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any
 
-from polyjax.config import to_json
+from polyjax.config import Replaces, to_json
 from polyjax.data.token_store import tokenizer_digest
 from polyjax.inference.scorer import TextScorer
 
@@ -76,8 +76,25 @@ def fingerprint(scorer: TextScorer, version: int = VERSION) -> Fingerprint:
     )
 
 
+def _as_before(settings: Any) -> tuple[Any, dict[str, Any]]:
+    """Settings without parts that took the place of entries, and these entries."""
+    entries: dict[str, Any] = {}
+    if isinstance(settings, Replaces):
+        settings, added = settings.before
+        entries |= added
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Replaces):
+            plain[field.name], added = value.before
+            entries |= added
+    return dataclasses.replace(settings, **plain) if plain else settings, entries
+
+
 def canonical(value: Any) -> Any:
     """Plain JSON data of settings, without the entries that are at their defaults.
+
+    Parts that took the place of entries are these entries, so that indexes of before belong to their models.
 
     >>> from polyjax.nn.heads import BiConfig
     >>> canonical(BiConfig(normalize=True))
@@ -85,6 +102,7 @@ def canonical(value: Any) -> Any:
     """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return [canonical(item) for item in value] if isinstance(value, tuple | list) else to_json(value)
+    value, entries = _as_before(value)
     # A part from outside the package is identified by its name and version.
     found = {"type": type(value).__name__}
     found |= {name: getattr(value, name) for name in ("name", "version") if hasattr(type(value), name)}
@@ -95,7 +113,7 @@ def canonical(value: Any) -> Any:
             default = field.default_factory()
         if default is dataclasses.MISSING or given != default:
             found[field.name] = canonical(given)
-    return found
+    return found | entries
 
 
 def _digest(*settings: Any) -> str:
@@ -127,9 +145,12 @@ _NAMES_OF_VERSION_5 = {
 
 def _repr_of_version_5(settings: Any) -> str | None:
     """What ``repr`` of these settings was in version 5; None if they have newer ones."""
+    beyond = {name for name in canonical(settings) if name != "type"}
+    settings, entries = _as_before(settings)
+    entries = {**getattr(settings, "RETIRED", {}), **entries}
     kind = type(settings).__name__
     names = _NAMES_OF_VERSION_5.get(kind, "").split()
-    beyond = {name for name in canonical(settings) if name != "type"} - set(names)
-    if not names or beyond:
+    if not names or beyond - set(names):
         return None
-    return f"{kind}({', '.join(f'{name}={getattr(settings, name)!r}' for name in names)})"
+    given = {name: entries[name] if name in entries else getattr(settings, name) for name in names}
+    return f"{kind}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
