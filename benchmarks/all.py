@@ -98,7 +98,6 @@ JOBS = (
         minutes=(0.8, 5),
         runs=tuple(RUNS.values()),
     ),
-    Job(name="encoders", full="--repeats 3", minutes=(0, 7), packages=("torch", "transformers")),
     Job(name="serve", full="minilm", minutes=(0, 2)),
     Job(name="load", full="minilm", minutes=(0, 4)),
     Job(name="corpus_pairs", script="corpus", full="--pairs 10000 100000 1000000", minutes=(0, 8)),

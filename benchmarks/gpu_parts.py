@@ -35,7 +35,7 @@ from polyjax import (
 from polyjax.errors import InputError
 from polyjax.inference.programs import for_inference
 from polyjax.nn.encoders import Dtype
-from polyjax.nn.scorers import DualScorer
+from polyjax.nn.scorers import CrossScorer, DualScorer, Scorer
 from polyjax.retrieval.search.blocks import Block, kind_of
 from polyjax.retrieval.search.programs import SearchPrograms, nothing_found
 from polyjax.train import Trainer
@@ -215,7 +215,7 @@ def measure_attention(part: Part) -> None:
             return nnx.merge(graph, state).encode_candidates(tokens)
 
         program = run.lower(state, tokens).compile()
-        called = "fmha" in program.as_text()
+        called = "fmha" in (program.as_text() or "")
         jax.block_until_ready(program(state, tokens))
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
@@ -274,11 +274,23 @@ def measure_speed(part: Part) -> None:
     cross = make_scorer(shape, CrossConfig(), rngs=nnx.Rngs(0))
     graph, state = nnx.split(for_inference(cross))
     both = jax.device_put(tokens_of(pairs, length + (8 if part.small else 24), vocab=shape.vocab_size))
-    score = jax.jit(lambda state, tokens: nnx.merge(graph, state).score_pairs(tokens))
+    score = jax.jit(lambda state, tokens: pair_scores(nnx.merge(graph, state), tokens))
     times = {"polyjax": times_of(lambda: jax.block_until_ready(score(state, both)), max(2, repeats // 3))}
     if torch is not None:
         times = {"torch": times_of(torch_pairs(torch, shape, both), max(2, repeats // 3)), **times}
     part.add({"arch": "cross", "candidates": pairs}, "ms", times, to="torch" if "torch" in times else None)
+
+
+def pair_scores(scorer: Scorer, pairs: Tokens) -> jax.Array:
+    """Of a cross-encoder."""
+    assert isinstance(scorer, CrossScorer)
+    return scorer.score_pairs(pairs)
+
+
+def vectors_of(scorer: Scorer, texts: Tokens) -> jax.Array:
+    """Candidates' vectors of a bi-encoder."""
+    assert isinstance(scorer, DualScorer)
+    return scorer.encode_candidates(texts)
 
 
 def ours_search(shape: EncoderConfig, head: Any, tokens: Tokens, rows: jax.Array) -> Callable[[], object]:
@@ -391,7 +403,7 @@ def measure_encoding(part: Part) -> None:
     scorer = make_scorer(shape, BiConfig(shared_encoder=True), rngs=nnx.Rngs(0))
     graph, state = nnx.split(for_inference(scorer))
     tokens = jax.device_put(tokens_of(rows, length, vocab=shape.vocab_size))
-    encode = jax.jit(lambda state, tokens: nnx.merge(graph, state).encode_candidates(tokens))
+    encode = jax.jit(lambda state, tokens: vectors_of(nnx.merge(graph, state), tokens))
     times = times_of(lambda: np.asarray(encode(state, tokens)), 5)
     case = {"tokens": length, "texts": rows}
     part.add(case, "texts/s", {"random tokens": [1e3 * rows / ms for ms in times]})
