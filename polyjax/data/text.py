@@ -33,6 +33,8 @@ class TextConfig:
             of a single text, as sentence-transformers does (and the oldest tokens of several turns).
         pair_tokens: longest pair, special tokens included, of which the longer text is cut first
             (``longest_first`` of transformers); 0 to cut context and candidate separately.
+        pairs: ``joined``, one sequence with one start token, as cross-encoders read it; ``apart``, both texts
+            as a bi-encoder reads them, one after the other, for a cross-encoder with gates.
         context_prompt: put before the first turn that is read.
         candidate_prompt: put before a candidate.
         embedding_prompt: put before a text to embed, if no other prompt is given.
@@ -49,6 +51,7 @@ class TextConfig:
     layout: Literal["standard", "parlai"] = "standard"
     cut: Literal["oldest", "end"] = "oldest"
     pair_tokens: int = 0
+    pairs: Literal["joined", "apart"] = "joined"
     context_prompt: str = ""
     candidate_prompt: str = ""
     embedding_prompt: str = ""
@@ -87,7 +90,12 @@ class TextConfig:
         """The longest pair of a context and a candidate, in tokens."""
         if self.pair_tokens:
             return self.pair_tokens
-        return self.context_tokens + self.candidate_tokens - (self.layout == "standard")
+        return self.context_tokens + self.candidate_tokens - self.shared_marks
+
+    @property
+    def shared_marks(self) -> int:
+        """Special tokens that two texts save by being a pair."""
+        return int(self.pairs == "joined" and self.layout == "standard")
 
     def check_positions(self, n_positions: int, *, paired: bool) -> None:
         """Raise InputError if a sequence may be longer than the encoder's positions."""
@@ -221,6 +229,11 @@ class TextEncoder:
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
         """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
+        if self.config.pairs == "apart":
+            if self.config.pair_tokens:
+                first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
+                context, candidate = self._shortened(context, first), self._shortened(candidate, second)
+            return np.concatenate([context, candidate]), len(context)
         if self.config.layout == "parlai":
             # ParlAI copies as many ids as are not padding, from the front.
             context = context[: np.count_nonzero(context != self.tokenizer.pad_id)]
@@ -245,7 +258,8 @@ class TextEncoder:
     @property
     def _pair_room(self) -> int:
         """Tokens of two texts that fit into ``pair_tokens`` beside the special ones."""
-        return self.config.pair_tokens - 3 - len(self._between[0])
+        marks = 4 if self.config.pairs == "apart" else 3 + len(self._between[0])
+        return self.config.pair_tokens - marks
 
     @functools.cached_property
     def _between(self) -> tuple[Ids, bool]:
@@ -260,7 +274,8 @@ class TextEncoder:
 
     def pair_length(self, context: int, candidate: int) -> int:
         """How many tokens ``pair`` gives at most, for a context and a candidate of these lengths."""
-        longest = context + candidate - (self.config.layout == "standard") + len(self._between[0])
+        between = len(self._between[0]) if self.config.pairs == "joined" else 0
+        longest = context + candidate - self.config.shared_marks + between
         return min(longest, self.config.pair_limit())
 
     def prompt_tokens(self, prompt: str) -> int:
@@ -305,4 +320,11 @@ class TextEncoder:
         tokens = self.pad([ids for ids, _ in pairs], length=length)
         first = np.fromiter((n for _, n in pairs), int, len(pairs))[:, None]
         segments = (np.arange(length)[None, :] >= first) & tokens.mask
-        return dataclasses.replace(tokens, segments=segments.astype(np.int32))
+        tokens = dataclasses.replace(tokens, segments=segments.astype(np.int32))
+        prompts = (self.config.context_prompt, self.config.candidate_prompt)
+        left_out = [self.prompt_tokens(prompt) for prompt in prompts]
+        if self.config.pairs == "joined" or not any(left_out):
+            return tokens
+        place = np.arange(length)[None, :] - np.where(segments, first, 0)  # within its own text
+        pooled = tokens.mask & (place >= np.where(segments, left_out[1], left_out[0]))
+        return dataclasses.replace(tokens, pooled=pooled)
