@@ -37,7 +37,7 @@ from polyjax.nn.encoders import (
     NomicBertConfig,
     RobertaConfig,
 )
-from polyjax.nn.heads import DenseConfig
+from polyjax.nn.heads import DenseConfig, GatedCrossConfig
 from polyjax.runtime import hardware
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -145,6 +145,10 @@ DUAL_HEADS = {
         candidate_heads=2,
     ),
     "poly-first": PolyConfig(n_codes=5, codes="first"),
+    "poly-first-mean": PolyConfig(n_codes=5, codes="first", with_mean=True),
+    "poly-learnt-sharpness": PolyConfig(
+        n_codes=5, codes_std=1.0, candidate_sharpness=2.0, learnt_sharpness=True, with_mean=True
+    ),
     "poly-unit-shared": PolyConfig(
         n_codes=5, shared_encoder=True, normalize=True, score_scale=20.0, candidate_sharpness=10.0
     ),
@@ -153,6 +157,7 @@ CROSS_HEADS = {
     "cross-first": CrossConfig(),
     "cross-mean": CrossConfig(reduction="mean"),
     "cross-classifier": CrossConfig(dense="gelu", dense_bias=False, norm="scale"),
+    "cross-gated": GatedCrossConfig(gate=-1.0, normalize=True, score_scale=20.0),
 }
 HEADS = DUAL_HEADS | CROSS_HEADS
 TINY: dict[str, Any] = {

@@ -77,7 +77,7 @@ def models(tmp_path_factory) -> Path:
     """Run directories of an untrained, tiny model, under the names that the pages use."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE)
-    shape, head = EncoderConfig.tiny(tokenizer.vocab_size), PolyConfig(n_codes=4)
+    shape, head = EncoderConfig.tiny(tokenizer.vocab_size), PolyConfig(n_codes=4, shared_encoder=True)
     scorer = make_scorer(shape, head, rngs=nnx.Rngs(0))
     card = ModelCard(model=ModelConfig(encoder=shape, head=head), text=TextConfig())
     for name in RUNS:

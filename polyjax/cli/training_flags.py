@@ -13,9 +13,14 @@ from polyjax.cli.flags import parse_flags
 from polyjax.data.tasks import TASK_NAMES, TaskConfig, task_named
 from polyjax.errors import InputError
 from polyjax.interop.hub import hub_name, pinned
-from polyjax.recipes.encoder_folder import for_encoder
+from polyjax.recipes.encoder_folder import for_encoder, head_for
 from polyjax.recipes.paper import recipe
-from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
+from polyjax.recipes.presets import (
+    PRESETS,
+    default_of_run,
+    for_task,
+    from_scratch,
+)
 from polyjax.recipes.settings import (
     DEFAULT_PRESET,
     SCRATCH,
@@ -47,6 +52,7 @@ class Choice:
     encoder: str | None = None
     task: str | None = None
     loss: str | None = None
+    head: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,9 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
     # The second parse refuses an unknown architecture: it knows the flag as documented.
     default = preset_of(choice, next((arch for arch in get_args(Arch) if arch == choice.arch), "poly"))
     if choice.init is not None:
-        default = default_of_run(partial(preset_of, choice), choice.init)
+        default = default_of_run(
+            partial(preset_of, choice), choice.init, arch=choice.arch, head=choice.head or "gated"
+        )
         if choice.arch not in (None, default.arch):
             raise InputError(
                 "arch",
@@ -92,6 +100,9 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
             tokenizer=TokenizerChoice(),
             encoder=dataclasses.replace(default.encoder, name=choice.encoder),
         )
+    if choice.init is None:
+        default = head_for(default, choice.head, choice.encoder)
+    arguments = without(arguments, "--head")
     if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
         # An explicit number of steps or epochs is kept, however few the rows are.
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))

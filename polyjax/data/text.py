@@ -32,6 +32,8 @@ class TextConfig:
             of a single text, as sentence-transformers does (and the oldest tokens of several turns).
         pair_tokens: longest pair, special tokens included, of which the longer text is cut first
             (``longest_first`` of transformers); 0 to cut context and candidate separately.
+        pairs: ``joined``, one sequence with one start token, as cross-encoders read it; ``apart``, both texts
+            as a bi-encoder reads them, one after the other, for a cross-encoder with gates.
         context_prompt: put before the first turn that is read.
         candidate_prompt: put before a candidate.
         embedding_prompt: put before a text to embed, if no other prompt is given.
@@ -48,6 +50,7 @@ class TextConfig:
     layout: Literal["standard"] | TextLayout = "standard"
     cut: Literal["oldest", "end"] = "oldest"
     pair_tokens: int = 0
+    pairs: Literal["joined", "apart"] = "joined"
     context_prompt: str = ""
     candidate_prompt: str = ""
     embedding_prompt: str = ""
@@ -86,12 +89,17 @@ class TextConfig:
         """The longest pair of a context and a candidate, in tokens."""
         if self.pair_tokens:
             return self.pair_tokens
-        return self.context_tokens + self.candidate_tokens - self.placing.joined
+        return self.context_tokens + self.candidate_tokens - self.shared_marks
 
     @property
     def placing(self) -> TextLayout:
         """The layout as an object."""
         return STANDARD if isinstance(self.layout, str) else self.layout
+
+    @property
+    def shared_marks(self) -> int:
+        """Special tokens that two texts save by being a pair."""
+        return self.placing.joined if self.pairs == "joined" else 0
 
     def check_positions(self, n_positions: int, *, paired: bool) -> None:
         """Raise InputError if a sequence may be longer than the encoder's positions."""
@@ -216,6 +224,11 @@ class TextEncoder:
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
         """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
+        if self.config.pairs == "apart":
+            if self.config.pair_tokens:
+                first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
+                context, candidate = self._shortened(context, first), self._shortened(candidate, second)
+            return np.concatenate([context, candidate]), len(context)
         between, segments = self._between
         if self.config.pair_tokens:
             first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
@@ -236,7 +249,8 @@ class TextEncoder:
     @property
     def _pair_room(self) -> int:
         """Tokens of two texts that fit into ``pair_tokens`` beside the special ones."""
-        return self.config.pair_tokens - 3 - len(self._between[0])
+        marks = 4 if self.config.pairs == "apart" else 3 + len(self._between[0])
+        return self.config.pair_tokens - marks
 
     @functools.cached_property
     def _between(self) -> tuple[Ids, bool]:
@@ -255,7 +269,8 @@ class TextEncoder:
 
     def _whole_pair(self, context: int, candidate: int) -> int:
         """Tokens of a pair of which nothing is cut."""
-        return context + candidate - self._layout.joined + len(self._between[0])
+        between = len(self._between[0]) if self.config.pairs == "joined" else 0
+        return context + candidate - self.config.shared_marks + between
 
     def prompt_tokens(self, prompt: str) -> int:
         """Tokens at the beginning of a sequence that a head's reduction ignores."""
@@ -298,4 +313,11 @@ class TextEncoder:
         tokens = self.pad([ids for ids, _ in pairs], length=length)
         first = np.fromiter((n for _, n in pairs), int, len(pairs))[:, None]
         segments = (np.arange(length)[None, :] >= first) & tokens.mask
-        return dataclasses.replace(tokens, segments=segments.astype(np.int32))
+        tokens = dataclasses.replace(tokens, segments=segments.astype(np.int32))
+        prompts = (self.config.context_prompt, self.config.candidate_prompt)
+        left_out = [self.prompt_tokens(prompt) for prompt in prompts]
+        if self.config.pairs == "joined" or not any(left_out):
+            return tokens
+        place = np.arange(length)[None, :] - np.where(segments, first, 0)  # within its own text
+        pooled = tokens.mask & (place >= np.where(segments, left_out[1], left_out[0]))
+        return dataclasses.replace(tokens, pooled=pooled)

@@ -7,19 +7,21 @@ the point of the paper, so the types say it.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from polyjax.errors import InputError
-from polyjax.nn.encoders import ChecksPairs, EncoderSettings, KnownEncoder, TokenEncoder
+from polyjax.errors import InputError, shown
+from polyjax.nn.encoders import ChecksPairs, EncoderSettings, GatesTexts, KnownEncoder, TokenEncoder
 from polyjax.nn.heads import (
     DualHead,
     DualSettings,
     EmbedsTexts,
+    GatedPairHead,
+    GatedSettings,
     HeadConfig,
     HeadSettings,
     Inputs,
@@ -144,6 +146,9 @@ class DualScorer(nnx.Module):
 class CrossScorer(nnx.Module):
     """Each context-candidate pair goes through the transformer, as in a cross-encoder.
 
+    The segments of a pair say which text a token is of. Where the head has gates, both texts are in the
+    encoder's first segment, with positions of their own.
+
     Args:
         encoder: configuration of the transformer.
         head: settings with ``inputs`` of ``pairs``.
@@ -154,9 +159,16 @@ class CrossScorer(nnx.Module):
     """
 
     inputs: ClassVar[Inputs] = "pairs"
-    head: PairHead
+    head: PairHead | GatedPairHead
 
     def __init__(self, encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs):
+        if isinstance(head, GatedSettings):
+            check_gates(encoder)
+            assert isinstance(encoder, GatesTexts)
+            self.encoder = encoder.build(rngs=rngs)
+            blocks = {"n_layers": encoder.n_layers, "n_heads": encoder.n_heads}
+            self.head = head.build(encoder.dim, rngs=rngs, **blocks)
+            return
         if isinstance(encoder, ChecksPairs):
             encoder.check_pairs()
         self.encoder = encoder.build(rngs=rngs)
@@ -174,7 +186,13 @@ class CrossScorer(nnx.Module):
 
     def score_pairs(self, pairs: Tokens, *, key: Array | None = None) -> Float[Array, " n"]:
         """Pairs, Tokens [n, t] -> scores [n]."""
-        return self.head(self.encoder(pairs, key=key), jnp.asarray(pairs.read))
+        read = jnp.asarray(pairs.read)
+        if not isinstance(self.head.config, GatedSettings):
+            return cast(PairHead, self.head)(self.encoder(pairs, key=key), read)
+        second = jnp.asarray(pairs.segments) > 0
+        both = dataclasses.replace(pairs, segments=jnp.zeros_like(pairs.segments), packs=pairs.segments)
+        head, encode = cast(GatedPairHead, self.head), cast(Any, self.encoder)
+        return head(encode(both, key=key, gates=head.gates), read & ~second, read & second)
 
     def __call__(
         self, inputs: PairInputs, *, key: Array | None = None, chunk: int = 0
@@ -192,6 +210,17 @@ class CrossScorer(nnx.Module):
 
 
 Scorer = DualScorer | CrossScorer
+
+
+def check_gates(encoder: EncoderSettings) -> None:
+    """Raise InputError for an encoder whose attention between two texts cannot be held down."""
+    if not isinstance(encoder, GatesTexts):
+        raise InputError(
+            "encoder",
+            expected="one of BERT, RoBERTa, DistilBERT, ELECTRA or MPNet, for gates between two texts",
+            got=shown(type(encoder).__name__),
+            fix="choose the `head` joint, which needs none",
+        )
 
 
 def make_scorer(encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs) -> Scorer:

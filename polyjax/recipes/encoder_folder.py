@@ -8,10 +8,12 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, shown
 from polyjax.interop.doctor import describe
 from polyjax.interop.hub import model_folder
-from polyjax.interop.pretrained import is_model_folder
+from polyjax.interop.pretrained import is_model_folder, is_pretraining_run
 from polyjax.interop.sentence_transformers import EncoderFolder, load_head, read_folder
-from polyjax.nn.heads import BiConfig, CrossConfig
+from polyjax.nn.encoders import GatesTexts
+from polyjax.nn.heads import BiConfig, CrossConfig, GatedSettings
 from polyjax.nn.scorers import Scorer
+from polyjax.recipes.presets import joint, with_head
 from polyjax.recipes.settings import SCRATCH, RunConfig
 
 PROMPTS = ("context_prompt", "candidate_prompt", "embedding_prompt", "prompts", "pool_prompts")
@@ -31,6 +33,31 @@ def folder_of(encoder: str) -> EncoderFolder | None:
         return None
     folder = model_folder(encoder, "encoder")
     return read_folder(folder) if is_model_folder(folder) else None
+
+
+def head_for(preset: RunConfig, head: str | None, encoder: str | None) -> RunConfig:
+    """A preset with the head that was asked for; a cross-encoder's starts as the bi-encoder where it can.
+
+    It can where the encoder was trained to embed texts by one reduction of its outputs, and has gates.
+
+    Args:
+        preset: before the task's lengths are in it.
+        head: a name that ``with_head`` takes; None for the encoder's.
+        encoder: as ``--encoder`` takes it; None for the preset's.
+
+    Raises:
+        InputError: the architecture has no such head, or the folder is broken.
+    """
+    if head is not None:
+        return with_head(preset, head)
+    if encoder is None or encoder in (*SCRATCH, "minilm") or not isinstance(preset.head, GatedSettings):
+        return preset
+    found = folder_of(encoder)
+    if found is None:
+        return joint(preset) if is_pretraining_run(Path(encoder)) else preset
+    embeds = found.classifier is None and len(found.reductions) == 1
+    plain = embeds and found.reductions[0] != "weighted_mean" and not (found.modules and found.modules.dense)
+    return preset if plain and isinstance(found.settings, GatesTexts) else joint(preset)
 
 
 def for_encoder(preset: RunConfig, encoder: str, *, own_head: bool = False) -> RunConfig:

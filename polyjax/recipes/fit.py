@@ -16,9 +16,16 @@ from polyjax.interop.hub import local_name, pinned
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.ranker import Ranker
-from polyjax.recipes.encoder_folder import for_encoder
+from polyjax.recipes.encoder_folder import for_encoder, head_for
 from polyjax.recipes.notebook import shown_in_notebook
-from polyjax.recipes.presets import PRESETS, default_of_run, for_task, from_scratch
+from polyjax.recipes.presets import (
+    PRESETS,
+    default_of_run,
+    for_task,
+    from_scratch,
+    is_plain_cross,
+    joint,
+)
 from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
 from polyjax.recipes.run import Run
 from polyjax.recipes.session import Callback, Parts, run
@@ -55,7 +62,7 @@ def fit(
     init: str | os.PathLike[str] | None = None,
     valid: Rows | None = None,
     test: Rows | None = None,
-    head: HeadConfig | HeadSettings | Mapping[str, Any] | None = None,
+    head: str | HeadConfig | HeadSettings | Mapping[str, Any] | None = None,
     loss: str | LossConfig | Callable[..., Any] | None = None,
     teacher: Any = None,
     guide: Any = None,
@@ -84,7 +91,8 @@ def fit(
         data: the path of a .jsonl, .csv or .tsv file; rows in memory (dicts with ``context``, ``label`` and
             optional ``candidates`` and ``id``, or Examples, or a pandas.DataFrame); the name of a data set
             (``chitchat``, ``convai2``, ...); or a task's settings.
-        arch: ``bi``, ``poly`` or ``cross``; with ``init`` it is that of the model.
+        arch: ``bi``, ``poly`` or ``cross``; with ``init`` it is that of the model, or ``cross`` to start a
+            cross-encoder from the encoder of a bi- or poly-encoder.
         encoder: ``minilm``; ``tiny``, ``small`` or ``paper`` from scratch, with a vocabulary learnt from the
             training rows; or the folder of a pretrained encoder. An EncoderChoice also says how it computes;
             settings of a family of your own build it (``polyjax.nn.encoders.EncoderSettings``).
@@ -97,7 +105,8 @@ def fit(
         init: start from the model of this run directory, instead of ``encoder``.
         valid: rows to validate on, a file or rows; by default a tenth of ``data``.
         test: rows to test on, likewise.
-        head: settings of the scoring head, or of one of your own (``polyjax.nn.heads.HeadSettings``).
+        head: settings of the scoring head, or of one of your own (``polyjax.nn.heads.HeadSettings``); for a
+            cross-encoder also ``gated``, which starts as a bi-encoder, or ``joint``, the paper's.
         loss: ``softmax``, ``bce``; ``margin-mse``, ``kl``, ``mse``, ``listmle`` or ``ranknet``, which learn a
             teacher's ``scores``; ``lambda`` or ``approx-ndcg``; one of their configuration objects; or a
             function of your own, ``loss(scores [b, c], batch) -> [b]``.
@@ -176,18 +185,22 @@ def _settings(
 ) -> RunConfig:
     """The settings of a run: the preset's, for the task, with what was given."""
     head, own = nested["head"], encoder if isinstance(encoder, EncoderSettings) else None
-    if isinstance(head, HeadSettings):
-        arch = head.arch
+    named = head if isinstance(head, str) else None
+    if named is not None:
+        nested = {**nested, "head": None}
+    elif isinstance(head, HeadSettings):
+        arch, named = head.arch, "joint" if is_plain_cross(head) else None
     defaults = _defaults(
         arch if arch in get_args(Arch) or head is None else "poly",
         preset,
         cast(Any, encoder) if own is None else _named(own),
         init,
         nested["tokenizer"],
+        named,
     )
     if own is not None:
         kind = TokenizerChoice(kind="sentencepiece") if nested["tokenizer"] is None else defaults.tokenizer
-        defaults = dataclasses.replace(defaults, own_encoder=own, tokenizer=kind)
+        defaults = dataclasses.replace(joint(defaults), own_encoder=own, tokenizer=kind)
     config = for_task(defaults, task)
     if own is None and init is None:
         config = for_encoder(config, config.encoder.name, own_head=isinstance(head, HeadSettings))
@@ -223,6 +236,7 @@ def _defaults(
     encoder: str | os.PathLike[str] | EncoderChoice,
     init: str | os.PathLike[str] | None,
     tokenizer: object,
+    head: str | None,
 ) -> RunConfig:
     """The preset's settings, with the encoder or the model to start from."""
     for name, value, known in (("arch", arch, get_args(Arch)), ("preset", preset, tuple(PRESETS))):
@@ -233,11 +247,11 @@ def _defaults(
     if init is not None:
         if encoder != "minilm":
             raise InputError("encoder", problem="`init` brings its own encoder", fix="leave `encoder` out")
-        return default_of_run(make, Path(init))
+        return default_of_run(make, Path(init), arch=arch, head=head or "gated")
     choice = encoder
     if not isinstance(encoder, EncoderChoice):
         choice = dataclasses.replace(found.encoder, name=pinned(os.fspath(encoder)))
-    found = dataclasses.replace(found, encoder=choice)
+    found = head_for(dataclasses.replace(found, encoder=choice), head, choice.name)
     of_its_own = tokenizer is None or (isinstance(tokenizer, Mapping) and "kind" not in tokenizer)
     if found.encoder.name in SCRATCH and of_its_own:
         return from_scratch(found, found.encoder.name)

@@ -34,6 +34,7 @@ from polyjax.recipes.start import (
     initial_scorer,
     make_tokenizer,
     pretrained_folder,
+    start_codes,
 )
 from polyjax.recipes.teaching import taught
 from polyjax.recipes.tensorboard import tensorboard_log
@@ -161,6 +162,8 @@ def trained(
     with primary_first("tokens"):
         prepare_texts(splits.train.examples, text)
     say_losses(config, splits, text)
+    if not Checkpoints(config.folder).latest_step:  # a resumed run's codes are in its checkpoint
+        start_codes(scorer, text, splits.train.examples, seed=config.train.seed)
     with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         objective = Ranking(
             scorer,

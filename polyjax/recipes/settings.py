@@ -17,7 +17,7 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError
 from polyjax.interop.hub import local_name
 from polyjax.nn.encoders import Dtype, EncoderConfig, EncoderSettings
-from polyjax.nn.heads import HeadConfig, HeadSettings, Inputs, PolyConfig
+from polyjax.nn.heads import GatedSettings, HeadConfig, HeadSettings, Inputs, PolyConfig
 from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, SoftmaxLoss
 from polyjax.train.optim import OptimConfig
@@ -149,7 +149,8 @@ class RunConfig:
         encoder: the transformer.
         tokenizer: text to ids.
         text: turns, lengths and buckets.
-        head: the scoring head of the architecture.
+        head: the scoring head of the architecture. ``--head NAME`` chooses a cross-encoder's: ``gated``,
+            which starts as a bi-encoder, or ``joint``, the paper's.
         loss: of the scores; ``--loss NAME`` chooses it.
         teacher: whose scores the model learns; no one's where None.
         guide: the model that finds false negatives among the labels of a batch.
@@ -161,7 +162,8 @@ class RunConfig:
             default runs/TASK-PRESET-ARCH-ENCODER, of a student with -distilled at the end. The same command
             resumes it.
         init: start from the model of this run directory (``polyjax convert`` makes one of a ParlAI model)
-            instead of ``--encoder``: its architecture, text settings, tokenizer and parameters.
+            instead of ``--encoder``: its architecture, text settings, tokenizer and parameters. With ``arch``
+            of cross and the run of a bi- or poly-encoder, a cross-encoder starts from its encoder and scale.
         test_examples: evaluate on at most so many test rows, always the same ones; 0 for all.
         tensorboard: also write TensorBoard event files (extra ``tensorboard``).
         tokens_dir: where the ids of the training texts are kept for the next run with the same tokenizer.
@@ -209,6 +211,8 @@ class RunConfig:
             )
         if not isinstance(self.head, RecordedPart):
             self._check_used()
+            if isinstance(self.head, GatedSettings) and self.text.pairs != "apart":
+                raise InputError("text.pairs", expected="apart, for a head with gates", got=self.text.pairs)
         scratch = self.encoder.name in SCRATCH or self.own_encoder is not None
         if self.tokenizer.kind == "sentencepiece" and not scratch:
             raise InputError(

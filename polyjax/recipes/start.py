@@ -1,11 +1,13 @@
 """What a run starts from: weights, tokenizer, shape, and the scorer before training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 
 from polyjax.config import RecordedPart
+from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
 from polyjax.interop.cards import read_card
 from polyjax.interop.huggingface import minilm_folder
@@ -16,11 +18,13 @@ from polyjax.interop.pretrained import (
     weights_folder,
 )
 from polyjax.nn.encoders import EncoderSettings
-from polyjax.nn.scorers import Scorer, make_scorer
+from polyjax.nn.heads import StartsFromOutputs
+from polyjax.nn.scorers import DualScorer, Scorer, make_scorer
 from polyjax.recipes.encoder_folder import start_head
 from polyjax.recipes.settings import SCRATCH, RunConfig, TokenizerChoice, scratch_shape
 from polyjax.runs import Checkpoints
 from polyjax.runtime.progress import console
+from polyjax.types import Example
 
 
 def pretrained_folder(config: RunConfig) -> Path | None:
@@ -75,9 +79,43 @@ def initial_scorer(config: RunConfig, shape: EncoderSettings, source: Path | Non
     """The scorer before training, with the pretrained weights of its encoders and its head."""
     scorer = make_scorer(shape, config.scoring, rngs=nnx.Rngs(config.train.seed))
     if config.init is not None:
-        return Checkpoints(config.init, read_only=True).restore_parameters(scorer)
+        if read_card(config.init).model.head.inputs == config.inputs:
+            return Checkpoints(config.init, read_only=True).restore_parameters(scorer)
+        source = config.init  # a cross-encoder takes the encoder of a bi- or poly-encoder
     if source is not None:
         for encoder in scorer.encoders:
             load_pretrained(encoder, source)
-        start_head(scorer, config)
+        if config.init is None:
+            start_head(scorer, config)
     return scorer
+
+
+def start_codes(scorer: Scorer, text: TextEncoder, examples: Sequence[Example], *, seed: int) -> None:
+    """Start a head's codes from token outputs of training contexts, where its settings ask for that.
+
+    Args:
+        scorer: with its first weights.
+        text: makes tokens of contexts.
+        examples: training rows; at most 512 contexts are encoded.
+        seed: draws them, and starts the clusters.
+
+    Raises:
+        InputError: they have fewer different token outputs than the head has codes.
+    """
+    head = scorer.head
+    if not (isinstance(scorer, DualScorer) and isinstance(head, StartsFromOutputs) and head.wants_outputs):
+        return
+    chosen = np.random.default_rng(seed).permutation(len(examples))[:CONTEXTS_FOR_CODES]
+    ids = sorted((text.context(examples[i].context) for i in chosen.tolist()), key=len)
+    encode = nnx.jit(lambda encoder, tokens: encoder(tokens))
+    outputs = []
+    for first in range(0, len(ids), 32):
+        some = ids[first : first + 32]
+        tokens = text.pad_contexts([*some, *[ids[0]] * (32 - len(some))])
+        hidden = np.asarray(encode(scorer.context_encoder, tokens)[: len(some)], np.float32)
+        outputs.append(hidden[np.asarray(tokens.mask)[: len(some)]])
+    head.start_from(np.concatenate(outputs), seed=seed)
+
+
+CONTEXTS_FOR_CODES = 512
+"""Contexts whose token outputs are clustered."""

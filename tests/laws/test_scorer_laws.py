@@ -272,3 +272,79 @@ def test_separate_encoders_are_two_and_a_shared_one_is_one(rngs):
 def test_heads_that_cannot_work_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_mean_is_one_more_context_vector(rng):
+    """Beside codes of any values; with padding it is the mean of what is real."""
+    head = PolyConfig(n_codes=3, codes_std=1.0, with_mean=True).build(16, rngs=nnx.Rngs(0))
+    plain = PolyConfig(n_codes=3, codes_std=1.0).build(16, rngs=nnx.Rngs(0))
+    hidden = jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32)
+    mask = jnp.asarray(np.arange(6) < np.array([[6], [2]]))
+    vectors, real = head.context(hidden, mask)
+    assert vectors.shape == (2, 4, 16) and real.all()
+    np.testing.assert_array_equal(vectors[:, :3], plain.context(hidden, mask)[0])
+    np.testing.assert_allclose(vectors[1, 3], hidden[1, :2].mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        jnp.einsum("bmt,btd->bmd", head.reads(hidden, mask), hidden), vectors, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("attention", ["basic", "sqrt"])
+def test_a_learnt_sharpness_starts_as_given_and_is_a_constant_of_the_product_form(attention, rng):
+    settings = {"n_codes": 5, "codes_std": 1.0, "candidate_sharpness": 3.0, "candidate_attention": attention}
+    head = PolyConfig(**settings, learnt_sharpness=True).build(16, rngs=nnx.Rngs(0))
+    fixed = PolyConfig(**settings).build(16, rngs=nnx.Rngs(0))
+    assert head.product_form.sharpness == pytest.approx(fixed.product_form.sharpness, rel=1e-6)
+    vectors, candidates = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 5, 16), (1, 4, 16)))
+    real = jnp.ones((2, 5), bool)
+    np.testing.assert_allclose(
+        head.score(vectors, real, candidates), fixed.score(vectors, real, candidates), rtol=1e-6
+    )
+    head.sharper[...] = jnp.float32(np.log(2.0))
+    twice = PolyConfig(**settings | {"candidate_sharpness": 6.0}).build(16, rngs=nnx.Rngs(0))
+    assert head.product_form.sharpness == pytest.approx(twice.product_form.sharpness, rel=1e-6)
+    for shared in (candidates, jnp.broadcast_to(candidates, (2, 4, 16))):
+        np.testing.assert_allclose(
+            head.score(vectors, real, shared), twice.score(vectors, real, shared), rtol=1e-5, atol=1e-5
+        )
+    graph, state = nnx.split(head)
+    gradient = jax.grad(lambda state: nnx.merge(graph, state).score(vectors, real, candidates).sum())(state)
+    assert abs(float(gradient["sharper"][...])) > 1e-3, "it is learnt"
+
+
+def test_codes_start_from_clusters_of_outputs(rng):
+    """Each at its own cluster, as long as a draw; the same ones for the same outputs and seed."""
+    d, away = 16, 5 * np.eye(16, dtype=np.float32)[:4]
+    outputs = np.concatenate([centre + 0.01 * rng.normal(size=(50, d)) for centre in away]).astype(np.float32)
+    config = PolyConfig(n_codes=4, codes_std=0.5, codes_start="clusters")
+
+    def codes(seed):
+        head = config.build(d, rngs=nnx.Rngs(0))
+        assert head.wants_outputs and not PolyConfig().build(d, rngs=nnx.Rngs(0)).wants_outputs
+        head.start_from(outputs, seed=seed)
+        return np.asarray(head.codes[...])
+
+    found = codes(0)
+    np.testing.assert_array_equal(found, codes(0))
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 0.5 * 4, rtol=1e-5)
+    directions = away - away.mean(0)
+    cosines = found @ directions.T / (2 * np.linalg.norm(directions, axis=1))
+    assert sorted(cosines.argmax(1).tolist()) == [0, 1, 2, 3] and cosines.max(1).min() > 0.99
+    with pytest.raises(InputError) as error:
+        PolyConfig(n_codes=3, codes_start="clusters").build(d, rngs=nnx.Rngs(0)).start_from(
+            outputs[:2], seed=0
+        )
+    assert (error.value.argument, error.value.got) == ("head.n_codes", 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"codes": "first", "codes_start": "clusters"}, "codes_start"),
+        ({"candidate_attention": "multihead", "learnt_sharpness": True}, "learnt_sharpness"),
+    ],
+)
+def test_poly_settings_that_would_do_nothing_are_refused(settings, name):
+    with pytest.raises(InputError) as error:
+        PolyConfig(**settings)
+    assert error.value.argument == f"head.{name}"

@@ -73,7 +73,8 @@ def assert_close(one, other):
 
 
 @pytest.mark.parametrize(
-    ("name", "hard"), [("bi-mean", 0), ("poly-basic", 0), ("poly-basic", 2), ("cross-first", 0)]
+    ("name", "hard"),
+    [("bi-mean", 0), ("poly-basic", 0), ("poly-basic", 2), ("cross-first", 0), ("cross-gated", 0)],
 )
 def test_a_step_on_eight_devices_is_that_on_one(name, hard, rng):
     batch = batch_of(rng, HEADS[name], B, hard=hard)

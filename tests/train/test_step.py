@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from conftest import DUAL_HEADS, HEADS, random_tokens, tiny
-from polyjax import BiConfig, CrossConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
+from polyjax import BiConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
 from polyjax.nn.scorers import in_chunks
 from polyjax.train.listwise import ListwiseLoss
 from polyjax.train.losses import LOSSES, BinaryLoss, SoftmaxLoss, ranking_loss
@@ -25,10 +25,12 @@ def batch_of(rng, head, b: int, *, listed: int = 0, hard: int = 0) -> Batch:
     """
     label = np.arange(b, dtype=np.int32)
     context = random_tokens(rng, rng.integers(1, 13, b), width=12)
-    if isinstance(head, CrossConfig) or listed:
+    pairs = head.inputs == "pairs"
+    if pairs or listed:
         c = listed or 3
         texts = random_tokens(rng, rng.integers(1, 9, (b, c)), width=8)
-        pairs = isinstance(head, CrossConfig)
+        second = texts.mask & (np.arange(8) > 3)
+        texts = dataclasses.replace(texts, segments=second.astype(np.int32)) if pairs else texts
         inputs = PairInputs(texts) if pairs else DualInputs(context, listed=Listed(texts))
         return Batch(inputs, label % c, np.ones((b, c), bool))
     shared = Shared(random_tokens(rng, rng.integers(1, 9, b), width=8))

@@ -3,7 +3,14 @@
 from polyjax.nn.activations import gelu
 from polyjax.nn.encoders.albert import ALBERT, AlbertConfig
 from polyjax.nn.encoders.bert import BERT, Encoder, EncoderConfig
-from polyjax.nn.encoders.contract import ChecksPairs, Dtype, EncoderSettings, SharesBlocks, TokenEncoder
+from polyjax.nn.encoders.contract import (
+    ChecksPairs,
+    Dtype,
+    EncoderSettings,
+    GatesTexts,
+    SharesBlocks,
+    TokenEncoder,
+)
 from polyjax.nn.encoders.deberta import DEBERTA, DebertaConfig
 from polyjax.nn.encoders.distilbert import DISTILBERT, DistilBertConfig
 from polyjax.nn.encoders.electra import ELECTRA, ElectraConfig
@@ -57,6 +64,7 @@ __all__ = [
     "EncoderConfig",
     "EncoderSettings",
     "Family",
+    "GatesTexts",
     "GteConfig",
     "KnownEncoder",
     "MPNetConfig",

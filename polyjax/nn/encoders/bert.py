@@ -7,7 +7,7 @@ scaling), ``aiayn`` of the paper's code (no embedding norm) and pre-norm stacks.
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -29,7 +29,7 @@ from polyjax.nn.encoders.family import (
 from polyjax.nn.encoders.layers import (
     Block,
     Embeddings,
-    attention_mask,
+    attended_by,
     check_length,
     layer_keys,
     place_in_sequence,
@@ -72,6 +72,8 @@ class EncoderConfig:
             of its matrix ``products``, so that only what is cheap is computed again.
         scan: compile one block and loop over it: faster to compile, up to 11% slower to run.
     """
+
+    gates_texts: ClassVar[bool] = True
 
     vocab_size: int
     dim: int
@@ -183,12 +185,15 @@ class Encoder(nnx.Module):
         if config.norm == "pre":
             self.final_norm = LayerNorm(config.dim, eps=config.norm_eps)
 
-    def __call__(self, tokens: Tokens, *, key: Array | None = None) -> Float[Array, "n t d"]:
+    def __call__(
+        self, tokens: Tokens, *, key: Array | None = None, gates: Float[Array, "l h"] | None = None
+    ) -> Float[Array, "n t d"]:
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype.
 
         Args:
             tokens: t is at most n_positions; packed sequences do not see each other.
             key: draws the dropout; without it the encoder is deterministic.
+            gates: see ``GatesTexts``: packed sequences do see each other, each block's heads through theirs.
 
         Raises:
             InputError: the tokens are longer than the positions.
@@ -200,8 +205,8 @@ class Encoder(nnx.Module):
             tokens.ids, places=place_in_sequence(tokens), segments=tokens.segments, dtype=config.dtype
         )
         x = apply_dropout(x, config.dropout, keys[-1])
-        attended = [{"mask": attention_mask(tokens)}] * config.n_layers
-        x = run_blocks(self.blocks, x, attended, keys[:-1], config)
+        attended = [attended_by(tokens, gates)] * config.n_layers
+        x = run_blocks(self.blocks, x, attended, keys[:-1], config, gates=gates)
         if config.zero_padding:
             x = jnp.where(jnp.asarray(tokens.mask)[..., None], x, jnp.zeros((), x.dtype))
         if config.norm == "pre":

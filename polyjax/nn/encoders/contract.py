@@ -70,6 +70,30 @@ class SharesBlocks(Protocol):
 
 
 @runtime_checkable
+class GatesTexts(Protocol):
+    """Settings of an encoder whose packed sequences may see each other through gates.
+
+    Its call takes ``gates``, float32 [l, h]: what is added to the logits of attention from one sequence to
+    another, by block and head. Positions count from 0 in each sequence.
+
+    Attributes:
+        gates_texts: True.
+    """
+
+    gates_texts: ClassVar[bool]
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks, each with gates of its own."""
+        ...
+
+    @property
+    def n_heads(self) -> int:
+        """Attention heads of a block, likewise."""
+        ...
+
+
+@runtime_checkable
 class TokenEncoder(Protocol):
     """A transformer: tokens in, hidden states out. It knows tokens, not their roles."""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -21,7 +21,7 @@ from polyjax.nn.encoders.family import (
 from polyjax.nn.encoders.layers import (
     Block,
     Embeddings,
-    attention_mask,
+    attended_by,
     check_length,
     layer_keys,
     place_in_sequence,
@@ -36,6 +36,8 @@ from polyjax.types import Tokens
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilBertConfig(FamilyConfig):
     """Shape and arithmetic; the fields of FamilyConfig."""
+
+    gates_texts: ClassVar[bool] = True
 
     def build(self, *, rngs: nnx.Rngs) -> "DistilBertEncoder":
         """The transformer, with its initial parameters."""
@@ -61,15 +63,18 @@ class DistilBertEncoder(nnx.Module):
         )
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layers)])
 
-    def __call__(self, tokens: Tokens, *, key: Array | None = None) -> Float[Array, "n t d"]:
+    def __call__(
+        self, tokens: Tokens, *, key: Array | None = None, gates: Float[Array, "l h"] | None = None
+    ) -> Float[Array, "n t d"]:
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype; see ``TokenEncoder``."""
         config = self.config
         check_length(tokens, config.n_positions)
         keys = layer_keys(key, config.n_layers)
         x = self.embeddings(tokens.ids, places=place_in_sequence(tokens), dtype=config.dtype)
         x = apply_dropout(x, config.dropout, keys[-1])
-        attended = [{"mask": attention_mask(tokens)}] * config.n_layers
-        return scaled(run_blocks(self.blocks, x, attended, keys[:-1], config), config.output_scaling)
+        attended = [attended_by(tokens, gates)] * config.n_layers
+        x = run_blocks(self.blocks, x, attended, keys[:-1], config, gates=gates)
+        return scaled(x, config.output_scaling)
 
 
 def _read(entries: ConfigJson) -> DistilBertConfig:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -14,7 +14,7 @@ from polyjax.nn.encoders.family import Classifier, ConfigJson, Family, Stored, l
 from polyjax.nn.encoders.layers import (
     Block,
     Embeddings,
-    attention_mask,
+    attended_by,
     check_length,
     layer_keys,
     place_in_sequence,
@@ -34,6 +34,8 @@ class ElectraConfig(FamilyConfig):
         embedding_dim: width of the tables; a projection brings it to ``dim`` where they differ.
         n_segments: rows of the segment table.
     """
+
+    gates_texts: ClassVar[bool] = True
 
     embedding_dim: int
     n_segments: int = 2
@@ -81,7 +83,9 @@ class ElectraEncoder(nnx.Module):
         self.project = Linear(config.embedding_dim, config.dim, rngs=rngs) if differ else None
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layers)])
 
-    def __call__(self, tokens: Tokens, *, key: Array | None = None) -> Float[Array, "n t d"]:
+    def __call__(
+        self, tokens: Tokens, *, key: Array | None = None, gates: Float[Array, "l h"] | None = None
+    ) -> Float[Array, "n t d"]:
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype; see ``TokenEncoder``."""
         config = self.config
         check_length(tokens, config.n_positions)
@@ -91,8 +95,9 @@ class ElectraEncoder(nnx.Module):
         )
         x = apply_dropout(x, config.dropout, keys[-1])
         x = x if self.project is None else self.project(x)
-        attended = [{"mask": attention_mask(tokens)}] * config.n_layers
-        return scaled(run_blocks(self.blocks, x, attended, keys[:-1], config), config.output_scaling)
+        attended = [attended_by(tokens, gates)] * config.n_layers
+        x = run_blocks(self.blocks, x, attended, keys[:-1], config, gates=gates)
+        return scaled(x, config.output_scaling)
 
 
 def _read(entries: ConfigJson) -> ElectraConfig:

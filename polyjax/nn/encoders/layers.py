@@ -216,6 +216,25 @@ def attention_mask(tokens: Tokens, *, window: int | None = None) -> Bool[Array, 
     return (mask if mask.ndim == 3 else mask[:, None, :]) & near[None]
 
 
+def attended_by(tokens: Tokens, gates: Float[Array, "l h"] | None) -> Attended:
+    """What the attention of all blocks is given: which tokens are attended to, and which through a gate.
+
+    Args:
+        tokens: packed sequences do not see each other without gates.
+        gates: see ``GatesTexts``; None for none.
+    """
+    if gates is None or tokens.packs is None:
+        return {"mask": attention_mask(tokens)}
+    packs = jnp.asarray(tokens.packs)
+    return {"mask": jnp.asarray(tokens.mask), "across": packs[:, None, :, None] != packs[:, None, None, :]}
+
+
+def _through_gates(given: Attended, gates: Float[Array, " h"]) -> Attended:
+    """What one block's attention is given, with the block's gates in the logits' bias."""
+    bias = jnp.where(given["across"], gates[None, :, None, None], jnp.float32(0))
+    return {"mask": given["mask"], "bias": bias + given["bias"] if "bias" in given else bias}
+
+
 def check_length(tokens: Tokens, n_positions: int) -> None:
     """Raise InputError for tokens that are longer than the positions, whose rows would be NaN."""
     if tokens.ids.shape[-1] > n_positions:
@@ -243,6 +262,7 @@ def run_blocks(
     *,
     first: int = 0,
     group: int = 1,
+    gates: Float[Array, "l h"] | None = None,
 ) -> Float[Array, "n t d"]:
     """States through the blocks one after the other.
 
@@ -257,23 +277,27 @@ def run_blocks(
         config: says whether to recompute and to scan.
         first: blocks before the first group.
         group: blocks of a group.
+        gates: of each block, where ``attended`` says what is attended to through them (``attended_by``).
     """
     once = {id(block): nnx.split(block) for block in blocks}  # a block may come several times
     graphs, states = zip(*(once[id(block)] for block in blocks), strict=True)
 
-    def run(graph: nnx.GraphDef, x: Array, block: tuple[nnx.State, Array | None], given: Attended) -> Array:
-        state, key = block
+    gated = [None] * len(blocks) if gates is None or "across" not in attended[0] else list(gates)
+
+    def run(graph: nnx.GraphDef, x: Array, block: tuple[nnx.State, Any, Any], given: Attended) -> Array:
+        state, key, gate = block
+        given = given if gate is None else _through_gates(given, gate)
         return nnx.merge(graph, state)(x, given, key=key)
 
     if config.remat:
         kept = {"nothing": None, "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
         run = jax.checkpoint(run, policy=kept[config.remat_keeps], static_argnums=0)
-    steps = list(zip(graphs, states, keys, attended, strict=True))
+    steps = list(zip(graphs, states, zip(keys, gated, strict=True), attended, strict=True))
 
     def unrolled(x: Array, some: Sequence[tuple]) -> Array:
         call = jax.jit(run, static_argnums=0)  # one trace for each kind, and XLA puts it in their places
-        for graph, state, key, given in some:
-            x = call(graph, x, (state, key), given)
+        for graph, state, own, given in some:
+            x = call(graph, x, (state, *own), given)
         return x
 
     n_groups = (len(steps) - first) // group
@@ -292,8 +316,8 @@ def run_blocks(
         looped.append((None if shared[i] else stacked(own_states), stacked(own_keys)))
 
     def one_group(x: Array, parts: list) -> tuple[Array, None]:
-        for (graph, own, _, given), (state, key) in zip(repeated[:group], parts, strict=True):
-            x = run(graph, x, (own if state is None else state, key), given)
+        for (graph, own, _, given), (state, drawn) in zip(repeated[:group], parts, strict=True):
+            x = run(graph, x, (own if state is None else state, *drawn), given)
         return x, None
 
     x = jax.lax.scan(one_group, x, looped, length=n_groups)[0]

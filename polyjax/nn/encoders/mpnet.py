@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from polyjax.nn.encoders.family import Classifier, ConfigJson, Family, Stored, l
 from polyjax.nn.encoders.layers import (
     Block,
     Embeddings,
-    attention_mask,
+    attended_by,
     check_length,
     layer_keys,
     place_after_padding,
@@ -37,6 +37,8 @@ _PAD_ID = 1
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MPNetConfig(FamilyConfig):
     """Shape and arithmetic; the fields of FamilyConfig."""
+
+    gates_texts: ClassVar[bool] = True
 
     norm_eps: float = 1e-5
 
@@ -81,7 +83,9 @@ class MPNetEncoder(nnx.Module):
         self.distances = nnx.Param(draw(rngs.params(), (N_BUCKETS, config.n_heads), jnp.float32))
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layers)])
 
-    def __call__(self, tokens: Tokens, *, key: Array | None = None) -> Float[Array, "n t d"]:
+    def __call__(
+        self, tokens: Tokens, *, key: Array | None = None, gates: Float[Array, "l h"] | None = None
+    ) -> Float[Array, "n t d"]:
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype; see ``TokenEncoder``."""
         config = self.config
         check_length(tokens, config.n_positions)
@@ -91,8 +95,9 @@ class MPNetEncoder(nnx.Module):
         # Differences of indices are those of positions within a sequence.
         buckets = distance_buckets(tokens.ids.shape[-1])
         bias = jnp.take(self.distances[...].T.astype(jnp.float32), buckets, axis=1)[None]
-        attended = [{"mask": attention_mask(tokens), "bias": bias}] * config.n_layers
-        return scaled(run_blocks(self.blocks, x, attended, keys[:-1], config), config.output_scaling)
+        attended = [{**attended_by(tokens, gates), "bias": bias}] * config.n_layers
+        x = run_blocks(self.blocks, x, attended, keys[:-1], config, gates=gates)
+        return scaled(x, config.output_scaling)
 
 
 def _read(entries: ConfigJson) -> MPNetConfig:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -14,7 +14,7 @@ from polyjax.nn.encoders.family import Classifier, ConfigJson, Family, Stored
 from polyjax.nn.encoders.layers import (
     Block,
     Embeddings,
-    attention_mask,
+    attended_by,
     check_length,
     layer_keys,
     place_after_padding,
@@ -35,6 +35,8 @@ class RobertaConfig(FamilyConfig):
         n_segments: rows of the segment table, of which every token has the first.
         model_type: the name in config.json.
     """
+
+    gates_texts: ClassVar[bool] = True
 
     norm_eps: float = 1e-5
     pad_id: int = 1
@@ -73,15 +75,18 @@ class RobertaEncoder(nnx.Module):
         )
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layers)])
 
-    def __call__(self, tokens: Tokens, *, key: Array | None = None) -> Float[Array, "n t d"]:
+    def __call__(
+        self, tokens: Tokens, *, key: Array | None = None, gates: Float[Array, "l h"] | None = None
+    ) -> Float[Array, "n t d"]:
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype; see ``TokenEncoder``."""
         config = self.config
         check_length(tokens, config.n_positions)
         keys = layer_keys(key, config.n_layers)
         x = self.embeddings(tokens.ids, places=place_after_padding(tokens, config.pad_id), dtype=config.dtype)
         x = apply_dropout(x, config.dropout, keys[-1])
-        attended = [{"mask": attention_mask(tokens)}] * config.n_layers
-        return scaled(run_blocks(self.blocks, x, attended, keys[:-1], config), config.output_scaling)
+        attended = [attended_by(tokens, gates)] * config.n_layers
+        x = run_blocks(self.blocks, x, attended, keys[:-1], config, gates=gates)
+        return scaled(x, config.output_scaling)
 
 
 def _read(entries: ConfigJson) -> RobertaConfig:

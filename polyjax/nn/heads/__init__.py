@@ -6,18 +6,22 @@ from polyjax.nn.heads.contract import (
     DualHead,
     DualSettings,
     EmbedsTexts,
+    GatedPairHead,
+    GatedSettings,
     HeadSettings,
     Inputs,
     PairHead,
     ProductForm,
     SetsWidth,
+    StartsFromOutputs,
     TiesEncoders,
 )
 from polyjax.nn.heads.cross import CrossConfig, CrossHead
 from polyjax.nn.heads.dense import DenseConfig
+from polyjax.nn.heads.gated import GatedCrossConfig, GatedCrossHead
 from polyjax.nn.heads.poly import AttentionKind, PolyConfig, PolyHead
 
-HeadConfig = BiConfig | PolyConfig | CrossConfig
+HeadConfig = BiConfig | PolyConfig | CrossConfig | GatedCrossConfig
 """Settings of the library's own heads, which the command line and model.json know by name."""
 
 __all__ = [
@@ -31,6 +35,10 @@ __all__ = [
     "DualHead",
     "DualSettings",
     "EmbedsTexts",
+    "GatedCrossConfig",
+    "GatedCrossHead",
+    "GatedPairHead",
+    "GatedSettings",
     "HeadConfig",
     "HeadSettings",
     "Inputs",
@@ -39,5 +47,6 @@ __all__ = [
     "PolyHead",
     "ProductForm",
     "SetsWidth",
+    "StartsFromOutputs",
     "TiesEncoders",
 ]

@@ -115,6 +115,20 @@ class EmbedsTexts(Protocol):
 
 
 @runtime_checkable
+class StartsFromOutputs(Protocol):
+    """A dual head whose first values may be made of the token outputs of training contexts."""
+
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether its settings ask for that."""
+        ...
+
+    def start_from(self, outputs: Float[np.ndarray, "n d"], *, seed: int) -> None:
+        """Set the first values, the same ones for the same outputs and seed."""
+        ...
+
+
+@runtime_checkable
 class DualHead(Protocol):
     """An architecture whose candidates are encoded once, whatever the context (an ``nnx.Module``).
 
@@ -148,6 +162,45 @@ class DualHead(Protocol):
     @property
     def product_form(self) -> ProductForm | None:
         """How the score is made of products; None where only a scan of all candidates is exact."""
+        ...
+
+
+@runtime_checkable
+class GatedSettings(Protocol):
+    """Settings of a ``GatedPairHead``, whose module is built for the blocks of an encoder too."""
+
+    gate: float
+
+    def build(self, dim: int, *, rngs: nnx.Rngs, n_layers: int, n_heads: int) -> Any:
+        """The module.
+
+        Args:
+            dim: width d of the encoder.
+            rngs: source of the initial values.
+            n_layers: blocks of the encoder.
+            n_heads: attention heads of a block.
+        """
+        ...
+
+
+@runtime_checkable
+class GatedPairHead(Protocol):
+    """An architecture whose texts share a sequence, and see each other through gates (an ``nnx.Module``)."""
+
+    @property
+    def config(self) -> Any:
+        """Its settings, a ``HeadSettings`` that is a ``GatedSettings`` too."""
+        ...
+
+    @property
+    def gates(self) -> Float[Array, "l h"]:
+        """Added to the logits of attention from one text to the other, by block and head, float32."""
+        ...
+
+    def __call__(
+        self, hidden: Float[Array, "n t d"], context: Bool[Array, "n t"], candidate: Bool[Array, "n t"]
+    ) -> Float[Array, " n"]:
+        """Token outputs of n pairs, and which are of which text -> scores, float32 [n]."""
         ...
 
 

@@ -6,11 +6,13 @@ from typing import Any, ClassVar, Literal, assert_never
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from polyjax.errors import InputError
 from polyjax.nn.attention import MultiHeadAttention, attend, masked_softmax
+from polyjax.nn.heads.clusters import centres
 from polyjax.nn.heads.common import check_heads, check_scale
 from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.reduce import Reducer, Reduction, reduce, unit
@@ -40,6 +42,10 @@ class PolyConfig:
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale context vectors and candidate vector to length 1.
         score_scale: multiplies the score; 1 for raw products, about 20 for unit vectors.
+        codes_start: ``normal`` draws, or ``clusters``: training starts learnt codes from k-means of the token
+            outputs of training contexts, so that they differ from the start. Their length is that of a draw.
+        with_mean: the mean of the context's outputs is one more context vector.
+        learnt_sharpness: the candidate's sharpness is learnt (basic, sqrt), from ``candidate_sharpness`` on.
     """
 
     arch: ClassVar[str] = "poly"
@@ -58,6 +64,9 @@ class PolyConfig:
     shared_encoder: bool = False
     normalize: bool = False
     score_scale: float = 1.0
+    codes_start: Literal["normal", "clusters"] = "normal"
+    with_mean: bool = False
+    learnt_sharpness: bool = False
 
     @classmethod
     def paper(cls, n_codes: Literal[16, 64, 360]) -> "PolyConfig":
@@ -76,6 +85,15 @@ class PolyConfig:
         check_scale("candidate_sharpness", self.candidate_sharpness)
         if self.codes_std < 0:
             raise InputError("head.codes_std", expected="at least 0", got=self.codes_std)
+
+        multihead = self.candidate_attention == "multihead"
+        for name, idle in (
+            ("codes_start", self.codes_start == "clusters" and self.codes != "learnt"),
+            ("learnt_sharpness", self.learnt_sharpness and multihead),
+        ):
+            if idle:
+                problem = f"does nothing with codes {self.codes} and {self.candidate_attention} attention"
+                raise InputError(f"head.{name}", problem=problem, fix="leave it out")
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> "PolyHead":
         """The head for an encoder of width ``dim``."""
@@ -99,6 +117,8 @@ class PolyHead(nnx.Module):
             if config.codes_attention == "multihead":
                 check_heads("codes_heads", config.codes_heads, dim)
                 self.codes_attention = MultiHeadAttention(dim, config.codes_heads, rngs=rngs)
+        # The logarithm of what the sharpness is multiplied with.
+        self.sharper = nnx.Param(jnp.zeros((), jnp.float32)) if config.learnt_sharpness else None
         if config.candidate_attention == "multihead":
             check_heads("candidate_heads", config.candidate_heads, dim)
             self.candidate_attention = MultiHeadAttention(dim, config.candidate_heads, rngs=rngs)
@@ -130,7 +150,30 @@ class PolyHead(nnx.Module):
                 case other:
                     assert_never(other)
         vectors = vectors.astype(jnp.float32)
+        if config.with_mean:
+            vectors = jnp.concatenate([vectors, reduce(hidden, mask, "mean")[:, None]], axis=1)
+            real = jnp.pad(real, ((0, 0), (0, 1)), constant_values=True)
         return unit(vectors) if config.normalize else vectors, real
+
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether training starts the codes from token outputs."""
+        return self.config.codes_start == "clusters"
+
+    def start_from(self, outputs: Float[np.ndarray, "n d"], *, seed: int) -> None:
+        """Start the codes from clusters of token outputs, as deviations from their mean.
+
+        Args:
+            outputs: of training contexts.
+            seed: of the clusters.
+
+        Raises:
+            InputError: there are fewer different outputs than codes.
+        """
+        away = centres(outputs, self.config.n_codes, seed=seed) - outputs.mean(0, dtype=np.float64)
+        length = np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-12)
+        codes = away / length * self.config.codes_std * self.dim**0.5
+        self.codes[...] = jnp.asarray(codes.astype(np.float32))
 
     @property
     def has_reads(self) -> bool:
@@ -143,6 +186,13 @@ class PolyHead(nnx.Module):
         Raises:
             InputError: the codes attend with several heads, which have weights of their own.
         """
+        found = self._codes_read(hidden, mask)
+        if not self.config.with_mean:
+            return found
+        real = mask[:, None, :].astype(jnp.float32)
+        return jnp.concatenate([found, real / jnp.maximum(real.sum(-1, keepdims=True), 1.0)], axis=1)
+
+    def _codes_read(self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, "b m t"]:
         config, (b, t, d) = self.config, hidden.shape
         if config.codes == "first":
             return jnp.where(mask[:, None, :], jnp.eye(config.n_codes, t)[None], jnp.float32(0))
@@ -159,10 +209,13 @@ class PolyHead(nnx.Module):
         return unit(vector) if self.config.normalize else vector
 
     @property
-    def sharpness(self) -> float:
+    def sharpness(self) -> float | Float[Array, ""]:
         """t of the candidate's attention, softmax(t * products); basic and sqrt only."""
         root = self.dim**-0.5 if self.config.candidate_attention == "sqrt" else 1.0
-        return self.config.candidate_sharpness * root
+        fixed = self.config.candidate_sharpness * root
+        if self.sharper is None:
+            return fixed
+        return jnp.float32(fixed) * jnp.exp(self.sharper[...])
 
     @property
     def product_form(self) -> ProductForm | None:
@@ -170,7 +223,9 @@ class PolyHead(nnx.Module):
         config = self.config
         if config.candidate_attention == "multihead":
             return None
-        return ProductForm(scale=config.score_scale, sharpness=self.sharpness, masked=config.codes == "first")
+        return ProductForm(
+            scale=config.score_scale, sharpness=float(self.sharpness), masked=config.codes == "first"
+        )
 
     def score(
         self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
@@ -202,7 +257,7 @@ def _attend_shared(
     vectors: Float[Array, "b m d"],
     mask: Bool[Array, "b m"],
     candidates: Float[Array, "c d"],
-    sharpness: float,
+    sharpness: float | Float[Array, ""],
 ) -> Float[Array, "b c"]:
     """sum_j softmax(sharpness * s)_j s_j of candidates that all contexts share.
 
