@@ -125,8 +125,9 @@ def evaluate(
             rank=rank or RankConfig(),
             out=None if out is None else Path(out),
         )
-        in_memory = isinstance(task, OwnDataConfig) and not isinstance(data, str | os.PathLike | Task)
-        with rows_named({task.train: "data"} if in_memory else {}):
+        given = isinstance(data, str | os.PathLike | Task)
+        kept = {task.train: "data"} if isinstance(task, OwnDataConfig) and not given else {}
+        with rows_named(kept):
             chosen = rows_to_evaluate(config, of_run=run_dir is not None)
         return scored(config, ranker.scorer, chosen)
 

@@ -248,10 +248,10 @@ def _defaults(
         if encoder != "minilm":
             raise InputError("encoder", problem="`init` brings its own encoder", fix="leave `encoder` out")
         return default_of_run(make, Path(init), arch=arch, head=head or "gated")
-    choice = encoder
     if not isinstance(encoder, EncoderChoice):
-        choice = dataclasses.replace(found.encoder, name=pinned(os.fspath(encoder)))
-    found = head_for(dataclasses.replace(found, encoder=choice), head, choice.name)
+        encoder = dataclasses.replace(found.encoder, name=pinned(os.fspath(encoder)))
+    found = dataclasses.replace(found, encoder=encoder)
+    found = head_for(found, head, found.encoder.name)
     of_its_own = tokenizer is None or (isinstance(tokenizer, Mapping) and "kind" not in tokenizer)
     if found.encoder.name in SCRATCH and of_its_own:
         return from_scratch(found, found.encoder.name)

@@ -169,7 +169,10 @@ class DualHead(Protocol):
 class GatedSettings(Protocol):
     """Settings of a ``GatedPairHead``, whose module is built for the blocks of an encoder too."""
 
-    gate: float
+    @property
+    def gate(self) -> float:
+        """What is added to the logits of attention to the other text, at first."""
+        ...
 
     def build(self, dim: int, *, rngs: nnx.Rngs, n_layers: int, n_heads: int) -> Any:
         """The module.
