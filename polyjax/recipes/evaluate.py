@@ -140,8 +140,16 @@ def opened(model: Any) -> tuple[Ranker, Path | None]:
         model = Ranker.load(model)
     if not isinstance(model, Ranker):
         raise InputError("model", expected="a Ranker, a Run or the path of a run directory", got=model)
-    is_run = model.folder is not None and (model.folder / MODEL).exists() and (model.folder / CONFIG).exists()
-    return model, model.folder if is_run else None
+    return model, model.folder if model.folder is not None and _has_settings(model.folder) else None
+
+
+def _has_settings(folder: Path) -> bool:
+    """Whether a folder is a run directory that says what it was trained on, or converted from."""
+    if not ((folder / MODEL).is_file() and (folder / CONFIG).is_file()):
+        return False
+    settings = read_json(folder / CONFIG)
+    known = (RunConfig.__name__, ConvertedFrom.__name__)
+    return isinstance(settings, dict) and settings.get("type") in known
 
 
 def rows_of_run(run_dir: Path) -> tuple[Task, RankConfig]:
