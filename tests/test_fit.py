@@ -138,7 +138,7 @@ def test_an_error_names_what_the_caller_wrote(run, act, argument):
 
 def test_a_dict_changes_the_tokenizer_of_an_encoder_from_scratch():
     with pytest.raises(InputError) as refused:
-        polyjax.fit(ROWS, **SMALL, tokenizer={"vocab_size": 9999})
+        polyjax.fit(ROWS, **SMALL, tokenizer={"vocab_size": 9999}, run_dir="large")
     assert refused.value.argument == "tokenizer.vocab_size" and "does not fit" in refused.value.problem
 
 

@@ -424,7 +424,7 @@ def test_a_vocabulary_that_the_encoder_has_no_rows_for_is_refused(folder, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a corpus"),
+        ([], "--corpus: no corpus is given"),
         (["--corpus", "pears:x"], "expected pairs:FILES or text:FILES"),
         (["--corpus", "pairs:nowhere"], "no such file"),
         (["--corpus", "task:nothing"], "expected chitchat, convai2"),
@@ -442,7 +442,7 @@ def test_a_vocabulary_that_the_encoder_has_no_rows_for_is_refused(folder, tmp_pa
         ),
         (["--corpus", "pairs:x", "--train.best-by", "mrr"], "expected loss"),
         (["--corpus", "pairs:x", "--encoder", "nowhere"], "expected minilm"),
-        (["--corpus", "pairs:x", "--batch.masked", "2"], "masked must be in"),
+        (["--corpus", "pairs:x", "--batch.masked", "2"], "--batch.masked: expected a share in [0, 1]"),
         (["--corpus", "pairs:x", "--optim.decay", "fast"], "inverse-sqrt"),
     ],
 )

@@ -188,7 +188,8 @@ def encoder_notes(config: RunConfig, source: Path | None) -> list[str]:
         named = " and ".join(name for name, is_left in left.items() if is_left)
         notes.append(f"warning: training does not use {named} of {source}")
     longest = max(config.text.context_tokens, config.text.candidate_tokens)
-    longest = config.text.pair_limit() if config.inputs == "pairs" else longest
+    if config.inputs == "pairs" and config.text.pairs == "joined":
+        longest = config.text.pair_limit()
     if longest > found.max_length:
         notes.append(
             f"warning: {source} reads {found.max_length} tokens ({found.max_length_from}); this run {longest}"

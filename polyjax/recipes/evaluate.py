@@ -17,7 +17,6 @@ from polyjax.data.known import count_known, load_known, ranked_note
 from polyjax.data.rows import RankConfig, Rows, rows_digest
 from polyjax.data.tasks import Task, TaskConfig, beside, prepared_in, read_to_rank
 from polyjax.data.tasks.chitchat import ChitchatConfig
-from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError, shown
 from polyjax.evaluation.rankings import check_candidates, some, write_examples
 from polyjax.evaluation.rankings import evaluate as ranked
@@ -30,7 +29,7 @@ from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
 from polyjax.recipes.results import Results
-from polyjax.recipes.rows_in_memory import rows_named, task_of
+from polyjax.recipes.rows_in_memory import ROWS, rows_named, task_of
 from polyjax.recipes.run import Run
 from polyjax.recipes.settings import RunConfig
 from polyjax.runs import CONFIG, DATA, MODEL, read_json, write_json
@@ -108,9 +107,12 @@ def evaluate(
         InputError: a file is missing or bad, the rows cannot be ranked, or the model is not one.
     """
     with hushed(quiet), contextlib.ExitStack() as closing:
+        kept: dict[Path, str] = {}
 
         def folder() -> Path:  # made for rows in memory only: not every system has a place for it
-            return Path(closing.enter_context(tempfile.TemporaryDirectory()))
+            made = Path(closing.enter_context(tempfile.TemporaryDirectory()))
+            kept[made / ROWS["train"]] = "data"
+            return made
 
         task = None if data is None else task_of(data, folder)
         ranker, run_dir = opened(model)
@@ -125,8 +127,6 @@ def evaluate(
             rank=rank or RankConfig(),
             out=None if out is None else Path(out),
         )
-        given = isinstance(data, str | os.PathLike | Task)
-        kept = {task.train: "data"} if isinstance(task, OwnDataConfig) and not given else {}
         with rows_named(kept):
             chosen = rows_to_evaluate(config, of_run=run_dir is not None)
         return scored(config, ranker.scorer, chosen)

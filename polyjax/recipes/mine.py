@@ -17,7 +17,7 @@ from polyjax.data.candidates import fixed_candidates
 from polyjax.data.identity import different
 from polyjax.data.mining import MiningConfig
 from polyjax.data.tasks import Task, TaskConfig
-from polyjax.data.tasks.jsonl import OwnDataConfig, parse
+from polyjax.data.tasks.jsonl import parse
 from polyjax.errors import InputError
 from polyjax.inference.arguments import as_texts
 from polyjax.nn.encoders import Dtype
@@ -166,10 +166,11 @@ def rows_of(task: Task) -> tuple[list[Example], list[int]]:
     read = task.read("train").examples
     check_fixed(read, argument="data")
     train = list(read)
-    if not isinstance(task, OwnDataConfig):
+    read_all = getattr(task, "read_all", None)  # of a file that holds the rows of several splits
+    if read_all is None:
         return train, list(range(len(train)))
     ids = {example.id for example in train}
-    rows = list(task.read_all())
+    rows = list(read_all())
     return rows, [i for i, row in enumerate(rows) if row.id in ids]
 
 

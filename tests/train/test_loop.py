@@ -176,7 +176,7 @@ def test_a_run_says_why_it_ended_early(tmp_path):
     assert "time limit" in result.stopped_by
     few = toy.examples(24, seed=5)
     result = toy.run(tmp_path / "few", "bi", train_examples=few, batch_size=8, most_epochs=2.0)
-    assert (result.steps, result.stopped_by) == (6, "2 passes over the training rows made")
+    assert (result.steps, result.stopped_by) == (6, "2 epochs made")
 
 
 def test_a_line_cut_short_in_the_log_is_dropped(tmp_path):

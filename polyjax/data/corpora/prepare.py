@@ -223,7 +223,7 @@ def prepare_pieces(config: CorpusConfig) -> list[PreparedPiece | TaskPiece]:
     size = max(int(config.piece_mb * 1e6), 1)
     tasks, files = _sources(config)
     found = [TaskPiece(name, config) for name in tasks]
-    with writing(config.dir):
+    with writing(config.dir), absl_quiet():
 
         def laid_out() -> list[Piece]:
             make = functools.partial(find_pieces, size=size, folder=_parts(config), reddit=config.reddit)
@@ -278,7 +278,12 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
     beam_log.setLevel(logging.CRITICAL)  # what it logs of an error is raised as well
     try:
         # It reports downloads; there are none.
-        with no_bars(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            absl_quiet(),
+            no_bars(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             builder.download_and_prepare(download_config=download)
     except Exception as error:  # Beam wraps what a reader raises, or adds to its message
         if named := next((part for part in causes(error) if isinstance(part, InputError)), None):

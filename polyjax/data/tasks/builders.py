@@ -195,7 +195,11 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
     config = tfds.download.DownloadConfig(manual_dir=folder)
     console.print(f"preparing {builder.name} in {data_dir} (once)")
     try:
-        with no_bars(), contextlib.redirect_stdout(io.StringIO()):  # it reports downloads; there are none
+        with (
+            absl_quiet(),
+            no_bars(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):  # it reports downloads; there are none
             builder.download_and_prepare(download_config=config)
     except OSError as error:
         if builder.is_prepared():  # by another process, meanwhile
