@@ -70,7 +70,7 @@ def test_several_processes_read_the_clock_where_they_log(time_limit, step, proce
     ("step", "config", "progress", "ended"),
     [
         (100, {}, {}, "all steps made"),
-        (100, {"steps": 280, "most_epochs": 2.5}, {}, "2.5 passes over the training rows made"),
+        (100, {"steps": 280, "most_epochs": 2.5}, {}, "2.5 epochs made"),
         (40, {"early_stopping": 2}, {"bad_validations": 2}, "2 validations without a better mrr"),
         (40, {"early_stopping": 3}, {"bad_validations": 2}, ""),
         (40, {}, {"bad_validations": 9}, ""),
