@@ -155,7 +155,7 @@ def test_what_to_do_where_memory_is_exhausted():
     for chunk, smaller in ((0, 248), (124, 62), (32, 31)):
         assert f"resume with {smaller} as `batch.chunk`" in fix(chunk)
     assert "`text.context_tokens`" in fix(31)
-    with pytest.raises(InputError, match="more than the 496 tokens"):
+    with pytest.raises(InputError, match="at most the 496 tokens"):
         dataclasses.replace(BATCH, chunk=497)
 
 
