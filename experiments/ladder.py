@@ -96,7 +96,7 @@ class Ladder:
         """The row of a name.
 
         Raises:
-            InputError: there is none.
+            InputError: no row has that name.
         """
         for row in self.rows:
             if row.name == name:

@@ -584,7 +584,7 @@ IN_CODE = "|".join(
         r"\bhidden (tokens?|words?)\b",
         r"\b(is told|it tells)\b",
         r"\bdoes not do for\b",
-        r"\bthat are none\b",
+        r"\b(is|are) (?-i:none)\b",
     )
 )
 """What no docstring, comment or message says; other words of BANNED have a meaning in code."""

@@ -227,7 +227,7 @@ def test_mse_on_logits(problem):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_does_not_count_changes_nothing(name, problem):
-    """Neither value nor gradient, however wild the score; and a candidate that is not there is none."""
+    """Neither value nor gradient, however wild the score; and an absent candidate has no part in it."""
     scores, batch = problem
     loss = LOSSES[name]
     value = loss(scores, batch)

@@ -54,7 +54,7 @@ def count_known(rows: np.ndarray, known: np.ndarray) -> int:
 
 
 def answers_note(found: Digests, split: str, *, rule: str) -> str:
-    """What a report says of contexts with several right answers; "" if there are none.
+    """What a report says of contexts with several right answers; "" without such contexts.
 
     Args:
         found: digests of a split's rows.

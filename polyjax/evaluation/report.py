@@ -123,7 +123,7 @@ def write_report(
 
 
 def best_of(results: Sequence[RankingResult]) -> RankingResult | None:
-    """The result with the highest recall@1, then MRR; None if there are none."""
+    """The result with the highest recall@1, then MRR; None without results."""
     return max(results, key=lambda result: (result.recall(1), result.mrr), default=None)
 
 

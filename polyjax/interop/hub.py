@@ -37,7 +37,7 @@ def hub_name(name: str | os.PathLike[str]) -> tuple[str, str | None] | None:
 def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path:
     """The folder of a model: the one that is named, or the hub's in its cache.
 
-    A copy in the cache is used as it is; the hub is asked where there is none.
+    A copy in the cache is used as it is; the hub is asked only without one.
 
     Args:
         name: a folder, or a name of the hub.

@@ -197,7 +197,7 @@ def zero_shot_scorer(
 
 
 def origin_of(name: str | os.PathLike[str]) -> str | None:
-    """The hub's model, with its commit, that a model is or was trained from; None where there is none.
+    """The hub's model, with its commit, that a model is or was trained from; None for a model from elsewhere.
 
     Args:
         name: a folder, or a name of the hub, as ``load_model`` took it.

@@ -64,7 +64,7 @@ def reduce(
 
 def largest(hidden: Float[Array, "n t d"], where: Bool[Array, "#n #t 1"]) -> Float[Array, "n d"]:
     """The largest value of each unit among the tokens of ``where``; the gradient goes to one place."""
-    # The gradient of max divides by the number of places equal to it, which is none (and the gradient NaN)
+    # The gradient of max divides by the number of places equal to it, which is 0 (and the gradient NaN)
     # where a compiler computes them twice with other roundings. Taking the place of the maximum cannot fail,
     # and gives one place the gradient, as torch does.
     place = jnp.where(where, jax.lax.stop_gradient(hidden), -jnp.inf).argmax(1, keepdims=True)

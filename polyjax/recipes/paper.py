@@ -51,7 +51,7 @@ def recipe(name: str) -> RunConfig:
     """The settings of a recipe.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no recipe has that name.
     """
     if name not in RECIPES:
         raise InputError(

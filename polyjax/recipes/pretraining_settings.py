@@ -86,7 +86,7 @@ class PretrainConfig:
         if self.validate_batches < 1:
             raise InputError("validate_batches", expected="at least 1", got=self.validate_batches)
         for name in self.leave_out:
-            task_named(name)  # raises where there is none
+            task_named(name)  # raises for an unknown name
         self._check_used()
         if self.vocabulary.source is not None and self.encoder.name not in SCRATCH:
             raise InputError(

@@ -56,7 +56,7 @@ def create_app(
         name: of the model, in replies.
         index: what ``/search`` looks in; there is no search where None.
         reranker: another model, as a cross-encoder, that orders once more what a search found.
-        api_keys: of which a request must carry one; none is asked for where there is none.
+        api_keys: of which a request must carry one; without any, requests need no key.
         score_map: scores -> probabilities, as a run keeps it; the sigmoid where None.
         reranker_map: likewise, of the re-ranker.
 

@@ -25,7 +25,7 @@ class Gate:
 
     Args:
         app: the routes.
-        keys: of which a request must carry one as a bearer token; none is asked for where there is none.
+        keys: of which a request must carry one as a bearer token; without any, requests need no key.
         open_paths: that need no key.
         metrics: in which requests are counted.
     """

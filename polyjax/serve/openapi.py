@@ -18,7 +18,7 @@ class Operation:
         path: of the route.
         handler: name of the method that serves it.
         summary: one line.
-        fields: of the body; None where there is none.
+        fields: of the body; None without a body.
         required: fields that must be there, where it is so simple.
     """
 

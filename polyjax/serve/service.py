@@ -136,7 +136,7 @@ class Service:
             texts: its weight.
 
         Raises:
-            Problem: 429 or 503; there is none.
+            Problem: 429 or 503; no place is free.
         """
         self.check_open()
         route = request.scope["path"]

@@ -50,7 +50,7 @@ def _at(values: Float[Array, "b c"], label: Int[AnyArray, " b"]) -> Float[Array,
 
 
 def _mean(values: Float[Array, "b c"], where: Bool[AnyArray, "#b c"]) -> Float[Array, " b"]:
-    """The mean over the places that count; 0 if there are none."""
+    """The mean over the places that count; 0 if no place counts."""
     where = jnp.broadcast_to(jnp.asarray(where), values.shape)
     return jnp.where(where, values, 0.0).sum(1) / jnp.maximum(where.sum(1), 1).astype(values.dtype)
 
@@ -236,7 +236,7 @@ def loss_of(choice: str | Loss) -> Loss:
     True
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no loss has that name.
     """
     if isinstance(choice, str):
         if choice not in LOSSES:

@@ -76,7 +76,7 @@ BODIES = {
     "null among texts": (body(texts=["a", None]), 422, "`texts[1]`: expected a text, got null"),
     "an object among texts": (body(texts=[{"text": "a"}]), 422, "`texts[0]`"),
     "a document without text": (b'{"query": "a", "documents": [{"title": "b"}]}', 422, "`documents[0]`"),
-    "a document whose text is none": (
+    "a document whose text is a number": (
         b'{"query": "a", "documents": [{"text": 1}]}',
         422,
         "`documents[0].text`",

@@ -1,4 +1,4 @@
-"""What will run on GPUs lowers for them, here where there is none."""
+"""What will run on GPUs lowers for them, on a machine without one."""
 
 import dataclasses
 import types

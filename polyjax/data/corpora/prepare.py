@@ -277,7 +277,7 @@ def _prepare(builder: PretrainingPiece, config: CorpusConfig) -> None:
     level = beam_log.level
     beam_log.setLevel(logging.CRITICAL)  # what it logs of an error is raised as well
     try:
-        # It reports downloads; there are none.
+        # It reports downloads, although nothing is downloaded.
         with (
             absl_quiet(),
             no_bars(),

@@ -199,7 +199,7 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
             absl_quiet(),
             no_bars(),
             contextlib.redirect_stdout(io.StringIO()),
-        ):  # it reports downloads; there are none
+        ):  # it reports downloads, although nothing is downloaded
             builder.download_and_prepare(download_config=config)
     except OSError as error:
         if builder.is_prepared():  # by another process, meanwhile

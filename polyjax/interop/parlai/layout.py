@@ -32,7 +32,7 @@ class ParlaiLayout:
         return between_marks(ids, tokenizer) if len(ids) else ids
 
     def context_length(self, n: int) -> int:
-        """The tokens with start and end; 0 where there are none."""
+        """The tokens with start and end; 0 without tokens."""
         return n + 2 if n else 0
 
     def candidate(self, ids: Ids, limit: int | None, tokenizer: Tokenizer) -> Ids:

@@ -52,7 +52,7 @@ class EncoderFolder:
         entries: of its config.json.
         family: of its encoder.
         settings: of its encoder.
-        modules: of modules.json; None where there is none.
+        modules: of modules.json; None without that file.
         reductions: of token outputs to a vector; several are concatenated.
         why: where the reductions are from.
         classifier: the head of a cross-encoder; None for a bi-encoder.
@@ -144,7 +144,7 @@ class EncoderFolder:
     def role_prompts(self) -> tuple[str, str]:
         """What is put before contexts and before candidates: the prompts of queries and documents.
 
-        Where there is none, the default prompt, unless it is the other side's.
+        Without one, the default prompt, unless it is the other side's.
         """
         return role_prompts(self.prompts, self.default_prompt)
 

@@ -63,7 +63,7 @@ class GatedCrossHead(nnx.Module):
         dim: width d.
         n_layers: blocks of the encoder.
         n_heads: attention heads of a block.
-        rngs: source of the initial values; there are none that are random.
+        rngs: source of the initial values; none of them is random.
     """
 
     def __init__(self, config: GatedCrossConfig, dim: int, *, n_layers: int, n_heads: int, rngs: nnx.Rngs):

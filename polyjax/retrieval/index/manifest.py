@@ -35,7 +35,7 @@ class Manifest:
         dim: their width d.
         next_id: id of the next candidate.
         segments: in the order of their candidates' ids.
-        removed: file of the removed ids; "" if there is none.
+        removed: file of the removed ids; "" if nothing was removed.
         n_removed: how many there are.
     """
 
