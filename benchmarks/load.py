@@ -25,8 +25,8 @@ from http_load import Answer, Client, bodies_of, closed_loop, open_loop, percent
 from record import RESULTS, Record
 from served import Request, Served, requests_of, served
 
-from polyjax.cli.models import load_ranker
 from polyjax.evaluation.report import hardware
+from polyjax.recipes.models import load_ranker
 from polyjax.runtime.compilation import enable_compilation_cache
 
 GRACE = 0.5

@@ -23,8 +23,8 @@ from http_load import bodies_of
 from record import RESULTS, Record
 from served import Request, requests_of, served
 
-from polyjax.cli.models import load_ranker
 from polyjax.evaluation.report import hardware
+from polyjax.recipes.models import load_ranker
 from polyjax.runtime.compilation import enable_compilation_cache
 
 AIM_MS = 3.0

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from polyjax.cli.contexts import contexts_of, show
 from polyjax.cli.flags import parse_flags, user_errors
-from polyjax.cli.models import contexts_of, load_ranker, show
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
+from polyjax.recipes.models import load_ranker
 from polyjax.retrieval.search.searcher import Method
 from polyjax.runtime.compilation import enable_compilation_cache
 

@@ -13,12 +13,12 @@ import tyro
 
 from polyjax.cli.chat import default_index, load_index
 from polyjax.cli.flags import parse_flags, user_errors
-from polyjax.cli.models import load_ranker
 from polyjax.errors import InputError
 from polyjax.evaluation.calibration import ScoreMap
 from polyjax.interop.cards import read_card
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
+from polyjax.recipes.models import load_ranker
 from polyjax.runs import MODEL
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors

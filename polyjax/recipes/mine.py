@@ -24,6 +24,7 @@ from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
 from polyjax.recipes.evaluate import opened, rows_of_run
 from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner
+from polyjax.recipes.models import load_ranker
 from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.runs import read_json, write_json
 from polyjax.runtime.files import exclusive_lock, write_bytes
@@ -149,10 +150,7 @@ def mine(
 def run(config: MineConfig) -> Mined:
     """Mine as the command line asks for, print the table, and say how to train on the file."""
     task = rows_of_run(config.run_dir)[0] if config.task is None else config.task
-    if str(config.run_dir) == "minilm" and not config.run_dir.is_dir():
-        ranker = Ranker.from_encoder("minilm", dtype=config.dtype)
-    else:
-        ranker = Ranker.load(config.run_dir, step=config.step, dtype=config.dtype)
+    ranker = load_ranker(config.run_dir, step=config.step, dtype=config.dtype)
     rescorer = None if config.rescore is None else Ranker.load(config.rescore, dtype=config.dtype)
     names = [field.name for field in dataclasses.fields(MiningConfig)]
     rules = MiningConfig(**{name: getattr(config, name) for name in names})

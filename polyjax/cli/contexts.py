@@ -1,24 +1,14 @@
-"""What ranking commands share: the model, the context, and how results are printed."""
+"""What ranking commands share: the context, and how results are printed."""
 
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from polyjax.cli.flags import as_json_line
 from polyjax.errors import InputError
-from polyjax.nn.encoders import Dtype
-from polyjax.ranker import Ranker
 from polyjax.retrieval.search.searcher import Found
 from polyjax.types import Ranked
-
-
-def load_ranker(model: Path, *, step: int | None = None, dtype: Dtype | None = None) -> Ranker:
-    """The model of a run directory, or ``minilm``: an encoder that was not trained to rank."""
-    if str(model) == "minilm" and not model.is_dir():
-        return Ranker.from_encoder("minilm", dtype=dtype)
-    return Ranker.load(model, step=step, dtype=dtype)
 
 
 def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
