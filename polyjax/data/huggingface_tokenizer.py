@@ -4,6 +4,7 @@ Special tokens are those that the file's own template puts around texts, and tho
 names; their spelling does not matter.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,9 +160,9 @@ class HuggingFaceTokenizer:
             got=shown(f"{' '.join(single)} and {' '.join(pair)} of the text 'a'"),
         )
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """Rows that a token table needs."""
+        """Rows that a token table needs. Counted once: each look at the vocabulary copies it."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def token(self, id_: int) -> str:

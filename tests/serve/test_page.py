@@ -215,6 +215,7 @@ def test_the_request_as_a_command_of_the_shell(opened):
     assert page.inner_text("#problem") == "Say something first."
     opened.say('it\'s "quoted" $HOME `id`')
     page.click("#curl")
+    page.wait_for_function("document.querySelector('#copied').textContent")  # the clipboard answers later
     assert page.inner_text("#copied") == "It was copied." and "ms" in page.inner_text("#status")
     command = page.input_value("#line")
     assert page.evaluate("navigator.clipboard.readText()") == command
