@@ -1,4 +1,4 @@
-"""Run directories whose files may record parts of this package: ParlAI's."""
+"""Reads run directories, including those of converted ParlAI models."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,15 @@ from polyjax.runs import ModelCard
 
 
 def read_card(run_dir: Path, *, head: Any = None, encoder: Any = None) -> ModelCard:
-    """The card of a run directory's model, see ``polyjax.runs.read_card``.
+    """The model card of a run directory, see ``polyjax.runs.read_card``; ParlAI's parts are recognised.
+
+    Args:
+        run_dir: a run directory.
+        head: your own head configuration (or its class), if the card records one.
+        encoder: your own encoder configuration (or its class), if the card records one.
 
     Raises:
-        InputError: model.json is missing or broken, or records a part that is not given.
+        InputError: model.json is missing or broken, or records a part that is neither known nor passed.
     """
     return runs.read_card(run_dir, head=head, encoder=encoder, foreign=PARLAI)
 
@@ -30,7 +35,15 @@ def load_scorer(
 ) -> tuple[Scorer, TextEncoder]:
     """The scorer and text encoder of a run directory, see ``polyjax.runs.load_scorer``.
 
+    Args:
+        run_dir: a run directory.
+        step: a saved step; None for the best one.
+        dtype: of the computation; None for the one that the card records.
+        head: as ``read_card``.
+        encoder: as ``read_card``.
+
     Raises:
-        InputError: a file is missing or broken, or model.json records a part that is not given.
+        InputError: a file is missing or broken, or model.json records a part that is neither known nor
+            passed.
     """
     return runs.load_scorer(run_dir, step=step, dtype=dtype, head=head, encoder=encoder, foreign=PARLAI)

@@ -1,4 +1,4 @@
-"""What is in a folder, what will be used of it, and what is missing, in ten lines."""
+"""Describes a model folder in at most ten lines: its contents, what polyjax uses, what is missing."""
 
 import os
 from pathlib import Path
@@ -15,19 +15,20 @@ from polyjax.nn.encoders import EncoderSettings
 from polyjax.runs import TOKENIZER, saved_steps
 
 PROBLEM = "problem"
-"""What the last line begins with where a folder does not load."""
+"""The first word of the last line when a folder cannot be loaded."""
 
 
 def doctor(folder: str | os.PathLike[str]) -> list[str]:
-    """A folder in at most ten lines: what it is, what a ranker uses of it, and what is missing.
+    """Describe a folder in at most ten lines: what it is, what a ranker uses of it, and what is missing.
 
-    Weights are read too, so that what is missing or broken in them is found.
+    The weights of a model folder are loaded too, so that missing or broken tensors are found. The
+    checkpoints of a run directory are listed, not loaded.
 
     Args:
-        folder: of sentence-transformers, of transformers, or a run directory.
+        folder: a folder of sentence-transformers or transformers, or a run directory.
 
     Returns:
-        Lines ``what: value``; the last is ``loads: yes``, or begins with ``problem:``.
+        Lines of the form ``name: value``. The last is ``loads: yes``, or begins with ``problem:``.
     """
     folder = Path(folder)
     lines = [f"folder: {folder}"]
@@ -46,7 +47,7 @@ def doctor(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def describe(found: EncoderFolder) -> list[str]:
-    """A folder's model in seven lines, from what its small files say.
+    """A folder's model in seven lines, from its JSON and tokenizer files; weights are not read.
 
     Raises:
         InputError: the tokenizer is missing or broken.
@@ -68,7 +69,7 @@ def describe(found: EncoderFolder) -> list[str]:
 
 
 def size_of(settings: EncoderSettings) -> str:
-    """An encoder's size in words."""
+    """An encoder's size as a text: layers, width, parameters (millions), positions."""
     abstract = nnx.eval_shape(lambda: settings.build(rngs=nnx.Rngs(0)))
     n = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract)))
     size = f"{settings.n_layers} layers x {settings.dim}, {n / 1e6:.1f} M parameters"
@@ -109,7 +110,7 @@ def _prompts(found: EncoderFolder) -> str:
 
 
 def _missing(found: EncoderFolder) -> str:
-    """Files that a folder may do without, with what holds then."""
+    """The optional files that are absent, each with the default used instead."""
     instead = {
         found.folder / MODULES: "the mean of real tokens is taken" if found.classifier is None else None,
         found.folder / PROMPTS: "no prompts" if found.classifier is None else None,
@@ -144,7 +145,11 @@ def _of_pretraining(folder: Path) -> list[str]:
 
 
 def _saved(folder: Path) -> list[int]:
-    """The saved steps of a run, of which there must be one."""
+    """The saved steps of a run.
+
+    Raises:
+        InputError: no step is saved.
+    """
     steps = saved_steps(folder)
     if not steps:
         raise InputError.in_file(folder, problem="no checkpoint is saved", fix="train further")

@@ -1,4 +1,4 @@
-"""A run directory's parameters as safetensors, with a page that says what each array is."""
+"""Exports a run directory's parameters as safetensors, with a README that describes each array."""
 
 import shutil
 from pathlib import Path
@@ -23,12 +23,12 @@ KINDS = {
 
 
 def export_safetensors(run_dir: Path, out: Path, *, step: int | None = None) -> None:
-    """Write model.safetensors (float32), model.json, the tokenizer, and a README.md of names and shapes.
+    """Write model.safetensors (float32), model.json, the tokenizer, and a README.md with names and shapes.
 
     Args:
         run_dir: a run directory.
-        out: a folder that does not exist yet.
-        step: a saved step; the best one by default.
+        out: a folder that does not exist yet; it is written completely or not at all.
+        step: a saved step; None for the best one.
 
     Raises:
         InputError: the run directory is broken, or the folder exists or cannot be written.
@@ -53,9 +53,9 @@ def _page(run_dir: Path, arrays: dict[str, np.ndarray]) -> str:
         [
             f"# {run_dir.name}",
             "",
-            "`model.safetensors` holds the parameters, float32. `model.json` says the model's shape and how",
-            "texts become tokens; `tokenizer/` is what polyjax reads. Blocks count from 0; `qkv` is the",
-            "query's, key's and value's projection side by side.",
+            "`model.safetensors` holds the parameters in float32. `model.json` describes the model's shape",
+            "and how texts become tokens. `tokenizer/` holds the tokenizer files that polyjax reads. Blocks",
+            "are numbered from 0. `qkv` holds the projections of query, key and value side by side.",
             "",
             "| name | shape | what it is |",
             "| --- | --- | --- |",

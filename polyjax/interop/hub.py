@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub by their name, from its local cache or the hub (extra ``hub``).
+"""Loads models by name from the Hugging Face hub or its local cache, and uploads them (extra ``hub``).
 
-Nothing here is imported, and no network is touched, for folders. A name is ``organisation/model``, with
-``@revision`` after it for another than the newest: a branch, a tag or a commit.
+A name is ``organisation/model``. ``@revision`` after it selects a branch, a tag or a commit; the default is
+the newest commit. For a folder, huggingface_hub is not imported and no network is used.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from polyjax.errors import InputError, first_line
 _NAME = re.compile(r"(?P<model>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _READ = ("*.json", "*.txt", "*.safetensors", "README.md")
 _LEFT = ("onnx/*", "openvino/*")
-"""Folders of the same model for other programs."""
+"""Exports of the same model for other runtimes; they are not downloaded."""
 
 
 def hub_name(name: str | os.PathLike[str]) -> tuple[str, str | None] | None:
-    """A hub's model and revision that a name stands for; None for a folder.
+    """The hub model and revision that a name refers to; None if the name is a folder.
 
-    What begins with ``runs``, or with another folder that is there, is a folder, be it there or not.
+    A name counts as a folder if it exists, if its parent folder exists, or if it begins with ``runs/``.
 
     >>> hub_name("intfloat/multilingual-e5-small@fd1525a"), hub_name("bert"), hub_name("/models/bert")
     (('intfloat/multilingual-e5-small', 'fd1525a'), None, None)
@@ -35,16 +35,16 @@ def hub_name(name: str | os.PathLike[str]) -> tuple[str, str | None] | None:
 
 
 def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path:
-    """The folder of a model: the one that is named, or the hub's in its cache.
+    """The local folder of a model; a hub model is downloaded into the hub's cache if it is not there yet.
 
-    A copy in the cache is used as it is; the hub is asked only without one.
+    A cached copy is used without asking the hub whether a newer one exists.
 
     Args:
-        name: a folder, or a name of the hub.
-        argument: the caller's, for messages.
+        name: a folder, or the name of a hub model.
+        argument: the caller's argument, for error messages.
 
     Raises:
-        InputError: the model is not in the cache and the hub does not give it, or the extra is not installed.
+        InputError: the model is not in the cache and cannot be downloaded, or the extra is not installed.
     """
     found = hub_name(name)
     if found is None:
@@ -54,25 +54,25 @@ def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path
     kept = {"revision": revision, "allow_patterns": list(_READ), "ignore_patterns": list(_LEFT)}
     with contextlib.suppress(OSError):  # it is not in the cache
         folder = Path(hub.snapshot_download(model, local_files_only=True, **kept))
-        if any(folder.rglob("*.safetensors")):  # not a part of it that others asked for
+        if any(folder.rglob("*.safetensors")):  # another program may have cached other files only
             return folder
     try:
         return Path(hub.snapshot_download(model, **kept))
     except (OSError, ValueError) as error:
         raise InputError(
             argument,
-            expected="a folder, or a model that is in the hub or its cache",
+            expected="a folder, or a model on the hub or in its cache",
             got=os.fspath(name),
             problem=first_line(error),
         ) from None
 
 
 def pinned(name: str, argument: str = "encoder") -> str:
-    """The name with the commit that it stands for now; a folder's as it is.
+    """A hub model's name with its current commit, ``organisation/model@commit``; a folder's name unchanged.
 
     Args:
-        name: a folder, or a name of the hub, whose files are brought into its cache.
-        argument: the caller's, for messages.
+        name: a folder, or the name of a hub model, which is downloaded if it is not in the cache.
+        argument: the caller's argument, for error messages.
 
     Raises:
         InputError: as ``model_folder``.
@@ -82,7 +82,7 @@ def pinned(name: str, argument: str = "encoder") -> str:
 
 
 def local_name(name: str) -> str:
-    """What a run directory is called after: the last part, without a revision.
+    """The short name of a model, used to name run directories: the last part, without a revision.
 
     >>> local_name("BAAI/bge-small@5c38ec7"), local_name("/models/bert")
     ('bge-small', 'bert')
@@ -93,13 +93,13 @@ def local_name(name: str) -> str:
 
 @contextlib.contextmanager
 def folder_to_upload(model: str) -> Iterator[Path]:
-    """A temporary folder, not made yet, that is uploaded as a model when the block ends.
+    """The path of a temporary folder, which the caller creates; it is uploaded when the block ends.
 
     Args:
-        model: ``organisation/model``.
+        model: ``organisation/model``, without a revision.
 
     Raises:
-        InputError: it is no such name, the hub refuses it, or the extra is not installed.
+        InputError: the name has another form, the hub refuses the upload, or the extra is not installed.
     """
     if hub_name(model) != (model, None) and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
         raise InputError("model", expected="organisation/model", got=model)
@@ -114,7 +114,16 @@ def folder_to_upload(model: str) -> Iterator[Path]:
 
 
 def upload(hub: ModuleType, model: str, folder: Path) -> None:
-    """Make the repository where it is not there, and put a folder's files into it, in one commit."""
+    """Upload a folder's files in one commit, creating the model repository if needed.
+
+    Args:
+        hub: the module ``huggingface_hub``.
+        model: ``organisation/model``.
+        folder: its files are uploaded.
+
+    Raises:
+        OSError, ValueError: as raised by huggingface_hub.
+    """
     api = hub.HfApi()
     api.create_repo(model, exist_ok=True)
     api.upload_folder(repo_id=model, folder_path=folder, commit_message="Export of polyjax")
@@ -126,7 +135,7 @@ def _library(argument: str, name: str) -> ModuleType:
     except ImportError:
         raise InputError(
             argument,
-            problem=f"{name} is no folder, and a model of the hub needs huggingface_hub",
+            problem=f"{name} is not a local folder, and a model from the hub needs huggingface_hub",
             fix="run: pip install 'polyjax[hub]'",
         ) from None
     return huggingface_hub

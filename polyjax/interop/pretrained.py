@@ -1,4 +1,4 @@
-"""Where an encoder's first weights come from: a folder of transformers, or a run of ours of any kind."""
+"""Loads pretrained weights: from a folder of transformers or sentence-transformers, or a run directory."""
 
 import dataclasses
 import json
@@ -26,14 +26,18 @@ from polyjax.runs import CONFIG as RUN_SETTINGS
 from polyjax.runs import MODEL, PRETRAINING, Checkpoints, PretrainingCard, read_json
 
 LONGEST = 256
-"""Tokens of a text for an encoder that was not trained to rank."""
+"""Maximum length of a text, in tokens, for an encoder that was not trained to rank."""
 
 
 def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
-    """The folder of weights that ``--encoder`` names; None for an encoder from scratch.
+    """The folder of weights for the name of an encoder; None for an encoder trained from scratch.
+
+    Args:
+        name: ``minilm``, a folder, the name of a hub model, or one of ``scratch``.
+        scratch: names of encoders that start with random weights.
 
     Raises:
-        InputError: it is neither one of ``scratch``, nor minilm, nor a folder.
+        InputError: there is no such folder or model.
     """
     if name in scratch:
         return None
@@ -50,17 +54,17 @@ def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
 
 
 def is_pretraining_run(folder: Path) -> bool:
-    """Whether a folder is a run directory of experiments/pretrain.py."""
+    """Whether a folder is the run directory of a pre-training (``polyjax pretrain``)."""
     return (folder / PRETRAINING).is_file()
 
 
 def is_ranking_run(folder: Path) -> bool:
-    """Whether a folder is a run directory of experiments/run.py or ``polyjax convert``."""
+    """Whether a folder is the run directory of a ranker (``polyjax train``, ``polyjax convert``)."""
     return (folder / MODEL).is_file()
 
 
 def read_pretraining_card(folder: Path) -> PretrainingCard:
-    """The card of a pre-training run.
+    """The model card of a pre-training run.
 
     Raises:
         InputError: it is missing or broken.
@@ -70,10 +74,10 @@ def read_pretraining_card(folder: Path) -> PretrainingCard:
 
 
 def encoder_shape(folder: Path) -> EncoderSettings:
-    """The shape of a folder's encoder.
+    """The settings of the encoder in a model folder or run directory.
 
     Raises:
-        InputError: a file is missing or broken, or asks for what is not implemented.
+        InputError: a file is missing or broken, or asks for a feature that is not implemented.
     """
     if is_pretraining_run(folder):
         return read_pretraining_card(folder).encoder
@@ -83,7 +87,8 @@ def encoder_shape(folder: Path) -> EncoderSettings:
 def encoder_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that a folder's encoder was trained with.
 
-    Special tokens that a text spells out are special, as in transformers; with minilm they are text.
+    In a model folder, a special token written out in a text is a special token, as in transformers (unless
+    ``split_special_tokens`` is set). With minilm it is ordinary text.
 
     Raises:
         InputError: a file is missing or broken.
@@ -96,12 +101,17 @@ def encoder_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load_pretrained(encoder: TokenEncoder, folder: Path) -> None:
-    """Fill an encoder's parameters from a folder: those of a run's best validation.
+    """Set an encoder's parameters from a model folder or run directory.
 
-    Of a ranking run it is the encoder of contexts, or of pairs.
+    From a run, the checkpoint with the best validation is used. From a ranking run, the encoder is the one
+    for contexts (of a cross-encoder, the one for pairs).
+
+    Args:
+        encoder: its parameters are replaced.
+        folder: a model folder or run directory.
 
     Raises:
-        InputError: a file is missing or broken, or the encoder has another shape.
+        InputError: a file is missing or broken, or the encoder has other settings.
     """
     if is_pretraining_run(folder):
         shape = read_pretraining_card(folder).encoder
@@ -118,7 +128,7 @@ def load_pretrained(encoder: TokenEncoder, folder: Path) -> None:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder is one of sentence-transformers or transformers, and no run directory."""
+    """Whether a folder was saved by sentence-transformers or transformers, and is not a run directory."""
     if is_ranking_run(folder) or is_pretraining_run(folder):
         return False
     if (folder / MODULES).is_file():
@@ -127,51 +137,53 @@ def is_model_folder(folder: Path) -> bool:
         entries = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError):  # what is wrong with it is its reader's to say
+    except (OSError, ValueError):  # reading the folder then raises an error that says what is wrong
         return True
-    return not isinstance(entries, dict) or "type" not in entries  # which a run's settings begin with
+    return not isinstance(entries, dict) or "type" not in entries  # a run's config.json has "type"
 
 
 def load_model(
     folder: str | os.PathLike[str], *, step: int | None, dtype: Dtype | None, head: Any, encoder: Any
 ) -> tuple[Scorer, TextEncoder]:
-    """The model of a run directory, or of a folder as other libraries save it.
+    """Load a model from a run directory, or from a folder saved by other libraries.
 
     Args:
-        folder: see ``load_scorer`` and ``load_folder``; or a name of the hub.
-        step: a saved step of a run; the best one where None.
-        dtype: of the arithmetic; a run's own, or float32, where None.
-        head: a part of one's own that a run's card records.
-        encoder: likewise.
+        folder: a run directory, a folder of sentence-transformers or transformers, or the name of a hub
+            model.
+        step: a saved step of a run; None for the best one.
+        dtype: of the computation; None for the run's own, or float32 for a model folder.
+        head: your own head, if the run's card records one.
+        encoder: your own encoder, if the run's card records one.
 
     Raises:
-        InputError: a file is missing or broken, or an argument is for runs only.
+        InputError: a file is missing or broken, or ``step``, ``head`` or ``encoder`` is given for a folder
+            that is not a run directory.
     """
     folder = model_folder(folder)
     if not is_model_folder(folder):
         return load_scorer(folder, step=step, dtype=dtype, head=head, encoder=encoder)
     for name, value in (("step", step), ("head", head), ("encoder", encoder)):
         if value is not None:
-            raise InputError(name, expected="none, of a folder that is no run directory", got=value)
+            raise InputError(name, expected="None for a folder that is not a run directory", got=value)
     return zero_shot_scorer(folder, dtype=dtype)
 
 
 def zero_shot_scorer(
     encoder: str | os.PathLike[str], *, turns: int = 2, dtype: Dtype | None = None
 ) -> tuple[Scorer, TextEncoder]:
-    """An encoder as a scorer, without any training of ours to rank.
+    """An encoder as a scorer, without training it to rank.
 
-    Of a folder of sentence-transformers or transformers all that it says is honoured, see ``load_folder``.
-    With minilm, special tokens that a text spells out are text, and the oldest tokens of a context are cut.
-    A pre-trained run's encoder is reduced by the mean.
+    A folder of sentence-transformers or transformers is scored as its own settings say, see ``load_folder``.
+    minilm reads a special token written out in a text as ordinary text, and truncates a context from its
+    oldest token. The encoder of a run is used as a bi-encoder: mean over tokens, cosine.
 
     Args:
-        encoder: ``minilm`` or a folder.
-        turns: the last so many turns of a context are read.
-        dtype: of the arithmetic; float32 by default.
+        encoder: ``minilm``, a folder, or the name of a hub model.
+        turns: number of a context's last turns that are read.
+        dtype: of the computation; None for float32.
 
     Raises:
-        InputError: there is no such folder, or a file of it is missing or broken.
+        InputError: there is no such folder, or a file in it is missing or broken.
     """
     if encoder == "minilm":
         scorer, text = load_folder(minilm_folder(), turns=turns, dtype=dtype or "float32")
@@ -197,10 +209,13 @@ def zero_shot_scorer(
 
 
 def origin_of(name: str | os.PathLike[str]) -> str | None:
-    """The hub's model, with its commit, that a model is or was trained from; None for a model from elsewhere.
+    """The hub model that a model is, or was trained from, as ``organisation/model@commit``.
 
     Args:
-        name: a folder, or a name of the hub, as ``load_model`` took it.
+        name: the folder or hub name that was passed to ``load_model``.
+
+    Returns:
+        The name with its commit; None if the model does not come from the hub.
     """
     if hub_name(name) is not None:
         return pinned(os.fspath(name), "folder")
@@ -213,10 +228,16 @@ def origin_of(name: str | os.PathLike[str]) -> str | None:
 
 
 def load_pretrainer(model: Pretrainer, folder: Path) -> None:
-    """Fill a model's parameters from a folder, its heads' as well where that is a pre-training run.
+    """Set a pre-training model's parameters from a folder.
+
+    A pre-training run gives the parameters of the encoder and the heads, any other folder the encoder's only.
+
+    Args:
+        model: its parameters are replaced.
+        folder: a model folder or run directory.
 
     Raises:
-        InputError: a file is missing or broken, or the encoder has another shape.
+        InputError: a file is missing or broken, or the encoder has other settings.
     """
     if not is_pretraining_run(folder):
         load_pretrained(model.encoder, folder)
@@ -232,7 +253,7 @@ def _restored(folder: Path, shape: KnownEncoder) -> Pretrainer:
 
 
 ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", "scan", "output_scaling")
-"""Settings of an encoder that do not change what its weights mean."""
+"""Encoder settings that may differ between the saved and the new encoder: weights fit either way."""
 
 
 def _check_shape(folder: Path, shape: EncoderSettings, wanted: EncoderSettings) -> None:

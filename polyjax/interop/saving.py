@@ -1,4 +1,4 @@
-"""What a ranker's model can be written as, for other libraries, and where it is from."""
+"""Saving a ranker's model in the format of other libraries, and its origin on the hub."""
 
 import os
 from pathlib import Path
@@ -13,48 +13,50 @@ Model = TypeVar("Model")
 
 
 def with_origin(model: Model, origin: str | None) -> Model:
-    """The model, which now knows where it is from."""
+    """Set the model's ``origin`` and return the model."""
     model.origin = origin  # pyright: ignore[reportAttributeAccessIssue]  # of a SavesModel
     return model
 
 
 class SavesModel:
-    """Writes a model as a folder of sentence-transformers.
+    """A model that can be saved as a folder of sentence-transformers.
 
     Attributes:
         scorer: the model with its tokenizer.
-        origin: the hub's model that it is, or was trained from, with its commit, as
-            ``organisation/model@commit``; None for another or none.
+        origin: the hub model that it is, or was trained from, as ``organisation/model@commit``; None if it
+            does not come from the hub.
     """
 
     scorer: TextScorer
     origin: str | None = None
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, name: str | None = None) -> None:
-        """Write the model as a folder that sentence-transformers, and others that read its folders, load.
+        """Save the model as a folder that sentence-transformers and compatible libraries load.
 
-        A bi-encoder becomes a SentenceTransformer with the same embeddings, a cross-encoder whose head is its
-        family's classifier a CrossEncoder with the same scores; ``Ranker.load`` reads the folder, too.
+        A bi-encoder becomes a SentenceTransformer with the same embeddings. A cross-encoder whose head is its
+        family's classifier becomes a CrossEncoder with the same scores. ``Ranker.load`` reads the folder too.
 
         Args:
-            folder: must not exist yet; it is written whole or not at all.
-            name: of the model on its page, as ``organisation/model``; the folder's by default.
+            folder: must not exist yet; it is written completely or not at all.
+            name: the model's name in README.md, as ``organisation/model``; the folder's name by default.
 
         Raises:
-            InputError: the model has no form there (two separate transformers, a poly-encoder, ...), it was
-                not loaded in float32, or the folder exists or cannot be written.
+            InputError: sentence-transformers has no equivalent of the model (two separate transformers, a
+                poly-encoder, ...), it was not loaded in float32, or the folder exists or cannot be written.
         """
         check_folder(folder)
         write_folder(self.scorer, Path(folder), name=name or Path(folder).name, base=self.origin)
 
     def push_to_hub(self, model: str) -> None:
-        """Upload what ``save_pretrained`` writes to the Hugging Face hub (extra ``hub``), in one commit.
+        """Upload the model to the Hugging Face hub in one commit, as ``save_pretrained`` writes it.
+
+        Needs the extra ``hub`` and a login (``hf auth login``).
 
         Args:
-            model: ``organisation/model``; made where it is not there. Log in first, with ``hf auth login``.
+            model: ``organisation/model``; the repository is created if it does not exist.
 
         Raises:
-            InputError: as ``save_pretrained``, or the hub refuses it, or the extra is not installed.
+            InputError: as ``save_pretrained``, or the hub refuses the upload, or the extra is not installed.
         """
         with folder_to_upload(model) as folder:
             self.save_pretrained(folder, name=model)

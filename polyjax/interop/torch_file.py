@@ -1,8 +1,8 @@
 """Reads the tensors of a ``torch.save`` file without torch, and without trusting the file.
 
-Pickles are run by ``torch_pickle``; lengths are checked against what the file really holds before anything is
-allocated. Both formats are read: the zip archive of
-torch >= 1.6, and the legacy sequence of pickles and raw storages.
+``torch_pickle`` interprets the pickles. Sizes are checked against the length of the file before any array is
+allocated. Both formats are read: the zip archive of torch >= 1.6, and the older sequence of pickles and raw
+storages.
 """
 
 import io
@@ -24,12 +24,14 @@ MAX_DEPTH = 100
 
 
 def read_torch_file(path: Path) -> Any:
-    """The object that ``torch.save`` wrote: plain containers with numpy arrays for tensors.
+    """The object that ``torch.save`` wrote: plain containers with numpy arrays in place of tensors.
 
-    Arrays share the file's memory map where they can, and are read-only. Contiguous tensors only.
+    The arrays are read-only. Those of a file in the older format are views of its memory map. Only
+    contiguous tensors are supported.
 
     Raises:
-        InputError: the file is missing, damaged, foreign, or holds more than tensors and plain data.
+        InputError: the file is missing, damaged or not a torch file, or it holds anything but contiguous
+            tensors and plain data.
     """
     try:
         with path.open("rb") as file:
@@ -140,12 +142,12 @@ def _storages(tree: Any) -> list[Storage]:
 
 
 def _resolve(tree: Any, load: Callable[[Storage], np.ndarray]) -> Any:
-    """The tree with arrays for tensors."""
+    """The tree with each tensor replaced by an array."""
     return _walk(tree, lambda tensor: _view(tensor, load(tensor.storage)), {})
 
 
 def _walk(tree: Any, change: Callable[[Tensor], Any], seen: dict[int, Any], depth: int = 0) -> Any:
-    """A copy of the tree with its tensors changed; each object once, however often it is referred to."""
+    """A copy of the tree with ``change`` applied to its tensors; a shared object is copied once."""
     if depth > MAX_DEPTH:
         raise BrokenFile("it is nested too deeply")
     if id(tree) not in seen:

@@ -1,9 +1,9 @@
-"""Runs the pickles of a torch file, which are programs, with nothing but data and tensors.
+"""A safe interpreter for the pickles in a torch file.
 
-The interpreter knows plain containers, numbers, texts and tensors only, so that a file can neither name nor
-call anything else. The standard library's ``pickle.Unpickler`` with ``find_class`` would refuse the same
-names, but allocates what a damaged file asks for: nine bytes that put something at place 2 ** 31 - 1 of its
-memo end in a MemoryError of gigabytes.
+A pickle is a program. This interpreter knows only plain containers, numbers, texts and tensors, so a file can
+neither name nor call anything else. The standard library's ``pickle.Unpickler`` with ``find_class`` would
+refuse the same names, but it allocates whatever a damaged file asks for: nine bytes that store an object at
+index 2 ** 31 - 1 of the memo end in a MemoryError after allocating gigabytes.
 """
 
 import dataclasses
@@ -26,12 +26,18 @@ STORAGES = {
 
 
 class BrokenFile(Exception):
-    """The file is not what it should be; the message says how."""
+    """The file is damaged or holds something that is not supported; the message says what."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A named run of numbers in the file."""
+    """A one-dimensional array of numbers in the file.
+
+    Attributes:
+        key: its name in the file.
+        dtype: its numpy dtype.
+        n: how many numbers it has.
+    """
 
     key: str
     dtype: str
@@ -40,7 +46,14 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A view of a storage."""
+    """A view of a storage.
+
+    Attributes:
+        storage: holds the numbers.
+        offset: index of the first one.
+        shape: sizes of the axes.
+        stride: steps of the axes, in numbers.
+    """
 
     storage: Storage
     offset: int
@@ -50,7 +63,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """Something that the pickle refers to by name; never looked up."""
+    """An object that the pickle refers to by its dotted name; it is never imported."""
 
     name: str
 
@@ -96,7 +109,7 @@ CONSTANTS: dict[str, Callable[[], Any]] = {
 
 
 def read_pickle(file: BinaryIO | io.BytesIO) -> Any:
-    """The object of one pickle, made of plain containers, numbers, texts and ``Tensor``.
+    """The object in one pickle, made of plain containers, numbers, texts and ``Tensor``.
 
     Raises:
         BrokenFile: the pickle is damaged, or holds anything else.
@@ -115,17 +128,17 @@ def read_pickle(file: BinaryIO | io.BytesIO) -> Any:
 
 
 class _Machine:
-    """What a pickle's instructions change: a stack, and a memo of what they come back to."""
+    """The state of the interpreter: a stack, and a memo of objects that later instructions refer to."""
 
     def __init__(self):
         self.stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out an instruction.
+        """Execute an instruction.
 
         Raises:
-            BrokenFile: it is not one that data needs.
+            BrokenFile: it is not one that plain data needs.
         """
         if name in CONSTANTS:
             self.stack.append(CONSTANTS[name]())
@@ -137,7 +150,7 @@ class _Machine:
             raise BrokenFile(f"it uses the pickle instruction {name}, which data does not need")
 
     def _collects(self, name: str) -> bool:
-        """Whether it is an instruction of containers, which is carried out."""
+        """Execute an instruction that builds containers; False if ``name`` is another."""
         stack = self.stack
         match name:
             case "TUPLE":
@@ -171,7 +184,7 @@ class _Machine:
         return True
 
     def _remembers(self, name: str, argument: Any) -> bool:
-        """Whether it is an instruction of the memo or the stack, which is carried out."""
+        """Execute an instruction on the memo or the stack; False if ``name`` is another."""
         match name:
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 self._memo[int(argument)] = self.stack[-1]
@@ -190,7 +203,7 @@ class _Machine:
         return True
 
     def _makes(self, name: str, argument: Any) -> bool:
-        """Whether it is an instruction that names or makes an object, which is carried out."""
+        """Execute an instruction that names or creates an object; False if ``name`` is another."""
         stack = self.stack
         match name:
             case "GLOBAL":
@@ -202,7 +215,7 @@ class _Machine:
                 arguments, called = stack.pop(), stack.pop()
                 stack.append(_call(called, arguments))
             case "BUILD":
-                # A state dict's version numbers are hung on it as attributes; nobody needs them.
+                # A state dict has version numbers as attributes; they are not needed.
                 stack.pop()
                 if not isinstance(stack[-1], dict):
                     raise BrokenFile("attributes are set on something that is not a dictionary")

@@ -1,4 +1,4 @@
-"""Folders as Hugging Face transformers saves them: config.json, safetensors, tokenizer."""
+"""Reads folders saved by Hugging Face transformers: config.json, safetensors, tokenizer."""
 
 from polyjax.interop.huggingface.config import (
     CONFIG,

@@ -1,4 +1,4 @@
-"""config.json of a folder: its family, and the settings of its encoder."""
+"""Reads a folder's config.json: the encoder's family and settings."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ CONFIG = "config.json"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a file.
+    """The JSON object in a file.
 
     Raises:
-        InputError: the file is missing, is not JSON, or holds something else.
+        InputError: the file is missing, is not valid JSON, or holds another type than an object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -31,7 +31,7 @@ def read_entries(folder: Path) -> ConfigJson:
     """The entries of a folder's config.json.
 
     Raises:
-        InputError: it is missing or is not JSON.
+        InputError: it is missing or is not a JSON object.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -45,10 +45,10 @@ def read_entries(folder: Path) -> ConfigJson:
 
 
 def family_of(entries: ConfigJson) -> Family:
-    """The family that config.json names.
+    """The encoder family for the ``model_type`` in config.json.
 
     Raises:
-        InputError: it names none of ``FAMILIES``.
+        InputError: no family in ``FAMILIES`` has that model_type.
     """
     model_type = entries.entries.get("model_type")
     for family in FAMILIES:
@@ -59,10 +59,10 @@ def family_of(entries: ConfigJson) -> Family:
 
 
 def family_for(settings: EncoderSettings) -> Family:
-    """The family of an encoder's settings.
+    """The family whose settings class is that of ``settings``.
 
     Raises:
-        InputError: folders of such encoders have no form here.
+        InputError: no family has it, so such an encoder can neither be read from a folder nor exported.
     """
     for family in FAMILIES:
         if type(settings) is family.settings:
@@ -76,7 +76,7 @@ def read_config(folder: Path) -> EncoderSettings:
     """The settings of a folder's encoder.
 
     Raises:
-        InputError: config.json is missing, broken, or asks for what is not implemented.
+        InputError: config.json is missing or broken, or asks for a feature that is not implemented.
     """
     entries = read_entries(folder)
     return family_of(entries).read(entries)

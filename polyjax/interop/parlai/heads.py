@@ -1,4 +1,4 @@
-"""ParlAI's heads, where they differ from the paper's: reductions over padding, the candidates' layers."""
+"""ParlAI's heads where they differ from the paper's: reductions over padding, two candidate layers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from polyjax.nn.reduce import Reducer, Reduction, largest, unit
 @part("parlai-over-padding", version=1)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OverPadding:
-    """A reduction whose sum or maximum runs over padding too, so that it depends on how far a row is padded.
+    """A reduction whose sum or maximum includes padding, so that the result depends on the padded length.
 
     >>> hidden = jnp.array([[[1.0], [3.0], [9.0]]])
     >>> mask = jnp.array([[True, True, False]])
@@ -32,7 +32,7 @@ class OverPadding:
     kind: Literal["first", "mean", "max"] = "mean"
 
     def __call__(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
-        """Token outputs to one float32 vector a row."""
+        """Token outputs [n, t, d] and mask [n, t] -> one float32 vector a row [n, d]."""
         hidden = hidden.astype(jnp.float32)
         match self.kind:
             case "first":
@@ -46,22 +46,22 @@ class OverPadding:
 
     @property
     def before(self) -> tuple[Reduction, Mapping[str, Any]]:
-        """What settings of heads had in its place, see ``polyjax.config.Replaces``."""
+        """The settings that recorded it in older files, see ``polyjax.config.Replaces``."""
         return self.kind, {"over_padding": True}
 
 
 @part("parlai-bi", version=1)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParlaiBiConfig:
-    """ParlAI's bi-encoder: one encoder with layers after the candidates, or two with one table of tokens.
+    """ParlAI's bi-encoder: one encoder with two candidate layers, or two encoders with one token table.
 
     Attributes:
         reduction: token outputs -> vector, on both sides.
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale both vectors to length 1.
         score_scale: multiplies the score.
-        candidate_mlp: two linear layers with a relu between them after a candidate's reduction.
-        shared_words: two encoders, but one table of token embeddings.
+        candidate_mlp: apply two linear layers, with a ReLU between them, to the candidate vector.
+        shared_words: share the table of token embeddings between two encoders.
     """
 
     arch: ClassVar[str] = "bi"
@@ -76,7 +76,7 @@ class ParlaiBiConfig:
 
     @property
     def plain(self) -> BiConfig:
-        """The same without ParlAI's additions."""
+        """The head's configuration without ``candidate_mlp`` and ``shared_words``."""
         return BiConfig(
             reduction=self.reduction,
             shared_encoder=self.shared_encoder,
@@ -93,19 +93,25 @@ class ParlaiBiConfig:
         return ParlaiBiHead(self, dim, rngs=rngs)
 
     def tie(self, context_encoder: Any, candidate_encoder: Any) -> None:
-        """Give both encoders one table of token embeddings, with ``shared_words``."""
+        """Make both encoders use one table of token embeddings if ``shared_words`` is set."""
         if self.shared_words:
             candidate_encoder.embeddings.tokens = context_encoder.embeddings.tokens
 
     @property
     def before(self) -> tuple[BiConfig, Mapping[str, Any]]:
-        """What a card had in its place, see ``polyjax.config.Replaces``."""
+        """The settings that recorded it in older model cards, see ``polyjax.config.Replaces``."""
         added = {"candidate_mlp": self.candidate_mlp, "shared_words": self.shared_words}
         return self.plain, {name: True for name, is_there in added.items() if is_there}
 
 
 class ParlaiBiHead(nnx.Module):
-    """A bi-encoder's head whose candidates go through two more layers, which tell the sides apart."""
+    """A bi-encoder's head with two extra layers for candidates, which distinguish them from contexts.
+
+    Args:
+        config: its settings.
+        dim: width of the encoder.
+        rngs: for the parameters.
+    """
 
     def __init__(self, config: ParlaiBiConfig, dim: int, *, rngs: nnx.Rngs):
         self.config, self.bi = config, BiHead(config.plain, dim, rngs=rngs)
@@ -115,7 +121,7 @@ class ParlaiBiHead(nnx.Module):
 
     @property
     def product_form(self) -> ProductForm:
-        """The scaled product itself."""
+        """The score as a dot product of two vectors, for search."""
         return self.bi.product_form
 
     def embed(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
@@ -138,5 +144,5 @@ class ParlaiBiHead(nnx.Module):
     def score(
         self, vectors: Float[Array, "b 1 d"], mask: Bool[Array, "b 1"], candidates: Float[Array, "#b c d"]
     ) -> Float[Array, "b c"]:
-        """Context vectors and candidate vectors (one set for all contexts, or one each) -> scores [b, c]."""
+        """Context vectors [b, 1, d] and candidate vectors [1 or b, c, d] -> scores [b, c]."""
         return self.bi.score(vectors, mask, candidates)

@@ -1,9 +1,9 @@
-"""ParlAI checkpoints of bi-, poly- and cross-encoders -> scorers with the same scores.
+"""Converts ParlAI checkpoints of bi-, poly- and cross-encoders to scorers with the same scores.
 
-A model is the files that ParlAI wrote side by side: ``model`` (weights), ``model.opt`` (flags),
-``model.dict`` and ``model.dict.codecs`` (vocabulary). They are read without torch and without running
-anything in them. Where padding changes a score in ParlAI (maximum over padding; mean and maximum of a
-pre-norm encoder) the converted model can keep that (``padding="parlai"``) or be free of it.
+A model consists of files that ParlAI wrote side by side: ``model`` (weights), ``model.opt`` (flags),
+``model.dict`` and ``model.dict.codecs`` (vocabulary). They are read without torch, and no code in them is
+run. In ParlAI, padding changes some scores (maximum over padding; mean and maximum of a pre-norm encoder).
+``padding="parlai"`` reproduces this; the default does not.
 """
 
 import dataclasses
@@ -48,14 +48,20 @@ ENCODERS: dict[Arch, tuple[str, str]] = {
     "poly": ("encoder_ctxt.", "encoder_cand."),
     "cross": ("encoder.", ""),
 }
-"""Prefixes of the context's and the candidate's encoder in a state dict."""
+"""Prefixes of the context encoder's and candidate encoder's names in a state dict."""
 
 
 def parameters(shape: EncoderConfig, head: Head, weights: Weights, path: Path) -> dict[str, np.ndarray]:
-    """The weights under polyjax's names, float32.
+    """The parameters of the scorer, float32, by dotted path.
+
+    Args:
+        shape: the encoder's configuration.
+        head: the head's configuration.
+        weights: the state dict.
+        path: its file, for error messages.
 
     Raises:
-        InputError: a weight is missing, or has another shape than the flags say.
+        InputError: a weight is missing, not finite, or of another shape than the flags say.
     """
     arch = head.arch
     context, candidate = ENCODERS[cast(Arch, arch)]
@@ -81,7 +87,7 @@ def parameters(shape: EncoderConfig, head: Head, weights: Weights, path: Path) -
 
 
 class _Taken:
-    """Takes weights out of a state dict under polyjax's names."""
+    """Reads weights from a state dict and renames them to polyjax's names."""
 
     def __init__(self, weights: Weights, path: Path):
         self._weights, self._path = weights, path
@@ -163,10 +169,10 @@ def load_dictionary(model_file: Path) -> DictionaryTokenizer:
     """The tokenizer of a ParlAI model: its ``.dict`` and, for BPE, ``.dict.codecs``, used as ``.opt`` says.
 
     Args:
-        model_file: the model, which need not be there; the others lie beside it.
+        model_file: path of the model, which need not exist; the other files are beside it.
 
     Raises:
-        InputError: a file is missing, broken, or asks for what is not supported.
+        InputError: a file is missing or broken, or asks for a feature that is not supported.
     """
     opt = beside(model_file, ".opt")
     settings = dictionary_settings(Flags(read_opt(opt), opt))
@@ -177,17 +183,17 @@ def load_dictionary(model_file: Path) -> DictionaryTokenizer:
 def load_parlai(
     model_file: Path, *, padding: Padding = "none", weights: Path | None = None, dropout: bool = False
 ) -> tuple[Scorer, TextEncoder, ModelConfig]:
-    """A ParlAI model's scorer and text encoder, and its configuration.
+    """Load a ParlAI model: its scorer, its text encoder and its configuration.
 
     Args:
-        model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` lie beside it.
+        model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` are beside it.
         padding: ``parlai`` pads and reduces as ParlAI does, so that a score can depend on the other
-            sequences of a call; ``none`` is free of that.
-        weights: another file of the same model's weights; ``model_file`` itself by default.
-        dropout: keep the rates that the model was trained with, for training it further.
+            sequences in the batch; with ``none`` it does not.
+        weights: another weights file of the same model; ``model_file`` itself by default.
+        dropout: keep the dropout rates that the model was trained with, for further training.
 
     Raises:
-        InputError: a file is missing, broken or foreign, or the model is of another kind.
+        InputError: a file is missing, broken or not ParlAI's, or the model is of another architecture.
     """
     flags = Flags(read_opt(beside(model_file, ".opt")), beside(model_file, ".opt"))
     arch = arch_of(flags)
@@ -222,13 +228,13 @@ def load_parlai(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertedFrom:
-    """What config.json of a converted model says: where it comes from.
+    """The content of a converted model's config.json: where the model comes from.
 
     Attributes:
-        library: whose model it was.
+        library: the library that trained it.
         arch: its architecture.
         padding: as ``load_parlai``.
-        optim: the settings that it was trained with.
+        optim: the optimiser settings that it was trained with.
         warmup: steps of ParlAI's warm-up; 0 for none.
     """
 
@@ -240,20 +246,20 @@ class ConvertedFrom:
 
     @property
     def optimizer(self) -> ParlaiWarmup | None:
-        """The optimiser with its warm-up, None where there was none."""
+        """The optimiser with ParlAI's warm-up; None if the model was trained without warm-up."""
         return ParlaiWarmup(steps=self.warmup) if self.warmup else None
 
 
 def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none") -> None:
-    """Make a run directory of a ParlAI model.
+    """Convert a ParlAI model to a run directory.
 
     Args:
         model_file: as ``load_parlai``.
-        out_dir: must not exist yet.
+        out_dir: the run directory to create; it must not exist yet.
         padding: as ``load_parlai``.
 
     Raises:
-        InputError: a file is missing, broken or foreign, or the directory exists or cannot be written.
+        InputError: as ``load_parlai``, or the directory exists or cannot be written.
     """
     if out_dir.exists():
         fix = "choose another folder, or remove this one"
@@ -273,7 +279,7 @@ def convert_parlai(model_file: Path, out_dir: Path, *, padding: Padding = "none"
 
 
 def _read_weights(path: Path) -> Weights:
-    """The state dict, its names without the prefixes that wrappers of the module put before them."""
+    """The state dict, without the prefixes that module wrappers add to its names."""
     saved = read_torch_file(path)
     weights = saved.get("model") if isinstance(saved, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(w, np.ndarray) for w in weights.values()):

@@ -1,4 +1,4 @@
-"""How ParlAI raises the learning rate."""
+"""ParlAI's warm-up of the learning rate."""
 
 import dataclasses
 
@@ -11,22 +11,23 @@ from polyjax.errors import InputError
 from polyjax.train.optim import OptimConfig, make_optimizer, schedule
 
 FIRST = 1e-4
-"""Share of the learning rate at the first step."""
+"""Learning rate at the first step, as a fraction of the full rate."""
 
 
 @part("parlai-warmup", version=1)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParlaiWarmup:
-    """The optimiser of settings with ParlAI's warm-up, for ``fit(optimizer=)``.
+    """The configured optimiser with ParlAI's warm-up, for ``fit(optimizer=)``.
 
-    The rate grows from ``FIRST`` of the full one and stops a step short of it, for good.
+    The rate grows linearly from ``FIRST`` times the full rate. As in ParlAI, it stops one step before the
+    full rate and stays there.
 
     >>> rate = ParlaiWarmup(steps=4).schedule(OptimConfig(learning_rate=1.0, warmup=0.0, decay="none"), 10)
     >>> [round(float(rate(i)), 4) for i in (0, 1, 3, 9)]
     [0.0001, 0.2501, 0.75, 0.75]
 
     Attributes:
-        steps: of the warm-up.
+        steps: length of the warm-up, in optimiser steps.
     """
 
     steps: int
@@ -37,10 +38,10 @@ class ParlaiWarmup:
             raise InputError("optimizer.steps", expected="at least 1", got=self.steps)
 
     def schedule(self, optim: OptimConfig, n_steps: int) -> optax.Schedule:
-        """The learning rate of step i (from 0).
+        """The learning rate as a function of the step (from 0).
 
         Raises:
-            InputError: the settings ask for a warm-up of their own.
+            InputError: ``optim`` sets a warm-up too.
         """
         for name in ("warmup", "warmup_steps"):
             if getattr(optim, name) not in (0, getattr(OptimConfig(), name)):
@@ -57,5 +58,9 @@ class ParlaiWarmup:
         return schedule(optim, n_steps, warm=warm)
 
     def __call__(self, optim: OptimConfig, n_steps: int) -> optax.GradientTransformation:
-        """The optimiser for so many steps."""
+        """The optimiser for a training of ``n_steps`` steps.
+
+        Raises:
+            InputError: ``optim`` sets a warm-up too.
+        """
         return make_optimizer(optim, n_steps, rate=self.schedule(optim, n_steps))

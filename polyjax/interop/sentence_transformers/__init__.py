@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers: bi-encoders with their pooling and prompts, and cross-encoders."""
+"""Reads and writes folders of sentence-transformers: bi-encoders (pooling, prompts) and cross-encoders."""
 
 from polyjax.interop.sentence_transformers.folder import PROMPTS, EncoderFolder, read_folder
 from polyjax.interop.sentence_transformers.load import check_vocabulary, load_folder, load_head

@@ -1,4 +1,4 @@
-"""What a folder of sentence-transformers, or of transformers alone, says about its model."""
+"""Reads the settings of a model folder saved by sentence-transformers or by transformers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ from polyjax.nn.heads import BiConfig, CrossConfig
 from polyjax.nn.reduce import Reduction
 
 PROMPTS = "config_sentence_transformers.json"
-"""The file of prompts, similarity and activation."""
+"""Name of the file with the prompts, the similarity and the activation."""
 LENGTHS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-"""Names of the transformer module's own file; all but the first are of old versions."""
+"""Possible names of the Transformer module's settings file; old versions wrote all but the first."""
 CLASSIFIER = "ForSequenceClassification"
 SCORE_ACTIVATIONS: tuple[Activation, ...] = ("identity", "sigmoid", "tanh")
-"""Those that keep the order of scores."""
+"""Activations of a cross-encoder's score that preserve the order of scores."""
 _PROMPT_ENTRIES = (
     "__version__",
     "activation_fn",
@@ -44,24 +44,24 @@ _LONG_BUCKETS = (768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderFolder:
-    """A folder's model, read from its small files; weights are not looked at.
+    """Settings of the model in a folder, from its JSON files; weights are not read.
 
     Attributes:
-        folder: the whole.
-        transformer: the folder of the transformer, inside or the same.
-        entries: of its config.json.
-        family: of its encoder.
-        settings: of its encoder.
-        modules: of modules.json; None without that file.
-        reductions: of token outputs to a vector; several are concatenated.
-        why: where the reductions are from.
+        folder: the model folder.
+        transformer: the folder of the transformer: ``folder`` itself or one inside it.
+        entries: entries of the transformer's config.json.
+        family: the encoder's family.
+        settings: the encoder's settings.
+        modules: content of modules.json; None without that file.
+        reductions: token outputs -> vector; the vectors of several reductions are concatenated.
+        why: where the reductions come from, for people.
         classifier: the head of a cross-encoder; None for a bi-encoder.
-        activation: of a cross-encoder's score.
-        similarity: of a bi-encoder's vectors.
-        prompts: by name.
-        default_prompt: the name of the one that is put before every text; None for none.
-        max_length: tokens of the longest sequence that is read.
-        max_length_from: where that is from.
+        activation: activation of a cross-encoder's score.
+        similarity: similarity of two vectors of a bi-encoder.
+        prompts: prompts by name.
+        default_prompt: name of the default prompt; None for none.
+        max_length: maximum length of a sequence, in tokens; longer ones are truncated.
+        max_length_from: where ``max_length`` comes from, for people.
         lower_case: whether texts are lower-cased before the tokenizer's own normalisation.
     """
 
@@ -84,12 +84,12 @@ class EncoderFolder:
 
     @property
     def pad_id(self) -> int | None:
-        """Padding's token in config.json."""
+        """The padding token's id in config.json; None if it has none."""
         found = self.entries.entries.get("pad_token_id")
         return found if isinstance(found, int) else None
 
     def tokenizer(self) -> HuggingFaceTokenizer:
-        """The tokenizer, with the lower-casing that is asked for.
+        """The tokenizer, with lower-casing if ``lower_case`` is set.
 
         Raises:
             InputError: a file is missing or broken.
@@ -98,9 +98,9 @@ class EncoderFolder:
         return found.lower_cased() if self.lower_case else found
 
     def bi_head(self) -> BiConfig:
-        """Settings of the bi-encoder's head: its embeddings are those of the folder, its scores cosines.
+        """Settings of a bi-encoder's head that gives the embeddings and similarities of the folder.
 
-        (Products where the folder says ``dot`` and does not normalise.)
+        Scores are cosines, or dot products if ``similarity`` is ``dot`` and no Normalize module comes last.
         """
         normalized = self.modules is not None and self.modules.normalize
         dense = () if self.modules is None else tuple(module.config for module in self.modules.dense)
@@ -114,7 +114,7 @@ class EncoderFolder:
         )
 
     def cross_head(self) -> CrossConfig:
-        """Settings of the cross-encoder's head."""
+        """Settings of the cross-encoder's head; only for a folder with a ``classifier``."""
         assert self.classifier is not None
         return dataclasses.replace(self.classifier.head, activation=self.activation)
 
@@ -122,7 +122,7 @@ class EncoderFolder:
         """How texts become tokens.
 
         Args:
-            turns: of a context, the last so many of which are read.
+            turns: number of a context's last turns that are read.
         """
         default = self.prompts.get(self.default_prompt or "", "")
         paired = self.classifier is not None
@@ -142,18 +142,18 @@ class EncoderFolder:
         )
 
     def role_prompts(self) -> tuple[str, str]:
-        """What is put before contexts and before candidates: the prompts of queries and documents.
+        """The prompts of contexts and of candidates: those that the folder names for queries and documents.
 
-        Without one, the default prompt, unless it is the other side's.
+        A side without a prompt gets the default prompt, unless that is the other side's.
         """
         return role_prompts(self.prompts, self.default_prompt)
 
 
 def role_prompts(prompts: Mapping[str, str], default: str | None) -> tuple[str, str]:
-    """What is put before contexts and before candidates; see ``EncoderFolder.role_prompts``.
+    """The prompts of contexts and of candidates; see ``EncoderFolder.role_prompts``.
 
     Args:
-        prompts: by name.
+        prompts: prompts by name.
         default: the name of the default prompt; None for none.
 
     >>> role_prompts({"query": "q: ", "document": "d: "}, "query"), role_prompts({"task": "t: "}, "task")
@@ -169,7 +169,7 @@ def role_prompts(prompts: Mapping[str, str], default: str | None) -> tuple[str, 
 
 
 def buckets_for(longest: int) -> tuple[int, ...]:
-    """Padded lengths for sequences of up to so many tokens.
+    """Padded lengths (buckets) for sequences of up to ``longest`` tokens.
 
     >>> buckets_for(600)[-3:]
     (384, 512, 768)
@@ -180,10 +180,10 @@ def buckets_for(longest: int) -> tuple[int, ...]:
 
 
 def read_folder(folder: Path) -> EncoderFolder:
-    """What a folder says, from its small files alone.
+    """Read the settings of the model in a folder, without its weights.
 
     Raises:
-        InputError: a file is missing or broken, or asks for what is not implemented, by name.
+        InputError: a file is missing or broken, or asks for a feature that is not implemented.
     """
     modules = read_modules(folder)
     transformer = folder if modules is None else modules.transformer
@@ -248,13 +248,13 @@ def _reductions(
 
 
 def _classifier(entries: ConfigJson, family: Family) -> Classifier | None:
-    """The head of a cross-encoder, where the folder is one."""
+    """The head of a cross-encoder; None if the folder is a bi-encoder."""
     architectures = entries.entries.get("architectures") or [""]
     if not str(architectures[0]).endswith(CLASSIFIER):
         return None
     if family.classifier is None:
         raise InputError.in_file(
-            entries.path, expected=f"a {CLASSIFIER} of another family", got=architectures[0]
+            entries.path, expected=f"a family whose {CLASSIFIER} is supported", got=architectures[0]
         )
     labels = entries.entries.get("id2label")
     n = len(labels) if isinstance(labels, dict) else entries.number("num_labels", 2)
@@ -266,7 +266,7 @@ def _classifier(entries: ConfigJson, family: Family) -> Classifier | None:
 
 
 def _spoken(folder: Path) -> dict[str, Any]:
-    """Prompts and similarity, of config_sentence_transformers.json."""
+    """Prompts, similarity and activation from config_sentence_transformers.json."""
     path = folder / PROMPTS
     entries = read_object(path) if path.is_file() else {}
     for name in entries:
@@ -289,7 +289,7 @@ def _spoken(folder: Path) -> dict[str, Any]:
 
 
 def _lengths(transformer: Path, *, paired: bool) -> dict[str, Any]:
-    """max_seq_length and do_lower_case, of the transformer module's own file."""
+    """The entries of the Transformer module's settings file, such as max_seq_length, and its path."""
     path = next((transformer / name for name in LENGTHS if (transformer / name).is_file()), None)
     if path is None:
         return {}
@@ -314,7 +314,7 @@ def _lengths(transformer: Path, *, paired: bool) -> dict[str, Any]:
 
 
 def _max_length(transformer: Path, lengths: Mapping[str, Any], settings: EncoderSettings) -> tuple[int, str]:
-    """Tokens of the longest sequence, and where that is from."""
+    """The maximum length of a sequence, in tokens, and where it comes from."""
     given = lengths.get("max_seq_length")
     if given is not None:
         if given < 3:
@@ -331,7 +331,7 @@ def _max_length(transformer: Path, lengths: Mapping[str, Any], settings: Encoder
 
 
 def _activation(folder: Path, entries: ConfigJson, spoken: Mapping[str, Any]) -> Activation:
-    """Of a cross-encoder's score: the folder's, in one of the places where versions keep it, else sigmoid."""
+    """The activation of a cross-encoder's score, from the entry of any version; sigmoid by default."""
     older = entries.section("sentence_transformers").entries.get("activation_fn")
     oldest = entries.entries.get("sbert_ce_default_activation_function")
     places = (

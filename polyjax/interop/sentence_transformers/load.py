@@ -1,4 +1,4 @@
-"""A folder of sentence-transformers, or of transformers alone -> a scorer that computes the same."""
+"""Loads a folder of sentence-transformers or transformers as a scorer with the same scores."""
 
 import dataclasses
 from pathlib import Path
@@ -18,15 +18,15 @@ from polyjax.nn.scorers import Scorer, make_scorer
 
 
 def load_folder(folder: Path, *, turns: int, dtype: Dtype = "float32") -> tuple[Scorer, TextEncoder]:
-    """A folder's scorer, a bi-encoder or a cross-encoder, with its parameters, and its text encoder.
+    """Load a bi-encoder or cross-encoder from a folder: its scorer and its text encoder.
 
     Args:
-        folder: as sentence-transformers or transformers saves it.
-        turns: of a context, the last so many of which are read.
-        dtype: of the arithmetic.
+        folder: saved by sentence-transformers or transformers.
+        turns: number of a context's last turns that are read.
+        dtype: of the computation.
 
     Raises:
-        InputError: a file is missing or broken, or asks for what is not implemented.
+        InputError: a file is missing or broken, or asks for a feature that is not implemented.
     """
     found = read_folder(folder)
     tokenizer = found.tokenizer()
@@ -47,16 +47,16 @@ def load_folder(folder: Path, *, turns: int, dtype: Dtype = "float32") -> tuple[
 
 
 def _under_one_name(path: tuple) -> str:
-    """The encoder's parameters have one name, whichever kind of scorer holds it."""
+    """A parameter's dotted path; ``context_encoder.`` becomes ``encoder.``, as in a cross-encoder."""
     return ".".join(map(str, path)).replace("context_encoder.", "encoder.", 1)
 
 
 def encoder_parameters(found: EncoderFolder, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The encoder's parameters, by path inside it.
+    """The encoder's parameters, float32, by dotted path inside the encoder.
 
     Args:
         found: the folder.
-        shapes: of a scorer's parameters.
+        shapes: shapes of the scorer's parameters, by dotted path.
 
     Raises:
         InputError: a tensor is missing, broken or of another shape.
@@ -69,11 +69,11 @@ def encoder_parameters(found: EncoderFolder, shapes: dict[str, tuple[int, ...]])
 
 
 def head_parameters(found: EncoderFolder, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The head's parameters, by path inside it: of a cross-encoder's classifier, or of dense layers.
+    """The parameters of the head (a classifier, or dense layers), float32, by dotted path inside the head.
 
     Args:
         found: the folder.
-        shapes: of a scorer's parameters.
+        shapes: shapes of the scorer's parameters, by dotted path.
 
     Raises:
         InputError: a tensor is missing, broken or of another shape.
@@ -93,7 +93,7 @@ def head_parameters(found: EncoderFolder, shapes: dict[str, tuple[int, ...]]) ->
 
 
 def load_head(scorer: Scorer, found: EncoderFolder) -> None:
-    """Fill the parameters of a scorer's head from a folder with a head of the same settings.
+    """Set the parameters of a scorer's head from a folder whose head has the same settings.
 
     Args:
         scorer: its head has the settings of ``found.cross_head()`` or ``found.bi_head()``.
@@ -107,7 +107,16 @@ def load_head(scorer: Scorer, found: EncoderFolder) -> None:
 
 
 def check_vocabulary(tokenizer: Tokenizer, settings: EncoderSettings, *, name: str) -> None:
-    """Raise InputError where a tokenizer has tokens that the encoder's table has no rows for."""
+    """Check that the encoder's token table has a row for each token of the tokenizer.
+
+    Args:
+        tokenizer: its vocabulary is compared.
+        settings: of the encoder.
+        name: of the model, for the error message.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the table has rows.
+    """
     rows = getattr(settings, "vocab_size", None)
     if rows is not None and tokenizer.vocab_size > rows:
         raise InputError(

@@ -1,4 +1,4 @@
-"""README.md of an exported folder: metadata that model hubs read, and how to use the model."""
+"""Writes README.md of an exported folder: metadata for model hubs, and how to use the model."""
 
 from collections.abc import Iterable
 
@@ -19,22 +19,22 @@ def model_card(
     name: str,
     base: str | None = None,
 ) -> str:
-    """The page of a bi-encoder or a cross-encoder.
+    """The README.md of a bi-encoder or a cross-encoder.
 
     Args:
-        head: its settings.
-        config: how its texts become tokens.
-        tokenizer: its tokenizer.
-        limit: tokens of the longest text, or pair.
-        name: of the model.
-        base: the hub's model that it was trained from, as ``organisation/model@commit``.
+        head: settings of the model's head.
+        config: how texts become tokens.
+        tokenizer: the model's tokenizer.
+        limit: maximum length of a text (bi-encoder) or pair (cross-encoder), in tokens.
+        name: name of the model.
+        base: the hub model that it was trained from, as ``organisation/model@commit``.
     """
     told = _of_texts(config, tokenizer)
     metadata = []
     if base is not None:
         model, _, revision = base.partition("@")
         metadata = [f"base_model: {model}"]
-        told.append(f"It began as `{model}` at the revision `{revision}`.")
+        told.append(f"It was trained from `{model}`, revision `{revision}`.")
     if isinstance(head, BiConfig):
         use = [
             "from sentence_transformers import SentenceTransformer",
@@ -62,14 +62,14 @@ def _of_bi(head: BiConfig, config: TextConfig, limit: int) -> list[str]:
     measure = "cosine" if head.normalize else "dot product"
     told.append(f"The score of a query and a document is the {measure} of their vectors.")
     if head.score_scale != 1.0:
-        told.append(f"In training it was multiplied by {head.score_scale:g}, which changes no order.")
+        told.append(f"In training it was multiplied by {head.score_scale:g}; the order stays the same.")
     if config.context_tokens != config.candidate_tokens:
         told.append(
-            f"In training queries were cut after {config.context_tokens} tokens, documents after "
+            f"In training, queries were truncated to {config.context_tokens} tokens and documents to "
             f"{config.candidate_tokens}."
         )
     prompts = {"query": config.context_prompt, "document": config.candidate_prompt}
-    told += [f"Before a {side} stands the prompt {text!r}." for side, text in prompts.items() if text]
+    told += [f"The prompt {text!r} is put before each {side}." for side, text in prompts.items() if text]
     if not config.pool_prompts:
         told.append("The tokens of a prompt are attended to, but not pooled.")
     return told
@@ -77,11 +77,11 @@ def _of_bi(head: BiConfig, config: TextConfig, limit: int) -> list[str]:
 
 def _of_cross(head: CrossConfig, config: TextConfig, limit: int) -> list[str]:
     told = [f"A cross-encoder, trained with polyjax {__version__}. It reads up to {limit} tokens of a pair."]
-    told.append(f"The activation of its score is the {head.activation}.")
+    told.append(f"The activation of its score is {head.activation}.")
     if not config.pair_tokens:
         told.append(
-            f"In training a pair's texts were cut apart: the first after {config.context_tokens} tokens, the "
-            f"second after {config.candidate_tokens}."
+            "In training, the texts of a pair were truncated separately: the first to "
+            f"{config.context_tokens} tokens, the second to {config.candidate_tokens}."
         )
     return told
 
@@ -90,12 +90,12 @@ def _of_texts(config: TextConfig, tokenizer: HuggingFaceTokenizer) -> list[str]:
     told = []
     if config.max_turns > 1:
         between = " ".join(tokenizer.token(id_) for id_ in tokenizer.separator_ids)
-        cut = ", the oldest tokens cut" if config.cut == "oldest" else ""
+        cut = "; the oldest tokens are truncated first" if config.cut == "oldest" else ""
         told.append(
-            f"A conversation was read as its last {config.max_turns} turns, `{between}` between them{cut}."
+            f"A conversation is read as its last {config.max_turns} turns, `{between}` between them{cut}."
         )
     if tokenizer.markers == "text":
-        told.append("Special tokens that a text spells out are text (`split_special_tokens`).")
+        told.append("Special tokens written out in a text are ordinary text (`split_special_tokens`).")
     return told
 
 

@@ -1,6 +1,6 @@
-"""modules.json and what it names: the transformer, pooling, dense layers and normalisation.
+"""Reads modules.json and the modules that it lists: Transformer, Pooling, Dense and Normalize.
 
-Old and new spellings of types and entries are read. What is not known is refused by its name.
+Names of old and new versions are read. An unknown type or entry is refused; the error names it.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from polyjax.nn.heads import DenseConfig
 from polyjax.nn.reduce import Reduction
 
 MODULES = "modules.json"
-"""The file by which a folder of sentence-transformers is known."""
+"""Name of the file that lists the modules; only sentence-transformers writes it."""
 CONFIG = "config.json"
 KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
 
@@ -28,7 +28,7 @@ POOLING: Mapping[str, Reduction] = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
-"""Modes by their newer names, in the order in which several flags are concatenated."""
+"""Pooling modes by their newer names, in the order in which the vectors of several are concatenated."""
 FLAGS: Mapping[str, str] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -37,7 +37,7 @@ FLAGS: Mapping[str, str] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Their older names."""
+"""Pooling modes by their older names: flags in the module's config.json."""
 ACTIVATIONS: Mapping[str, Activation] = {
     "linear.Identity": "identity",
     "activation.Sigmoid": "sigmoid",
@@ -46,17 +46,17 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "activation.GELU": "gelu",
     "activation.SiLU": "silu",
 }
-"""Classes of torch.nn.modules."""
+"""Activations by their class in torch.nn.modules."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseModule:
-    """A Dense module.
+    """A Dense module: a linear layer with an activation.
 
     Attributes:
-        folder: with its config.json and model.safetensors.
-        config: of the layer.
-        dim_in: width of what comes in.
+        folder: holds its config.json and model.safetensors.
+        config: the layer's settings.
+        dim_in: width of its input.
     """
 
     folder: Path
@@ -66,16 +66,16 @@ class DenseModule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Modules:
-    """What modules.json names.
+    """The modules listed in modules.json.
 
     Attributes:
-        names: classes of the modules, in their order.
+        names: class names of the modules, in their order.
         transformer: folder of the transformer.
-        reductions: of the pooling; several are concatenated. None where there is no pooling.
-        pooled_dim: width of the token outputs that it expects.
+        reductions: the Pooling module's; vectors of several are concatenated. Empty without Pooling.
+        pooled_dim: width of the token outputs that Pooling expects; None if it does not say.
         pool_prompts: whether the tokens of a prompt are pooled.
-        dense: layers after the pooling.
-        normalize: whether vectors are scaled to length 1 in the end.
+        dense: Dense modules after the pooling, in their order.
+        normalize: whether the final vector is scaled to length 1.
     """
 
     names: tuple[str, ...]
@@ -88,10 +88,10 @@ class Modules:
 
 
 def read_modules(folder: Path) -> Modules | None:
-    """The modules of a folder; None where it has no modules.json.
+    """The modules of a folder; None if it has no modules.json.
 
     Raises:
-        InputError: a file is missing or broken, or names what is not known.
+        InputError: a file is missing or broken, or names a module or entry that is not supported.
     """
     path = folder / MODULES
     if not path.is_file():
@@ -145,11 +145,11 @@ SENTENCE: Mapping[str, Any] = {
     "module_input_name": "sentence_embedding",
     "module_output_name": "sentence_embedding",
 }
-"""What modules after the pooling work on."""
+"""Entries of modules after the pooling, which have one possible value: they work on the pooled vector."""
 
 
 def _check_entries(path: Path, entries: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raise InputError for an entry that is not known, or has another value than the only one possible."""
+    """Raise InputError for an unknown entry, or a value other than that in ``known`` (None allows any)."""
     for name, value in entries.items():
         if name not in known:
             raise InputError.in_file(path, expected=f"entries of {', '.join(known)}", got=name)
@@ -212,15 +212,15 @@ def _dense(folder: Path, *, unit_input: bool) -> DenseModule:
 
 
 def torch_activation(path: Path, name: str, dotted: Any) -> Activation:
-    """The activation of a class of torch, by its dotted name. Nothing is imported.
+    """The activation for the dotted name of a torch class. Nothing is imported.
 
     Args:
-        path: of the file that names it.
-        name: of the entry.
-        dotted: its value.
+        path: the file that names it, for the error message.
+        name: the entry, for the error message.
+        dotted: the entry's value.
 
     Raises:
-        InputError: the class is not known.
+        InputError: the class is not one of ``ACTIVATIONS``.
     """
     known: dict[str, Activation] = {
         f"torch.nn.modules.{ending}": ours for ending, ours in ACTIVATIONS.items()
@@ -231,7 +231,7 @@ def torch_activation(path: Path, name: str, dotted: Any) -> Activation:
 
 
 def torch_class(activation: Activation) -> str:
-    """The dotted name of torch's class of an activation.
+    """The dotted name of the torch class for an activation.
 
     >>> torch_class("tanh")
     'torch.nn.modules.activation.Tanh'

@@ -1,6 +1,6 @@
-"""A scorer -> a folder that sentence-transformers, and others that read its folders, load.
+"""Writes a scorer as a folder that sentence-transformers and compatible libraries load.
 
-Classes and entries are those of version 5 and before, which version 6 reads too.
+Classes and entries are those of version 5 and earlier; version 6 reads them too.
 """
 
 import dataclasses
@@ -39,26 +39,27 @@ from polyjax.runtime.files import new_folder, write_text
 
 _CLASSES = "sentence_transformers.models"
 _VERSION = {"sentence_transformers": "5.1.2"}
-"""The version whose entries are written."""
+"""The version of sentence-transformers whose file format is written."""
 _ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", "scan")
 _ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None = None) -> None:
-    """Write a scorer as a folder of sentence-transformers; whole or not at all.
+    """Write a scorer as a folder of sentence-transformers, completely or not at all.
 
-    What is written is read again before the folder gets its name: a model whose settings would come back as
-    others is refused.
+    The settings are read back from a temporary folder before it is renamed to ``out``. If they differ from
+    the model's, the export is refused.
 
     Args:
         scorer: a bi-encoder with one transformer, or a cross-encoder with its family's standard classifier,
-            float32.
+            in float32.
         out: a folder that does not exist yet.
-        name: of the model, for its page.
-        base: the hub's model that it was trained from, as ``organisation/model@commit``.
+        name: name of the model, for README.md.
+        base: the hub model that it was trained from, as ``organisation/model@commit``.
 
     Raises:
-        InputError: the model has no form there, or the folder exists or cannot be written.
+        InputError: sentence-transformers has no equivalent of the model, or the folder exists or cannot be
+            written.
     """
     made = _made(scorer)
     page = model_card(made.head, made.config, made.tokenizer, made.limit, name=name, base=base)
@@ -83,21 +84,25 @@ def _refused(what: str, fix: str | None = None) -> InputError:
 
 
 def _made(scorer: TextScorer) -> "_Files":
-    """The files of a model, if it has a form there."""
+    """The files to write for a model.
+
+    Raises:
+        InputError: sentence-transformers has no equivalent of the model.
+    """
     head, encoder = scorer.settings.head, scorer.settings.encoder
     if encoder.dtype != "float32":
         raise InputError(
-            "dtype", expected="float32: others round the weights", got=encoder.dtype, fix="load it so"
+            "dtype", expected="float32", got=encoder.dtype, fix="load the model in float32 to export it"
         )
     if not isinstance(scorer.text.tokenizer, HuggingFaceTokenizer):
-        raise _refused(f"a model whose vocabulary is a {type(scorer.text.tokenizer).__name__}'s")
+        raise _refused(f"a model whose tokenizer is a {type(scorer.text.tokenizer).__name__}")
     if not isinstance(head, BiConfig | CrossConfig):
         kind = type(head).__name__
         raise _refused(f"a {getattr(head, 'arch', kind)}-encoder with settings of {kind}")
     if isinstance(head, BiConfig) and not head.shared_encoder:
         raise _refused("two separate transformers", "train with `head.shared_encoder`")
     if scorer.text.config.layout != "standard" or scorer.text.config.padding != "bucket":
-        raise _refused("a model with a layout or padding of its own")
+        raise _refused("a model with another `text.layout` or `text.padding` than the default")
     if not isinstance(head.reduction, str):
         raise _refused(f"the reduction {head.reduction}")
     if getattr(encoder, "output_scaling", 1.0) != 1.0:
@@ -106,7 +111,7 @@ def _made(scorer: TextScorer) -> "_Files":
 
 
 def _check(folder: Path, made: "_Files") -> None:
-    """Raise InputError unless the folder says what the model is."""
+    """Raise InputError unless the settings read from the folder are the model's."""
     found = read_folder(folder)
     settings: Any = made.settings
     arithmetic = {name: getattr(found.settings, name) for name in _ARITHMETIC}
@@ -122,15 +127,15 @@ def _check(folder: Path, made: "_Files") -> None:
         *((f"`text.{name}`", getattr(text, name), getattr(own, name)) for name in prompts),
     ):
         if theirs != ours:
-            raise _refused(f"a model whose folder would come back with other values of {what}")
+            raise _refused(f"a model for which the folder cannot express {what}")
 
 
 class _Files:
-    """Files of a folder: texts and arrays by path.
+    """The files of an exported folder: texts and arrays, by path inside the folder.
 
     Args:
-        scorer: of the model.
-        head: its settings.
+        scorer: the model.
+        head: settings of its head.
     """
 
     def __init__(self, scorer: TextScorer, head: BiConfig | CrossConfig):
@@ -145,22 +150,22 @@ class _Files:
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
 
     def json(self, folder: str, file: str, value: Any) -> None:
-        """Write a value as a JSON file."""
+        """Add a value as a JSON file."""
         path = f"{folder}/{file}" if folder else file
         self.texts[path] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
     def write_encoder(self, architecture: str, extra: Mapping[str, Any], prefix: str) -> None:
-        """config.json and the encoder's tensors."""
+        """Add config.json and the encoder's tensors."""
         entries = {**self.entries, "architectures": [architecture], **extra, "dtype": "float32"}
         start, end = self.tokenizer.start_id, self.tokenizer.end_id
-        # Without these, families have those of their own first vocabulary, which ours may not reach to.
+        # Without these entries, transformers takes its default ids, which our vocabulary may not contain.
         marks = {"bos_token_id": start, "cls_token_id": start, "eos_token_id": end, "sep_token_id": end}
         self.json("", CONFIG, {"pad_token_id": self.tokenizer.pad_id, **marks, **entries})
         own = {name.partition("encoder.")[2]: value for name, value in self.values.items()}
         self.arrays[WEIGHTS] = tensors_of(self.family.stored(self.settings), own, prefix)
 
     def write_tokenizer(self) -> None:
-        """tokenizer.json, and a configuration under which transformers takes it as it is."""
+        """Add tokenizer.json, and a tokenizer_config.json with which transformers uses it unchanged."""
         own = self.tokenizer
         tokens = {name: token for name, token in own.settings().items() if name.endswith("_token")}
         inputs = ["input_ids", *(["token_type_ids"] if own.pair_segments else []), "attention_mask"]
@@ -175,7 +180,7 @@ class _Files:
         }
         self.json("", TOKENIZER_CONFIG_FILE, settings)
         content = json.loads(own.files()[TOKENIZER_FILE])
-        if content.get("post_processor") is None:  # then it is BERT's, see HuggingFaceTokenizer
+        if content.get("post_processor") is None:  # HuggingFaceTokenizer then adds tokens as BERT does
             marks = {
                 "sep": [own.token(own.end_id), own.end_id],
                 "cls": [own.token(own.start_id), own.start_id],
@@ -186,7 +191,7 @@ class _Files:
     def write_prompts(
         self, kind: str, prompts: Mapping[str, str], default: str, more: dict[str, Any]
     ) -> None:
-        """config_sentence_transformers.json."""
+        """Add config_sentence_transformers.json."""
         prompts = dict(prompts)
         if default and default not in prompts.values():
             prompts["default"] = default
@@ -232,7 +237,7 @@ class _BiFiles(_Files):
                 self.json(f"{i}_{name}", CONFIG, SENTENCE)
 
     def _named_prompts(self) -> dict[str, str]:
-        """The model's prompts, with names by which a reader finds those of contexts and candidates."""
+        """The model's prompts, under names from which a reader derives those of contexts and candidates."""
         config = self.config
         prompts, wanted = dict(config.prompts), (config.context_prompt, config.candidate_prompt)
         default = _name_of(config.embedding_prompt, prompts)
@@ -265,15 +270,19 @@ class _CrossFiles(_Files):
             self.write_prompts("CrossEncoder", prompts, default, {"activation_fn": activation})
 
     def _classifier(self, head: CrossConfig, extra: Mapping[str, Any]) -> Classifier:
-        """The family's classifier, if the head is that."""
+        """The family's classifier.
+
+        Raises:
+            InputError: the family has none, or the head differs from it.
+        """
         kind = type(self.settings).__name__
         if self.family.classifier is None:
-            raise _refused(f"a cross-encoder with a {kind}, which has no classifier there")
+            raise _refused(f"a cross-encoder with a {kind}, for which transformers has no classifier")
         found = None
         with_entries = ConfigJson(Path(CONFIG), {**self.entries, **extra})
         try:
             found = self.family.classifier(with_entries)
-        except InputError:  # no layer, or an activation, that config.json has no name for
+        except InputError:  # config.json cannot express the head's dense layer or its activation
             found = self.family.classifier(ConfigJson(Path(CONFIG), self.entries))
         standard = dataclasses.replace(found.head, activation=head.activation)
         differ = {
@@ -288,16 +297,16 @@ class _CrossFiles(_Files):
 
 
 def _name_of(prompt: str, prompts: Mapping[str, str]) -> str | None:
-    """A name of a prompt; None for no prompt."""
+    """The name of a prompt in ``prompts``; None if the prompt is empty or not among them."""
     return next((name for name, text in prompts.items() if prompt and text == prompt), None)
 
 
 def _pooling(head: BiConfig, dim: int, config: TextConfig) -> dict[str, Any]:
-    """Entries of the pooling's config.json: flags, and the newer name of a single mode besides."""
+    """Entries of the Pooling module's config.json: flags, and for a single mode its newer name too."""
     names = {ours: theirs for theirs, ours in POOLING.items()}
-    assert isinstance(head.reduction, str), "others were refused"
+    assert isinstance(head.reduction, str), "_made refuses other reductions"
     modes = [names[reduction] for reduction in (head.reduction, *head.also)]
-    if modes != [mode for mode in POOLING if mode in modes]:  # flags have one order, and no mode twice
+    if modes != [mode for mode in POOLING if mode in modes]:  # flags cannot express another order, or repeats
         return {"embedding_dimension": dim, "pooling_mode": modes, "include_prompt": config.pool_prompts}
     flags = {flag: mode in modes for flag, mode in FLAGS.items()}
     newer = {"pooling_mode": modes[0]} if len(modes) == 1 else {}
