@@ -1,4 +1,4 @@
-"""The functions between two matrices, by name."""
+"""Activation functions by name."""
 
 import math
 from typing import Literal, assert_never
@@ -11,10 +11,13 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh", "sigmoid", "id
 
 
 def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """x Phi(x), exact, computed in float32.
+    """GELU, x Phi(x) with the exact normal distribution function Phi, computed in float32.
 
-    Written with erf: XLA's erfc, which ``jax.nn.gelu`` uses, is slower on a CPU. In half precision each
-    of its operations would be rounded for itself, which costs more than the operation.
+    It uses erf, because XLA's erfc (used by ``jax.nn.gelu``) is slower on a CPU. In half precision, rounding
+    the result of each operation would cost more than the operation itself.
+
+    Args:
+        x: float array of any dtype; the result has the same.
 
     >>> round(gelu(jnp.array([1.0])).item(), 4)
     0.8413
@@ -24,7 +27,7 @@ def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def activate(name: Activation, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """The function of that name, of each number.
+    """Apply the named activation elementwise; shape and dtype stay the same.
 
     >>> [round(activate(name, jnp.array([1.0])).item(), 4) for name in ("gelu", "gelu_tanh", "silu")]
     [0.8413, 0.8412, 0.7311]

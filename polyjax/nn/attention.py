@@ -1,4 +1,4 @@
-"""Masked dot-product attention in two forms: over plain vectors, and multi-head with projections."""
+"""Masked dot-product attention: over plain vectors, and multi-head with projections."""
 
 from typing import Any
 
@@ -13,7 +13,15 @@ from polyjax.types import AnyArray
 
 
 def masked_softmax(logits: Float[Array, "*b n"], mask: Bool[Array, "*#b n"] | None) -> Float[Array, "*b n"]:
-    """Softmax over the last axis in float32; masked places get weight 0, an all-masked row stays finite."""
+    """Softmax over the last axis, in float32.
+
+    Masked entries get weight 0. If all entries of a row are masked, they get equal weights, so that the
+    result stays finite.
+
+    Args:
+        logits: [..., n].
+        mask: True where an entry counts; None for all.
+    """
     logits = logits.astype(jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
@@ -30,9 +38,9 @@ def attend(
     """softmax(scale * query memory^T) memory: attention without parameters (arXiv 1905.01969 §4.4).
 
     Args:
-        query: [b or 1, q, d]; one set of queries may serve the whole batch.
-        memory: [b, n, d], keys and values alike.
-        mask: [b, n], True where memory is real.
+        query: [b, q, d], or [1, q, d] to use the same queries for the whole batch.
+        memory: [b, n, d], both keys and values.
+        mask: [b, n], True where memory is real; None for everywhere.
         scale: multiplies the logits; 1 is the paper's form, 1/sqrt(d) ParlAI's ``sqrt``.
     """
     query = jnp.broadcast_to(query, (memory.shape[0], *query.shape[1:])).astype(memory.dtype)
@@ -42,14 +50,14 @@ def attend(
 
 
 def cudnn_suits(dtype: Any, width: int, n_queries: int, n_keys: int, *, device: Any) -> bool:
-    """Whether a device has cuDNN's attention for such arrays.
+    """Whether cuDNN's attention supports such arrays on a device.
 
     Args:
-        dtype: of the arrays; it takes half precision only.
-        width: of a head; at most 128 and a multiple of 8.
-        n_queries: with a mask, even.
+        dtype: dtype of the arrays; must be bfloat16 or float16.
+        width: width of a head; must be a multiple of 8, at most 128.
+        n_queries: must be even (cuDNN requires it with a mask; it is required here in any case).
         n_keys: likewise.
-        device: an NVIDIA GPU of compute capability 8.0 (Ampere) or later.
+        device: must be an NVIDIA GPU of compute capability 8.0 (Ampere) or later.
     """
     if device.platform != "gpu" or "NVIDIA" not in device.device_kind.upper():
         return False
@@ -67,18 +75,26 @@ def rotary_table(n: int, width: int, theta: float) -> Float[np.ndarray, "2 n hal
     """Cosines and sines of the angles p theta^(-2j / width) of rotary positions (arXiv 2104.09864).
 
     Args:
-        n: positions.
-        width: of a head; even.
+        n: number of positions.
+        width: width of a head; must be even.
         theta: base of the angles' wavelengths.
+
+    Returns:
+        float32 [2, n, width / 2]: cosines, then sines.
     """
     angle = np.arange(n)[:, None] * theta ** (-2 * np.arange(width // 2) / width)
     return np.stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
 
 
 def rotate(x: Float[Array, "b t h k"], table: Float[AnyArray, "2 t half"]) -> Float[Array, "b t h k"]:
-    """Heads turned by the angles of their positions; the two halves of a head are the planes' coordinates.
+    """Rotate each head by the angles of its position (arXiv 2104.09864).
 
-    Products of rotated queries and keys depend on the difference of their positions alone.
+    Coordinates j and j + k / 2 of a head of width k span one plane of rotation. The product of a rotated
+    query and a rotated key depends only on the difference of their positions.
+
+    Args:
+        x: [b, t, h, k].
+        table: cosines and sines, as from ``rotary_table``.
     """
     cos, sin = (part[None, :, None, :] for part in table)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -99,22 +115,23 @@ def multi_head(
     dropout: float = 0.0,
     key: Array | None = None,
 ) -> Float[Array, "b q d"]:
-    """Dot-product attention over contiguous slices of width d / n_heads.
+    """Multi-head dot-product attention; heads are contiguous slices of width d / n_heads.
 
-    On a GPU cuDNN's attention does it where it can, without the [b, h, q, n] weights in memory. It cannot
-    while weights are dropped out, nor with a bias: of one that differs within the batch it has no gradient.
+    On a GPU, cuDNN's attention is used where it can be (``cudnn_suits``): it does not store the weights
+    [b, h, q, n]. It is not used with dropout of the weights or with a bias, because it has no gradient for a
+    bias that differs within the batch.
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
-        mask: which of the memory is attended to: [b, n] by all queries, or [b, q, n] by each.
-        n_heads: divides d.
-        rotary: of ``rotary_table``, for queries and keys at the same positions.
+        q: queries [b, q, d].
+        k: keys [b, n, d].
+        v: values [b, n, d].
+        mask: True where memory is attended to: [b, n] for all queries, or [b, q, n] for each query.
+        n_heads: number of heads; divides d.
+        rotary: as from ``rotary_table``; queries and keys then have the same positions.
         bias: added to the scaled logits, float32.
-        scale: of the products; 1 / sqrt(d / n_heads) where None.
-        dropout: rate on the weights.
-        key: draws the dropout; none without it.
+        scale: multiplies the products; None for 1 / sqrt(d / n_heads).
+        dropout: dropout rate of the weights.
+        key: random key for dropout; None for no dropout.
     """
     b, n, d = k.shape
     width = d // n_heads
@@ -125,7 +142,7 @@ def multi_head(
     if rotary is not None:
         q, k = rotate(q, rotary), rotate(k, rotary)
     if plain and cudnn_suits(q.dtype, width, q.shape[1], n, device=jax.local_devices()[0]):
-        if there is not None:  # cuDNN takes no mask that all queries share
+        if there is not None:  # cuDNN does not accept a mask that all queries share
             there = jnp.broadcast_to(there, (b, 1, q.shape[1], n))
         mixed = jax.nn.dot_product_attention(q, k, v, mask=there, scale=factor, implementation="cudnn")
         return mixed.reshape(b, -1, d)
@@ -139,13 +156,13 @@ def multi_head(
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention; query, key and value projections are one product.
+    """Multi-head self-attention; the query, key and value projections are one matrix product.
 
     Args:
         dim: width d.
         n_heads: number of heads; divides dim.
         bias: whether the projections have offsets.
-        dropout: rate on the attention weights.
+        dropout: dropout rate of the attention weights.
         rngs: source of the initial values.
     """
 
@@ -167,11 +184,11 @@ class SelfAttention(nnx.Module):
         """[b, t, d] -> [b, t, d]
 
         Args:
-            x: states.
-            mask: which of them are attended to: [b, t] by all, or [b, t, t] by each.
-            rotary: turns queries and keys, see ``multi_head``.
+            x: hidden states.
+            mask: True where a state is attended to: [b, t] by all states, or [b, t, t] by each.
+            rotary: rotates queries and keys, see ``multi_head``.
             bias: added to the scaled logits.
-            key: draws the dropout; none without it.
+            key: random key for dropout; None for no dropout.
         """
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         mixed = multi_head(
@@ -181,9 +198,14 @@ class SelfAttention(nnx.Module):
 
 
 class MultiHeadAttention(nnx.Module):
-    """Multi-head attention of a set of queries over a memory, each with its own projection.
+    """Multi-head attention of queries over a memory, with separate projections of query, key and value.
 
-    The ``multihead`` choice for a poly-encoder's codes or candidates. Args as in SelfAttention.
+    A poly-encoder uses it with ``multihead`` attention, of its codes or of its candidates.
+
+    Args:
+        dim: width d.
+        n_heads: number of heads; divides dim.
+        rngs: source of the initial values.
     """
 
     def __init__(self, dim: int, n_heads: int, *, rngs: nnx.Rngs):

@@ -1,12 +1,15 @@
-"""What every layer is made of: the matrix product, affine maps, layer norm, dropout.
+"""Basic layers: affine maps, layer norm, dropout.
 
-In half precision, a CPU with bfloat16 units is fast only for products of a certain form, which ``affine``
-uses on such CPUs only: XLA keeps a bfloat16 product in bfloat16 only when its result is float32 (asked for a
-bfloat16 result it widens both operands first and runs at the float32 rate), and only when neither operand is
-transposed, as one is in each product of the backward pass; forcing it into row-major memory first costs less
-than a millisecond. Together 350 instead of 170 GFLOP/s on two Zen 4 cores. A CPU without such units has to
-widen them, and a step takes 1.4 times as long that way (two Zen 3 cores). There, elsewhere, and in
-float32, ``affine`` is the plain product.
+Half precision on a CPU with bfloat16 units needs care. XLA uses these units only under two conditions, and
+otherwise widens both operands and runs at the float32 rate:
+
+- The result is float32, not bfloat16.
+- Neither operand is transposed. One is in each product of the backward pass, so ``affine`` first copies it
+  into row-major memory, which costs less than a millisecond.
+
+``affine`` meets both conditions on such CPUs: 350 instead of 170 GFLOP/s on two Zen 4 cores. Without
+bfloat16 units the same form would make a step 1.4 times as long (two Zen 3 cores). On such CPUs, on other
+devices and in float32, ``affine`` is the plain product.
 """
 
 from functools import partial
@@ -30,7 +33,7 @@ def _row_major_transpose(x: Array) -> Array:
 
 
 def _transpose_parts(mesh: Mesh, arguments: tuple, result: Any) -> tuple:
-    """Each device transposes its own part: without this, all of them would be given the whole array."""
+    """Let each device transpose its own part; otherwise every device would get the whole array."""
     spec = (*arguments[0].sharding.spec, None, None)[:2]
     transposed = NamedSharding(mesh, PartitionSpec(*spec[::-1]))
 
@@ -84,13 +87,13 @@ _half_affine.defvjp(_half_affine_forward, _half_affine_backward)
 def affine(
     x: Float[Array, "*b i"], w: Float[Array, "i o"], b: Float[Array, " o"], *, to: DTypeLike | None = None
 ) -> Float[Array, "*b o"]:
-    """x w + b over the last axis of x, as one two-dimensional product, in the dtype of x.
+    """x w + b over the last axis of x, as one two-dimensional product.
 
     Args:
-        x: rows.
-        w: converted to the dtype of x.
-        b: likewise, or to the dtype of the result.
-        to: dtype of the result, to which products are summed; that of x where None.
+        x: [..., i]; its dtype is that of the factors.
+        w: [i, o]; converted to the dtype of x.
+        b: [o]; converted to the dtype of the result.
+        to: dtype of the result and of the accumulated sums; None for the dtype of x.
     """
     to = x.dtype if to is None else to
     rows, w, b = x.reshape(-1, x.shape[-1]), w.astype(x.dtype), b.astype(to)
@@ -99,7 +102,10 @@ def affine(
 
 
 def apply_dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zero a fraction ``rate`` of x and scale the rest up; x itself where key is None or rate is 0."""
+    """Set each element of x to 0 with probability ``rate`` and divide the others by 1 - rate.
+
+    Returns x itself if ``key`` is None or ``rate`` is 0.
+    """
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -112,7 +118,7 @@ class Linear(nnx.Module):
     Args:
         dim_in: width of x.
         dim_out: width of y.
-        bias: whether there is b; it starts at zero.
+        bias: whether there is an offset b; it starts at zero.
         init_std: standard deviation of the normal from which w is drawn.
         rngs: source of the initial values.
     """
@@ -126,7 +132,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         """[*b, dim_in] -> [*b, dim_out]"""
-        # A constant of zeros: the compiler drops the addition.
+        # Adding a constant of zeros costs nothing: the compiler removes it.
         bias = jnp.zeros(self.kernel.shape[-1:], jnp.float32) if self.bias is None else self.bias[...]
         return affine(x, self.kernel[...], bias)
 
@@ -137,7 +143,7 @@ class LayerNorm(nnx.Module):
     Args:
         dim: width.
         eps: added to the variance.
-        bias: whether an offset is learnt beside the gain.
+        bias: whether there is a learnt offset in addition to the gain.
     """
 
     def __init__(self, dim: int, *, eps: float, bias: bool = True):
@@ -148,7 +154,7 @@ class LayerNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "*b d"], residual: Float[Array, "*b d"] | None = None
     ) -> Float[Array, "*b d"]:
-        """[*b, d] -> [*b, d], in the dtype of x; a residual is added first, in float32."""
+        """[*b, d] -> [*b, d] in the dtype of x; ``residual``, if given, is added to x first, in float32."""
         wide = x.astype(jnp.float32)
         if residual is not None:
             wide = wide + residual.astype(jnp.float32)

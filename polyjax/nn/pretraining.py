@@ -1,4 +1,4 @@
-"""What an encoder is pre-trained with: masked tokens and the next utterance (arXiv 1905.01969 §4.1)."""
+"""Pre-training heads and losses: masked tokens and next utterance (arXiv 1905.01969 §4.1)."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ class PretrainingHead(nnx.Module):
     """The two classifiers on the hidden states, as in BERT (arXiv 1810.04805 §3.1, appendix A.2).
 
     Args:
-        config: the encoder's.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -27,22 +27,27 @@ class PretrainingHead(nnx.Module):
         self.follows = Linear(config.dim, 1, rngs=rngs)
 
     def vocabulary(self, hidden: Float[Array, "n d"], table: Float[Array, "v e"]) -> Float[Array, "n v"]:
-        """Logits over the vocabulary, float32 [n, v]; ``table`` holds the encoder's token embeddings."""
+        """Hidden states of masked tokens -> logits over the vocabulary, float32 [n, v].
+
+        Args:
+            hidden: [n, d].
+            table: the encoder's token embeddings [v, e], which are the output weights too.
+        """
         inner = self.norm(gelu(self.transform(hidden)))
         return affine(inner, table.T, self.bias[...], to=jnp.float32)
 
     def next_utterance(self, hidden: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """Log-odds that a pair's second text follows the first, float32 [n], from its first token's state."""
+        """First tokens' hidden states -> log-odds that the second text follows the first, float32 [n]."""
         pooled = jnp.tanh(self.pooler(hidden))
         assert self.follows.bias is not None
         return affine(pooled, self.follows.kernel[...], self.follows.bias[...], to=jnp.float32)[:, 0]
 
 
 class Pretrainer(nnx.Module):
-    """An encoder with the heads that it is pre-trained with.
+    """An encoder with its pre-training heads.
 
     Args:
-        config: shape and arithmetic of the encoder.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -58,13 +63,13 @@ class Pretrainer(nnx.Module):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, "b k v"], Float[Array, "b p"]]:
-        """Logits of masked tokens, and log-odds that pairs belong together, both float32.
+        """Logits of masked tokens [b, k, v] and log-odds that the second texts follow [b, p], both float32.
 
         Args:
-            tokens: rows of pairs, some of their tokens replaced, [b, t].
-            masked: places of the replaced tokens in their rows, [b, k].
-            first: places of the pairs' first tokens in their rows, [b, p].
-            key: draws the dropout; none without it.
+            tokens: rows of packed pairs, [b, t], some of whose tokens are masked or replaced.
+            masked: index of each masked token in its row, [b, k].
+            first: index of each pair's first token in its row, [b, p].
+            key: random key for dropout; None for no dropout.
         """
         hidden = self.encoder(tokens, key=key)
 
@@ -84,16 +89,16 @@ def pretraining_sums(
     targets: Int[AnyArray, "b k"],
     follows: Int[AnyArray, "b p"],
 ) -> dict[str, tuple[Array, Array]]:
-    """Each row's sums over masked tokens and over pairs, with counts: losses (nats), how many are right.
+    """Sums and counts of the pre-training metrics of each row: losses (nats) and correct predictions.
 
     Args:
-        logits: of the masked tokens.
+        logits: logits of the masked tokens.
         odds: log-odds of the pairs.
-        targets: the tokens that were replaced; -1 at places without any.
-        follows: 1 where the second text follows the first, 0 where not; -1 at places without a pair.
+        targets: original ids of the masked tokens; -1 for unused entries.
+        follows: 1 if the second text follows the first, else 0; -1 for unused entries.
 
     Returns:
-        By name of the figure, sums and counts, float32 [b].
+        For each metric, by name, its sum and its count, float32 [b].
 
     >>> odds = jnp.array([[0.0, 9.0]])
     >>> sums = pretraining_sums(jnp.zeros((1, 2, 4)), odds, jnp.array([[0, -1]]), jnp.array([[1, -1]]))

@@ -1,4 +1,4 @@
-"""Reductions of token outputs to one vector (arXiv 1905.01969 §4.2: first, average, maximum; and others)."""
+"""Reductions of token outputs to one vector: those of arXiv 1905.01969 §4.2 (first, mean, max) and others."""
 
 from typing import Literal, Protocol, assert_never, runtime_checkable
 
@@ -7,27 +7,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Reduction = Literal["first", "mean", "max", "mean_sqrt", "weighted_mean", "last"]
-"""``mean_sqrt`` divides the sum by the count's root; ``weighted_mean`` weighs each token by its place."""
+"""How to reduce token outputs to one vector; padding never counts.
+
+``first`` and ``last`` take the output of one token, ``mean`` and ``max`` those of all. ``mean_sqrt`` divides
+the sum by the square root of the number of tokens. ``weighted_mean`` weights each token by its position
+(from 1).
+"""
 
 
 @runtime_checkable
 class Reducer(Protocol):
     """A reduction that is an object: a frozen dataclass with a name and a version (``polyjax.part``).
 
-    A card that records one is read by the package that knows it, see ``polyjax.config.Foreign``.
+    A model card that records one can only be read if its class is known, see ``polyjax.config.Foreign``.
     """
 
     def __call__(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n d"]:
-        """Token outputs to one float32 vector a row."""
+        """Token outputs [n, t, d] and mask [n, t] -> one float32 vector a row [n, d]."""
         ...
 
 
 def reduce(
     hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"], reduction: Reduction | Reducer
 ) -> Float[Array, "n d"]:
-    """Token outputs to one float32 vector a row.
+    """Reduce token outputs to one float32 vector a row, [n, t, d] -> [n, d].
 
-    Of the reductions that have a name padding never counts, and a row that is all padding gives zeros.
+    The named reductions ignore padding, and give zeros for a row that is all padding.
+
+    Args:
+        hidden: token outputs.
+        mask: True where a token is real.
+        reduction: a name, or your own reduction.
 
     >>> hidden = jnp.array([[[1.0], [3.0], [9.0]]])
     >>> mask = jnp.array([[True, True, False]])
@@ -63,19 +73,22 @@ def reduce(
 
 
 def largest(hidden: Float[Array, "n t d"], where: Bool[Array, "#n #t 1"]) -> Float[Array, "n d"]:
-    """The largest value of each unit among the tokens of ``where``; the gradient goes to one place."""
-    # The gradient of max divides by the number of places equal to it, which is 0 (and the gradient NaN)
-    # where a compiler computes them twice with other roundings. Taking the place of the maximum cannot fail,
-    # and gives one place the gradient, as torch does.
+    """The largest value of each unit among the tokens in ``where``, [n, t, d] -> [n, d].
+
+    The gradient flows to one token, even if several have the same value.
+    """
+    # The gradient of jnp.max divides by the number of elements equal to the maximum. If the compiler computes
+    # the elements twice with different rounding, that number can be 0 and the gradient NaN. Indexing with
+    # argmax avoids this, and sends the gradient to one element, as torch does.
     place = jnp.where(where, jax.lax.stop_gradient(hidden), -jnp.inf).argmax(1, keepdims=True)
     return jnp.take_along_axis(hidden, place, axis=1)[:, 0]
 
 
 def _at(hidden: Float[Array, "n t d"], place: Int[Array, " n"]) -> Float[Array, "n d"]:
-    """The output of one token of each row."""
+    """The output of one token in each row."""
     return jnp.take_along_axis(hidden, place[:, None, None], axis=1)[:, 0]
 
 
 def unit(vector: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Scale to length 1; a zero vector stays zero and has a finite gradient."""
+    """Scale vectors to length 1; a zero vector stays zero and its gradient is finite."""
     return vector * jnp.reciprocal(jnp.sqrt(jnp.maximum(jnp.square(vector).sum(-1, keepdims=True), 1e-24)))

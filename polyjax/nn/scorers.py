@@ -1,7 +1,7 @@
-"""Scorers: an encoder (or two) and a head. Their common result is scores [b, c].
+"""Scorers: one or two encoders and a head, which compute scores [b, c].
 
-A DualScorer can encode candidates once and keep the vectors; a CrossScorer cannot. That difference is
-the point of the paper, so the types say it.
+A DualScorer can encode candidates once and store their vectors; a CrossScorer cannot. This difference is the
+point of the paper, so they are two types.
 """
 
 import dataclasses
@@ -34,7 +34,12 @@ from polyjax.types import DualInputs, PairInputs, Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that fixes a scorer's parameters and arithmetic."""
+    """The configuration of a scorer.
+
+    Attributes:
+        encoder: settings of the transformer(s).
+        head: settings of the head.
+    """
 
     encoder: KnownEncoder | EncoderSettings
     head: HeadConfig | HeadSettings
@@ -47,16 +52,16 @@ class ModelConfig:
 
 
 class DualScorer(nnx.Module):
-    """Contexts and candidates are encoded apart, as in a bi- or poly-encoder.
+    """Encodes contexts and candidates separately, as in a bi- or poly-encoder.
 
     Args:
-        encoder: configuration of the transformer(s).
-        head: settings with ``inputs`` of ``dual``.
+        encoder: settings of the transformer(s).
+        head: settings whose ``inputs`` is ``dual``.
         rngs: source of the initial values.
-        context_encoder: an encoder of that configuration to hold instead of a new one.
+        context_encoder: an existing encoder with these settings to use instead of a new one.
 
     Attributes:
-        head: the module that the settings built.
+        head: the head's module.
     """
 
     inputs: ClassVar[Inputs] = "dual"
@@ -71,10 +76,10 @@ class DualScorer(nnx.Module):
         context_encoder: TokenEncoder | None = None,
     ):
         self.context_encoder = context_encoder or encoder.build(rngs=rngs)
-        # A shared encoder is stored once: under two names plain jax.grad would see two parameters.
+        # A shared encoder is stored once: with two names, plain jax.grad would see two sets of parameters.
         self.candidate_encoder = None if head.shared_encoder else encoder.build(rngs=rngs)
         if self.candidate_encoder is not None:
-            # Both start alike (§4.2). Copies, because a step gives the memory of each parameter away.
+            # Both start with the same weights (§4.2): copies, because a step donates each parameter's memory.
             nnx.update(self.candidate_encoder, jax.tree.map(jnp.copy, nnx.state(self.context_encoder)))
             if isinstance(head, TiesEncoders):
                 head.tie(self.context_encoder, self.candidate_encoder)
@@ -87,18 +92,18 @@ class DualScorer(nnx.Module):
 
     @property
     def encoders(self) -> tuple[TokenEncoder, ...]:
-        """The transformers, the contexts' first; one where both sides share it."""
+        """The context encoder and the candidate encoder; only one if it is shared."""
         both = self.context_encoder, self.candidate_encoder
         return tuple(encoder for encoder in both if encoder is not None)
 
     def encode_context(
         self, context: Tokens, *, key: Array | None = None
     ) -> tuple[Float[Array, "b m e"], Bool[Array, "b m"]]:
-        """Tokens [b, t] -> context vectors [b, m, e] and which of them are real [b, m]."""
+        """Tokens [b, t] -> context vectors [b, m, e] and their mask [b, m], True for real ones."""
         return self.head.context(self.context_encoder(context, key=key), jnp.asarray(context.read))
 
     def encode_candidates(self, candidates: Tokens, *, key: Array | None = None) -> Float[Array, "n e"]:
-        """Tokens [n, t] -> candidate vectors [n, e]: exactly what an index stores."""
+        """Tokens [n, t] -> candidate vectors [n, e], as an index stores them."""
         encoder = self.context_encoder if self.candidate_encoder is None else self.candidate_encoder
         return self.head.candidate(encoder(candidates, key=key), jnp.asarray(candidates.read))
 
@@ -106,7 +111,7 @@ class DualScorer(nnx.Module):
         """Tokens [n, t] -> vectors [n, e] of texts that are neither contexts nor candidates.
 
         Raises:
-            InputError: the head has none.
+            InputError: the head cannot embed such texts (``EmbedsTexts``).
         """
         if not isinstance(self.head, EmbedsTexts):
             raise InputError("head", expected="a bi-encoder, to embed texts", got=type(self.head).__name__)
@@ -115,18 +120,21 @@ class DualScorer(nnx.Module):
     def score(
         self, vectors: Float[Array, "b m e"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c e"]
     ) -> Float[Array, "b c"]:
-        """Context vectors against candidate vectors, [1, c, e] for all contexts or [b, c, e] for each."""
+        """Context vectors [b, m, e] and candidate vectors -> scores [b, c].
+
+        Candidates are [1, c, e] (the same for all contexts) or [b, c, e] (their own for each context).
+        """
         return self.head.score(vectors, mask, candidates)
 
     def __call__(
         self, inputs: DualInputs, *, key: Array | None = None, chunk: int = 0
     ) -> Float[Array, "b c"]:
-        """Scores [b, c]: of the shared candidates, then of the listed ones.
+        """Scores [b, c] of the shared candidates, then of the listed ones.
 
         Args:
             inputs: contexts and candidates.
-            key: draws the dropout while training.
-            chunk: contexts to encode at once, see ``in_chunks``; all where 0.
+            key: random key for dropout; None for no dropout.
+            chunk: number of contexts to encode at a time, see ``in_chunks``; 0 for all.
         """
         context_key, key = (None, None) if key is None else jax.random.split(key)
         vectors, mask = in_chunks(self.encode_context, inputs.context, context_key, chunk)
@@ -134,7 +142,7 @@ class DualScorer(nnx.Module):
         if inputs.shared is not None:
             candidates = in_chunks(self.encode_candidates, inputs.shared.tokens, key, chunk)
             scores.append(self.score(vectors, mask, candidates[None]))
-            key = None if key is None else jax.random.fold_in(key, 1)  # listed ones drop out otherwise
+            key = None if key is None else jax.random.fold_in(key, 1)  # other dropout for listed candidates
         if inputs.listed is not None:
             b, c, t = inputs.listed.tokens.ids.shape
             flat = jax.tree.map(lambda x: x.reshape(b * c, t), inputs.listed.tokens)
@@ -144,18 +152,22 @@ class DualScorer(nnx.Module):
 
 
 class CrossScorer(nnx.Module):
-    """Each context-candidate pair goes through the transformer, as in a cross-encoder.
+    """Encodes each context-candidate pair as one sequence, as in a cross-encoder.
 
-    The segments of a pair say which text a token is of. Where the head has gates, both texts are in the
-    encoder's first segment, with positions of their own.
+    The segments of a pair say which text a token belongs to. If the head has gates, both texts use the
+    encoder's first segment, and each has its own positions.
 
     Args:
-        encoder: configuration of the transformer.
-        head: settings with ``inputs`` of ``pairs``.
+        encoder: settings of the transformer.
+        head: settings whose ``inputs`` is ``pairs``.
         rngs: source of the initial values.
 
     Attributes:
-        head: the module that the settings built.
+        head: the head's module.
+
+    Raises:
+        InputError: the encoder cannot distinguish the texts of a pair, or the head has gates that the encoder
+            does not support.
     """
 
     inputs: ClassVar[Inputs] = "pairs"
@@ -185,7 +197,7 @@ class CrossScorer(nnx.Module):
         return (self.encoder,)
 
     def score_pairs(self, pairs: Tokens, *, key: Array | None = None) -> Float[Array, " n"]:
-        """Pairs, Tokens [n, t] -> scores [n]."""
+        """Tokens [n, t] of pairs -> scores [n]."""
         read = jnp.asarray(pairs.read)
         if not isinstance(self.head.config, GatedSettings):
             return cast(PairHead, self.head)(self.encoder(pairs, key=key), read)
@@ -197,12 +209,12 @@ class CrossScorer(nnx.Module):
     def __call__(
         self, inputs: PairInputs, *, key: Array | None = None, chunk: int = 0
     ) -> Float[Array, "b c"]:
-        """Scores [b, c].
+        """Scores [b, c] of the pairs.
 
         Args:
-            inputs: pairs.
-            key: draws the dropout while training.
-            chunk: contexts whose pairs to encode at once, see ``in_chunks``; all where 0.
+            inputs: pairs [b, c, t].
+            key: random key for dropout; None for no dropout.
+            chunk: number of contexts whose pairs to encode at a time, see ``in_chunks``; 0 for all.
         """
         b, c, t = inputs.pairs.ids.shape
         flat = jax.tree.map(lambda x: x.reshape(b * c, t), inputs.pairs)
@@ -213,21 +225,27 @@ Scorer = DualScorer | CrossScorer
 
 
 def check_gates(encoder: EncoderSettings) -> None:
-    """Raise InputError for an encoder whose attention between two texts cannot be held down."""
+    """Raise InputError for an encoder that does not support gates between two texts (``GatesTexts``)."""
     if not isinstance(encoder, GatesTexts):
         raise InputError(
             "encoder",
             expected="one of BERT, RoBERTa, DistilBERT, ELECTRA or MPNet, for gates between two texts",
             got=shown(type(encoder).__name__),
-            fix="choose the `head` joint, which needs none",
+            fix="choose the `head` joint, which has no gates",
         )
 
 
 def make_scorer(encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs) -> Scorer:
-    """The scorer that a head's settings ask for.
+    """A new scorer: a DualScorer or a CrossScorer, according to the head's ``inputs``.
+
+    Args:
+        encoder: settings of the transformer(s).
+        head: settings of the head.
+        rngs: source of the initial values.
 
     Raises:
-        InputError: the settings do not keep the contract of ``polyjax.nn.heads``.
+        InputError: ``head`` does not implement the contract of ``polyjax.nn.heads``, or the encoder cannot be
+            used with it.
     """
     inputs = None if isinstance(head, type) else getattr(head, "inputs", None)
     if inputs == "dual" and isinstance(head, DualSettings):
@@ -242,17 +260,18 @@ def make_scorer(encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs)
 
 
 def in_chunks(encode: Callable[..., Any], rows: Any, key: Array | None, chunk: int) -> Any:
-    """What ``encode(rows, key=key)`` gives, computed a chunk of the rows at a time.
+    """The result of ``encode(rows, key=key)``, computed one chunk of rows at a time to save memory.
 
-    Of a chunk only the result is kept: the backward pass encodes it again. So the activations of one chunk
-    are in memory, whatever the number of rows, and loss and gradients are those of the whole (cached
-    gradients, arXiv 2101.06983), for the price of a second forward pass. Each chunk draws dropout of its own.
+    Only the result of a chunk is kept, and the backward pass encodes the chunk again (cached gradients,
+    arXiv 2101.06983). Memory holds the activations of one chunk, whatever the number of rows. Loss and
+    gradients are those of the whole batch, at the cost of a second forward pass. Each chunk has its own
+    dropout.
 
     Args:
         encode: rows and a key -> arrays whose first axis is n.
         rows: Tokens [n, t], or other arrays whose first axis is n.
-        key: draws the dropout; None for none.
-        chunk: rows; all of them where 0.
+        key: random key for dropout; None for no dropout.
+        chunk: number of rows in a chunk; 0 for all.
     """
     n = jax.tree.leaves(rows)[0].shape[0]
     if not 0 < chunk < n:
@@ -260,9 +279,9 @@ def in_chunks(encode: Callable[..., Any], rows: Any, key: Array | None, chunk: i
     pieces = math.ceil(n / chunk)
 
     def split(x: Array) -> Array:
-        # Chunks are not full where there are too few rows: copies of the first, whose results are dropped.
+        # If the last chunk is not full, copies of the first row fill it; their results are dropped.
         x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (pieces * chunk - n, *x.shape[1:]))])
-        # Every pieces-th row makes a chunk: devices among which the rows are split have a part in each.
+        # A chunk takes every pieces-th row, so that devices that share the rows have a part of each chunk.
         return x.reshape(chunk, pieces, *x.shape[1:]).swapaxes(0, 1)
 
     keys = None if key is None else jax.random.split(key, pieces)

@@ -1,4 +1,4 @@
-"""The transformers, one file a family, and their contract."""
+"""The transformer families, one file each, and the contract that they implement."""
 
 from polyjax.nn.activations import gelu
 from polyjax.nn.encoders.albert import ALBERT, AlbertConfig
@@ -34,7 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     NOMIC_BERT,
     GTE,
 )
-"""The families whose folders are read and written."""
+"""The families whose Hugging Face folders can be read and written."""
 
 KnownEncoder = (
     EncoderConfig
@@ -48,7 +48,7 @@ KnownEncoder = (
     | NomicBertConfig
     | GteConfig
 )
-"""Settings of the library's own families, which the command line and model.json know by name."""
+"""Settings of the built-in families, which the command line and model.json refer to by name."""
 
 __all__ = [
     "FAMILIES",

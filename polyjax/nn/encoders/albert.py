@@ -1,4 +1,4 @@
-"""ALBERT: narrow tables, and few blocks that are used again and again (arXiv 1909.11942)."""
+"""ALBERT: narrow embedding tables, and layers that share the weights of a few blocks (arXiv 1909.11942)."""
 
 import dataclasses
 from typing import Any
@@ -28,13 +28,13 @@ from polyjax.types import Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlbertConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig and these.
+    """Settings of the encoder: the fields of FamilyConfig and these.
 
     Attributes:
-        embedding_dim: width of the tables, which a projection brings to ``dim``.
+        embedding_dim: width of the embedding tables; a linear projection maps it to ``dim``.
         n_segments: rows of the segment table.
-        n_groups: of layers; all layers of a group have the same weights.
-        blocks_per_layer: blocks that a layer applies in turn.
+        n_groups: number of groups of layers; the layers of a group share their weights.
+        blocks_per_layer: number of blocks that a layer applies one after the other.
     """
 
     embedding_dim: int
@@ -57,15 +57,15 @@ class AlbertConfig(FamilyConfig):
 
     @property
     def n_blocks(self) -> int:
-        """Blocks with weights of their own."""
+        """Number of blocks that have their own weights."""
         return self.n_groups * self.blocks_per_layer
 
     def group(self, layer: int) -> int:
-        """The group that a layer belongs to: int(i / (layers / groups)), also where it does not divide."""
+        """The group of layer i, from 0: int(i / (n_layers / n_groups)); groups may differ in size."""
         return int(layer / (self.n_layers / self.n_groups))
 
     def last_layer(self, block: int) -> int:
-        """The last layer that has a block's weights.
+        """The last layer, from 0, that uses a block's weights; -1 if no layer does.
 
         >>> shape = {"vocab_size": 9, "dim": 4, "n_heads": 1, "mlp_dim": 4, "embedding_dim": 4}
         >>> AlbertConfig(**shape, n_layers=6, n_groups=2, blocks_per_layer=2).last_layer(1)
@@ -76,24 +76,24 @@ class AlbertConfig(FamilyConfig):
 
     @property
     def layer_weights(self) -> int:
-        """Entries of a layer's matrices, which say how much it computes for a token."""
+        """Number of weights in a layer's matrices; operations per token are counted from it."""
         return super().layer_weights * self.blocks_per_layer
 
     def check_pairs(self) -> None:
-        """Raise InputError where the two texts of a pair could not be distinguished."""
+        """Raise InputError if the encoder cannot distinguish the two texts of a pair."""
         if self.n_segments < 2:
             raise InputError("encoder.n_segments", expected="2, for a cross-encoder", got=self.n_segments)
 
     def build(self, *, rngs: nnx.Rngs) -> "AlbertEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return AlbertEncoder(self, rngs=rngs)
 
 
 class AlbertEncoder(nnx.Module):
-    """Embeddings, their projection, and post-norm blocks, each used several times.
+    """Embeddings, their projection, and post-norm blocks that several layers share.
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -123,7 +123,7 @@ class AlbertEncoder(nnx.Module):
         )
         x = self.project(apply_dropout(x, config.dropout, keys[-1]))
         attended = [{"mask": attention_mask(tokens)}] * len(blocks)
-        # Blocks of several groups differ in their weights only, so each layer is like the one before.
+        # Blocks of different groups differ only in their weights, so a layer compiles like the one before.
         x = run_blocks(blocks, x, attended, keys[:-1], config, group=inner)
         return scaled(x, config.output_scaling)
 

@@ -1,7 +1,7 @@
 """BERT, and the transformers of the paper's code: tokens in, hidden states out.
 
-One configuration covers BERT (post-norm), the XLM variant of the paper's code (the same with output
-scaling), ``aiayn`` of the paper's code (no embedding norm) and pre-norm stacks.
+One configuration covers BERT (post-norm), two variants of the paper's code (``xlm``: BERT with output
+scaling; ``aiayn``: without embedding norm) and pre-norm transformers.
 """
 
 import dataclasses
@@ -44,33 +44,34 @@ from polyjax.types import Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Shape and arithmetic of the transformer.
+    """Shape and computation settings of the transformer.
 
     Attributes:
         vocab_size: rows of the token table.
         dim: width d.
-        n_layers: transformer blocks.
+        n_layers: number of transformer blocks.
         n_heads: attention heads of a block; divides dim.
         mlp_dim: inner width of a block's feed-forward part.
-        n_positions: the longest input, in tokens.
+        n_positions: maximum length of an input, in tokens.
         n_segments: rows of the segment table; 0 for none.
         norm: ``post`` normalises each sub-layer's output (BERT, XLM), ``pre`` its input.
-        embedding_norm: normalise the embeddings' sum (BERT, XLM); a pre-norm stack ends in a norm anyway.
+        embedding_norm: normalise the sum of the embeddings (BERT, XLM). With ``pre``, a final norm always
+            follows the last block.
         positions: ``learnt`` table, or ``sinusoidal`` (fixed, interleaved sine and cosine).
-        activation: of the feed-forward part; ``gelu`` is the exact (erf) one.
+        activation: activation of the feed-forward part; ``gelu`` is the exact one, with erf.
         norm_eps: added to the variance in every layer norm.
         embedding_scale: multiply token embeddings by sqrt(dim).
         output_scaling: multiplies the hidden states (the paper's recipes use 0.06).
-        zero_padding: hidden states of padding are zero before the last norm and the scaling, as in XLM; it
-            matters only to a reduction of one's own that reads padding.
-        dropout: rate on embeddings and sub-layer outputs while training.
-        attention_dropout: rate on attention weights while training.
-        dtype: of the arithmetic; parameters stay float32, scores are float32.
-        remat: recompute a block in the backward pass instead of keeping its activations. XLA's CPU compiler
-            undoes it where the blocks are unrolled; there it takes ``scan`` besides.
-        remat_keeps: what of a recomputed block is kept after all: ``nothing`` but its input, or the results
-            of its matrix ``products``, so that only what is cheap is computed again.
-        scan: compile one block and loop over it: faster to compile, up to 11% slower to run.
+        zero_padding: set the hidden states of padding to zero before the final norm and the scaling, as in
+            XLM. It only matters to a reduction of your own that reads padding.
+        dropout: dropout rate of embeddings and sub-layer outputs in training.
+        attention_dropout: dropout rate of attention weights in training.
+        dtype: dtype of the computation; parameters and scores stay float32.
+        remat: recompute a block in the backward pass instead of keeping its activations. On a CPU it needs
+            ``scan`` too: XLA's CPU compiler undoes it for unrolled blocks.
+        remat_keeps: what to keep of a recomputed block besides its input: ``nothing``, or the results of its
+            matrix ``products``, so that only cheap operations are repeated.
+        scan: compile one block and loop over it. It compiles faster and runs up to 11% slower.
     """
 
     gates_texts: ClassVar[bool] = True
@@ -112,31 +113,31 @@ class EncoderConfig:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks with weights of their own."""
+        """Number of blocks that have their own weights."""
         return self.n_layers
 
     @property
     def layer_weights(self) -> int:
-        """Entries of a block's matrices, which say how much it computes for a token."""
+        """Number of weights in a layer's matrices; operations per token are counted from it."""
         return 4 * self.dim**2 + 2 * self.dim * self.mlp_dim
 
     def check_pairs(self) -> None:
-        """Raise InputError where the two texts of a pair could not be distinguished."""
+        """Raise InputError if the encoder cannot distinguish the two texts of a pair."""
         if self.n_segments < 2:
             raise InputError("encoder.n_segments", expected="2, for a cross-encoder", got=self.n_segments)
 
     def build(self, *, rngs: nnx.Rngs) -> "Encoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return Encoder(self, rngs=rngs)
 
     @classmethod
     def small(cls, vocab_size: int) -> "EncoderConfig":
-        """4 layers x 256: trains from scratch on a CPU."""
+        """4 layers x 256, small enough to train from scratch on a CPU."""
         return cls(vocab_size=vocab_size, dim=256, n_layers=4, n_heads=4, mlp_dim=1024, norm_eps=1e-5)
 
     @classmethod
     def tiny(cls, vocab_size: int) -> "EncoderConfig":
-        """2 layers x 32: for tests."""
+        """2 layers x 32, for tests."""
         return cls(
             vocab_size=vocab_size, dim=32, n_layers=2, n_heads=2, mlp_dim=64, n_positions=128, norm_eps=1e-5
         )
@@ -164,7 +165,7 @@ class Encoder(nnx.Module):
     """Embeddings and blocks: tokens -> hidden states (arXiv 1905.01969 §4.1).
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -191,12 +192,12 @@ class Encoder(nnx.Module):
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype.
 
         Args:
-            tokens: t is at most n_positions; packed sequences do not see each other.
-            key: draws the dropout; without it the encoder is deterministic.
-            gates: see ``GatesTexts``: packed sequences do see each other, each block's heads through theirs.
+            tokens: t is at most n_positions; packed sequences do not attend to each other.
+            key: random key for dropout; with None the encoder is deterministic.
+            gates: gates [l, h] through which packed sequences attend to each other, see ``GatesTexts``.
 
         Raises:
-            InputError: the tokens are longer than the positions.
+            InputError: t is larger than n_positions.
         """
         config = self.config
         check_length(tokens, config.n_positions)
@@ -233,12 +234,12 @@ def _read(entries: ConfigJson) -> EncoderConfig:
 def bert_layer(
     theirs: str, ours: str, *, names: tuple[str, str, str] = ("query", "key", "value")
 ) -> list[Stored]:
-    """A block of BERT, and of the families that name its parts alike.
+    """Where the parameters of a block are stored, in BERT and families with the same tensor names.
 
     Args:
         theirs: beginning of the tensors' names.
-        ours: of the parameters' paths.
-        names: of the projections.
+        ours: beginning of the parameters' paths.
+        names: names of the query, key and value projections.
     """
     return [
         *linear(f"{ours}.attention.qkv", *(f"{theirs}.attention.self.{name}" for name in names)),
@@ -251,7 +252,7 @@ def bert_layer(
 
 
 def bert_tables(*, positions: bool = True, segments: bool = True) -> list[Stored]:
-    """The embeddings of BERT, and of the families that name them alike."""
+    """Where the embedding tables are stored, in BERT and families with the same tensor names."""
     return [
         *table("embeddings.tokens", "embeddings.word_embeddings"),
         *(table("embeddings.positions", "embeddings.position_embeddings") if positions else []),
@@ -261,7 +262,7 @@ def bert_tables(*, positions: bool = True, segments: bool = True) -> list[Stored
 
 
 def bert_entries(config: Any, model_type: str, **more: Any) -> dict[str, Any]:
-    """Entries of config.json that BERT and its relatives name alike."""
+    """Entries of config.json that BERT and similar families have in common; ``more`` is added."""
     return {
         "model_type": model_type,
         "vocab_size": config.vocab_size,

@@ -1,4 +1,4 @@
-"""What the rest of the library asks of a transformer family, and what settings of families share."""
+"""The contract of a transformer family, and the settings that all families share."""
 
 import dataclasses
 import math
@@ -12,16 +12,16 @@ from polyjax.nn.activations import Activation
 from polyjax.types import Tokens
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-"""Of the arithmetic; parameters, scores and losses are float32."""
+"""Dtype of an encoder's computation; parameters, scores and losses are float32."""
 RematKeeps = Literal["nothing", "products"]
 
 
 @runtime_checkable
 class EncoderSettings(Protocol):
-    """Settings of a transformer, which build it: a frozen dataclass.
+    """Settings of a transformer, a frozen dataclass that builds it.
 
-    Settings may also have ``check_pairs`` (see ``ChecksPairs``), and ``layer_weights``, the entries of a
-    block's matrices, from which speed in operations is counted (12 d^2 where they do not say).
+    Settings may also have ``check_pairs`` (see ``ChecksPairs``), and ``layer_weights``: the number of weights
+    in a layer's matrices, from which operations per token are counted (12 d^2 by default).
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -33,48 +33,48 @@ class EncoderSettings(Protocol):
 
     @property
     def n_layers(self) -> int:
-        """Blocks that tokens go through."""
+        """Number of transformer layers."""
         ...
 
     @property
     def n_positions(self) -> int:
-        """The longest input, in tokens."""
+        """Maximum length of an input, in tokens."""
         ...
 
     @property
     def dtype(self) -> Dtype:
-        """Of the arithmetic; parameters are float32."""
+        """Dtype of the computation; parameters are float32."""
         ...
 
     def build(self, *, rngs: nnx.Rngs) -> "TokenEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         ...
 
 
 @runtime_checkable
 class ChecksPairs(Protocol):
-    """Settings that know whether their encoder can read pairs."""
+    """Settings that check whether their encoder can read pairs of texts."""
 
     def check_pairs(self) -> None:
-        """Raise InputError where the two texts of a pair could not be distinguished."""
+        """Raise InputError if the encoder cannot distinguish the two texts of a pair."""
         ...
 
 
 @runtime_checkable
 class SharesBlocks(Protocol):
-    """Settings of an encoder several of whose layers have the same weights."""
+    """Settings of an encoder whose layers share weights."""
 
     def last_layer(self, block: int) -> int:
-        """The last layer, from 0, that a block (``blocks[block]`` of the encoder) is a part of."""
+        """The last layer, from 0, that uses the weights of a block (``blocks[block]`` of the encoder)."""
         ...
 
 
 @runtime_checkable
 class GatesTexts(Protocol):
-    """Settings of an encoder whose packed sequences may see each other through gates.
+    """Settings of an encoder whose packed sequences may attend to each other through gates.
 
-    Its call takes ``gates``, float32 [l, h]: what is added to the logits of attention from one sequence to
-    another, by block and head. Positions count from 0 in each sequence.
+    Its ``__call__`` takes ``gates``, float32 [l, h] (block, head). A gate is added to the attention logits
+    from one sequence to another. Positions count from 0 in each sequence.
 
     Attributes:
         gates_texts: True.
@@ -84,18 +84,18 @@ class GatesTexts(Protocol):
 
     @property
     def n_layers(self) -> int:
-        """Blocks, each with gates of its own."""
+        """Number of blocks; each has its own gates."""
         ...
 
     @property
     def n_heads(self) -> int:
-        """Attention heads of a block, likewise."""
+        """Number of attention heads of a block; each has its own gate."""
         ...
 
 
 @runtime_checkable
 class TokenEncoder(Protocol):
-    """A transformer: tokens in, hidden states out. It knows tokens, not their roles."""
+    """A transformer: tokens in, hidden states out; it treats contexts and candidates alike."""
 
     @property
     def config(self) -> EncoderSettings:
@@ -106,35 +106,35 @@ class TokenEncoder(Protocol):
         """Tokens [n, t] -> hidden states [n, t, d] in the configured dtype.
 
         Args:
-            tokens: t is at most n_positions; padding on either side changes nothing, and packed sequences
-                do not see each other.
-            key: draws the dropout; without it the encoder is deterministic.
+            tokens: t is at most n_positions. Padding on either side does not change the states of real
+                tokens, and packed sequences do not attend to each other.
+            key: random key for dropout; with None the encoder is deterministic.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FamilyConfig:
-    """Shape and arithmetic that the families have in common; each adds what is its own.
+    """Settings that the families have in common; each family adds its own.
 
     Attributes:
         vocab_size: rows of the token table.
         dim: width d.
-        n_layers: transformer blocks.
+        n_layers: number of transformer layers.
         n_heads: attention heads of a block; divides dim.
         mlp_dim: inner width of a block's feed-forward part.
-        n_positions: the longest input, in tokens.
-        activation: of the feed-forward part.
+        n_positions: maximum length of an input, in tokens.
+        activation: activation of the feed-forward part.
         norm_eps: added to the variance in every layer norm.
         output_scaling: multiplies the hidden states.
-        dropout: rate on embeddings and sub-layer outputs while training.
-        attention_dropout: rate on attention weights while training.
-        dtype: of the arithmetic; parameters stay float32, scores are float32.
-        remat: recompute a block in the backward pass instead of keeping its activations. XLA's CPU compiler
-            undoes it where the blocks are unrolled; there it takes ``scan`` besides.
-        remat_keeps: what of a recomputed block is kept after all: ``nothing`` but its input, or the results
-            of its matrix ``products``.
-        scan: compile one block, or one group of blocks that repeats, and loop over it.
+        dropout: dropout rate of embeddings and sub-layer outputs in training.
+        attention_dropout: dropout rate of attention weights in training.
+        dtype: dtype of the computation; parameters and scores stay float32.
+        remat: recompute a block in the backward pass instead of keeping its activations. On a CPU it needs
+            ``scan`` too: XLA's CPU compiler undoes it for unrolled blocks.
+        remat_keeps: what to keep of a recomputed block besides its input: ``nothing``, or the results of its
+            matrix ``products``.
+        scan: compile one block, or one repeating group of blocks, and loop over it.
     """
 
     vocab_size: int
@@ -164,54 +164,99 @@ class FamilyConfig:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks with weights of their own."""
+        """Number of blocks that have their own weights."""
         return self.n_layers
 
     @property
     def layer_weights(self) -> int:
-        """Entries of a block's matrices, which say how much it computes for a token."""
+        """Number of weights in a layer's matrices; operations per token are counted from it."""
         return 4 * self.dim**2 + 2 * self.dim * self.mlp_dim
 
     def check_pairs(self) -> None:
-        """Raise InputError where the two texts of a pair could not be distinguished."""
+        """Accept pairs: without segments, the separator between two texts tells them apart."""
 
 
 @runtime_checkable
 class StackSettings(Protocol):
-    """What a stack of blocks is made and run with."""
+    """The settings that building and running a stack of blocks needs, see ``FamilyConfig``."""
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Width d."""
+        ...
+
     @property
-    def n_layers(self) -> int: ...
+    def n_layers(self) -> int:
+        """Number of transformer layers."""
+        ...
+
     @property
-    def n_heads(self) -> int: ...
+    def n_heads(self) -> int:
+        """Attention heads of a block."""
+        ...
+
     @property
-    def mlp_dim(self) -> int: ...
+    def mlp_dim(self) -> int:
+        """Inner width of a block's feed-forward part."""
+        ...
+
     @property
-    def n_positions(self) -> int: ...
+    def n_positions(self) -> int:
+        """Maximum length of an input, in tokens."""
+        ...
+
     @property
-    def activation(self) -> Activation: ...
+    def activation(self) -> Activation:
+        """Activation of the feed-forward part."""
+        ...
+
     @property
-    def norm_eps(self) -> float: ...
+    def norm_eps(self) -> float:
+        """Added to the variance in every layer norm."""
+        ...
+
     @property
-    def output_scaling(self) -> float: ...
+    def output_scaling(self) -> float:
+        """Multiplies the hidden states."""
+        ...
+
     @property
-    def dropout(self) -> float: ...
+    def dropout(self) -> float:
+        """Dropout rate of embeddings and sub-layer outputs."""
+        ...
+
     @property
-    def attention_dropout(self) -> float: ...
+    def attention_dropout(self) -> float:
+        """Dropout rate of attention weights."""
+        ...
+
     @property
-    def dtype(self) -> Dtype: ...
+    def dtype(self) -> Dtype:
+        """Dtype of the computation."""
+        ...
+
     @property
-    def remat(self) -> bool: ...
+    def remat(self) -> bool:
+        """Whether blocks are recomputed in the backward pass."""
+        ...
+
     @property
-    def remat_keeps(self) -> RematKeeps: ...
+    def remat_keeps(self) -> RematKeeps:
+        """What is kept of a recomputed block besides its input."""
+        ...
+
     @property
-    def scan(self) -> bool: ...
+    def scan(self) -> bool:
+        """Whether to compile one block (or group) and loop over it."""
+        ...
 
 
 def check_stack(config: StackSettings) -> None:
-    """Raise InputError for an invalid shape."""
+    """Check the sizes and rates that the families have in common.
+
+    Raises:
+        InputError: a size is below 1, the heads do not divide the width, or a rate or factor is out of range.
+    """
     for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions"):
         if getattr(config, name) < 1:
             raise InputError(f"encoder.{name}", expected="at least 1", got=getattr(config, name))

@@ -1,4 +1,4 @@
-"""DeBERTa v2 and v3: attention to content and to relative position apart (arXiv 2006.03654, 2111.09543)."""
+"""DeBERTa v2 and v3: attention with terms of content and relative position (arXiv 2006.03654, 2111.09543)."""
 
 import dataclasses
 import itertools
@@ -44,17 +44,17 @@ RelativeTerm = Literal["c2p", "p2c"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DebertaConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig and these.
+    """Settings of the encoder: the fields of FamilyConfig and these.
 
     Attributes:
         n_segments: rows of the segment table; 0 for none.
-        absolute_positions: add a table of positions to the embeddings besides.
-        n_buckets: of relative positions on either side.
-        max_distance: from which the last bucket begins.
-        terms: of the relative attention: content to position (c2p), position to content (p2c).
-        shared_projections: relative positions go through the queries' and keys' projections, not through
-            some of their own.
-        normalized_positions: a layer norm on the table of relative positions.
+        absolute_positions: also add a table of absolute positions to the embeddings.
+        n_buckets: number of buckets of relative positions in each direction.
+        max_distance: distance, in tokens, from which all positions share the last bucket.
+        terms: terms of the relative attention: content to position (c2p), position to content (p2c).
+        shared_projections: project relative positions with the weights of queries and keys, instead of
+            separate weights.
+        normalized_positions: apply a layer norm to the table of relative positions.
     """
 
     norm_eps: float = 1e-7
@@ -79,15 +79,15 @@ class DebertaConfig(FamilyConfig):
             raise InputError("encoder.terms", expected="c2p, p2c or both", got=self.terms)
 
     def build(self, *, rngs: nnx.Rngs) -> "DebertaEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return DebertaEncoder(self, rngs=rngs)
 
 
 class DisentangledAttention(nnx.Module):
-    """Multi-head self-attention whose logits have terms of content and of relative position.
+    """Multi-head self-attention whose logits have content and relative-position terms (2006.03654 §3.1).
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -101,7 +101,7 @@ class DisentangledAttention(nnx.Module):
         self.position_query = Linear(dim, dim, rngs=rngs) if own and "p2c" in config.terms else None
 
     def _projected(self, relative: Array, part: int, own: Linear | None) -> Float[Array, "r h k"]:
-        """Relative positions as queries (part 0) or keys (1)."""
+        """Relative positions projected to queries (part 0) or keys (part 1)."""
         config = self.config
         if own is not None:
             found = own(relative)
@@ -124,17 +124,17 @@ class DisentangledAttention(nnx.Module):
         """[n, t, d] -> [n, t, d]
 
         Args:
-            x: states.
-            mask: which of them are attended to.
-            relative: the table of relative positions, a row a bucket.
-            rows: its row for each difference query - key, from -(t - 1) on.
-            key: draws the dropout; none without it.
+            x: hidden states.
+            mask: True where a state is attended to: [n, t] by all states, or [n, t, t] by each.
+            relative: the table of relative positions, one row per bucket.
+            rows: its row for each difference query - key, from -(t - 1) to t - 1.
+            key: random key for dropout; None for no dropout.
         """
         config = self.config
         n, t, d = x.shape
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         scale = (d // config.n_heads * (1 + len(config.terms))) ** -0.5
-        few = len(rows) < len(relative)  # project what is fewer: differences or buckets
+        few = len(rows) < len(relative)  # project the differences or the buckets, whichever are fewer
         table = jnp.take(relative, rows, axis=0) if few else relative
 
         def by_difference(part: int, own: Linear | None) -> Float[Array, "r h k"]:
@@ -170,7 +170,7 @@ class DebertaEncoder(nnx.Module):
     """Embeddings, the table of relative positions, and post-norm blocks.
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 

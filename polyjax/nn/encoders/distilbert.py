@@ -1,4 +1,4 @@
-"""DistilBERT: half of BERT's layers, no segments (arXiv 1910.01108)."""
+"""DistilBERT: BERT with half the layers and without segments (arXiv 1910.01108)."""
 
 import dataclasses
 import itertools
@@ -35,12 +35,12 @@ from polyjax.types import Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistilBertConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig."""
+    """Settings of the encoder: the fields of FamilyConfig."""
 
     gates_texts: ClassVar[bool] = True
 
     def build(self, *, rngs: nnx.Rngs) -> "DistilBertEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return DistilBertEncoder(self, rngs=rngs)
 
 
@@ -48,7 +48,7 @@ class DistilBertEncoder(nnx.Module):
     """Embeddings and post-norm blocks.
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -78,7 +78,7 @@ class DistilBertEncoder(nnx.Module):
 
 
 def _read(entries: ConfigJson) -> DistilBertConfig:
-    # Positions are a table in the file also where they are sinusoidal.
+    # The file has a table of positions even if they are sinusoidal.
     return DistilBertConfig(
         vocab_size=entries.number("vocab_size"),
         dim=entries.number("dim"),

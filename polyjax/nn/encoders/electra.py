@@ -1,4 +1,4 @@
-"""ELECTRA's discriminator: BERT whose tables may be narrower than its blocks (arXiv 2003.10555)."""
+"""ELECTRA's discriminator: BERT whose embedding tables may be narrower than its blocks (arXiv 2003.10555)."""
 
 import dataclasses
 import itertools
@@ -28,10 +28,10 @@ from polyjax.types import Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ElectraConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig and these.
+    """Settings of the encoder: the fields of FamilyConfig and these.
 
     Attributes:
-        embedding_dim: width of the tables; a projection brings it to ``dim`` where they differ.
+        embedding_dim: width of the embedding tables; if it is not ``dim``, a projection maps it to ``dim``.
         n_segments: rows of the segment table.
     """
 
@@ -52,12 +52,12 @@ class ElectraConfig(FamilyConfig):
         return self.embedding_dim
 
     def check_pairs(self) -> None:
-        """Raise InputError where the two texts of a pair could not be distinguished."""
+        """Raise InputError if the encoder cannot distinguish the two texts of a pair."""
         if self.n_segments < 2:
             raise InputError("encoder.n_segments", expected="2, for a cross-encoder", got=self.n_segments)
 
     def build(self, *, rngs: nnx.Rngs) -> "ElectraEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return ElectraEncoder(self, rngs=rngs)
 
 
@@ -65,7 +65,7 @@ class ElectraEncoder(nnx.Module):
     """Embeddings, their projection, and post-norm blocks.
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 

@@ -1,4 +1,4 @@
-"""How a family's published folders are laid out: entries of config.json, and names of tensors."""
+"""The layout of a family's published folders: entries of config.json and names of tensors."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,12 +20,12 @@ _THEIR_ACTIVATIONS: Mapping[str, Activation] = {
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Where an array of ours is in a folder's safetensors.
+    """Where a parameter is stored in a folder's safetensors.
 
     Attributes:
         ours: dotted path of the parameter.
-        theirs: names of the tensors, which follow each other along their first axis.
-        transposed: ours is [in, out], theirs [out, in].
+        theirs: names of the tensors that make it up, concatenated along their first axis.
+        transposed: whether the tensors are [out, in], and the parameter [in, out].
     """
 
     ours: str
@@ -34,35 +34,38 @@ class Stored:
 
 
 def linear(ours: str, *theirs: str, bias: bool = True) -> list[Stored]:
-    """A Linear that several of theirs make up, side by side."""
+    """Where a ``Linear`` is stored; the outputs of several linear layers are concatenated."""
     found = [Stored(f"{ours}.kernel", tuple(f"{name}.weight" for name in theirs), transposed=True)]
     return [*found, Stored(f"{ours}.bias", tuple(f"{name}.bias" for name in theirs))] if bias else found
 
 
 def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Stored]:
-    """A LayerNorm."""
+    """Where a ``LayerNorm`` is stored."""
     found = [Stored(f"{ours}.scale", (f"{theirs}.weight",))]
     return [*found, Stored(f"{ours}.bias", (f"{theirs}.bias",))] if bias else found
 
 
 def table(ours: str, theirs: str) -> list[Stored]:
-    """A table of rows."""
+    """Where an embedding table is stored."""
     return [Stored(ours, (f"{theirs}.weight",))]
 
 
 class ConfigJson:
-    """Entries of a config.json, checked as they are taken.
+    """Entries of a config.json, whose types are checked when they are read.
+
+    Each method takes an entry's name and a default for a missing or null entry. It raises InputError, with
+    the file and the entry, for a value of another type, and for a missing entry without default.
 
     Args:
-        path: the file, for messages.
-        entries: what it holds.
+        path: the file, for error messages.
+        entries: its content.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Any]):
         self.path, self.entries = path, entries
 
     def has(self, name: str) -> bool:
-        """Whether the entry is there and is not null."""
+        """Whether the file has the entry and it is not null."""
         return self.entries.get(name) is not None
 
     def _take(self, name: str, default: Any, kind: type | tuple[type, ...], expected: str) -> Any:
@@ -76,27 +79,27 @@ class ConfigJson:
         return value
 
     def number(self, name: str, default: int = _REQUIRED) -> int:
-        """A whole number."""
+        """An entry that is a whole number."""
         return self._take(name, default, int, "a whole number")
 
     def real(self, name: str, default: float = _REQUIRED) -> float:
-        """A number."""
+        """An entry that is a number."""
         return float(self._take(name, default, (int, float), "a number"))
 
     def flag(self, name: str, default: bool = _REQUIRED) -> bool:
-        """True or false."""
+        """An entry that is true or false."""
         return self._take(name, default, bool, "true or false")
 
     def text(self, name: str, default: str = _REQUIRED) -> str:
-        """A text."""
+        """An entry that is a text."""
         return self._take(name, default, str, "a text")
 
     def section(self, name: str) -> "ConfigJson":
-        """An entry that has entries; an empty one where it is not there."""
+        """An entry that is an object; an empty one if it is missing."""
         return ConfigJson(self.path, self._take(name, {}, dict, "an object"))
 
     def activation(self, name: str, default: str = _REQUIRED) -> Activation:
-        """An activation, under our name."""
+        """An entry that names an activation, as polyjax's name of it."""
         theirs = self.text(name, default)
         known = _THEIR_ACTIVATIONS.get(theirs, theirs)
         if known not in get_args(Activation):
@@ -107,7 +110,7 @@ class ConfigJson:
         return known  # pyright: ignore[reportReturnType]  # checked above
 
     def expect(self, name: str, *values: Any) -> None:
-        """Raise InputError where the entry is there and is another: nothing else is implemented."""
+        """Raise InputError if the entry is set to a value not in ``values``, the ones implemented."""
         got = self.entries.get(name)
         if got is not None and got not in values:
             allowed = " or ".join(map(repr, values))
@@ -115,7 +118,7 @@ class ConfigJson:
 
 
 def their_activation(name: Activation) -> str:
-    """The name that config.json has for an activation.
+    """The name of an activation in config.json.
 
     >>> their_activation("gelu_tanh"), their_activation("relu")
     ('gelu_new', 'relu')
@@ -125,13 +128,13 @@ def their_activation(name: Activation) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """The standard head of a family's ``*ForSequenceClassification``, and its tensors.
+    """The standard head of a family's ``*ForSequenceClassification``, and the names of its tensors.
 
     Attributes:
-        head: settings of the head that computes the same.
-        linear: the last layer.
-        dense: the layer before; None for none.
-        norm: after that one's activation; None for none.
+        head: settings of the equivalent polyjax head.
+        linear: name of the last layer.
+        dense: name of the layer before it; None for none.
+        norm: name of the norm after that layer's activation; None for none.
     """
 
     head: CrossConfig
@@ -140,7 +143,7 @@ class Classifier:
     norm: str | None = None
 
     def stored(self) -> list[Stored]:
-        """Its arrays, under the head's own paths."""
+        """Where its parameters are stored, by path inside the head."""
         found = linear("linear", self.linear)
         if self.dense is not None:
             found += linear("dense", self.dense, bias=self.head.dense_bias)
@@ -154,14 +157,14 @@ class Family:
     """How folders of a family are read and written.
 
     Attributes:
-        architectures: model types of config.json, and what class names begin with there.
-        prefixes: before the names of tensors where the file has a head besides.
+        architectures: each ``model_type`` in config.json, with the beginning of its class names there.
+        prefixes: prefixes of tensor names in files that contain a head too.
         settings: class of the family's settings.
         read: config.json -> settings.
-        stored: settings -> where each parameter is.
+        stored: settings -> where each parameter is stored.
         entries: settings -> entries of config.json.
-        classifier: config.json -> the head of the family's cross-encoders; None where it has none here.
-        classifier_entries: settings of such a head -> the entries of config.json that say so.
+        classifier: config.json -> the head of the family's cross-encoders; None if they are not supported.
+        classifier_entries: settings of such a head -> the entries of config.json that describe it.
     """
 
     architectures: Mapping[str, str]

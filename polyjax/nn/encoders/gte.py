@@ -1,4 +1,4 @@
-"""gte: as nomic_bert, with offsets and the gate in the second half (arXiv 2407.19669)."""
+"""gte: like nomic_bert, but with biases, and with the MLP's activated half second (arXiv 2407.19669)."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from polyjax.nn.encoders.nomic import NomicBertConfig, rotary_entries
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GteConfig(NomicBertConfig):
-    """Shape and arithmetic; the fields of NomicBertConfig."""
+    """Settings of the encoder: the fields of NomicBertConfig."""
 
     n_positions: int = 8192
     activation: Activation = "gelu"
@@ -25,7 +25,7 @@ class GteConfig(NomicBertConfig):
     theta: float = 160_000.0
 
     def block(self, *, rngs: nnx.Rngs) -> Block:
-        """One block, with its initial parameters."""
+        """One block, with newly initialised parameters."""
         attention = SelfAttention(self.dim, self.n_heads, dropout=self.attention_dropout, rngs=rngs)
         return Block(self, attention=attention, gated="second", mlp_bias=(False, True), rngs=rngs)
 

@@ -1,4 +1,4 @@
-"""What the families share: embeddings, a block, positions, masks, and the run through a stack of blocks."""
+"""Parts that the families share: embeddings, a block, positions, masks, and running a stack of blocks."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -17,15 +17,15 @@ from polyjax.nn.linear import LayerNorm, Linear, apply_dropout
 from polyjax.types import AnyArray, Tokens
 
 Attended = dict[str, Any]
-"""What a block's attention is given besides the states, by name: ``mask``, and what a family adds."""
+"""Keyword arguments of a block's attention: ``mask``, and those that a family adds."""
 
 
 class FixedTable(nnx.Variable):
-    """A table that is saved with the parameters and never trained."""
+    """A table that is saved with the parameters but not trained."""
 
 
 class Embeddings(nnx.Module):
-    """Token + position + segment rows, normalised where asked for.
+    """The sum of token, position and segment embeddings, with an optional layer norm.
 
     Args:
         vocab_size: rows of the token table.
@@ -33,8 +33,8 @@ class Embeddings(nnx.Module):
         n_positions: rows of the position table; 0 for none.
         n_segments: rows of the segment table; 0 for none.
         fixed_positions: a table [n_positions, dim] that is not trained, instead of a learnt one.
-        scale: multiplies the token rows.
-        norm_eps: of the norm; None for no norm.
+        scale: multiplies the token embeddings.
+        norm_eps: added to the variance in the norm; None for no norm.
         norm_bias: whether the norm has an offset.
         rngs: source of the initial values.
     """
@@ -75,10 +75,10 @@ class Embeddings(nnx.Module):
         """[n, t] -> [n, t, d]
 
         Args:
-            ids: tokens.
-            places: rows of the position table; needed where there is one.
-            segments: rows of the segment table; row 0 where None.
-            dtype: of the result.
+            ids: token ids.
+            places: rows of the position table; required if there is one.
+            segments: rows of the segment table; None for row 0.
+            dtype: dtype of the result.
         """
         x = jnp.take(self.tokens[...], ids, axis=0)
         if self.scale != 1.0:
@@ -96,17 +96,17 @@ class Embeddings(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention and feed-forward part with residual connections.
+    """A transformer block: self-attention and a feed-forward part, with residual connections.
 
     Args:
-        config: the stack's settings.
-        attention: takes states and ``Attended``; plain multi-head attention where None.
+        config: settings of the stack.
+        attention: takes hidden states and ``Attended``; None for plain multi-head attention.
         norm: ``post`` normalises each sub-layer's output, ``pre`` its input.
-        gated: the feed-forward part's inner product has two halves, of which the one named goes through the
-            activation and multiplies the other.
-        mlp_bias: whether the inner and the outer product of the feed-forward part have offsets.
-        norm_bias: whether the norms have offsets.
-        attention_norm: leave the norm of the attention out where False.
+        gated: whether the feed-forward part is gated (GLU). Its inner layer then has two halves; the named
+            half goes through the activation and is multiplied by the other.
+        mlp_bias: whether the first and the second layer of the feed-forward part have biases.
+        norm_bias: whether the norms have biases.
+        attention_norm: whether the attention has a norm; False is for the first block of ModernBERT.
         rngs: source of the initial values.
     """
 
@@ -144,7 +144,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "n t d"], attended: Attended, *, key: Array | None = None
     ) -> Float[Array, "n t d"]:
-        """[n, t, d] -> [n, t, d]; ``key`` draws the dropout, none without it."""
+        """[n, t, d] -> [n, t, d]; ``key`` is the random key for dropout, None for no dropout."""
         rate = self.config.dropout
         attention_key, key_1, key_2 = (None,) * 3 if key is None else jax.random.split(key, 3)
         if self.norm == "pre":
@@ -157,15 +157,18 @@ class Block(nnx.Module):
 
 
 def sinusoidal_positions(n_positions: int, dim: int) -> np.ndarray:
-    """Fixed table, float32 [n_positions, dim]: [p, 2j] = sin(p / 10000^(2j/dim)), [p, 2j+1] = cos."""
+    """Fixed position table, float32 [n_positions, dim], as in arXiv 1706.03762 §3.5.
+
+    Row p has sin(p / 10000^(2j/dim)) in column 2j, and the cosine of the same angle in column 2j + 1.
+    """
     angle = np.arange(n_positions)[:, None] / 10000.0 ** (2 * np.arange(dim // 2) / dim)
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(n_positions, dim).astype(np.float32)
 
 
 def place_in_sequence(tokens: Tokens) -> Int[Array, "n t"]:
-    """The number of each token in its sequence, from 0 on, int32 [n, t].
+    """The position of each token in its sequence, from 0, int32 [n, t].
 
-    Counting real tokens, not places, makes padding on either side change nothing.
+    Only real tokens are counted, so padding on either side does not change the positions.
     """
     place = jnp.maximum(jnp.cumsum(jnp.asarray(tokens.mask).astype(jnp.int32), axis=-1) - 1, 0)
     if tokens.packs is None:
@@ -175,9 +178,9 @@ def place_in_sequence(tokens: Tokens) -> Int[Array, "n t"]:
 
 
 def place_after_padding(tokens: Tokens, pad_id: int) -> Int[Array, "n t"]:
-    """Rows of a position table that begins with padding's: the first token that is no padding has pad_id + 1.
+    """Rows of RoBERTa's position table: pad_id for padding, then pad_id + 1, pad_id + 2, ... for real tokens.
 
-    RoBERTa's rule. A padding token that a text spells out has padding's row, and is not counted.
+    A padding token written out in a text has the row of padding, and is not counted.
 
     >>> row = np.array([[5, 1, 6, 1]], np.int32)
     >>> tokens = Tokens(row, np.array([[True, True, True, False]]), row * 0)
@@ -187,23 +190,23 @@ def place_after_padding(tokens: Tokens, pad_id: int) -> Int[Array, "n t"]:
     counts = (jnp.asarray(tokens.mask) & (jnp.asarray(tokens.ids) != pad_id)).astype(jnp.int32)
     place = jnp.cumsum(counts, axis=-1)
     if tokens.packs is not None:
-        before = place - counts  # what was counted up to each token
+        before = place - counts  # the number of tokens counted before each token
         place = place - jax.lax.cummax(jnp.where(_begins(tokens.packs), before, 0), axis=1)
     return place * counts + pad_id
 
 
 def _begins(packs: AnyArray) -> Bool[Array, "n t"]:
-    """True at the first token of each sequence that shares a row."""
+    """True at the first token of each packed sequence, [n, t]."""
     packs = jnp.asarray(packs)
     return jnp.concatenate([jnp.ones_like(packs[:, :1], bool), packs[:, 1:] != packs[:, :-1]], axis=1)
 
 
 def attention_mask(tokens: Tokens, *, window: int | None = None) -> Bool[Array, "n *q t"]:
-    """Which tokens are attended to: [n, t] by all, or [n, t, t] by each.
+    """The mask of attention, True where a token is attended to: [n, t] by all tokens, or [n, t, t] by each.
 
     Args:
-        tokens: packed sequences do not see each other.
-        window: tokens at most so far away are seen; all where None.
+        tokens: packed sequences do not attend to each other.
+        window: largest distance, in tokens, at which tokens attend to each other; None for no limit.
     """
     mask = jnp.asarray(tokens.mask)
     if tokens.packs is not None:
@@ -217,11 +220,11 @@ def attention_mask(tokens: Tokens, *, window: int | None = None) -> Bool[Array, 
 
 
 def attended_by(tokens: Tokens, gates: Float[Array, "l h"] | None) -> Attended:
-    """What the attention of all blocks is given: which tokens are attended to, and which through a gate.
+    """Arguments of each block's attention: the mask, and with gates where attention crosses sequences.
 
     Args:
-        tokens: packed sequences do not see each other without gates.
-        gates: see ``GatesTexts``; None for none.
+        tokens: packed sequences attend to each other only through gates.
+        gates: see ``GatesTexts``; None for no gates.
     """
     if gates is None or tokens.packs is None:
         return {"mask": attention_mask(tokens)}
@@ -230,13 +233,17 @@ def attended_by(tokens: Tokens, gates: Float[Array, "l h"] | None) -> Attended:
 
 
 def _through_gates(given: Attended, gates: Float[Array, " h"]) -> Attended:
-    """What one block's attention is given, with the block's gates in the logits' bias."""
+    """Arguments of one block's attention, with the block's gates added to the bias of the logits."""
     bias = jnp.where(given["across"], gates[None, :, None, None], jnp.float32(0))
     return {"mask": given["mask"], "bias": bias + given["bias"] if "bias" in given else bias}
 
 
 def check_length(tokens: Tokens, n_positions: int) -> None:
-    """Raise InputError for tokens that are longer than the positions, whose rows would be NaN."""
+    """Check that the input is not longer than the position table, whose rows beyond the end would be NaN.
+
+    Raises:
+        InputError: the tokens [n, t] have t larger than ``n_positions``.
+    """
     if tokens.ids.shape[-1] > n_positions:
         raise InputError(
             "tokens", expected=f"at most {n_positions} positions (n_positions)", got=tokens.ids.shape[-1]
@@ -244,12 +251,12 @@ def check_length(tokens: Tokens, n_positions: int) -> None:
 
 
 def layer_keys(key: Array | None, n_layers: int) -> list[Array | None]:
-    """A key for each block, and one for the embeddings behind them."""
+    """A random key for each block, then one for the embeddings; all None if ``key`` is None."""
     return [None] * (n_layers + 1) if key is None else list(jax.random.split(key, n_layers + 1))
 
 
 def scaled(x: Float[Array, "n t d"], factor: float) -> Float[Array, "n t d"]:
-    """The hidden states, multiplied where the factor is not 1."""
+    """The hidden states multiplied by a factor."""
     return x if factor == 1.0 else x * factor
 
 
@@ -264,22 +271,23 @@ def run_blocks(
     group: int = 1,
     gates: Float[Array, "l h"] | None = None,
 ) -> Float[Array, "n t d"]:
-    """States through the blocks one after the other.
+    """Pass hidden states through the blocks in their order.
 
-    With ``scan`` the blocks from number ``first`` on are a loop over groups, each compiled once: block i is
-    like block i + group. What is before, and what does not fill a group, is unrolled.
+    With ``config.scan``, the blocks from index ``first`` are run as a loop over groups; one group is
+    compiled, so block i must have the structure of block i + group. Blocks before ``first`` and those that do
+    not fill a group are unrolled.
 
     Args:
-        blocks: of one or several kinds.
+        blocks: the blocks; one may occur several times.
         x: the embeddings.
-        attended: what each block's attention is given.
-        keys: draw each block's dropout.
-        config: says whether to recompute and to scan.
-        first: blocks before the first group.
-        group: blocks of a group.
-        gates: of each block, where ``attended`` says what is attended to through them (``attended_by``).
+        attended: arguments of each block's attention.
+        keys: random key of each block's dropout; None for no dropout.
+        config: its ``remat`` and ``scan`` are used.
+        first: number of blocks before the first group.
+        group: number of blocks in a group.
+        gates: gates of each block, used if ``attended`` comes from ``attended_by`` with gates.
     """
-    once = {id(block): nnx.split(block) for block in blocks}  # a block may come several times
+    once = {id(block): nnx.split(block) for block in blocks}  # a block may occur several times
     graphs, states = zip(*(once[id(block)] for block in blocks), strict=True)
 
     gated = [None] * len(blocks) if gates is None or "across" not in attended[0] else list(gates)
@@ -295,7 +303,7 @@ def run_blocks(
     steps = list(zip(graphs, states, zip(keys, gated, strict=True), attended, strict=True))
 
     def unrolled(x: Array, some: Sequence[tuple]) -> Array:
-        call = jax.jit(run, static_argnums=0)  # one trace for each kind, and XLA puts it in their places
+        call = jax.jit(run, static_argnums=0)  # one trace for blocks of one structure; XLA inlines the calls
         for graph, state, own, given in some:
             x = call(graph, x, (state, *own), given)
         return x

@@ -1,4 +1,4 @@
-"""ModernBERT: pre-norm, gated, rotary positions, and mostly local attention (arXiv 2412.13663)."""
+"""ModernBERT: pre-norm, gated MLP, rotary positions, mostly local attention (arXiv 2412.13663)."""
 
 import dataclasses
 from typing import Any, Literal
@@ -38,16 +38,17 @@ LayerKind = Literal["full_attention", "sliding_attention"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModernBertConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig and these.
+    """Settings of the encoder: the fields of FamilyConfig and these.
 
     Attributes:
-        global_every: layer 0 and every so many after it attend to all tokens, the others to near ones.
-        window: how far those see, in tokens on either side.
+        global_every: layers 0, n, 2n, ... are global, for this n: they attend to all tokens. The others are
+            local.
+        window: largest distance, in tokens, at which local layers attend.
         global_theta: base of the rotary angles in global layers.
-        local_theta: in local ones.
-        attention_bias: whether the products of the attention have offsets.
-        mlp_bias: whether those of the feed-forward part have.
-        norm_bias: whether the norms have.
+        local_theta: base of the rotary angles in local layers.
+        attention_bias: whether the linear layers of the attention have biases.
+        mlp_bias: whether the linear layers of the feed-forward part have biases.
+        norm_bias: whether the norms have biases.
     """
 
     n_positions: int = 8192
@@ -70,20 +71,20 @@ class ModernBertConfig(FamilyConfig):
 
     @property
     def layer_weights(self) -> int:
-        """Entries of a block's matrices, which say how much it computes for a token."""
+        """Number of weights in a layer's matrices; operations per token are counted from it."""
         return 4 * self.dim**2 + 3 * self.dim * self.mlp_dim
 
     def is_global(self, layer: int) -> bool:
-        """Whether a layer attends to all tokens."""
+        """Whether a layer (from 0) attends to all tokens."""
         return layer % self.global_every == 0
 
     def build(self, *, rngs: nnx.Rngs) -> "ModernBertEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return ModernBertEncoder(self, rngs=rngs)
 
 
 def check_head_width(config: FamilyConfig) -> None:
-    """Raise InputError where rotary positions have no pairs to turn."""
+    """Raise InputError if the width of a head is odd: rotary positions rotate pairs of coordinates."""
     if config.dim // config.n_heads % 2:
         raise InputError(
             "encoder.n_heads",
@@ -94,10 +95,10 @@ def check_head_width(config: FamilyConfig) -> None:
 
 
 class ModernBertEncoder(nnx.Module):
-    """Embeddings without positions, pre-norm blocks, and a norm.
+    """Embeddings without positions, pre-norm blocks, and a final norm.
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -136,7 +137,7 @@ class ModernBertEncoder(nnx.Module):
         keys = layer_keys(key, config.n_layers)
         x = apply_dropout(self.embeddings(tokens.ids, dtype=config.dtype), config.dropout, keys[-1])
         width = config.dim // config.n_heads
-        # Products of rotated states depend on differences alone, so places in the array do as positions.
+        # Products of rotated states depend only on differences of positions: indices in the array will do.
         everywhere: Attended = {
             "mask": attention_mask(tokens),
             "rotary": rotary_table(t, width, config.global_theta),
@@ -151,14 +152,18 @@ class ModernBertEncoder(nnx.Module):
 
 
 def rotary_theta(entries: ConfigJson, default: float) -> float:
-    """The base of the angles, of ``rope_parameters``; nothing but plain rotary positions is implemented."""
+    """The base of the rotary angles, from an object of ``rope_parameters``.
+
+    Raises:
+        InputError: it asks for another kind of rotary positions than the plain one.
+    """
     entries.expect("rope_type", "default")
     entries.expect("partial_rotary_factor", 1.0)
     return entries.real("rope_theta", default)
 
 
 def _global_every(entries: ConfigJson) -> int:
-    """After how many layers a global one comes; layer 0 is one."""
+    """The n for which every n-th layer is global, layer 0 first."""
     every = entries.number("global_attn_every_n_layers", 3)
     if not entries.has("layer_types"):
         return every

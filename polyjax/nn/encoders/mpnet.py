@@ -1,4 +1,4 @@
-"""MPNet: BERT with a bias for the distance of two tokens, the same in every block (arXiv 2004.09297)."""
+"""MPNet: BERT with a learnt attention bias for the distance of two tokens (arXiv 2004.09297)."""
 
 import dataclasses
 import itertools
@@ -27,31 +27,32 @@ from polyjax.nn.linear import apply_dropout
 from polyjax.types import Tokens
 
 N_BUCKETS = 32
-"""Of distances; half of them for keys that come after the query."""
+"""Number of buckets of distances; half of them are for keys after the query."""
 _EXACT = 8
-"""Distances with a bucket of their own; from there on to 128 buckets grow geometrically."""
+"""Distances below this have their own bucket; up to 128, bucket sizes then grow geometrically."""
 _PAD_ID = 1
-"""After whose row positions begin, whatever the vocabulary says."""
+"""Row of padding in the position table, whatever the padding token of the vocabulary is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MPNetConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig."""
+    """Settings of the encoder: the fields of FamilyConfig."""
 
     gates_texts: ClassVar[bool] = True
 
     norm_eps: float = 1e-5
 
     def build(self, *, rngs: nnx.Rngs) -> "MPNetEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return MPNetEncoder(self, rngs=rngs)
 
 
 def distance_buckets(t: int) -> Int[np.ndarray, "t t"]:
-    """The bucket of each query (row) and key (column), int32 [t, t].
+    """The bucket for each query (row) and key (column), int32 [t, t].
 
-    With d = key - query: 16 if d > 0, plus |d| below 8, else min(15, 8 + floor(2 log2(|d| / 8))), in whole
-    numbers, because |d| of 16, 32 and 64 lie on the edges.
+    With d = key - query, it is (16 if d > 0) plus |d| if that is below 8, else plus
+    min(15, 8 + floor(2 log2(|d| / 8))). Integer arithmetic avoids rounding errors at the edges, |d| of 16, 32
+    and 64.
 
     >>> distance_buckets(20)[0, [0, 1, 7, 8, 16]].tolist(), distance_buckets(20)[16, 0].item()
     ([0, 17, 23, 24, 26], 10)
@@ -63,10 +64,10 @@ def distance_buckets(t: int) -> Int[np.ndarray, "t t"]:
 
 
 class MPNetEncoder(nnx.Module):
-    """Embeddings, the table of distances, and post-norm blocks.
+    """Embeddings, the table of distance biases that all blocks share, and post-norm blocks.
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 
@@ -92,7 +93,7 @@ class MPNetEncoder(nnx.Module):
         keys = layer_keys(key, config.n_layers)
         x = self.embeddings(tokens.ids, places=place_after_padding(tokens, _PAD_ID), dtype=config.dtype)
         x = apply_dropout(x, config.dropout, keys[-1])
-        # Differences of indices are those of positions within a sequence.
+        # Within a sequence, differences of array indices equal differences of positions.
         buckets = distance_buckets(tokens.ids.shape[-1])
         bias = jnp.take(self.distances[...].T.astype(jnp.float32), buckets, axis=1)[None]
         attended = [{**attended_by(tokens, gates), "bias": bias}] * config.n_layers

@@ -1,4 +1,4 @@
-"""nomic_bert: post-norm and gated, rotary positions, no offsets but in the norms (arXiv 2402.01613)."""
+"""nomic_bert: post-norm, gated MLP, rotary positions, biases only in the norms (arXiv 2402.01613)."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ from polyjax.types import Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NomicBertConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig and these.
+    """Settings of the encoder: the fields of FamilyConfig and these.
 
     Attributes:
         n_segments: rows of the segment table; 0 for none.
@@ -53,26 +53,26 @@ class NomicBertConfig(FamilyConfig):
 
     @property
     def layer_weights(self) -> int:
-        """Entries of a block's matrices, which say how much it computes for a token."""
+        """Number of weights in a layer's matrices; operations per token are counted from it."""
         return 4 * self.dim**2 + 3 * self.dim * self.mlp_dim
 
     def block(self, *, rngs: nnx.Rngs) -> Block:
-        """One block, with its initial parameters."""
+        """One block, with newly initialised parameters."""
         attention = SelfAttention(
             self.dim, self.n_heads, bias=False, dropout=self.attention_dropout, rngs=rngs
         )
         return Block(self, attention=attention, gated="first", mlp_bias=(False, False), rngs=rngs)
 
     def build(self, *, rngs: nnx.Rngs) -> "RotaryEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return RotaryEncoder(self, rngs=rngs)
 
 
 class RotaryEncoder(nnx.Module):
-    """Embeddings without positions, and post-norm blocks whose attention has rotary ones.
+    """Embeddings without positions, and post-norm blocks with rotary positions in the attention.
 
     Args:
-        config: shape and arithmetic; says what a block is.
+        config: settings of the encoder; its ``block`` builds the blocks.
         rngs: source of the initial values.
     """
 
@@ -92,7 +92,7 @@ class RotaryEncoder(nnx.Module):
         config = self.config
         check_length(tokens, config.n_positions)
         keys = layer_keys(key, config.n_layers)
-        # A table of one row serves both texts of a pair.
+        # If the segment table has one row, both texts of a pair use it.
         segments = jnp.minimum(jnp.asarray(tokens.segments), max(config.n_segments - 1, 0))
         x = self.embeddings(tokens.ids, segments=segments, dtype=config.dtype)
         x = apply_dropout(x, config.dropout, keys[-1])
@@ -124,7 +124,7 @@ def _read(entries: ConfigJson) -> NomicBertConfig:
 
 
 def _read_original(entries: ConfigJson) -> NomicBertConfig:
-    """The config.json of the original repository, whose tensors have the same names."""
+    """Read a config.json as the original repository writes it; its tensors have the same names."""
     entries.expect("activation_function", "swiglu")
     entries.expect("rotary_emb_fraction", 1.0)
     for name in ("prenorm", "use_rms_norm", "rotary_emb_interleaved", "parallel_block", "qkv_proj_bias"):
@@ -132,7 +132,7 @@ def _read_original(entries: ConfigJson) -> NomicBertConfig:
     for name in ("mlp_fc1_bias", "mlp_fc2_bias", "rotary_emb_scale_base"):
         entries.expect(name, False)
     n_positions = entries.number("n_positions")
-    if entries.has("rotary_scaling_factor"):  # beyond these, angles would depend on the length
+    if entries.has("rotary_scaling_factor"):  # beyond this length, the angles would depend on the length
         n_positions = min(n_positions, entries.number("max_trained_positions", 2048))
     dim = entries.number("n_embd")
     return NomicBertConfig(
@@ -171,7 +171,7 @@ def _stored(config: NomicBertConfig) -> list[Stored]:
 
 
 def rotary_entries(config: NomicBertConfig, model_type: str) -> dict[str, Any]:
-    """Entries of config.json, of this family and of gte."""
+    """Entries of config.json that this family and gte have in common."""
     return {
         "model_type": model_type,
         "vocab_size": config.vocab_size,

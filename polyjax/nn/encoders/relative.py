@@ -1,4 +1,4 @@
-"""Tables of relative positions with logarithmic buckets, as DeBERTa has them (arXiv 2006.03654)."""
+"""Relative positions in logarithmic buckets, as in DeBERTa v2 and v3 (arXiv 2006.03654)."""
 
 import functools
 import math
@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int
 
 @functools.lru_cache(maxsize=64)
 def relative_rows(t: int, n_buckets: int, max_distance: int) -> Int[np.ndarray, " r"]:
-    """Rows of the relative table for query - key from -(t - 1) to t - 1, int32 [2 t - 1].
+    """Rows of the relative table for each difference query - key, from -(t - 1) to t - 1, int32 [2 t - 1].
 
-    Distances up to m = n_buckets / 2 have rows of their own, further ones share logarithmically growing
-    buckets: ceil(ln(r / m) / ln((max_distance - 1) / m) (m - 1)) + m.
+    Distances up to m = n_buckets / 2 have their own rows. A larger distance r is in the bucket
+    ceil(ln(r / m) / ln((max_distance - 1) / m) (m - 1)) + m, so bucket sizes grow logarithmically.
 
     >>> relative_rows(4, 16, 64).tolist()
     [13, 14, 15, 16, 17, 18, 19]
@@ -24,7 +24,7 @@ def relative_rows(t: int, n_buckets: int, max_distance: int) -> Int[np.ndarray, 
         if r <= middle:
             found.append(r)
             continue
-        # The last distance lies on the edge of the last bucket, where a rounded logarithm may fall beyond it.
+        # The largest distance lies on the edge of the last bucket; a rounded logarithm could exceed it.
         share = math.log(r / middle) / math.log((max_distance - 1) / middle) * (middle - 1)
         edge = round(share)
         found.append(middle + (edge if abs(share - edge) < 1e-9 else math.ceil(share)))
@@ -34,7 +34,7 @@ def relative_rows(t: int, n_buckets: int, max_distance: int) -> Int[np.ndarray, 
 
 
 def shifted(scores: Float[Array, "n h t r"]) -> Float[Array, "n h t t"]:
-    """[.., i, j] = scores[.., i, j - i + t - 1]: from places by difference to places by token.
+    """Re-index scores by token instead of by difference: result[.., i, j] = scores[.., i, j - i + t - 1].
 
     >>> shifted(jnp.arange(6.0).reshape(1, 1, 2, 3))[0, 0].tolist()
     [[1.0, 2.0], [3.0, 4.0]]

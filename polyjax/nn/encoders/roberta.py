@@ -1,4 +1,4 @@
-"""RoBERTa, XLM-RoBERTa, CamemBERT: BERT whose positions begin after padding's (arXiv 1907.11692)."""
+"""RoBERTa, XLM-RoBERTa and CamemBERT: BERT whose positions begin after the padding row (arXiv 1907.11692)."""
 
 import dataclasses
 import itertools
@@ -28,12 +28,12 @@ from polyjax.types import Tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RobertaConfig(FamilyConfig):
-    """Shape and arithmetic; the fields of FamilyConfig and these.
+    """Settings of the encoder: the fields of FamilyConfig and these.
 
     Attributes:
-        pad_id: padding's token and row of the position table, after which positions begin.
-        n_segments: rows of the segment table, of which every token has the first.
-        model_type: the name in config.json.
+        pad_id: padding token, and its row in the position table; positions begin after that row.
+        n_segments: rows of the segment table; all tokens use the first row.
+        model_type: the ``model_type`` in config.json.
     """
 
     gates_texts: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class RobertaConfig(FamilyConfig):
                 raise InputError(f"encoder.{name}", expected=f"{least} or more", got=getattr(self, name))
 
     def build(self, *, rngs: nnx.Rngs) -> "RobertaEncoder":
-        """The transformer, with its initial parameters."""
+        """The transformer, with newly initialised parameters."""
         return RobertaEncoder(self, rngs=rngs)
 
 
@@ -59,7 +59,7 @@ class RobertaEncoder(nnx.Module):
     """Embeddings and post-norm blocks.
 
     Args:
-        config: shape and arithmetic.
+        config: settings of the encoder.
         rngs: source of the initial values.
     """
 

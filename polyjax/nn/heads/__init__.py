@@ -1,4 +1,4 @@
-"""The scoring heads, one file an architecture (arXiv 1905.01969 §4.2-4.4), and their contract."""
+"""The scoring heads, one file each (arXiv 1905.01969 §4.2-4.4), and the contract that they implement."""
 
 from polyjax.nn.heads.bi import BiConfig, BiHead
 from polyjax.nn.heads.contract import (
@@ -22,7 +22,7 @@ from polyjax.nn.heads.gated import GatedCrossConfig, GatedCrossHead
 from polyjax.nn.heads.poly import AttentionKind, PolyConfig, PolyHead
 
 HeadConfig = BiConfig | PolyConfig | CrossConfig | GatedCrossConfig
-"""Settings of the library's own heads, which the command line and model.json know by name."""
+"""Settings of the built-in heads, which the command line and model.json refer to by name."""
 
 __all__ = [
     "ActivatesScores",

@@ -1,4 +1,4 @@
-"""Bi-encoder: one vector a side (arXiv 1905.01969 §4.2)."""
+"""Bi-encoder: one vector for the context and one for each candidate (arXiv 1905.01969 §4.2)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from polyjax.nn.reduce import Reducer, Reduction, reduce, unit
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiConfig:
-    """Bi-encoder: one vector a side, score = dot product (§4.2).
+    """Bi-encoder: one context vector, one candidate vector, score = dot product (§4.2).
 
     Attributes:
         reduction: token outputs -> vector, on both sides.
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale both vectors to length 1, so that the score is a cosine.
         score_scale: multiplies the score; 1 for raw products, about 20 for cosines.
-        also: further reductions, whose vectors follow the first one's.
+        also: further reductions; their vectors are concatenated to the first.
         dense: layers after the reduction, on both sides.
-        raw_embeddings: embeddings for a user are not scaled to length 1 where ``normalize`` is
-            set for the score: so are those of a folder of sentence-transformers without Normalize.
+        raw_embeddings: with ``normalize``, scale vectors for the score only; ``embed`` returns them unscaled.
+            Folders of sentence-transformers without a Normalize module need this.
     """
 
     arch: ClassVar[str] = "bi"
@@ -50,7 +50,7 @@ class BiConfig:
         check_scale("score_scale", self.score_scale)
 
     def vector_dim(self, dim: int) -> int:
-        """Width of the vectors, for an encoder of width ``dim``."""
+        """Width of the vectors for an encoder of width ``dim``."""
         return self.dense[-1].dim if self.dense else dim * (1 + len(self.also))
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> "BiHead":
@@ -59,7 +59,13 @@ class BiConfig:
 
 
 class BiHead(nnx.Module):
-    """One context vector and one candidate vector; score = score_scale * dot product (§4.2)."""
+    """One context vector and one candidate vector; score = score_scale * dot product (§4.2).
+
+    Args:
+        config: settings of the head.
+        dim: width d of the encoder.
+        rngs: source of the initial values of dense layers.
+    """
 
     def __init__(self, config: BiConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -68,7 +74,7 @@ class BiHead(nnx.Module):
 
     @property
     def product_form(self) -> ProductForm:
-        """The scaled product itself."""
+        """The score as a scaled dot product, for search."""
         return ProductForm(scale=self.config.score_scale)
 
     def vector(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
@@ -81,7 +87,7 @@ class BiHead(nnx.Module):
         return vector if self.dense is None else self.dense(vector)
 
     def embed(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
-        """Token outputs -> the vectors [n, e] of texts without a role."""
+        """Token outputs -> vectors [n, e] of texts that are neither contexts nor candidates."""
         vector = self.vector(hidden, mask)
         return unit(vector) if self.config.normalize and not self.config.raw_embeddings else vector
 
@@ -101,7 +107,10 @@ class BiHead(nnx.Module):
     def score(
         self, vectors: Float[Array, "b 1 e"], mask: Bool[Array, "b 1"], candidates: Float[Array, "#b c e"]
     ) -> Float[Array, "b c"]:
-        """Context vectors and candidate vectors (one set for all contexts, or one each) -> scores [b, c]."""
+        """Context vectors [b, 1, e] and candidate vectors -> scores [b, c].
+
+        Candidates are [1, c, e] (the same for all contexts) or [b, c, e] (their own for each context).
+        """
         if candidates.shape[0] == 1:
             products = vectors[:, 0] @ candidates[0].T
         else:

@@ -1,4 +1,4 @@
-"""What the heads share."""
+"""Checks that several heads share."""
 
 import math
 
@@ -6,12 +6,12 @@ from polyjax.errors import InputError
 
 
 def check_scale(name: str, value: float) -> None:
-    """Raise InputError unless it is a positive number."""
+    """Raise InputError unless ``value`` is a positive finite number; ``name`` is the setting."""
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"head.{name}", expected="a positive number", got=value)
 
 
 def check_heads(name: str, n_heads: int, dim: int) -> None:
-    """Raise InputError unless so many heads divide the width."""
+    """Raise InputError unless ``n_heads`` divides the width ``dim``; ``name`` is the setting."""
     if dim % n_heads:
         raise InputError(f"head.{name}", expected=f"a divisor of the encoder's width of {dim}", got=n_heads)

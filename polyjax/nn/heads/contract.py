@@ -1,7 +1,7 @@
-"""What a scoring head is to the rest of the library: nothing outside this folder asks for its class.
+"""The contract of a scoring head; code outside this folder never asks for a head's class.
 
-A head has two parts: settings (a frozen dataclass), which say what kind of scorer they make and build the
-module, and the module itself, a ``DualHead`` or a ``PairHead``.
+A head has two parts. Its settings, a frozen dataclass, say what kind of scorer it needs and build the module.
+The module is a ``DualHead`` or a ``PairHead``.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ from jaxtyping import Array, Bool, Float
 from polyjax.errors import InputError
 
 Inputs = Literal["dual", "pairs"]
-"""What a head scores: context and candidate encoded apart, or both in one sequence."""
+"""Input of a head: context and candidate encoded separately (``dual``) or in one sequence (``pairs``)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProductForm:
-    """A score that is a softmax mean of products, which certified search and first stages need.
+    """The constants of a score that is a softmax-weighted mean of dot products.
 
-    With s_j the product of a candidate vector with context vector j,
-    score = scale * sum_j softmax(sharpness * s)_j s_j over the context's real vectors.
+    Certified search and first stages need this form. With s_j the dot product of a candidate vector and
+    context vector j, score = scale * sum_j softmax(sharpness * s)_j s_j over the context's real vectors.
 
     Attributes:
-        scale: positive factor of the mean.
-        sharpness: factor of the softmax's logits, 0 or more; it does not matter where there is one vector.
-        masked: whether a context may have fewer real vectors than its array has places.
+        scale: multiplies the mean; positive.
+        sharpness: multiplies the logits of the softmax; 0 or more. With one vector it has no effect.
+        masked: whether some of a context's vectors may be masked.
     """
 
     scale: float = 1.0
@@ -36,7 +36,7 @@ class ProductForm:
     masked: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for constants that bounds cannot be computed with."""
+        """Raise InputError for a scale or sharpness out of range."""
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise InputError("product_form.scale", expected="a positive number", got=self.scale)
         if not (math.isfinite(self.sharpness) and self.sharpness >= 0):
@@ -47,19 +47,19 @@ class ProductForm:
 class HeadSettings(Protocol):
     """Settings of a head: a frozen dataclass, so that they can be compared, hashed and written as JSON.
 
-    Settings with ``inputs`` of ``dual`` also say ``shared_encoder``, see ``DualSettings``. Settings from
-    outside the package carry a ``name`` and a ``version`` besides, see ``polyjax.part``.
+    If ``inputs`` is ``dual``, they also have ``shared_encoder``, see ``DualSettings``. Settings defined
+    outside the package also have a ``name`` and a ``version``, see ``polyjax.part``.
 
     Attributes:
-        arch: ``bi``, ``poly``, ``cross``, or a name of its own: for folders, tables and reports.
-        inputs: ``dual`` where both sides are encoded apart, ``pairs`` where they are read together.
+        arch: ``bi``, ``poly``, ``cross`` or another name, for folders, tables and reports.
+        inputs: ``dual`` if context and candidate are encoded separately, ``pairs`` if in one sequence.
     """
 
     arch: ClassVar[str]
     inputs: ClassVar[Inputs]
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> Any:
-        """The module, a ``DualHead`` or a ``PairHead`` as ``inputs`` says.
+        """Build the module: a ``DualHead`` or a ``PairHead``, according to ``inputs``.
 
         Args:
             dim: width d of the encoder.
@@ -80,10 +80,10 @@ class DualSettings(HeadSettings, Protocol):
 
 @runtime_checkable
 class TiesEncoders(Protocol):
-    """Settings whose two encoders share parameters without being one."""
+    """Settings whose two encoders share some of their parameters."""
 
     def tie(self, context_encoder: Any, candidate_encoder: Any) -> None:
-        """Make the candidates' encoder use parameters of the contexts'."""
+        """Make the candidate encoder use some parameters of the context encoder, in place."""
         ...
 
 
@@ -92,22 +92,22 @@ class SetsWidth(Protocol):
     """Settings whose vectors may have another width than the encoder."""
 
     def vector_dim(self, dim: int) -> int:
-        """Width of the vectors, for an encoder of width ``dim``."""
+        """Width of the vectors for an encoder of width ``dim``."""
         ...
 
 
 @runtime_checkable
 class ActivatesScores(Protocol):
-    """Settings whose scores are shown to users as a function of what training and evaluation work on."""
+    """Settings with an activation that is applied to scores for users, but not in training or evaluation."""
 
     def activated(self, scores: np.ndarray) -> np.ndarray:
-        """The function, which keeps the order of scores."""
+        """Apply the activation to scores of any shape; it preserves their order."""
         ...
 
 
 @runtime_checkable
 class EmbedsTexts(Protocol):
-    """A head with a vector for a text that is neither context nor candidate."""
+    """A head that can embed a text that is neither context nor candidate."""
 
     def embed(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
         """Token outputs -> vectors, float32 [n, e]."""
@@ -116,23 +116,23 @@ class EmbedsTexts(Protocol):
 
 @runtime_checkable
 class StartsFromOutputs(Protocol):
-    """A dual head whose first values may be made of the token outputs of training contexts."""
+    """A dual head that can initialise parameters from the token outputs of training contexts."""
 
     @property
     def wants_outputs(self) -> bool:
-        """Whether its settings ask for that."""
+        """Whether its settings ask for such an initialisation."""
         ...
 
     def start_from(self, outputs: Float[np.ndarray, "n d"], *, seed: int) -> None:
-        """Set the first values, the same ones for the same outputs and seed."""
+        """Initialise the parameters from token outputs [n, d]; deterministic for given outputs and seed."""
         ...
 
 
 @runtime_checkable
 class DualHead(Protocol):
-    """An architecture whose candidates are encoded once, whatever the context (an ``nnx.Module``).
+    """A head whose candidates are encoded independently of the context (an ``nnx.Module``).
 
-    A score must depend on its context's vectors and its own candidate's vector only.
+    The score of a candidate must depend only on the context's vectors and the candidate's own vector.
     """
 
     @property
@@ -143,7 +143,7 @@ class DualHead(Protocol):
     def context(
         self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]
     ) -> tuple[Float[Array, "b m e"], Bool[Array, "b m"]]:
-        """Token outputs -> m context vectors, float32 [b, m, e], and which of them are real, [b, m]."""
+        """Token outputs -> context vectors, float32 [b, m, e], and their mask [b, m], True for real ones."""
         ...
 
     def candidate(self, hidden: Float[Array, "n t d"], mask: Bool[Array, "n t"]) -> Float[Array, "n e"]:
@@ -156,39 +156,42 @@ class DualHead(Protocol):
     def score(
         self, vectors: Float[Array, "b m e"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c e"]
     ) -> Float[Array, "b c"]:
-        """Scores, float32 [b, c]; all contexts have one set of candidates, [1, c, e], or each its own."""
+        """Context vectors and candidate vectors -> scores, float32 [b, c].
+
+        Candidates are [1, c, e] (the same for all contexts) or [b, c, e] (their own for each context).
+        """
         ...
 
     @property
     def product_form(self) -> ProductForm | None:
-        """How the score is made of products; None where only a scan of all candidates is exact."""
+        """The score as a mean of dot products; None if it is not one, so that exact search scans all."""
         ...
 
 
 @runtime_checkable
 class GatedSettings(Protocol):
-    """Settings of a ``GatedPairHead``, whose module is built for the blocks of an encoder too."""
+    """Settings of a ``GatedPairHead``, whose gates depend on the encoder's blocks and heads."""
 
     @property
     def gate(self) -> float:
-        """What is added to the logits of attention to the other text, at first."""
+        """Initial value of the gates, added to the logits of attention to the other text."""
         ...
 
     def build(self, dim: int, *, rngs: nnx.Rngs, n_layers: int, n_heads: int) -> Any:
-        """The module.
+        """Build the module.
 
         Args:
             dim: width d of the encoder.
             rngs: source of the initial values.
-            n_layers: blocks of the encoder.
-            n_heads: attention heads of a block.
+            n_layers: number of blocks of the encoder.
+            n_heads: number of attention heads of a block.
         """
         ...
 
 
 @runtime_checkable
 class GatedPairHead(Protocol):
-    """An architecture whose texts share a sequence, and see each other through gates (an ``nnx.Module``)."""
+    """A head for two texts in one sequence that attend to each other through gates (an ``nnx.Module``)."""
 
     @property
     def config(self) -> Any:
@@ -197,19 +200,19 @@ class GatedPairHead(Protocol):
 
     @property
     def gates(self) -> Float[Array, "l h"]:
-        """Added to the logits of attention from one text to the other, by block and head, float32."""
+        """Gates, float32 [l, h] (block, head), added to the logits of attention to the other text."""
         ...
 
     def __call__(
         self, hidden: Float[Array, "n t d"], context: Bool[Array, "n t"], candidate: Bool[Array, "n t"]
     ) -> Float[Array, " n"]:
-        """Token outputs of n pairs, and which are of which text -> scores, float32 [n]."""
+        """Token outputs of n pairs, and the masks of both texts -> scores, float32 [n]."""
         ...
 
 
 @runtime_checkable
 class PairHead(Protocol):
-    """An architecture that reads context and candidate together (an ``nnx.Module``)."""
+    """A head for context and candidate in one sequence (an ``nnx.Module``)."""
 
     @property
     def config(self) -> Any:

@@ -1,4 +1,4 @@
-"""Cross-encoder: a linear layer over the pair (arXiv 1905.01969 §4.3)."""
+"""Cross-encoder: a linear layer over the vector of a pair (arXiv 1905.01969 §4.3)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,16 +16,17 @@ from polyjax.nn.reduce import Reducer, Reduction, reduce
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrossConfig:
-    """Cross-encoder: context and candidate in one sequence, a linear layer scores it (§4.3).
+    """Cross-encoder: context and candidate in one sequence, scored by a linear layer (§4.3).
 
     Attributes:
-        reduction: the pair's token outputs -> vector.
-        dense: activation of a layer before the last one, as the standard classifiers of BERT (tanh),
-            DistilBERT (relu), ELECTRA (gelu) and others have; ``none`` for no such layer.
-        dense_bias: whether that layer has an offset.
-        norm: a layer norm after its activation, as ModernBERT has, with a gain (``scale``) or an offset too.
-        norm_eps: added to the variance there.
-        activation: of the score, when a trained model is used; training works on the score before it.
+        reduction: token outputs of the pair -> vector.
+        dense: activation of an additional layer before the last, as in the standard classifiers of BERT
+            (tanh), DistilBERT (relu), ELECTRA (gelu) and others; ``none`` for no such layer.
+        dense_bias: whether the additional layer has a bias.
+        norm: layer norm after the additional layer's activation, as in ModernBERT, with a gain (``scale``)
+            or a gain and an offset (``scale-and-bias``); ``none`` for no norm.
+        norm_eps: added to the variance in that norm.
+        activation: applied to the scores of a trained model; training and evaluation use the score before it.
     """
 
     arch: ClassVar[str] = "cross"
@@ -40,7 +41,7 @@ class CrossConfig:
     activation: Literal["identity", "sigmoid", "tanh"] = "identity"
 
     def activated(self, scores: np.ndarray) -> np.ndarray:
-        """Scores through the activation, float32."""
+        """Apply ``activation`` to scores of any shape."""
         match self.activation:
             case "identity":
                 return scores
@@ -57,7 +58,13 @@ class CrossConfig:
 
 
 class CrossHead(nnx.Module):
-    """Linear layer over the reduced output of a context-candidate pair (§4.3)."""
+    """Linear layer over the reduced output of a context-candidate pair (§4.3).
+
+    Args:
+        config: settings of the head.
+        dim: width d of the encoder.
+        rngs: source of the initial values.
+    """
 
     def __init__(self, config: CrossConfig, dim: int, *, rngs: nnx.Rngs):
         self.config = config

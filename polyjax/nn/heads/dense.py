@@ -1,4 +1,4 @@
-"""Layers between a reduction and the score, as sentence-transformers' Dense modules are."""
+"""Dense layers between a reduction and the score, like the Dense modules of sentence-transformers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from polyjax.nn.reduce import unit
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseConfig:
-    """A linear layer and an activation.
+    """A linear layer with an activation.
 
     Attributes:
-        dim: width of its result.
-        bias: whether it has an offset.
-        activation: of its result.
-        unit_input: scale what comes in to length 1 first.
+        dim: width of the output.
+        bias: whether the layer has a bias.
+        activation: applied to the output.
+        unit_input: scale the input to length 1 first.
     """
 
     dim: int
@@ -38,8 +38,8 @@ class DenseLayers(nnx.Module):
     """Linear layers with activations, one after the other.
 
     Args:
-        configs: of the layers.
-        dim: width of what comes in.
+        configs: settings of the layers.
+        dim: width of the input.
         rngs: source of the initial values.
     """
 

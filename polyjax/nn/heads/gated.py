@@ -1,4 +1,4 @@
-"""Cross-encoder that starts as a bi-encoder: each text sees the other through learnt gates."""
+"""Cross-encoder that starts as a bi-encoder: each text attends to the other through learnt gates."""
 
 import dataclasses
 import math
@@ -15,23 +15,22 @@ from polyjax.nn.linear import Linear
 from polyjax.nn.reduce import reduce, unit
 
 GATE_RATE = 30.0
-"""Factor of the learnt gates: at a pretrained encoder's small rates they would hardly move otherwise."""
+"""Multiplies the learnt gates. Without it they would hardly move at the small rates of fine-tuning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedCrossConfig:
-    """Cross-encoder that starts as the bi-encoder of the same weights (not in the paper).
+    """Cross-encoder that starts close to the bi-encoder with the same weights (not in the paper).
 
-    Both texts are in one sequence, but each has positions and a start token of its own, as in a bi-encoder
-    (``TextConfig.pairs`` of ``apart``). Attention from one text to the other has a gate added to its logits,
-    one for each layer and head, which starts low and is learnt. The score is that of a bi-encoder, computed
-    from the two texts' token outputs, plus a linear layer over both vectors that starts at zero.
+    Both texts are in one sequence, but each has its own positions and start token, as in a bi-encoder
+    (``TextConfig.pairs`` is ``apart``). A learnt gate for each layer and head is added to the logits of
+    attention from one text to the other; it starts low. The score is that of a bi-encoder, computed from the
+    token outputs of both texts, plus a linear layer over both vectors that starts at zero.
 
     Attributes:
-        gate: logits that are added to attention to the other text, at first. At minus infinity the model is a
-            bi-encoder for good; at 0 both texts are mixed at once, which costs a pretrained encoder most of
-            its accuracy.
-        reduction: token outputs of each text -> vector, as the bi-encoder has it.
+        gate: initial value of the gates. With minus infinity the model stays a bi-encoder. With 0 the texts
+            are mixed from the start, which costs a pretrained encoder most of its accuracy.
+        reduction: token outputs of each text -> vector, as in the bi-encoder.
         normalize: scale both vectors to length 1, so that their product is a cosine.
         score_scale: multiplies the product; 1 for raw products, about 20 for cosines.
     """
@@ -51,19 +50,19 @@ class GatedCrossConfig:
             raise InputError("head.gate", expected="a number, or minus infinity", got=self.gate)
 
     def build(self, dim: int, *, rngs: nnx.Rngs, n_layers: int = 1, n_heads: int = 1) -> "GatedCrossHead":
-        """The head for an encoder of width ``dim``, with so many blocks of so many attention heads."""
+        """The head for an encoder of width ``dim`` with ``n_layers`` blocks of ``n_heads`` heads."""
         return GatedCrossHead(self, dim, n_layers=n_layers, n_heads=n_heads, rngs=rngs)
 
 
 class GatedCrossHead(nnx.Module):
-    """Score of a pair whose texts see each other through gates, and the gates themselves.
+    """The gates between two texts, and the score of the pair.
 
     Args:
         config: see GatedCrossConfig.
         dim: width d.
-        n_layers: blocks of the encoder.
-        n_heads: attention heads of a block.
-        rngs: source of the initial values; none of them is random.
+        n_layers: number of blocks of the encoder.
+        n_heads: number of attention heads of a block.
+        rngs: required by the layers; all initial values are 0.
     """
 
     def __init__(self, config: GatedCrossConfig, dim: int, *, n_layers: int, n_heads: int, rngs: nnx.Rngs):
@@ -73,7 +72,7 @@ class GatedCrossHead(nnx.Module):
 
     @property
     def gates(self) -> Float[Array, "l h"]:
-        """What is added to the logits of attention to the other text, by block and head, float32 [l, h]."""
+        """Gates, float32 [l, h] (block, head), added to the logits of attention to the other text."""
         return jnp.float32(self.config.gate) + jnp.float32(GATE_RATE) * self.gate[...]
 
     def __call__(
@@ -81,13 +80,13 @@ class GatedCrossHead(nnx.Module):
     ) -> Float[Array, " n"]:
         """Token outputs of n pairs -> scores [n], float32.
 
-        score = score_scale * x . y + w . [u, v] + b, where u and v are the vectors of context and candidate,
-        and x and y the same scaled to length 1 (with ``normalize``).
+        score = score_scale * x . y + w . [u, v] + b, where u and v are the vectors of context and candidate.
+        x and y are u and v, with ``normalize`` scaled to length 1.
 
         Args:
-            hidden: token outputs.
-            context: which of them are of the context.
-            candidate: which of them are of the candidate.
+            hidden: token outputs [n, t, d].
+            context: True for tokens of the context.
+            candidate: True for tokens of the candidate.
         """
         config = self.config
         u, v = (reduce(hidden, mask, config.reduction) for mask in (context, candidate))

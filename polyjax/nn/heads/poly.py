@@ -18,10 +18,10 @@ from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.reduce import Reducer, Reduction, reduce, unit
 
 AttentionKind = Literal["basic", "sqrt", "multihead"]
-"""Dot products, dot products over the root of the width, or several heads with projections."""
+"""Dot products, dot products divided by sqrt(d), or multi-head attention with projections."""
 
 _MASKED = -1e30
-"""Logit of a vector that is not there: its weight is exactly 0, and a row without any stays finite."""
+"""Logit of a masked vector: its weight is exactly 0, and a row that is all masked stays finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,20 +32,21 @@ class PolyConfig:
         n_codes: m, the number of context vectors.
         codes: ``learnt`` codes attend over the context's outputs; ``first`` takes its first m outputs.
         codes_attention: how learnt codes attend: ``basic`` (dot), ``sqrt`` (dot / sqrt(d)), ``multihead``.
-        codes_heads: heads of the codes' multi-head attention.
-        codes_std: standard deviation of the codes' initial values. Small codes attend almost evenly,
-            so that each starts as the mean of the outputs and the model as a bi-encoder.
-        candidate_attention: how a candidate attends over the context vectors; kinds as above.
-        candidate_heads: heads of the candidates' multi-head attention.
+        codes_heads: number of heads of the codes' multi-head attention.
+        codes_std: standard deviation of the codes' initial values. Small codes attend almost evenly, so
+            each context vector starts close to the mean of the outputs, and the model to a bi-encoder.
+        candidate_attention: how a candidate attends over the context vectors, as ``codes_attention``.
+        candidate_heads: number of heads of the candidates' multi-head attention.
         candidate_sharpness: multiplies the logits of the candidate's attention (basic, sqrt).
-        reduction: candidate's token outputs -> vector.
+        reduction: token outputs of a candidate -> vector.
         shared_encoder: encode both sides with one transformer instead of two.
         normalize: scale context vectors and candidate vector to length 1.
         score_scale: multiplies the score; 1 for raw products, about 20 for unit vectors.
-        codes_start: ``normal`` draws, or ``clusters``: training starts learnt codes from k-means of the token
-            outputs of training contexts, so that they differ from the start. Their length is that of a draw.
-        with_mean: the mean of the context's outputs is one more context vector.
-        learnt_sharpness: the candidate's sharpness is learnt (basic, sqrt), from ``candidate_sharpness`` on.
+        codes_start: initial values of learnt codes: ``normal`` draws them at random; ``clusters`` takes
+            k-means of the token outputs of training contexts, scaled to the length of a draw, so that the
+            codes differ from the start.
+        with_mean: add the mean of the context's outputs as one more context vector.
+        learnt_sharpness: learn the candidate's sharpness, starting at ``candidate_sharpness`` (basic, sqrt).
     """
 
     arch: ClassVar[str] = "poly"
@@ -70,7 +71,7 @@ class PolyConfig:
 
     @classmethod
     def paper(cls, n_codes: Literal[16, 64, 360]) -> "PolyConfig":
-        """The paper's head (§4.4) with one of its numbers of codes: raw products, two encoders."""
+        """The paper's head (§4.4) with one of the paper's numbers of codes: raw products, two encoders."""
         return cls(n_codes=n_codes, codes_std=1.0, reduction="first")
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ class PolyConfig:
             ("learnt_sharpness", self.learnt_sharpness and multihead),
         ):
             if idle:
-                problem = f"does nothing with codes {self.codes} and {self.candidate_attention} attention"
+                problem = f"has no effect with codes {self.codes} and {self.candidate_attention} attention"
                 raise InputError(f"head.{name}", problem=problem, fix="leave it out")
 
     def build(self, dim: int, *, rngs: nnx.Rngs) -> "PolyHead":
@@ -101,7 +102,7 @@ class PolyConfig:
 
 
 class PolyHead(nnx.Module):
-    """m context vectors; each candidate attends over them, score = dot with what it attended (§4.4).
+    """m context vectors; each candidate attends over them, score = candidate . attended vector (§4.4).
 
     Args:
         config: see PolyConfig.
@@ -117,7 +118,7 @@ class PolyHead(nnx.Module):
             if config.codes_attention == "multihead":
                 check_heads("codes_heads", config.codes_heads, dim)
                 self.codes_attention = MultiHeadAttention(dim, config.codes_heads, rngs=rngs)
-        # The logarithm of what the sharpness is multiplied with.
+        # The logarithm of a learnt factor of the sharpness.
         self.sharper = nnx.Param(jnp.zeros((), jnp.float32)) if config.learnt_sharpness else None
         if config.candidate_attention == "multihead":
             check_heads("candidate_heads", config.candidate_heads, dim)
@@ -128,8 +129,8 @@ class PolyHead(nnx.Module):
     ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
         """Token outputs -> context vectors y_1..y_m [b, m, d] and their mask [b, m].
 
-        y_i = sum_j w_j h_j, w = softmax(c_i . h) with learnt codes c_i; h_i itself with ``first``, where
-        a context shorter than m has masked vectors.
+        With learnt codes c_i, y_i = sum_j w_j h_j, w = softmax(c_i . h). With ``first``, y_i = h_i, and
+        vectors beyond the end of the context are masked. ``with_mean`` adds one vector.
         """
         config = self.config
         b, t, d = hidden.shape
@@ -157,15 +158,15 @@ class PolyHead(nnx.Module):
 
     @property
     def wants_outputs(self) -> bool:
-        """Whether training starts the codes from token outputs."""
+        """Whether training initialises the codes from token outputs (``codes_start`` is ``clusters``)."""
         return self.config.codes_start == "clusters"
 
     def start_from(self, outputs: Float[np.ndarray, "n d"], *, seed: int) -> None:
-        """Start the codes from clusters of token outputs, as deviations from their mean.
+        """Set the codes to the centres of clusters of token outputs, as deviations from the mean output.
 
         Args:
-            outputs: of training contexts.
-            seed: of the clusters.
+            outputs: token outputs of training contexts, [n, d].
+            seed: seed of the clustering.
 
         Raises:
             InputError: there are fewer different outputs than codes.
@@ -177,14 +178,14 @@ class PolyHead(nnx.Module):
 
     @property
     def has_reads(self) -> bool:
-        """Whether a context vector has one weight for each token: not with several heads."""
+        """Whether each context vector has one weight per token; multi-head attention has one per head."""
         return self.config.codes == "first" or self.config.codes_attention != "multihead"
 
     def reads(self, hidden: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, "b m t"]:
-        """How much each context vector reads of each token: the weights w of ``context``.
+        """The weight w of each token in each context vector, float32 [b, m, t], see ``context``.
 
         Raises:
-            InputError: the codes attend with several heads, which have weights of their own.
+            InputError: the codes use multi-head attention, which has separate weights for each head.
         """
         found = self._codes_read(hidden, mask)
         if not self.config.with_mean:
@@ -210,7 +211,7 @@ class PolyHead(nnx.Module):
 
     @property
     def sharpness(self) -> float | Float[Array, ""]:
-        """t of the candidate's attention, softmax(t * products); basic and sqrt only."""
+        """The factor of the products in the candidate's softmax; for basic and sqrt attention only."""
         root = self.dim**-0.5 if self.config.candidate_attention == "sqrt" else 1.0
         fixed = self.config.candidate_sharpness * root
         if self.sharper is None:
@@ -219,7 +220,7 @@ class PolyHead(nnx.Module):
 
     @property
     def product_form(self) -> ProductForm | None:
-        """The mean of products that basic and sqrt attention compute; None with ``multihead``."""
+        """The score as a mean of dot products, for basic and sqrt attention; None with ``multihead``."""
         config = self.config
         if config.candidate_attention == "multihead":
             return None
@@ -230,10 +231,11 @@ class PolyHead(nnx.Module):
     def score(
         self, vectors: Float[Array, "b m d"], mask: Bool[Array, "b m"], candidates: Float[Array, "#b c d"]
     ) -> Float[Array, "b c"]:
-        """Context vectors and candidate vectors (one set for all contexts, or one each) -> scores [b, c].
+        """Context vectors [b, m, d] and candidate vectors -> scores [b, c].
 
-        With basic or sqrt attention the attended vector is never built: the m inner products
-        s_j = y_j . cand are both logits and values, score = sum_j softmax(sharpness * s)_j s_j.
+        Candidates are [1, c, d] (the same for all contexts) or [b, c, d] (their own for each context).
+        With basic or sqrt attention the attended vector is never computed: the dot products s_j = y_j . cand
+        are both logits and values, so score = score_scale * sum_j softmax(sharpness * s)_j s_j.
         """
         config = self.config
         match config.candidate_attention:
@@ -259,10 +261,10 @@ def _attend_shared(
     candidates: Float[Array, "c d"],
     sharpness: float | Float[Array, ""],
 ) -> Float[Array, "b c"]:
-    """sum_j softmax(sharpness * s)_j s_j of candidates that all contexts share.
+    """sum_j softmax(sharpness * s)_j s_j for candidates that all contexts share.
 
-    All arrays have two axes, and the softmax runs over the last: with the context vectors first, with three
-    axes, or with the mask chosen by `where`, XLA takes 1.2 to 2.5 times as long on a CPU.
+    All arrays have two axes, and the softmax is over the last. On a CPU, XLA takes 1.2 to 2.5 times as long
+    with the context vectors on the first axis, with three axes, or with ``where`` for the mask.
     """
     b, m, d = vectors.shape
     products = candidates @ vectors.reshape(b * m, d).T
