@@ -1,7 +1,7 @@
 """Training: an objective, a trainer, and a loop of steps, validations and checkpoints.
 
-The names are imported when they are asked for: a loader needs the settings of an optimiser, and neither
-batches nor validation.
+Names are imported on first use, because a loader needs the optimiser's settings but not the modules for
+batches and validation.
 """
 
 import importlib
@@ -57,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A name of the list, from its module."""
+    """Import a public name from its module on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

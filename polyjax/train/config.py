@@ -1,4 +1,4 @@
-"""How long a run trains, when it validates and saves, and when it ends."""
+"""Settings of a run: its length, and when it validates, saves and stops."""
 
 import dataclasses
 import math
@@ -15,20 +15,21 @@ class TrainConfig:
     """Length of a run, validation, checkpoints.
 
     Attributes:
-        steps: steps in all; 0 to give ``epochs`` instead.
+        steps: total number of steps; 0 to give ``epochs`` instead.
         epochs: epochs to train instead of ``steps``; with neither, one epoch.
-        most_epochs: epochs after which ``steps`` end early, because few rows are overfit soon; 0 for no
-            limit.
-        seed: of initial values, shuffling, dropout and sampled negatives.
-        trainable: ``all``, ``all-but-embeddings``, or a number k: the top k layers (and the head).
+        most_epochs: upper limit of the length, in epochs, because a small training set soon overfits; 0 for
+            no limit.
+        seed: seed of initial values, shuffling, dropout and sampled negatives.
+        trainable: ``all``, ``all-but-embeddings``, or a number k: only the top k layers are trained, with the
+            head and all parameters outside embeddings and layers (such as a final norm).
         validate_every_steps: steps between validations; 0 to give ``validate_every_epochs`` instead.
         validate_every_epochs: epochs between validations instead; with neither, half an epoch.
-        validate_examples: at most this many examples of the valid split, drawn once.
-        save_every_steps: steps between checkpoints besides those at validations; 0 for none.
-        best_by: validation metric that chooses the checkpoint to use.
-        early_stopping: stop after this many validations without a better metric; 0 never stops early.
+        validate_examples: maximum number of examples of the valid split to validate on, drawn once.
+        save_every_steps: steps between additional checkpoints; each validation saves one too. 0 for none.
+        best_by: validation metric by which the best checkpoint is chosen.
+        early_stopping: stop after this many validations without a better ``best_by``; 0 to never stop early.
         time_limit: seconds of training after which a run validates, saves and stops; 0 for no limit.
-        profile_steps: steps to trace, as ``10-12``; the trace goes into the run directory's ``profile``.
+        profile_steps: steps to trace, as ``10-12``; the trace is written to ``profile`` in the run directory.
     """
 
     steps: int = 0
@@ -64,7 +65,7 @@ class TrainConfig:
                 )
 
     def profiled(self) -> tuple[int, int] | None:
-        """First and last step to trace.
+        """First and last step to trace, from 1; None for no trace.
 
         Raises:
             InputError: ``profile_steps`` is not of the form 10-12.
@@ -79,30 +80,36 @@ class TrainConfig:
         return int(first), int(last)
 
     def profiled_of(self, steps: int, *, made: int) -> tuple[int, int] | None:
-        """``profiled``, of a run of so many steps.
+        """The result of ``profiled``, checked against the length of a run.
 
         Args:
-            steps: in all.
-            made: steps that were made before.
+            steps: total number of steps of the run.
+            made: number of steps made in earlier sessions.
 
         Raises:
-            InputError: none of them is still to be made.
+            InputError: none of the steps to trace remains to be made.
         """
         profiled = self.profiled()
         if profiled is not None and (profiled[0] > steps or profiled[1] <= made):
             expected = f"some of the steps {made + 1}-{steps}"
-            done = shown(f"{self.profile_steps}, and {made} of {steps} steps are made")
+            done = shown(f"{self.profile_steps}, and {made} of {steps} steps are done")
             raise InputError("profile_steps", expected=expected, got=done)
         return profiled
 
 
 def steps_of(config: TrainConfig, batch_size: int, n_examples: int) -> tuple[int, int]:
-    """Steps in all, and between validations, of a run on so many training examples."""
+    """The total number of steps of a run, and the number of steps between validations.
+
+    Args:
+        config: settings of the run.
+        batch_size: examples in a batch.
+        n_examples: number of training examples.
+    """
     per_epoch = n_examples // batch_size
     steps = config.steps or max(1, round((config.epochs or 1.0) * per_epoch))
     every = config.validate_every_steps or max(1, round((config.validate_every_epochs or 0.5) * per_epoch))
     most = max(1, round(config.most_epochs * per_epoch))
     if config.most_epochs and most < steps:
-        # Halfway at the latest: the best checkpoint is to be chosen among two.
+        # Validate halfway at the latest, so that there are two checkpoints to choose from.
         return most, min(every, -(-most // 2))
     return steps, every

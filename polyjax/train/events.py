@@ -1,4 +1,4 @@
-"""What happens at a step: a pure function of the step, the clock, and whether somebody asked to stop."""
+"""What is due after a step: a pure function of the step, the clock, and whether the run must stop."""
 
 import dataclasses
 import math
@@ -10,14 +10,14 @@ LOG_EVERY_STEPS = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Due:
-    """What happens after a step, in this order.
+    """What is due after a step, in this order.
 
     Attributes:
-        log: the means since the last log are written.
-        validate: the model is validated.
-        save: a checkpoint is saved; what is saved was logged.
-        last: the run ends here, whatever the validation says.
-        timed_out: it ends for its time limit.
+        log: write the means since the last log line; always true if ``save`` is.
+        validate: validate the model.
+        save: save a checkpoint.
+        last: end the run, whatever the validation says.
+        timed_out: the run ends because of its time limit.
     """
 
     log: bool
@@ -28,7 +28,7 @@ class Due:
 
     @classmethod
     def ending(cls) -> "Due":
-        """The events when a callback ends the run: it is validated and saved."""
+        """What is due when a callback ends the run: validation and a checkpoint."""
         return cls(log=True, validate=True, save=True, last=True)
 
 
@@ -37,11 +37,11 @@ class Events:
     """When a run logs, validates, saves and ends.
 
     Attributes:
-        steps: in all.
+        steps: total number of steps.
         validate_every: steps between validations.
-        save_every: steps between further checkpoints; 0 for none.
-        time_limit: seconds after which it ends; 0 for no limit.
-        log_every: steps between lines of the log.
+        save_every: steps between additional checkpoints; 0 for none.
+        time_limit: seconds after which the run ends; 0 for no limit.
+        log_every: steps between log lines.
 
     >>> events = Events(steps=100, validate_every=50, save_every=20, time_limit=60.0)
     >>> events.at(20, 1.0)
@@ -60,9 +60,9 @@ class Events:
         """What is due after a step.
 
         Args:
-            step: its number, from 1.
-            seconds: that the run has trained, earlier sessions included.
-            preempted: whether the process was asked to go (SIGTERM): it saves first.
+            step: number of the step, from 1.
+            seconds: training time of the run, including earlier sessions.
+            preempted: whether the process received SIGTERM, so that it saves before it exits.
         """
         timed_out = 0.0 < self.time_limit < seconds
         last = step >= self.steps or timed_out
@@ -72,19 +72,19 @@ class Events:
         return Due(log=log, validate=validate, save=save, last=last, timed_out=timed_out)
 
     def reads_clock(self, step: int, *, processes: int) -> bool:
-        """Whether the clock matters at a step: several processes have to agree on it, which takes a while."""
+        """Whether to read the clock at a step; several processes must agree on it, which costs time."""
         return self.time_limit > 0 and (processes == 1 or step % self.log_every == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The plain data that is saved beside the state.
+    """The progress data that is saved with the state.
 
     Attributes:
-        best: the best validation so far, larger is better.
-        bad_validations: validations since.
-        seconds: of training and validating.
-        finished: why the run ended; empty before.
+        best: best validation metric so far; larger is better.
+        bad_validations: number of validations since then.
+        seconds: time of training and validation.
+        finished: why the run ended; empty if it has not.
     """
 
     best: float = -math.inf
@@ -93,7 +93,11 @@ class Progress:
     finished: str = ""
 
     def validated(self, best_by: float) -> "Progress":
-        """After a validation."""
+        """The progress after a validation.
+
+        Args:
+            best_by: the validation's metric; larger is better.
+        """
         better = best_by > self.best
         return dataclasses.replace(
             self, best=max(best_by, self.best), bad_validations=0 if better else self.bad_validations + 1
@@ -101,19 +105,19 @@ class Progress:
 
     @classmethod
     def of_saved(cls, saved: dict) -> "Progress":
-        """The saved progress; further entries of earlier versions are ignored."""
+        """The progress from a checkpoint; entries that only earlier versions wrote are ignored."""
         return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)})
 
 
 def why_ended(config: TrainConfig, events: Events, step: int, due: Due, progress: Progress) -> str:
-    """Why a run ends after a step, in words; empty where it does not.
+    """Why a run ends after a step, as a text for people; empty if it does not end.
 
     Args:
-        config: its limits.
-        events: of the run.
-        step: the number of the step.
-        due: what was due after it.
-        progress: after the validation that was due.
+        config: the run's limits.
+        events: the run's events.
+        step: number of the step, from 1.
+        due: what was due after the step.
+        progress: progress after the validation that was due.
     """
     if step >= events.steps:
         shortened = step < config.steps

@@ -1,4 +1,4 @@
-"""Failures during training, as errors that say what is kept and what to do."""
+"""Failures during training, as errors that say what is saved and what to do."""
 
 import contextlib
 import math
@@ -15,18 +15,21 @@ from polyjax.train.optim import OptimConfig
 from polyjax.train.state import TrainState
 
 LEAST_LOSS_SCALE = 1.0
-"""Above which an overflow may be due to the loss's scale."""
+"""Above this loss scale, an overflow of gradients may be due to the scale."""
 LatestStep = Callable[[], int | None]
-"""The last saved step, None where nothing was saved."""
+"""Returns the last saved step; None if nothing was saved."""
 
 
 @contextlib.contextmanager
 def errors_named(latest_step: LatestStep, too_much: Callable[[], tuple[str, str]]) -> Iterator[None]:
-    """Turn errors of the device and of the other processes into one line that says what to do.
+    """Turn exhausted device memory and the loss of another process into errors that say what to do.
 
     Args:
-        latest_step: of the run.
-        too_much: what does not fit where memory is exhausted, and what to do; see ``Objective``.
+        latest_step: returns the last saved step of the run.
+        too_much: returns what does not fit in memory, and what to do; see ``Objective``.
+
+    Raises:
+        InputError: device memory is exhausted, or another process of the run is gone.
     """
     try:
         with losses_named("start all of them again with the same command; what was saved is kept"):
@@ -40,7 +43,11 @@ def errors_named(latest_step: LatestStep, too_much: Callable[[], tuple[str, str]
 
 @contextlib.contextmanager
 def validation_errors_named(latest_step: LatestStep) -> Iterator[None]:
-    """Turn memory that is exhausted by a validation, where no smaller chunk helps, into one line."""
+    """Turn device memory exhausted by a validation into an error; there a smaller chunk does not help.
+
+    Raises:
+        InputError: device memory is exhausted.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -52,12 +59,12 @@ def validation_errors_named(latest_step: LatestStep) -> Iterator[None]:
 
 
 def out_of_memory(what: str, saved: int | None, *more: str, fix: str) -> InputError:
-    """The error of a device's exhausted memory.
+    """The error for exhausted device memory.
 
     Args:
-        what: did not fit.
-        saved: the last saved step.
-        more: of what is kept.
+        what: what did not fit.
+        saved: the last saved step; None if nothing was saved.
+        more: further facts about what is kept.
         fix: what to do.
     """
     kept = "; ".join(["nothing was saved yet" if saved is None else f"step {saved} is saved", *more])
@@ -65,12 +72,12 @@ def out_of_memory(what: str, saved: int | None, *more: str, fix: str) -> InputEr
 
 
 class FiniteChecks:
-    """Raises InputError where a loss, a gradient or a parameter is not finite: such a state is never saved.
+    """Checks that losses, gradients and parameters are finite, so that no other state is saved.
 
     Args:
-        optim: whose rate and clipping are named.
-        own_optimizer: whether another optimiser is used, of which nothing is known.
-        latest_step: of the run.
+        optim: settings whose learning rate and clipping the error mentions.
+        own_optimizer: whether the caller passed an optimiser, so that ``optim`` does not apply.
+        latest_step: returns the last saved step of the run.
     """
 
     def __init__(self, optim: OptimConfig, *, own_optimizer: bool, latest_step: LatestStep):
@@ -85,10 +92,13 @@ class FiniteChecks:
         self._fix = f"in another `run_dir`, try {lower}, or float32"
 
     def means(self, window: Sequence[dict[str, jax.Array]], step: int) -> dict[str, Any]:
-        """Means of the metrics of the steps up to ``step``.
+        """Means of the metrics over a window of steps; the last one is ``step``.
 
-        With a loss scale, the scale is the last one, the number of skipped steps their sum, and the norm of
-        the gradient the mean of the others: overflows are expected, until the scale is too low to cause them.
+        With a loss scale, overflows are expected until the scale is low enough. Then ``loss_scale`` is the
+        last scale, ``skipped`` the number of skipped steps, and ``gradient_norm`` the mean over the others.
+
+        Raises:
+            InputError: a loss or the norm of a gradient is not finite.
         """
         values = jax.device_get(list(window))
         self.check("loss", [float(v["loss"]) for v in values], step)
@@ -108,12 +118,20 @@ class FiniteChecks:
         return means
 
     def parameters(self, state: TrainState, step: int) -> None:
-        """Check all trained parameters."""
+        """Check all trained parameters.
+
+        Raises:
+            InputError: one is not finite.
+        """
         if not _all_finite(jax.tree.leaves(state.trained)):
             self.check("value of a parameter", [math.nan], step)
 
     def check(self, what: str, values: Sequence[float], step: int) -> None:
-        """Name the first step whose value is not finite; the last of the values is that of ``step``."""
+        """Check values of consecutive steps; the last one is that of ``step``.
+
+        Raises:
+            InputError: a value is not finite; the message names the first such step.
+        """
         place = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
         if place is None:
             return

@@ -1,4 +1,4 @@
-"""A notice that the machine will be taken away: SIGTERM."""
+"""Handling of SIGTERM, which announces that the machine will be taken away."""
 
 import contextlib
 import signal
@@ -13,11 +13,11 @@ from polyjax.mesh.processes import sigterm_is_a_notice
 
 
 class Notice:
-    """Listens for SIGTERM; as a context manager, for the length of a training.
+    """A context manager that listens for SIGTERM during training.
 
-    In one process the signal is only noted, and ``given`` reports it. In several, jax's preemption service
-    listens, and agrees with the others on a step at which all of them stop. At the end the signal is its
-    owner's again.
+    With one process, the signal is recorded and ``given`` reports it. With several, jax's preemption service
+    listens, and the processes agree on a step after which all of them stop. On exit, the previous handler is
+    restored.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Notice:
         self._listening = contextlib.ExitStack()
 
     def __enter__(self) -> "Notice":
-        """Begin to listen."""
+        """Start listening."""
         if jax.process_count() > 1:
             self._listening.enter_context(sigterm_is_a_notice())
         elif threading.current_thread() is threading.main_thread():  # others may not set handlers
@@ -33,7 +33,7 @@ class Notice:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the signal to its owner."""
+        """Restore the previous handler."""
         self._listening.close()
 
     @contextlib.contextmanager
@@ -48,7 +48,7 @@ class Notice:
         self._noted.set()
 
     def given(self, step: int) -> bool:
-        """Whether to stop after this step; every process must ask after every step."""
+        """Whether to stop after this step; every process must call it after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._noted.is_set()

@@ -1,4 +1,4 @@
-"""Losses on whole lists, from rax (github.com/google/rax, extra ``listwise``)."""
+"""Listwise losses from rax (github.com/google/rax, extra ``listwise``)."""
 
 import dataclasses
 import functools
@@ -15,36 +15,43 @@ from polyjax.types import Batch
 
 Kind = Literal["listmle", "ranknet", "lambda", "approx-ndcg"]
 OF_TEACHER = ("listmle", "ranknet")
-"""Those that learn an order of all candidates, which a label alone does not give."""
+"""Losses that learn a teacher's order of all candidates; a label alone does not give one."""
 TEMPERATURE = 1.0
-"""Of the sigmoids that stand for steps in approximate ranks."""
+"""Temperature of the sigmoids that replace steps in approximate ranks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListwiseLoss:
-    """A loss of rax, one number a context.
+    """A listwise loss of rax.
 
     Attributes:
-        kind: ``listmle`` (Xia et al. 2008), the likelihood of the teacher's order; ``ranknet``, the logistic
-            loss of the pairs that the teacher orders, their mean; ``lambda``, that of the label before each
-            other candidate, weighted by what their exchange would change in NDCG (LambdaRank);
-            ``approx-ndcg`` (Qin et al. 2010), minus the NDCG of ranks that are sums of sigmoids.
+        kind: which loss.
+
+            - ``listmle`` (Xia et al. 2008): negative log-likelihood of the teacher's order.
+            - ``ranknet``: mean logistic loss over the pairs that the teacher orders.
+            - ``lambda`` (LambdaRank): logistic loss of the label against each other candidate, weighted by
+              the change of NDCG if the two were exchanged.
+            - ``approx-ndcg`` (Qin et al. 2010): minus the NDCG, with ranks approximated by sums of sigmoids.
     """
 
     kind: Kind = "listmle"
 
     def __post_init__(self) -> None:
-        """Raise InputError for a kind that there is not."""
+        """Raise InputError for an unknown kind."""
         if self.kind not in get_args(Kind):
             raise InputError("loss.kind", expected=f"one of {', '.join(get_args(Kind))}", got=self.kind)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it learns a teacher's scores."""
+        """Whether the loss needs a teacher's scores."""
         return self.kind in OF_TEACHER
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
-        """One number for each context, [b]."""
+        """The loss of each context, [b].
+
+        Raises:
+            InputError: rax is not installed, or the loss needs a teacher's scores and the batch has none.
+        """
         loss, where = _of_rax(self.kind), jnp.broadcast_to(jnp.asarray(batch.where), scores.shape)
         if self.needs_teacher:
             taught, scored = taught_scores(batch)
@@ -57,15 +64,15 @@ class ListwiseLoss:
 
 
 def taught_scores(batch: Batch) -> tuple[Float[Array, "b c"], Bool[Array, "b c"]]:
-    """A teacher's scores, and which candidates have one and count.
+    """A teacher's scores [b, c], and a mask, True for real candidates with a score.
 
     Raises:
-        InputError: the rows carry none.
+        InputError: the batch has no scores of a teacher.
     """
     if batch.teacher is None:
         raise InputError(
             "loss",
-            problem="it learns a teacher's scores, and the rows carry none",
+            problem="it learns from a teacher's scores, and the rows have none",
             fix="give rows `scores`, or choose another loss",
         )
     return jnp.asarray(batch.teacher.scores), jnp.asarray(batch.teacher.where) & jnp.asarray(batch.where)
@@ -81,12 +88,12 @@ def _of_rax(kind: Kind) -> Any:
             return lambda scores, order, where: rax.pairwise_logistic_loss(scores, order, where=where)
         case "lambda":
             return lambda scores, label, where: (
-                # rax multiplies the weights by the length of the list, its empty places among them.
+                # rax multiplies the weights by the length of the list, including masked candidates.
                 rax.pairwise_logistic_loss(scores, label, where=where, lambdaweight_fn=rax.dcg2_lambdaweight)
                 / len(scores)
             )
         case "approx-ndcg":
-            # What rax.approx_t12n makes of the metric; that itself needs parts of jax that are gone.
+            # The same as rax.approx_t12n of the metric, which needs parts of jax that were removed.
             ranks = functools.partial(
                 rax.utils.approx_ranks, step_fn=lambda x: jax.nn.sigmoid(x / TEMPERATURE)
             )
@@ -97,7 +104,7 @@ def _rax() -> Any:
     if importlib.util.find_spec("rax") is None:
         raise InputError(
             "loss",
-            problem="listwise losses are those of rax, which is not installed",
+            problem="listwise losses need rax, which is not installed",
             fix="pip install 'polyjax[listwise]', or choose another loss",
         )
     return importlib.import_module("rax")

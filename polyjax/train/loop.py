@@ -1,4 +1,4 @@
-"""Training from beginning to end: steps, and after each what is due."""
+"""The training loop: steps, and after each one what is due (log, validate, save, end)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class TrainResult:
     """The outcome of the loop.
 
     Attributes:
-        steps: steps made in all, earlier sessions included.
-        seconds: time of training and validating, earlier sessions included.
-        compilations: programs compiled in this session.
-        stopped_by: why the run ended.
+        steps: total number of steps, including earlier sessions.
+        seconds: time of training and validation, including earlier sessions.
+        compilations: number of programs compiled in this session.
+        stopped_by: why the run ended, for people.
     """
 
     steps: int
@@ -41,27 +41,27 @@ def train(
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> TrainResult:
-    """Train a model, or resume the run that the directory holds.
+    """Train a model, or resume the run in the directory.
 
-    What it leaves in the directory is all that a loader needs: card, tokenizer, checkpoints. Hold
-    ``run_lock`` meanwhile, so that no other process writes there.
+    Afterwards the directory holds all that a loader needs: card, tokenizer, checkpoints. The caller must hold
+    ``run_lock``, so that no other process writes there.
 
     Args:
-        objective: the model, what it is to learn and from what.
-        run_dir: where metrics and checkpoints go.
+        objective: the model, its loss, its batches and its validation.
+        run_dir: directory of the run: metrics and checkpoints are written there.
         optim: optimiser and schedule.
         config: length, validation, checkpoints.
-        optimizer: takes the place of the optimiser and schedule of ``optim``; see ``Trainer``. A run resumes
-            with the one that it began with.
-        callbacks: called as ``callback(step, kind, metrics)`` for every line of the log, of kind ``train`` or
-            ``valid``. One that raises ``StopTraining`` ends the run after that step: it is validated, saved,
-            and finished, as by early stopping.
-        quiet: print nothing; what a damaged checkpoint makes necessary is then a warning.
+        optimizer: replaces the optimiser and schedule of ``optim``; see ``Trainer``. Pass the same one to
+            resume a run.
+        callbacks: called as ``callback(step, kind, metrics)`` for every log line; ``kind`` is ``train`` or
+            ``valid``. A callback that raises ``StopTraining`` ends the run after that step: the model is
+            validated and saved, and the run counts as finished, as with early stopping.
+        quiet: print nothing; a damaged checkpoint then gives a warning.
 
     Raises:
-        InputError: settings are invalid, the loss stopped being finite, memory ran out, a checkpoint could
+        InputError: settings are invalid, a loss is not finite, device memory is exhausted, a checkpoint could
             not be saved, or another process of the run is gone.
-        Preempted: SIGTERM came; the state is saved.
+        Preempted: the process received SIGTERM; the state is saved.
     """
     steps, validate_every = steps_of(config, objective.batch_size, objective.n_examples)
     events = Events(

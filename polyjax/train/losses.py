@@ -1,8 +1,8 @@
-"""Losses: scores and a batch -> one number a context (arXiv 1905.01969 §4.1, and what teaches from scores).
+"""Losses: scores and a batch -> one number per context (arXiv 1905.01969 §4.1, and losses for distillation).
 
-A loss is a function of the scores [b, c] and of the batch: where the label and the negatives are, and what a
-teacher scored. Those of the library are frozen dataclasses, so that a run can record their settings; any
-function of the same form can be passed. What needs vectors instead of scores is an objective, not a loss.
+A loss is a function of the scores [b, c] and the batch, which has the label, the mask of real candidates and
+a teacher's scores. Built-in losses are frozen dataclasses, so that a run can record their settings; any
+function with the same signature can be passed. Training on vectors instead of scores needs an objective.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from polyjax.train.listwise import ListwiseLoss, taught_scores
 from polyjax.types import AnyArray, Batch, DualInputs
 
 Loss = Callable[[Float[Array, "b c"], Batch], Float[Array, " b"]]
-"""Scores [b, c] and the batch -> one number for each context, [b]; a batch's loss is their mean.
+"""Scores [b, c] and the batch -> the loss of each context, [b]; the loss of a batch is their mean.
 
-A loss that has ``needs_teacher`` set to True gets rows with a teacher's scores only.
+A loss whose attribute ``needs_teacher`` is True only gets rows that have a teacher's scores.
 """
 
 
 def cross_entropy(
     scores: Float[Array, "b c"], label: Int[AnyArray, " b"], where: Bool[AnyArray, "#b c"]
 ) -> Float[Array, " b"]:
-    """-log softmax of the label's score over the real candidates, one number a context, in nats.
+    """Cross-entropy of each context, [b], in nats: -log softmax of the label's score over real candidates.
 
     Args:
         scores: float32 [b, c].
         label: index of the right candidate, [b]; it must be real.
-        where: True at real candidates, [1 or b, c].
+        where: True for real candidates, [1 or b, c].
 
     >>> where = jnp.array([[True, True, False, False]])
     >>> round(cross_entropy(jnp.zeros((1, 4)), jnp.array([0]), where).item(), 4)
@@ -50,7 +50,7 @@ def _at(values: Float[Array, "b c"], label: Int[AnyArray, " b"]) -> Float[Array,
 
 
 def _mean(values: Float[Array, "b c"], where: Bool[AnyArray, "#b c"]) -> Float[Array, " b"]:
-    """The mean over the places that count; 0 if no place counts."""
+    """The mean of each row over entries where ``where`` is True; 0 if there are none."""
     where = jnp.broadcast_to(jnp.asarray(where), values.shape)
     return jnp.where(where, values, 0.0).sum(1) / jnp.maximum(where.sum(1), 1).astype(values.dtype)
 
@@ -60,9 +60,10 @@ class SoftmaxLoss:
     """Cross-entropy of the label among its candidates (§4.1), in nats.
 
     Attributes:
-        label_smoothing: share of the target that all real candidates have evenly, the label among them.
-        both_directions: the mean of that and of the context's cross-entropy among the batch's contexts for
-            its label; it needs the labels of the batch as candidates.
+        label_smoothing: share of the target distribution that is spread evenly over all real candidates,
+            including the label.
+        both_directions: average with the opposite direction: the cross-entropy of the context among all
+            contexts of the batch, given its label. It needs the labels of the batch as candidates.
     """
 
     label_smoothing: float = 0.0
@@ -74,7 +75,11 @@ class SoftmaxLoss:
             raise InputError("loss.label_smoothing", expected="a share in [0, 1)", got=self.label_smoothing)
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
-        """One number for each context, [b]."""
+        """The loss of each context, [b].
+
+        Raises:
+            InputError: ``both_directions`` is set, and the candidates are not the labels of the batch.
+        """
         forward = self._smoothed(scores, batch.label, batch.where)
         if not self.both_directions:
             return forward
@@ -88,16 +93,16 @@ class SoftmaxLoss:
         entropy = cross_entropy(scores, label, where)
         if not self.label_smoothing:
             return entropy
-        # -sum_j log p_j / k = the label's cross-entropy + (its score - the mean score of the real ones).
+        # -sum_j log p_j / k = the label's cross-entropy + (its score - the mean score of real candidates).
         evenly = entropy + _at(scores, label) - _mean(scores, where)
         return (1 - self.label_smoothing) * entropy + self.label_smoothing * evenly
 
 
 def labels_of_rows(batch: Batch) -> int:
-    """How many rows a batch has whose labels are all contexts' candidates.
+    """The number of rows of a batch whose labels are the candidates of all contexts.
 
     Raises:
-        InputError: the candidates are others.
+        InputError: the batch has other candidates.
     """
     inputs = batch.inputs
     if not (isinstance(inputs, DualInputs) and inputs.shared is not None and inputs.shared.of_rows):
@@ -112,12 +117,12 @@ def labels_of_rows(batch: Batch) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BinaryLoss:
-    """Binary cross-entropy of every candidate for itself, in nats; the mean over a context's candidates.
+    """Binary cross-entropy of each candidate, in nats, averaged over the real candidates of a context.
 
-    -pos_weight log sigmoid(s) of the label, -log sigmoid(-s) of the others.
+    It is -pos_weight log sigmoid(s) for the label and -log sigmoid(-s) for the others.
 
     Attributes:
-        pos_weight: factor of the label's part.
+        pos_weight: weight of the label's term.
     """
 
     pos_weight: float = 1.0
@@ -127,7 +132,7 @@ class BinaryLoss:
         _check_positive("pos_weight", self.pos_weight)
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
-        """One number for each context, [b]."""
+        """The loss of each context, [b]."""
         is_label = jnp.asarray(batch.label)[:, None] == jnp.arange(scores.shape[1])[None]
         scores = jnp.where(batch.where, scores, 0.0)
         wrong = jax.nn.softplus(jnp.where(is_label, -scores, scores))
@@ -136,21 +141,21 @@ class BinaryLoss:
 
 @dataclasses.dataclass(frozen=True)
 class _FromTeacher:
-    """What losses that learn a teacher's scores have in common."""
+    """Base of losses that learn from a teacher's scores."""
 
     needs_teacher: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MarginLoss(_FromTeacher):
-    """Margin-MSE (arXiv 2010.02666): the teacher's distances between the label and its negatives.
+    """Margin-MSE (arXiv 2010.02666): learn the teacher's margins between the label and the negatives.
 
-    The mean over the scored negatives of ((s_label - s) - (t_label - t))^2; scores may be shifted, but not
-    scaled.
+    It is the mean of ((s_label - s) - (t_label - t))^2 over the negatives that the teacher scored. Adding a
+    constant to all scores of a context does not change it; scaling them does.
     """
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
-        """One number for each context, [b]."""
+        """The loss of each context, [b]; InputError if the batch has no scores of a teacher."""
         taught, where = taught_scores(batch)
         is_label = jnp.asarray(batch.label)[:, None] == jnp.arange(scores.shape[1])[None]
         margin = _at(scores, batch.label)[:, None] - scores
@@ -160,17 +165,18 @@ class MarginLoss(_FromTeacher):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationLoss(_FromTeacher):
-    """KL divergence of the student's distribution over the scored candidates from the teacher's, in nats.
+    """KL divergence between the teacher's and the student's distribution over scored candidates, in nats.
 
-    With p the softmax of the teacher's scores over their temperature, and q the student's over its own:
-    temperature * teacher_temperature * sum_j p_j (log p_j - log q_j). The factor keeps the size of gradients
-    (arXiv 1503.02531 §2).
+    With p the softmax of the teacher's scores divided by ``teacher_temperature``, and q the softmax of the
+    student's divided by ``temperature``, it is
+    temperature * teacher_temperature * sum_j p_j (log p_j - log q_j). The factor keeps the magnitude of
+    gradients independent of the temperatures (arXiv 1503.02531 §2).
 
     Attributes:
-        temperature: by which the student's scores are divided.
-        teacher_temperature: by which the teacher's are.
-        label_weight: of the label's cross-entropy among all candidates, which is added: a teacher scores a
-            row's own negatives only, and among those of the batch the student learns from the labels.
+        temperature: divides the student's scores.
+        teacher_temperature: divides the teacher's scores.
+        label_weight: weight of the label's cross-entropy over all candidates, which is added. A teacher only
+            scores a row's own candidates; from in-batch negatives the student learns through this term.
     """
 
     temperature: float = 1.0
@@ -185,7 +191,7 @@ class DistillationLoss(_FromTeacher):
             raise InputError("loss.label_weight", expected="a number of at least 0", got=self.label_weight)
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
-        """One number for each context, [b]."""
+        """The loss of each context, [b]; InputError if the batch has no scores of a teacher."""
         taught, where = taught_scores(batch)
         least = jnp.finfo(scores.dtype).min
         log_q = jax.nn.log_softmax(jnp.where(where, scores / self.temperature, least), axis=1)
@@ -199,10 +205,10 @@ class DistillationLoss(_FromTeacher):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitLoss(_FromTeacher):
-    """Mean squared difference between the scores and the teacher's, over the scored candidates."""
+    """Mean squared difference between scores and the teacher's scores, over the scored candidates."""
 
     def __call__(self, scores: Float[Array, "b c"], batch: Batch) -> Float[Array, " b"]:
-        """One number for each context, [b]."""
+        """The loss of each context, [b]; InputError if the batch has no scores of a teacher."""
         taught, where = taught_scores(batch)
         return _mean(jnp.square(jnp.where(where, scores - taught, 0.0)), where)
 
@@ -213,7 +219,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 LossConfig = SoftmaxLoss | BinaryLoss | MarginLoss | DistillationLoss | LogitLoss | ListwiseLoss
-"""The library's own losses, which the command line and config.json know by name."""
+"""The built-in losses, which the command line and config.json refer to by name."""
 
 LOSSES: Mapping[str, LossConfig] = {
     "softmax": SoftmaxLoss(),
@@ -230,13 +236,13 @@ LOSSES: Mapping[str, LossConfig] = {
 
 
 def loss_of(choice: str | Loss) -> Loss:
-    """The loss of a name, or the one that is passed.
+    """The built-in loss with a name; a function is returned as it is.
 
     >>> loss_of("kl") == DistillationLoss() and loss_of(DistillationLoss()) == DistillationLoss()
     True
 
     Raises:
-        InputError: no loss has that name.
+        InputError: no loss has that name, or the choice is neither a name nor a function.
     """
     if isinstance(choice, str):
         if choice not in LOSSES:
@@ -250,14 +256,17 @@ def loss_of(choice: str | Loss) -> Loss:
 def ranking_loss(
     scorer: Scorer, batch: Batch, key: Array | None, *, chunk: int = 0, loss: Loss = LOSSES["softmax"]
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean loss of a batch, and its metrics.
+    """Mean loss of a batch, and the metrics ``loss`` and ``accuracy`` (share of labels ranked first).
 
     Args:
         scorer: the model.
-        batch: its inputs are of the scorer's kind.
-        key: draws the dropout; None for none.
-        chunk: contexts to encode at once, see ``polyjax.nn.scorers.in_chunks``; all where 0.
-        loss: of the scores.
+        batch: its inputs must be those of the scorer (``DualInputs`` or ``PairInputs``).
+        key: random key for dropout; None for no dropout.
+        chunk: number of contexts to encode at a time, see ``polyjax.nn.scorers.in_chunks``; 0 for all.
+        loss: the loss of each context.
+
+    Raises:
+        InputError: the result of ``loss`` has another shape than [b].
     """
     score = typing.cast(Callable[..., Any], scorer)  # the loader made the inputs of this scorer's kind
     scores = score(batch.inputs, key=key, chunk=chunk).astype(jnp.float32)

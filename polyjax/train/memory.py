@@ -1,4 +1,4 @@
-"""The memory that training will take, as the compiler counts it for a step's program; nothing is run."""
+"""Estimates the device memory of training from the compiled program of a step, without running it."""
 
 import dataclasses
 import functools
@@ -25,19 +25,19 @@ from polyjax.train.ranking import longest_batch
 from polyjax.train.state import TrainState
 from polyjax.train.trainer import Optimizer, Trainer
 
-_FEW = 8  # contexts of the smallest step; axes of length 1 are compiled otherwise
-_FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # nothing is run; buffers are assigned before
+_FEW = 8  # contexts of the smallest step; axes of length 1 would compile to other programs
+_FAST: dict[str, Any] = {"xla_backend_optimization_level": 0}  # buffers are assigned before the backend
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device while training.
+    """Memory on one device in training, in bytes.
 
     Attributes:
-        parameters: float32 values of all parameters.
+        parameters: all parameters, float32.
         optimizer: the optimiser's state.
-        gradients: of the trained parameters.
-        activations: what else a step keeps for a moment, for the largest padded batch.
+        gradients: gradients of the trained parameters.
+        activations: all other temporary arrays of a step, for the largest padded batch.
     """
 
     parameters: int
@@ -47,23 +47,23 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.parameters + self.optimizer + self.gradients + self.activations
 
     @property
     def held(self) -> int:
-        """What no shorter text and no smaller chunk saves."""
+        """The part that neither shorter texts nor smaller chunks reduce."""
         return self.parameters + self.optimizer + self.gradients
 
 
 def memory_of(trainer: Trainer, batch: Any, options: dict[str, Any] | None = None) -> Memory:
-    """Memory on each device of a trainer's step.
+    """Memory on each device for a trainer's step.
 
     Args:
-        trainer: may have shapes only.
-        batch: shapes, and where the arrays are.
-        options: of the compiler. Without any, the program is the one that is trained, and in the compilation
-            cache when it is needed.
+        trainer: the trainer, which may hold shapes only.
+        batch: shapes and shardings of a batch.
+        options: compiler options. With None, the compiled program is the one used in training, which then
+            finds it in the compilation cache.
     """
     held = _held(trainer)
     temporary = _temporary_bytes(trainer.lowered(batch), options)
@@ -73,35 +73,35 @@ def memory_of(trainer: Trainer, batch: Any, options: dict[str, Any] | None = Non
 def step_memory(
     objective: Objective, optim: OptimConfig, config: TrainConfig, *, optimizer: Optimizer | None = None
 ) -> Memory:
-    """Memory on each device of the step that is about to be trained, for its largest batch.
+    """Memory on each device for a training step with the largest batch; arguments as for ``train``.
 
     Args:
-        objective: as ``train``; the others as well.
+        objective: the model, its loss and its batches.
         optim: optimiser and schedule.
-        config: length, and what is trained.
-        optimizer: another one.
+        config: number of steps, and which parameters are trained.
+        optimizer: replaces the optimiser of ``optim``.
     """
     trainer = Trainer.of(objective, optim=optim, config=config, optimizer=optimizer, shapes_only=True)
     return memory_of(trainer, objective.largest_batch())
 
 
 class PlannedStep:
-    """A ranker's step that is planned: its settings are known, and neither data nor memory are needed.
+    """A planned training step of a ranker, from settings alone: neither data nor device memory is needed.
 
-    Its memory for one size of batch is that of its program, compiled for the longest texts. Which chunk would
-    fit is a question about many sizes: there, memory is estimated from four small programs, of 1 and 2 layers
-    and of 8 and 16 contexts on each device, as a step's temporary memory is close to linear in both.
+    ``memory`` compiles the program for one batch size and the longest texts. ``estimate`` interpolates
+    between four small programs, of 1 and 2 layers and of 8 and 16 contexts on each device, because the
+    temporary memory of a step is close to linear in both. So many sizes can be tried.
 
     Args:
-        model: its shape.
-        text: lengths.
+        model: settings of encoder and head.
+        text: maximum lengths of texts.
         optim: optimiser.
         config: which parameters are trained.
-        source: of the candidates.
-        listed: candidates of a context where they are not the batch's labels.
-        hard: negatives of a context's own besides.
-        mesh: devices, from ``make_mesh``; one where None.
-        optimizer: another one.
+        source: where candidates come from.
+        listed: candidates per context, unless they are the labels of the batch.
+        hard: hard negatives per context, in addition.
+        mesh: devices, from ``make_mesh``; None for one device.
+        optimizer: replaces the optimiser of ``optim``.
     """
 
     def __init__(
@@ -126,22 +126,27 @@ class PlannedStep:
 
     @property
     def n_parameters(self) -> int:
-        """Of the whole model."""
+        """Number of parameters of the whole model."""
         state = self._whole.state
         return _bytes((state.trained, state.frozen)) // 4
 
     def memory(self, batch_size: int, chunk: int = 0) -> Memory:
-        """The memory of a step of so many contexts; seconds of compiling, a minute for BERT base.
+        """The memory of a step. Compiling takes seconds, for BERT base a minute.
 
         Args:
-            batch_size: contexts.
-            chunk: contexts whose activations are kept at a time; all where 0.
+            batch_size: number of contexts in the batch.
+            chunk: number of contexts whose activations are kept at a time; 0 for all.
         """
         trainer = self._trainer(self._model.encoder, chunk=chunk) if chunk else self._whole
         return memory_of(trainer, self._batch(batch_size), _FAST)
 
     def estimate(self, contexts: int, batch_size: int) -> Memory:
-        """``memory``, estimated, where so many contexts' activations are kept at a time."""
+        """An estimate of ``memory``.
+
+        Args:
+            contexts: number of contexts whose activations are kept at a time.
+            batch_size: number of contexts in the batch.
+        """
         on_each = -(-contexts // self._rows)
         layers, a, points = self._model.encoder.n_layers, _FEW, self._points
         x, y = (on_each - a) / a, layers - 1
@@ -150,20 +155,29 @@ class PlannedStep:
         temporary = first + x * (more - first) + y * (deep - first) + x * y * (both - more - deep + first)
         activations = max(int(temporary), 0)
         if self._source == "batch" and self._model.head.inputs == "dual":
-            # Every context meets every candidate: this grows with the square, and is in the fit as a line.
+            # Every context is scored with every candidate: the scores grow with the square of the batch. The
+            # linear fit includes them, so replace its share by their real size.
             head = self._model.head, self._model.encoder.dim
             few, more = (_score_bytes(*head, b, b * self._rows) for b in (a, 2 * a))
             activations = max(activations - int(few + x * (more - few)), 0)
             scores = _score_bytes(*head, -(-batch_size // self._rows), batch_size)
-            # In chunks, a chunk's activations and the scores are not there at the same time.
+            # With chunks, the activations of a chunk and the scores are not in memory at the same time.
             chunked = on_each * self._rows < batch_size
             activations = max(activations, scores) if chunked else activations + scores
         return dataclasses.replace(_held(self._whole), activations=activations + self._gathered)
 
     def chunk_that_fits(self, limit: int, batch_size: int) -> int | None:
-        """The largest power of two of contexts below the batch size that fits; None where not even 1 does.
+        """The largest chunk that fits: a power of two below the batch size, at least one context per device.
 
-        An encoder of one's own that has no settings ``n_layers`` and ``vocab_size`` is compiled for each.
+        For a custom encoder without settings ``n_layers`` and ``vocab_size``, each chunk is compiled instead
+        of estimated.
+
+        Args:
+            limit: available memory on each device, bytes.
+            batch_size: number of contexts in the batch.
+
+        Returns:
+            The number of contexts; None if no chunk fits.
         """
         shape: Any = self._model.encoder
         fields = {field.name for field in dataclasses.fields(shape)}
@@ -178,7 +192,7 @@ class PlannedStep:
 
     @functools.cached_property
     def _points(self) -> dict[tuple[int, int], int]:
-        """Temporary bytes of the four small programs, by contexts on each device and layers."""
+        """Temporary bytes of the four small programs, by (contexts on each device, layers)."""
         return {
             (contexts, layers): self._temporary(contexts, layers)
             for contexts in (_FEW, 2 * _FEW)
@@ -187,14 +201,14 @@ class PlannedStep:
 
     @property
     def _gathered(self) -> int:
-        """Bytes of token tables that are gathered if they are split; the small programs have none."""
+        """Bytes of token tables gathered from their shards; the small programs have no such tables."""
         if self._mesh.shape["fsdp"] == 1:
             return 0
         tables = _bytes(_token_tables(self._whole.state))
         return 2 * tables if self._config.trainable == "all" else tables
 
     def _temporary(self, contexts: int, n_layers: int) -> int:
-        # A large table's gradient would hide the activations of few layers.
+        # With a large token table, its gradient would hide the activations of so few layers.
         shape: Any = self._model.encoder
         small = self._trainer(dataclasses.replace(shape, n_layers=n_layers, vocab_size=1))
         lowered = small.lowered(self._batch(contexts * self._rows))
@@ -206,7 +220,7 @@ class PlannedStep:
             nnx.eval_shape(lambda: make_scorer(shape, self._model.head, rngs=nnx.Rngs(0))),
             functools.partial(ranking_loss, chunk=chunk),
             encoder=shape,
-            n_steps=100,  # changes a number in the program
+            n_steps=100,  # only changes a constant in the program
             optim=self._optim,
             trainable=min(trainable, n_layers) if isinstance(trainable, int) else trainable,
             mesh=self._mesh,
@@ -227,7 +241,7 @@ class PlannedStep:
 
 @functools.lru_cache
 def _score_bytes(config: HeadSettings, dim: int, b: int, n: int) -> int:
-    """Temporary bytes of the loss of b contexts' vectors against n candidates', and of its gradients."""
+    """Temporary bytes of the loss of b contexts with n candidate vectors, and of its gradients."""
     head = config.build(dim, rngs=nnx.Rngs(0))
     hidden = jax.ShapeDtypeStruct((1, 8, dim), jnp.float32), jax.ShapeDtypeStruct((1, 8), bool)
     m = jax.eval_shape(head.context, *hidden)[0].shape[1]
@@ -237,7 +251,7 @@ def _score_bytes(config: HeadSettings, dim: int, b: int, n: int) -> int:
         return cross_entropy(scores, jnp.arange(b), jnp.ones((1, n), bool)).mean()
 
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((b, m, dim), (n, dim))]
-    # The vectors and their gradients, besides.
+    # Add the vectors and their gradients.
     return _temporary_bytes(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*inputs), _FAST) + 2 * _bytes(
         inputs
     )
@@ -250,7 +264,7 @@ def _temporary_bytes(lowered: jax.stages.Lowered, options: dict[str, Any] | None
 
 
 def _held(trainer: Trainer) -> Memory:
-    """A trainer's memory between steps, and its gradients'."""
+    """The memory of a trainer's state and gradients, without activations."""
     state, mesh = trainer.state, trainer.mesh
     return Memory(
         held_bytes((state.trained, state.frozen), mesh),
@@ -280,7 +294,10 @@ def _bytes(tree: object) -> int:
 
 
 def device_memory() -> tuple[int, str]:
-    """Bytes that a device can use, and whose: the accelerator's, or its share of the machine's on a CPU."""
+    """Bytes of memory that a device can use, and a name for it.
+
+    For an accelerator this is its own memory, on a CPU the machine's memory divided by the number of devices.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"], "this device"

@@ -1,4 +1,4 @@
-"""The interface between the loop and what it trains."""
+"""The contract between the training loop and what it trains."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,9 @@ class Validation:
     """A model's metrics on held-out rows.
 
     Attributes:
-        loss: nats; a plateau of the learning rate watches it.
-        metrics: for the log, the loss among them; every one that ``best_by`` may name is there.
-        summary: a line for people.
+        loss: loss in nats, which the plateau rule of the learning rate uses.
+        metrics: metrics for the log, including the loss and every metric that ``best_by`` may name.
+        summary: one line for people.
     """
 
     loss: float
@@ -30,12 +30,12 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a batch gives the transformer to do, of the whole batch of all processes.
+    """The work of a transformer on one array of tokens, or on a process's part of it.
 
     Attributes:
-        lengths: tokens of each sequence, [n].
-        places: of the arrays that they are in, padding included.
-        share: of the whole batch that this is.
+        lengths: number of real tokens of each sequence, [n].
+        places: size of the array, padding included.
+        share: this part's share of the global batch (of all processes).
     """
 
     lengths: np.ndarray
@@ -49,17 +49,17 @@ class Objective(Protocol):
 
     @property
     def model(self) -> nnx.Module:
-        """With its initial parameters, which training leaves as they are."""
+        """The model with its initial parameters; training does not change them."""
         ...
 
     @property
     def encoder(self) -> EncoderSettings:
-        """The shape of its transformer."""
+        """Settings of its transformer."""
         ...
 
     @property
     def loss(self) -> BatchLoss:
-        """Of the model on a batch."""
+        """The loss of the model on a batch."""
         ...
 
     @property
@@ -69,44 +69,44 @@ class Objective(Protocol):
 
     @property
     def n_examples(self) -> int:
-        """Of the training split."""
+        """Number of training examples."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Examples of a batch."""
+        """Number of examples in a batch."""
         ...
 
     @property
     def compilations(self) -> int:
-        """Programs compiled for validating so far."""
+        """Number of programs compiled for validation so far."""
         ...
 
     @property
     def too_much(self) -> tuple[str, str]:
-        """What does not fit in a step where memory is exhausted, and what to do."""
+        """For the error of exhausted memory: what does not fit in a step, and what to do."""
         ...
 
     def write_card(self, run_dir: Path) -> None:
-        """Write what a loader of the run needs besides its checkpoints: a card, and the tokenizer."""
+        """Write the files that a loader needs besides the checkpoints: a card, and the tokenizer."""
         ...
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[Any]:
-        """This process's parts of the batches from number ``first`` up to ``n_batches``."""
+        """This process's parts of batches ``first`` to ``n_batches - 1``, in order."""
         ...
 
     def place(self, batch: Any) -> Any:
-        """The global batch, of which ``batch`` is this process's part, on the mesh."""
+        """Place this process's part of a batch on the mesh; returns the global batch."""
         ...
 
     def largest_batch(self) -> Any:
-        """The shapes of the largest global batch, and where its arrays are."""
+        """Shapes and shardings of the largest global batch."""
         ...
 
     def work(self, batch: Any) -> Iterable[Work]:
-        """What this process's part of a batch gives the transformer to do."""
+        """The transformer's work on this process's part of a batch, one item per array of tokens."""
         ...
 
     def validate(self, model: nnx.Module) -> Validation:
-        """The model on held-out rows; it has the initial one's shape."""
+        """Metrics of a model on held-out rows; its structure is that of ``model``."""
         ...

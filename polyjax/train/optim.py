@@ -1,4 +1,4 @@
-"""The optimiser, its learning-rate schedule and its settings, and which parameters are trained."""
+"""The optimiser: settings, learning-rate schedule, loss scale, and which parameters are trained."""
 
 import dataclasses
 import math
@@ -25,23 +25,24 @@ class OptimConfig:
 
     Attributes:
         optimizer: ``adamw``, or ``adamax`` as in the paper's recipes.
-        learning_rate: the highest rate, reached at the end of the warm-up.
-        weight_decay: decoupled; matrices only, never biases, norms or embeddings.
-        clip: largest global norm of the gradient.
-        warmup: share of all steps, in [0, 1), in which the rate grows linearly from 0.
-        warmup_steps: this many steps instead of a share.
+        learning_rate: the maximum rate, reached at the end of the warm-up.
+        weight_decay: decoupled weight decay, of the matrices of linear layers only (not of biases, norms,
+            embeddings or codes).
+        clip: maximum global norm of the gradient.
+        warmup: share of all steps, in [0, 1), over which the rate grows linearly from 0.
+        warmup_steps: number of warm-up steps, instead of a share.
         decay: ``linear`` to zero at the last step, ``inverse-sqrt`` of the number of steps (the warm-up ends
             at the full rate), ``plateau`` on the validation loss, or ``none``.
-        plateau_factor: with ``decay`` of ``plateau``, a plateau multiplies the rate by this.
-        plateau_patience: validations without improvement before the rate is cut, counted as torch does: 0
-            cuts after the first one.
-        head_rate: the head's parameters (codes, linear layer) learn at this multiple of the rate.
+        plateau_factor: with ``plateau``, multiplies the rate at each plateau.
+        plateau_patience: number of validations without improvement that are tolerated before the rate is cut,
+            as in torch: 0 cuts after the first one.
+        head_rate: multiplies the learning rate of the head's parameters (codes, linear layer).
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        loss_scale: in float16, what the loss is multiplied with at first, so that small gradients are not
-            rounded to nothing; at every overflow it is halved, and that step skipped.
-        loss_scale_growth: steps without an overflow after which it is doubled.
+        loss_scale: initial loss scale in float16. The loss is multiplied by it, so that small gradients do
+            not vanish. At every overflow it is halved and the step is skipped.
+        loss_scale_growth: number of steps without overflow after which the loss scale is doubled.
     """
 
     RETIRED: ClassVar[Mapping[str, Any]] = {"parlai_warmup": 0}
@@ -81,23 +82,27 @@ class OptimConfig:
 
 @runtime_checkable
 class TellsSchedule(Protocol):
-    """A factory of an optimiser that is ``make_optimizer``'s with a schedule of its own."""
+    """A factory of the optimiser of ``make_optimizer`` with its own schedule.
+
+    Because the schedule is known, the learning rate can be logged.
+    """
 
     def schedule(self, optim: OptimConfig, n_steps: int) -> optax.Schedule:
-        """The learning rate of step i (from 0)."""
+        """The learning rate as a function of the step (from 0)."""
         ...
 
     def __call__(self, optim: OptimConfig, n_steps: int) -> optax.GradientTransformation:
-        """``make_optimizer`` with this schedule."""
+        """The optimiser of ``make_optimizer`` with this schedule."""
         ...
 
 
 def schedule(
     config: OptimConfig, n_steps: int, *, warm: Callable[[jax.Array], jax.Array] | None = None
 ) -> optax.Schedule:
-    """The learning rate of step i (from 0): linear warm-up, then what ``decay`` says.
+    """The learning rate as a function of the step i (from 0): linear warm-up, then ``decay``.
 
-    The first step has a rate above zero, and the last one too: i + 1 of the warm-up's steps.
+    The warm-up factor is (i + 1) / warm-up steps, so the rate of the first step is above zero. So is that of
+    the last step.
 
     >>> rate = schedule(OptimConfig(learning_rate=1.0, warmup=0.2, decay="linear"), 10)
     >>> [round(float(rate(i)), 3) for i in (0, 1, 2, 9)]
@@ -108,13 +113,13 @@ def schedule(
 
     Args:
         config: rates and decay.
-        n_steps: steps in all.
-        warm: another warm-up: step (float32, from 0) -> share of the rate.
+        n_steps: total number of steps.
+        warm: another warm-up: step (float32, from 0) -> fraction of the rate.
     """
     n_warmup = config.warmup_steps or round(config.warmup * n_steps)
 
-    # Not optax.linear_schedule and join_schedules: they compute 1 - i / n where this has (n - i) / n, which
-    # float32 rounds otherwise (by 4e-5 of the rate near the end), and runs would not resume to the same bits.
+    # Not optax.linear_schedule and join_schedules: they compute 1 - i / n instead of (n - i) / n. The float32
+    # results differ (by 4e-5 of the rate near the end), so a resumed run would not match bit by bit.
     def rate(i: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(i, jnp.float32)
         share = (step + 1.0) / max(n_warmup, 1) if warm is None else warm(step)
@@ -129,10 +134,10 @@ def schedule(
 
 
 def plateau(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
-    """Cut of the learning rate when the validation loss stops falling, with torch's meaning of patience.
+    """The rule that cuts the learning rate when the validation loss stops falling; patience as in torch.
 
-    optax counts a validation against its patience one earlier than torch: torch's 0 is optax's 1, and
-    optax's 0 would cut after every improvement.
+    optax's patience is torch's plus one: torch's 0 is optax's 1, and optax's 0 would cut the rate even after
+    an improvement.
     """
     return optax.contrib.reduce_on_plateau(
         factor=config.plateau_factor, patience=config.plateau_patience + 1, rtol=1e-4, cooldown=0
@@ -142,13 +147,13 @@ def plateau(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
 def make_optimizer(
     config: OptimConfig, n_steps: int, *, rate: optax.Schedule | None = None
 ) -> optax.GradientTransformation:
-    """clip -> adam(w) or adamax -> rate multiples -> schedule.
+    """clip -> moments (Adam or Adamax) -> decoupled weight decay -> ``head_rate`` -> schedule.
 
-    The plateau's factor is not in the chain: it changes at validations only, and the step is given it.
+    The plateau factor is not in the chain: it changes at validations only, and the step applies it.
 
     Args:
         config: settings.
-        n_steps: steps in all.
+        n_steps: total number of steps.
         rate: another schedule than that of the settings.
     """
     match config.optimizer:
@@ -168,7 +173,7 @@ def make_optimizer(
 
 
 def steps_counted(state: optax.OptState) -> jax.Array:
-    """Steps that the schedule of ``make_optimizer``'s chain has counted, int32 []: skipped ones are not."""
+    """Number of steps counted by the schedule of ``make_optimizer``, int32 []; skipped steps do not count."""
     last = typing.cast(tuple, state)[-1]
     assert isinstance(last, optax.ScaleByScheduleState)
     return jnp.asarray(last.count)
@@ -188,7 +193,7 @@ def logged_rate(state: optax.OptState) -> jax.Array | None:
 
 
 def make_loss_scale(config: OptimConfig, dtype: str) -> DynamicScale | None:
-    """The loss scale of an arithmetic's gradients; None where they cannot overflow or vanish."""
+    """The loss scale for a dtype of the computation; None unless it is float16."""
     if dtype != "float16":
         return None
     return DynamicScale(
@@ -199,23 +204,24 @@ def make_loss_scale(config: OptimConfig, dtype: str) -> DynamicScale | None:
 
 
 def _decayed(params: optax.Params) -> optax.Params:
-    """Which parameters decay: matrices."""
+    """True for parameters with weight decay: matrices of linear layers."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
 
 
 def _of_head(params: optax.Params) -> optax.Params:
-    """Which parameters are the head's."""
+    """True for parameters of the head."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path).startswith("['head']"), params
     )
 
 
 def trainable_filter(trainable: Trainable, encoder: EncoderSettings) -> nnx.filterlib.Filter:
-    """Which parameters are trained: ``all``, ``all-but-embeddings``, or the top k layers and the head.
+    """A filter of the parameters to train, see ``TrainConfig.trainable``.
 
     Args:
-        trainable: see ``TrainConfig``. Weights that layers share are trained if one of the top k has them.
-        encoder: the transformer's settings.
+        trainable: ``all``, ``all-but-embeddings``, or a number k of top layers. Weights that layers share are
+            trained if one of the top k layers uses them.
+        encoder: settings of the transformer.
 
     Raises:
         InputError: k is not between 0 and the number of layers.

@@ -23,7 +23,7 @@ from polyjax.runs import LeftOut, PretrainingCard, write_card
 from polyjax.train.objective import Validation, Work
 
 HELD_OUT_SEED = 0
-"""Of the draws on held-out pairs, which are the same at every validation."""
+"""Seed of masking and pairing of held-out pairs, so that every validation has the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class LossWeights:
     """Weights of the two losses.
 
     Attributes:
-        masked: of the masked tokens' mean cross-entropy.
-        next: of the pairs' mean cross-entropy.
+        masked: weight of the mean cross-entropy of masked tokens.
+        next: weight of the mean cross-entropy of next-utterance prediction.
     """
 
     masked: float = 1.0
@@ -49,14 +49,14 @@ class LossWeights:
 def pretraining_loss(
     model: Pretrainer, batch: PretrainBatch, key: Array | None, *, weights: LossWeights, chunk: int = 0
 ) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum of a batch's two mean losses (nats), and its metrics.
+    """The weighted sum of the two mean losses of a batch (nats), and the metrics.
 
     Args:
-        model: that predicts.
-        batch: of pairs.
-        key: draws the dropout; None for none.
-        weights: of the two.
-        chunk: rows to compute at once, see ``polyjax.nn.scorers.in_chunks``; all where 0.
+        model: an encoder with its pre-training heads.
+        batch: rows of packed pairs.
+        key: random key for dropout; None for no dropout.
+        weights: weights of the two losses.
+        chunk: number of rows to compute at a time, see ``polyjax.nn.scorers.in_chunks``; 0 for all.
     """
     sums = batch_sums(model, batch, key, chunk=chunk)
     metrics = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in sums.items()}
@@ -67,7 +67,7 @@ def pretraining_loss(
 def batch_sums(
     model: Pretrainer, batch: PretrainBatch, key: Array | None, *, chunk: int = 0
 ) -> dict[str, tuple[Array, Array]]:
-    """A batch's ``pretraining_sums`` over all its rows, float32 []; ``chunk`` as in ``pretraining_loss``."""
+    """The ``pretraining_sums`` of a batch, summed over its rows, float32 []; args as ``pretraining_loss``."""
 
     def of_rows(rows: PretrainBatch, *, key: Array | None) -> dict[str, tuple[Array, Array]]:
         logits, odds = model(rows.tokens, rows.masked, rows.first, key=key)
@@ -77,20 +77,20 @@ def batch_sums(
 
 
 class Pretraining:
-    """Trains an encoder with its pre-training heads on a corpus's pairs; see ``Objective``.
+    """Trains an encoder with its pre-training heads on the pairs of a corpus; see ``Objective``.
 
     Args:
-        model: with its initial parameters.
-        pairs: to learn from.
-        held_out: pairs of other conversations, to validate on.
+        model: the model with its initial parameters.
+        pairs: training pairs.
+        held_out: pairs of other conversations, for validation.
         batch: how batches are drawn.
-        weights: of the losses.
-        validate_batches: so many batches of the held-out pairs are used, always the same ones.
-        mesh: devices that share the work, from ``make_mesh``; one device where None.
-        left_out: tasks whose rows to validate and test on the corpus does not have, for the card.
+        weights: weights of the two losses.
+        validate_batches: maximum number of batches of held-out pairs to validate on, always the same ones.
+        mesh: devices that share the work, from ``make_mesh``; None for one device.
+        left_out: tasks whose validation and test rows were excluded from the corpus, for the card.
 
     Raises:
-        InputError: the corpus is too small for a batch, or the batch for the devices.
+        InputError: the corpus is too small for a batch, or the batch too small for the devices.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Pretraining:
         self._sums = jax.jit(self._traced_sums, out_shardings=everywhere(self.mesh))
 
     def write_card(self, run_dir: Path) -> None:
-        """Write pretraining.json (how the encoder is built, what it was not trained on) and the tokenizer."""
+        """Write the tokenizer and pretraining.json (encoder, text settings, excluded tasks)."""
         card = PretrainingCard(encoder=self.encoder, text=self._pairs.text, left_out=self._left_out)
         write_card(run_dir, card, self._pairs.tokenizer)
 
@@ -140,7 +140,7 @@ class Pretraining:
         return pretraining_loss(model, batch, key, weights=self._weights, chunk=self._chunk_of(batch))
 
     def _chunk_of(self, batch: PretrainBatch) -> int:
-        """Rows of a batch that are computed together, as many on each device; 0 for all."""
+        """Number of rows of a batch that are computed at a time, a multiple of the devices; 0 for all."""
         if not self._batch.chunk:
             return 0
         devices = row_devices(self.mesh)
@@ -148,7 +148,7 @@ class Pretraining:
 
     @property
     def too_much(self) -> tuple[str, str]:
-        """What does not fit in a step where memory is exhausted, and what to do."""
+        """For the error of exhausted memory: what does not fit in a step, and what to do."""
         tokens = self._batch.chunk or self._batch.tokens
         least = self._held_out.row_length * row_devices(self.mesh)
         if tokens <= least:
@@ -159,7 +159,7 @@ class Pretraining:
         return f"{tokens} tokens", fix
 
     def _plan_of(self, seed: int) -> PairPlan:
-        """The plan of training batches by a seed; made once, because an epoch of it takes a while."""
+        """The plan of training batches for a seed, cached because planning an epoch takes time."""
         if self._plan is None or self._plan[0] != seed:
             self._plan = seed, PairPlan(self._pairs, self._batch, seed=seed, n_batches=1)
         return self._plan[1]
@@ -170,12 +170,12 @@ class Pretraining:
         )
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[PretrainBatch]:
-        """This process's parts of the batches from number ``first`` up to ``n_batches``."""
+        """This process's parts of batches ``first`` to ``n_batches - 1``, in order."""
         plan = self._plan_of(seed).of_length(n_batches)
         return load(plan, self._collator(plan, self._pairs, seed), first=first, workers=self._batch.workers)
 
     def place(self, batch: PretrainBatch) -> PretrainBatch:
-        """The global batch, of which ``batch`` is this process's part, on the mesh."""
+        """Place this process's part of a batch on the mesh; returns the global batch."""
         return placed_rows(self.mesh, batch, round(len(batch.masked) / self._share))
 
     @property
@@ -183,11 +183,11 @@ class Pretraining:
         return len(self._own) / row_devices(self.mesh)
 
     def largest_batch(self) -> PretrainBatch:
-        """The shapes of a global batch, which all have, and where its arrays are."""
+        """A global batch, placed on the mesh; all batches have the same shapes."""
         return self.place(next(self.batches(0, 1, seed=0)))
 
     def work(self, batch: PretrainBatch) -> Iterator[Work]:
-        """What this process's part of a batch gives the transformer to do."""
+        """The transformer's work on this process's part of a batch."""
         mask = np.asarray(batch.tokens.mask)
         if batch.tokens.packs is None:
             lengths = mask.sum(-1)
@@ -197,12 +197,12 @@ class Pretraining:
         yield Work(lengths, mask.size, self._share)
 
     def _traced_sums(self, state: nnx.State, batch: PretrainBatch) -> dict[str, tuple[Array, Array]]:
-        self.compilations += 1  # runs when a new shape is traced only
+        self.compilations += 1  # runs only when a new shape is traced
         model = nnx.merge(self._graph, state)
         return batch_sums(model, batch, None, chunk=self._chunk_of(batch))
 
     def validate(self, model: nnx.Module) -> Validation:
-        """The losses on held-out pairs, whose draws are always the same, and the shares that are right."""
+        """Losses and accuracies on held-out pairs, which are masked in the same way every time."""
         state = nnx.state(model)
         totals: dict[str, np.ndarray] = {}
         for number in range(self._validate_batches):

@@ -1,4 +1,4 @@
-"""The objective of rankers: a context's label before the other candidates."""
+"""The training objective of rankers: rank a context's label before its other candidates."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -31,22 +31,22 @@ from polyjax.types import Batch, DualInputs, Listed, PairInputs, Shared, Teacher
 
 
 class Ranking:
-    """Trains a scorer on examples, and ranks held-out rows with it; see ``Objective``.
+    """Trains a scorer on examples, and validates it by ranking held-out rows; see ``Objective``.
 
     Args:
-        scorer: with its initial parameters; they are given away.
-        text: tokenises and pads.
-        train_examples: their labels are learnt.
-        valid: rows to rank.
+        scorer: the model with its initial parameters.
+        text: turns texts into padded tokens.
+        train_examples: training examples.
+        valid: held-out rows to rank.
         batch: how batches are drawn.
-        validate_examples: at most so many of the rows are ranked, drawn once.
-        mesh: devices that share the work, from ``make_mesh``; one device where None.
+        validate_examples: maximum number of held-out rows to rank, drawn once.
+        mesh: devices that share the work, from ``make_mesh``; None for one device.
         guide: finds false negatives among the labels of a batch.
-        loss: of the scores, one of ``polyjax.train.losses.LOSSES`` by name, or a function.
+        loss: the loss of the scores: a name in ``polyjax.train.losses.LOSSES``, or a function.
 
     Raises:
-        InputError: the batch cannot be split, nothing would be learnt, the rows cannot be ranked, or there is
-            no such loss.
+        InputError: the batch cannot be split over the devices, is too small to learn from, the held-out rows
+            cannot be ranked, or the loss is unknown or needs a teacher's scores that no row has.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Ranking:
         if self._needs_teacher and all(example.scores is None for example in train_examples):
             raise InputError(
                 "loss",
-                problem="it learns a teacher's scores, and the rows carry none",
+                problem="it learns from a teacher's scores, and the rows have none",
                 fix="give rows `scores`, or choose another loss",
             )
         self._inputs: Inputs = scorer.inputs
@@ -81,7 +81,7 @@ class Ranking:
         if source == "batch" and batch.batch_size < 2:
             raise InputError(
                 "batch.batch_size",
-                expected="at least 2: the labels of the batch are what a model learns against",
+                expected="at least 2: the labels of the other rows are the negatives",
                 got=batch.batch_size,
             )
         self.place = BatchPlacer(self.mesh, batch.batch_size)
@@ -91,22 +91,22 @@ class Ranking:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled for validating so far."""
+        """Number of programs compiled for validation so far."""
         return 0 if self._validator is None else self._validator.compilations
 
     @property
     def too_much(self) -> tuple[str, str]:
-        """What does not fit in a step where memory is exhausted, and what to do."""
+        """For the error of exhausted memory: what does not fit in a step, and what to do."""
         return too_much(self._batch, devices=row_devices(self.mesh))
 
     def write_card(self, run_dir: Path) -> None:
-        """Write model.json, which says how the scorer is built and texts become tokens, and the tokenizer."""
+        """Write the tokenizer and model.json (settings of the scorer and of texts)."""
         assert isinstance(self.model, Scorer)
         card = ModelCard(model=self.model.settings, text=self._text.config)
         write_card(run_dir, card, self._text.tokenizer)
 
     def batches(self, first: int, n_batches: int, *, seed: int) -> Iterator[Batch]:
-        """This process's parts of the batches from number ``first`` up to ``n_batches``."""
+        """This process's parts of batches ``first`` to ``n_batches - 1``, in order."""
         loader, _ = make_loader(
             self._examples,
             self._text,
@@ -122,7 +122,7 @@ class Ranking:
         return loader
 
     def largest_batch(self) -> Batch:
-        """The shapes of the largest global batch, and where its arrays are."""
+        """Shapes and shardings of the largest global batch: texts of maximum length."""
         source = self._batch.source(self._inputs)
         listed = self._batch.n_negatives + 1
         most, hard, taught = 0, 0, False
@@ -148,11 +148,11 @@ class Ranking:
         )
 
     def work(self, batch: Batch) -> Iterator[Work]:
-        """What this process's part of a batch gives the transformer to do."""
+        """The transformer's work on this process's part of a batch."""
         return work_of(batch, self.batch_size)
 
     def validate(self, model: nnx.Module) -> Validation:
-        """Ranks the held-out rows."""
+        """Rank the held-out rows; the metrics are the loss, recalls and MRR."""
         assert isinstance(model, Scorer)
         if self._validator is None:
             self._validator = TextScorer(model, self._text, mesh=self.mesh)
@@ -180,17 +180,17 @@ def longest_batch(
     hard: int = 0,
     taught: bool = False,
 ) -> Batch:
-    """The shapes of a batch of the longest texts, and where its arrays are on a mesh.
+    """Shapes and shardings of a batch whose texts all have the maximum length.
 
     Args:
-        model: its shape.
-        text: lengths.
+        model: settings of encoder and head.
+        text: maximum lengths of texts.
         mesh: from ``make_mesh``.
-        batch_size: contexts.
-        source: of the candidates.
-        listed: candidates of a context where they are not the batch's labels.
-        hard: negatives of a context's own besides.
-        taught: whether a teacher scored candidates.
+        batch_size: number of contexts.
+        source: where candidates come from.
+        listed: candidates per context, unless they are the labels of the batch.
+        hard: hard negatives per context, in addition.
+        taught: whether the batch has a teacher's scores.
     """
     rows, everyone = NamedSharding(mesh, ROWS), everywhere(mesh)
 
@@ -220,7 +220,7 @@ def longest_batch(
 
 
 def work_of(batch: Batch, batch_size: int) -> Iterator[Work]:
-    """What a process's part of a batch of so many contexts gives the transformer to do."""
+    """The transformer's work on a process's part of a batch; ``batch_size`` is that of the global batch."""
     share = len(batch.label) / batch_size
     inputs, where = batch.inputs, np.asarray(batch.where)
     if isinstance(inputs, PairInputs):
@@ -228,7 +228,7 @@ def work_of(batch: Batch, batch_size: int) -> Iterator[Work]:
         return
     yield _work(inputs.context, share)
     if inputs.shared is not None:
-        # Candidates that are the same in every batch are in every process.
+        # Fixed candidates, the same in every batch, are on every process.
         yield _work(inputs.shared.tokens, share if inputs.shared.of_rows else 1.0)
     if inputs.listed is not None:
         c = inputs.listed.tokens.ids.shape[1]
@@ -236,14 +236,19 @@ def work_of(batch: Batch, batch_size: int) -> Iterator[Work]:
 
 
 def _work(tokens: Tokens, share: float, where: np.ndarray | None = None) -> Work:
-    """The work of tokens; places of lists that hold no candidate are filled up, for nothing."""
+    """The work on an array of tokens; unused entries of candidate lists (``where``) count as padding."""
     mask = np.asarray(tokens.mask)
     mask = mask if where is None else mask & where[..., None]
     return Work(mask.sum(-1), mask.size, share)
 
 
 def too_much(batch: BatchConfig, *, devices: int) -> tuple[str, str]:
-    """What does not fit in the devices' memory, and what to do; each has a context of a chunk at least."""
+    """What does not fit in device memory, and what to do.
+
+    Args:
+        batch: settings of the batch.
+        devices: number of devices; each holds at least one context of a chunk.
+    """
     contexts = batch.chunk or batch.batch_size
     if contexts <= devices:
         fix = (

@@ -1,4 +1,4 @@
-"""The parts of the loop besides steps: opening a run, logging, validating, saving."""
+"""The parts of the training loop: open or resume a run, step, log, validate, save."""
 
 import contextlib
 import dataclasses
@@ -21,15 +21,15 @@ from polyjax.train.speed import Profile, Speed
 from polyjax.train.trainer import Trainer
 
 Callback = Callable[[int, str, dict[str, Any]], object]
-"""Called with (step, kind, metrics) for every line of the log; kind is ``train`` or ``valid``. It may raise
-StopTraining; what it returns is ignored."""
+"""Called as (step, kind, metrics) for every log line; kind is ``train`` or ``valid``. It may raise
+StopTraining. Its result is ignored."""
 
 
 class StopTraining(Exception):
-    """Raised by a callback to end a run: it is validated, saved, and counts as finished.
+    """Raise it in a callback to end the run: the model is validated and saved, and the run is finished.
 
     Args:
-        reason: what ``TrainResult.stopped_by`` says.
+        reason: becomes ``TrainResult.stopped_by``.
     """
 
     def __init__(self, reason: str = "a callback"):
@@ -38,20 +38,23 @@ class StopTraining(Exception):
 
 
 class Session:
-    """A run directory in which a trainer resumes from the last checkpoint.
+    """One session of a run: it resumes from the last checkpoint in the run directory, if there is one.
 
     Args:
-        trainer: at its beginning; it is given the saved state.
-        objective: validates.
-        run_dir: where metrics and checkpoints go.
-        config: limits, profile.
-        events: when things happen.
+        trainer: a new trainer; the saved state is loaded into it.
+        objective: places batches and validates.
+        run_dir: directory of the run: metrics and checkpoints are written there.
+        config: limits of the run, steps to trace.
+        events: when the run logs, validates, saves and ends.
         callbacks: see ``Callback``.
         quiet: print nothing.
 
     Attributes:
-        first: steps that were made before.
-        progress: validations, seconds, and why the run has ended.
+        first: number of steps made in earlier sessions.
+        progress: best validation, seconds, and why the run ended.
+
+    Raises:
+        InputError: no checkpoint can be read, or the steps to trace are already made.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Session:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Show progress, and turn failures into errors."""
+        """Show the progress bar; turn exhausted memory and lost processes into InputErrors."""
         with (
             meter(
                 "training", self._events.steps, unit="steps", start=self.first, out=self._screen
@@ -120,22 +123,26 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run has trained, earlier sessions included."""
+        """Training time of the run in seconds, including earlier sessions."""
         return time.monotonic() - self._began
 
     def clock(self, step: int) -> float:
-        """The seconds that all processes agree upon; 0 at steps where none of them reads the clock."""
+        """The training time in seconds, the same on all processes; 0 at steps that do not read the clock."""
         if not self._events.reads_clock(step, processes=jax.process_count()):
             return 0.0
         return agreed(self.seconds)
 
     @property
     def compilations(self) -> int:
-        """Programs compiled for training and validating."""
+        """Number of programs compiled for training and validation."""
         return self._trainer.compilations + self._objective.compilations
 
     def log(self, step: int) -> None:
-        """Write the means since the last log."""
+        """Write the means of the metrics since the last log line.
+
+        Raises:
+            InputError: a loss or the norm of a gradient is not finite.
+        """
         means = self._checks.means(self._window, step)
         self._window = []
         means |= {
@@ -151,11 +158,15 @@ class Session:
         self._shown.move_to(step, f"{note}  loss {means['loss']:.3f}")
 
     def check(self, step: int) -> None:
-        """Raise InputError where a parameter is not finite: such a state is neither validated nor saved."""
+        """Raise InputError if a parameter is not finite, before the state is validated or saved."""
         self._checks.parameters(self._trainer.state, step)
 
     def validate(self, step: int) -> float:
-        """Validate, and pass the loss to the plateau rule; returns ``best_by``, larger is better."""
+        """Validate, and pass the loss to the plateau rule; returns the ``best_by`` metric (larger is better).
+
+        Raises:
+            InputError: the loss is not finite, or device memory is exhausted.
+        """
         with validation_errors_named(self._latest_step):
             outcome = self._objective.validate(self._trainer.model)
         self._checks.check("validation loss", [outcome.loss], step)
@@ -167,7 +178,7 @@ class Session:
         return best_by
 
     def save(self, step: int, due: Due, best_by: float | None) -> None:
-        """Save the state, and why the run ends where it does."""
+        """Save a checkpoint with the progress, which says why the run ends if it does."""
         finished = self._stopped or why_ended(self._config, self._events, step, due, self.progress)
         self.progress = dataclasses.replace(self.progress, seconds=self.seconds, finished=finished)
         self._trainer.save(self._checkpoints, dataclasses.asdict(self.progress), best_by=best_by)
@@ -175,11 +186,11 @@ class Session:
 
     @property
     def stopped(self) -> bool:
-        """Whether a callback wants the run to end."""
+        """Whether a callback has ended the run."""
         return bool(self._stopped)
 
     def _record(self, step: int, kind: str, metrics: dict[str, Any]) -> None:
-        """Write a line of the log and call the callbacks; in several processes the first one's may stop."""
+        """Write a log line and call the callbacks; only those of the first process can stop the run."""
         self._log.write(step, kind, metrics)
         reason = ""
         for callback in self._callbacks:
@@ -192,10 +203,10 @@ class Session:
 
 
 def better_is_larger(outcome: Validation, name: str) -> float:
-    """A validation's metric, negated where less is better."""
+    """A metric of a validation, negated if smaller is better."""
     if name == "loss":
         return -outcome.loss
-    # A recall's name ends with the number of candidates.
+    # The name of a recall ends with the number of candidates, as recall@1/20.
     return next(value for key, value in outcome.metrics.items() if key.partition("/")[0] == name)
 
 

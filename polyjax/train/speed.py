@@ -1,4 +1,4 @@
-"""How fast a run trains, and how much of that is waste."""
+"""Training speed: throughput, waiting, padding, share of the device's peak; and profiling."""
 
 import resource
 import sys
@@ -22,12 +22,12 @@ PEAKS: dict[str, tuple[float, float]] = {
     "L4": (121e12, 0.30e12),
     "T4": (65e12, 0.32e12),
 }
-"""Half-precision operations and bytes of memory a second of some GPUs, from their makers' data sheets (dense;
-the SXM form where there are several)."""
+"""Peak half-precision operations per second and memory bytes per second of GPUs, from their data sheets
+(dense; the SXM variant if there are several)."""
 
 
 def peaks_of(device_kind: str) -> tuple[float, float] | None:
-    """The peaks of a device; None where they are not known.
+    """The peaks of a device, see ``PEAKS``; None if they are not known.
 
     >>> peaks_of("NVIDIA A100-SXM4-40GB")[0] == 312e12 and peaks_of("cpu") is None
     True
@@ -37,15 +37,15 @@ def peaks_of(device_kind: str) -> tuple[float, float] | None:
 
 
 def model_flops(config: EncoderSettings, lengths: np.ndarray, *, trained_layers: int | None = None) -> float:
-    """Operations of the transformer's products in one step, forward and backward, of the real tokens.
+    """Floating-point operations of the transformer's matrix products in one step, forward and backward.
 
-    In each layer, per token 6 times the matrices' entries (2 forward, 4 backward), and 12 d times its
-    sequence's length for the attention (arXiv 2204.02311, appendix B). Padding does not count.
+    Each layer counts, per real token, 6 operations per weight (2 forward, 4 backward), and 12 d times the
+    length of the sequence for the attention (arXiv 2204.02311, appendix B). Padding does not count.
 
     Args:
-        config: the transformer's shape.
-        lengths: real tokens of each sequence, any shape.
-        trained_layers: the top ones, through which gradients go; all where None.
+        config: settings of the transformer.
+        lengths: number of real tokens of each sequence, any shape.
+        trained_layers: number of top layers with a backward pass; None for all.
     """
     lengths = np.asarray(lengths, np.float64)
     passes = config.n_layers + 2 * (config.n_layers if trained_layers is None else trained_layers)
@@ -54,12 +54,12 @@ def model_flops(config: EncoderSettings, lengths: np.ndarray, *, trained_layers:
 
 
 class Speed:
-    """Counts what is trained between two lines of the log.
+    """Measures the speed of training between two log lines.
 
     Args:
-        encoder: the transformer's shape.
-        n_devices: those that share the work.
-        batch_size: examples of the whole batch.
+        encoder: settings of the transformer.
+        n_devices: number of devices that share the work.
+        batch_size: examples in the global batch.
         trained_layers: see ``model_flops``.
     """
 
@@ -68,22 +68,22 @@ class Speed:
     ):
         self._encoder, self._n_devices, self._batch_size = encoder, n_devices, batch_size
         self._trained_layers = trained_layers
-        # The peaks are those of half precision.
+        # PEAKS are for half precision.
         half = encoder.dtype != "float32"
         self._peaks = peaks_of(jax.local_devices()[0].device_kind) if half else None
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count again."""
+        """Set all counts to zero and restart the clock."""
         self._began = time.monotonic()
         self._steps, self._tokens, self._places, self._flops, self._waiting = 0, 0.0, 0.0, 0.0, 0.0
 
     def waited(self, seconds: float) -> None:
-        """A step waited so long for its batch."""
+        """Add the time that a step waited for its batch, in seconds."""
         self._waiting += seconds
 
     def add(self, work: Iterable[Work]) -> None:
-        """A step's work, of which this process has its part."""
+        """Add this process's part of the work of a step."""
         self._steps += 1
         for part in work:
             self._tokens += int(part.lengths.sum()) / part.share
@@ -93,11 +93,11 @@ class Speed:
             )
 
     def metrics(self) -> dict[str, float]:
-        """Speeds a second of the whole run, the shares of waiting for batches and of padding, and memory.
+        """Metrics since the last ``restart``, over all processes.
 
-        ``mfu`` is there where the device's peak for the arithmetic in use is known: the share of it that
-        the model's own operations are. ``memory_gib`` is the most that was used: of a device, or of the
-        process on a CPU.
+        Throughput is per second; ``waiting`` (for batches) and ``padding`` are shares. ``mfu`` is the share
+        of the devices' peak that the model's operations use, in half precision on devices with known peaks.
+        ``memory_gib`` is the peak memory: of one device, or on a CPU of the process.
         """
         seconds = time.monotonic() - self._began
         found = {
@@ -123,34 +123,34 @@ def _memory() -> int:
 
 
 class Profile:
-    """A trace of some steps, for TensorBoard, Perfetto or xprof.
+    """Records a trace of some steps, for TensorBoard, Perfetto or xprof.
 
     Args:
-        steps: first and last step to record, counted from 1; None for no trace.
-        folder: where the trace goes.
-        out: where it is said that it could not be written.
+        steps: first and last step to record, from 1; None for no trace.
+        folder: the trace is written there.
+        out: prints a message if the trace could not be written.
     """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path, out: Console):
         self._steps, self._folder, self._out, self._on = steps, folder, out, False
 
     def before(self, step: int) -> None:
-        """A step is about to be made."""
+        """Call it before a step: starts the trace at the first step to record."""
         if self._steps and not self._on and self._steps[0] <= step <= self._steps[1]:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
             self._on = True
 
     def after(self, step: int, result: object) -> None:
-        """The step was started, and gives this result."""
+        """Call it after a step, with its result: ends the trace at the last step to record."""
         if self._on and self._steps and step >= self._steps[1]:
             self.close(result)
 
     def close(self, result: object = None) -> None:
-        """End a trace that has begun."""
+        """End the trace, if it has started, once ``result`` is computed."""
         if self._on:
             self._on = False
             jax.block_until_ready(result)
             try:
                 jax.profiler.stop_trace()
-            except Exception as error:  # a trace is not worth a run
+            except Exception as error:  # a failed trace must not end the run
                 self._out.print(f"the trace in {self._folder} could not be written: {first_line(error)}")

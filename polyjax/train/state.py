@@ -1,4 +1,4 @@
-"""The state of a training, and the trees in which it is saved."""
+"""The state of a training, and its form in a checkpoint."""
 
 import dataclasses
 import typing
@@ -17,16 +17,16 @@ from polyjax.runs import Checkpoints, fill_parameters, flat_parameters
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes, and all that it needs besides the batch.
+    """The state of a training: all that a step needs besides the batch.
 
     Attributes:
-        trained: parameters that learn (nnx.State).
-        frozen: parameters that do not.
+        trained: trained parameters (nnx.State).
+        frozen: the other parameters.
         optimizer: state of the optimiser.
         plateau: state of the plateau rule, whose ``scale`` multiplies the learning rate.
-        step: steps made so far, int32 [].
-        key: from which the dropout of each step is drawn.
-        loss_scale: what the loss is multiplied with, and what changes it; None outside float16.
+        step: number of steps made so far, int32 [].
+        key: data of the random key from which each step derives its dropout key.
+        loss_scale: the dynamic loss scale; None unless the computation is in float16.
     """
 
     trained: nnx.State
@@ -39,9 +39,9 @@ class TrainState:
 
 
 def trees_of(state: TrainState) -> dict[str, Any]:
-    """A state as the trees of a checkpoint: dicts of arrays, which can be read without this package.
+    """A state as the trees of a checkpoint: dicts of arrays that can be read without this package.
 
-    The optimiser's leaves are numbered: their structure is that of the optimiser that the code makes.
+    The leaves of the optimiser's state are numbered; loading takes their structure from a new optimiser.
     """
     leaves, scale = jax.tree.leaves(state.optimizer), state.loss_scale
     training = {
@@ -59,7 +59,7 @@ def trees_of(state: TrainState) -> dict[str, Any]:
 
 
 def state_of(trees: dict[str, Any], like: TrainState) -> TrainState:
-    """The state that ``trees_of`` made trees of.
+    """The state from the trees of a checkpoint, the inverse of ``trees_of``.
 
     Args:
         trees: dicts of arrays.
@@ -80,14 +80,14 @@ def state_of(trees: dict[str, Any], like: TrainState) -> TrainState:
 
 
 def restore_state(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The latest saved state that is whole, and its progress data.
+    """The latest saved state that is not damaged, and its progress data.
 
     Args:
-        checkpoints: of a run.
-        like: a state of the same structure; the arrays are restored to where its arrays are.
+        checkpoints: the checkpoints of a run.
+        like: a state of the same structure; its shardings are used.
 
     Raises:
-        InputError: none is whole.
+        InputError: all saved states are damaged.
     """
     saved = checkpoints.restore(trees_of(like))
     return state_of(saved.trees, like), saved.progress

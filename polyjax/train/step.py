@@ -1,4 +1,4 @@
-"""One step: loss -> gradients -> parameters. Pure; it knows only a model's loss."""
+"""One training step: loss -> gradients -> parameters. A pure function of the state and a batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from polyjax.mesh.placement import used
 from polyjax.train.state import TrainState
 
 BatchLoss = Callable[[Any, Any, Array | None], tuple[Array, dict[str, Array]]]
-"""(model, batch, key that draws the dropout or None) -> the loss (nats) and its metrics, it among them."""
+"""(model, batch, random key for dropout or None) -> the loss (nats) and the metrics, including the loss."""
 
 
 def make_train_step(
@@ -26,17 +26,17 @@ def make_train_step(
     shardings: tuple[TrainState, NamedSharding] | None = None,
     on_trace: Callable[[], None] = lambda: None,
 ) -> jax.stages.Wrapped:
-    """The jitted step, (state, batch) -> (state, metrics). It donates its state's memory.
+    """The jitted step, (state, batch) -> (state, metrics). It donates the memory of its state.
 
-    The optimiser is given the loss as ``value`` besides. With a loss scale, a step whose gradients are not
-    finite is skipped: only the scale and the number of the step change, and the metric ``skipped`` is 1.
+    The optimiser also gets the loss, as ``value``. With a loss scale, a step whose gradients are not finite
+    is skipped: only the scale and the step number change, and the metric ``skipped`` is 1.
 
     Args:
-        graph: of the model.
-        optimizer: of the trained parameters.
-        loss: of the model on a batch.
-        shardings: of the state that comes out, and of its metrics; chosen by XLA where None.
-        on_trace: called at each new shape, that is once a compilation.
+        graph: graph definition of the model.
+        optimizer: the optimiser of the trained parameters.
+        loss: the loss of the model on a batch.
+        shardings: shardings of the resulting state and of the metrics; None to let XLA choose.
+        on_trace: called for each new shape, that is once per compilation.
     """
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
@@ -55,11 +55,11 @@ def make_train_step(
             (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         else:
             was = jnp.asarray(scale.scale)
-            with jax.numpy_dtype_promotion("standard"):  # as flax's arithmetic is
+            with jax.numpy_dtype_promotion("standard"):  # flax mixes dtypes here
                 scaled = scale.value_and_grad(loss_of, has_aux=True)(state.trained)
             scale, finite, (value, metrics), gradients = scaled
             metrics |= {"loss_scale": was, "skipped": 1.0 - finite.astype(jnp.float32)}
-        if shardings is not None:  # each device updates, and so keeps, its part of what fsdp splits
+        if shardings is not None:  # with fsdp each device updates, and stores, only its part
             gradients = jax.lax.with_sharding_constraint(gradients, shardings[0].trained)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counters and float32
             updates, optimizer_state = optimizer.update(

@@ -1,4 +1,4 @@
-"""The one way to begin a training: what is trained, by which optimiser, on which devices, in which step."""
+"""The trainer: sets up the trained parameters, optimiser, devices and step of a training."""
 
 import dataclasses
 import typing
@@ -33,11 +33,11 @@ from polyjax.train.state import TrainState, state_of, trees_of
 from polyjax.train.step import BatchLoss, make_train_step
 
 Optimizer = optax.GradientTransformation | Callable[[OptimConfig, int], optax.GradientTransformation]
-"""An optax optimiser, or what makes one of (settings, steps in all)."""
+"""An optax optimiser, or a function (settings, total number of steps) -> optimiser."""
 
 
 class Trainer:
-    """A model in training: optimiser, plateau rule, what is trained, loss scale, state, shardings and step.
+    """A model in training: its state, optimiser, plateau rule, loss scale, shardings and step.
 
     >>> from polyjax.nn.encoders import EncoderConfig
     >>> from polyjax.nn.linear import Linear  # any module, and any loss of it
@@ -52,32 +52,32 @@ class Trainer:
     True
 
     Args:
-        model: with its initial parameters, which are copied; or its shapes alone (``shapes_of``, or from
-            ``nnx.eval_shape``), to look at a step's program without any memory.
-        loss: of the model on a batch.
-        encoder: the shape of its transformer: layers, of which the top ones may be trained, and arithmetic.
-        n_steps: steps in all, for the schedule.
+        model: the model with its initial parameters, which are copied; or shapes only (from ``shapes_of`` or
+            ``nnx.eval_shape``), to compile a step without allocating memory.
+        loss: the loss of the model on a batch.
+        encoder: settings of its transformer: number of layers (for ``trainable``) and dtype.
+        n_steps: total number of steps, for the schedule.
         optim: optimiser, schedule, plateau rule and loss scale.
         trainable: see ``TrainConfig``.
-        seed: of the dropout.
-        mesh: devices that share the work, from ``make_mesh``; one device where None.
-        optimizer: takes the place of the optimiser and schedule of ``optim``. Its state is saved and restored
-            as it is. What remains of ``optim`` is ``decay`` of ``plateau``, whose factor its updates are
-            multiplied with, and the loss scale.
+        seed: seed of the dropout.
+        mesh: devices that share the work, from ``make_mesh``; None for one device.
+        optimizer: replaces the optimiser and schedule of ``optim``. Its state is saved and restored with the
+            model. Of ``optim``, the plateau rule (which multiplies the updates) and the loss scale still
+            apply.
 
     Raises:
         InputError: nothing would be trained, or a parameter cannot be split over the mesh.
 
     Attributes:
-        state: before the next step; shapes where the model is.
-        shardings: of the state.
-        update: the step as a pure, jitted function, (state, batch) -> (state, metrics), that gives the memory
-            of its state away.
-        graph: of the model.
-        mesh: devices.
-        optim: settings.
-        own_optimizer: whether another one than theirs is used, a schedule apart.
-        compilations: programs compiled of it.
+        state: the state before the next step; shapes if the model has shapes only.
+        shardings: shardings of the state.
+        update: the step as a pure, jitted function (state, batch) -> (state, metrics); it donates the memory
+            of the state.
+        graph: graph definition of the model.
+        mesh: the devices.
+        optim: the settings.
+        own_optimizer: whether ``optimizer`` replaces the optimiser of ``optim``, not only its schedule.
+        compilations: number of programs compiled for the step.
     """
 
     def __init__(
@@ -147,14 +147,17 @@ class Trainer:
         optimizer: Optimizer | None = None,
         shapes_only: bool = False,
     ) -> "Trainer":
-        """Of an objective's model and loss.
+        """A trainer of an objective's model and loss.
 
         Args:
-            objective: what is trained.
-            optim: as for the class; ``optimizer`` as well.
-            config: how many steps, which parameters, which seed.
+            objective: the model, its loss and its mesh.
+            optim: as for the class.
+            config: number of steps, trained parameters, seed.
             optimizer: as for the class.
-            shapes_only: make no state, only its shapes.
+            shapes_only: hold only the shapes of the state, without allocating it.
+
+        Raises:
+            InputError: as for the class.
         """
         model = objective.model
         return cls(
@@ -173,30 +176,30 @@ class Trainer:
         self.compilations += 1
 
     def step(self, batch: Any) -> dict[str, jax.Array]:
-        """Make a step; its metrics.
+        """Make a step and return its metrics.
 
         Args:
-            batch: the global one, on the mesh.
+            batch: the global batch, placed on the mesh.
         """
         self.state, metrics = self.update(self.state, batch)
         return metrics
 
     def lowered(self, batch: Any) -> jax.stages.Lowered:
-        """The step's program for a batch, not run.
+        """The program of a step, lowered but not run.
 
         Args:
-            batch: shapes are enough, with where their arrays are.
+            batch: a global batch, or its shapes and shardings.
         """
         return self.update.lower(self.state, batch)
 
     @property
     def steps_made(self) -> int:
-        """Steps in all, earlier sessions included."""
+        """Number of steps made, including earlier sessions."""
         return int(self.state.step)
 
     @property
     def model(self) -> nnx.Module:
-        """The model with its present parameters, whose memory the next step gives away."""
+        """The model with its current parameters; the next step reuses their memory, so copy what you keep."""
         return nnx.merge(self.graph, self.state.trained, self.state.frozen)
 
     def validated(self, loss: float) -> None:
@@ -211,8 +214,8 @@ class Trainer:
     def rates(self) -> dict[str, float]:
         """``learning_rate`` of the last step, with the plateau's factor in it.
 
-        A custom optimiser exposes its rate by ``optax.inject_hyperparams``. Of one that does not, there
-        is ``rate_factor`` instead, the plateau's factor alone.
+        The rate of a custom optimiser is known if it uses ``optax.inject_hyperparams``. Otherwise the result
+        is ``rate_factor``, the plateau's factor alone.
         """
         factor = jnp.asarray(self.state.plateau.scale)
         if not self.own_optimizer:
@@ -229,10 +232,10 @@ class Trainer:
         checkpoints.save(self.steps_made, trees_of(self.state), progress, best_by=best_by)
 
     def restore(self, checkpoints: Checkpoints) -> dict[str, Any]:
-        """Take the latest saved state that is whole; its progress data.
+        """Load the latest saved state that is not damaged, and return its progress data.
 
         Raises:
-            InputError: none is whole.
+            InputError: all saved states are damaged.
         """
         saved = checkpoints.restore(trees_of(self.state))
         self.state = state_of(saved.trees, self.state)
@@ -242,7 +245,11 @@ class Trainer:
 def _rule(
     optimizer: Optimizer | None, optim: OptimConfig, n_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimiser that is used."""
+    """The optimiser to use: that of ``optim``, or the caller's.
+
+    Raises:
+        InputError: the caller's factory returns something else than an optimiser.
+    """
     if optimizer is None:
         optimizer = make_optimizer(optim, n_steps)
     elif not isinstance(optimizer, optax.GradientTransformation):
@@ -253,7 +260,7 @@ def _rule(
 
 
 def shapes_of(model: nnx.Module) -> nnx.Module:
-    """A model without its parameters' values."""
+    """A model with the shapes and dtypes of its parameters instead of their values."""
     graph, state = nnx.split(model)
     return nnx.merge(graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state))
 
@@ -263,7 +270,7 @@ def _as_array(leaf: Any) -> jax.Array:
 
 
 def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Where the arrays of a state belong; what an optimiser keeps of a parameter is split as that is."""
+    """The shardings of a state; the optimiser's arrays for a parameter are split like the parameter."""
     return TrainState(
         **{
             field.name: shardings_of(getattr(state, field.name), mesh, optional=field.name == "optimizer")
