@@ -273,7 +273,7 @@ def test_the_loss_leaves_other_right_answers_out_as_training_does():
 
 
 def test_shared_candidates_that_are_one_text_are_refused():
-    with pytest.raises(InputError, match="places 0 and 2 are one text") as caught:
+    with pytest.raises(InputError, match="candidates 0 and 2 are the same text") as caught:
         check_candidates([listed("b")], ["caf\u00e9", "b", "CAFE\u0301"], source="test")
     assert caught.value.argument == "shared"
 

@@ -1,4 +1,4 @@
-"""How good a ranking is: metrics with intervals, baselines on the same rows, reports.
+"""Evaluation of rankings: metrics with confidence intervals, baselines on the same rows, reports.
 
 ``evaluate`` ranks rows with a model. ``rank_listed`` and ``rank_shared`` take scores from any source.
 """

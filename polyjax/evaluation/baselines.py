@@ -1,4 +1,4 @@
-"""What a model is compared with, on the same rows: TF-IDF, and the encoder before training."""
+"""Baselines for a model, on the same rows: TF-IDF, and the encoder before training."""
 
 import dataclasses
 import importlib.util
@@ -27,21 +27,21 @@ _UNSPACED = re.compile(
 )
 """Letters of scripts whose words are not separated by spaces."""
 _ROWS = 256
-"""Rows that are scored together against shared candidates."""
+"""Number of rows scored at a time against shared candidates."""
 
 
 def tfidf_ranking(
     examples: Sequence[Example], fit_on: Sequence[str], *, shared: Sequence[str] = ()
 ) -> RankingResult:
-    """Cosine of TF-IDF vectors (scikit-learn) of the last 5 turns and of each candidate.
+    """Ranking by the cosine of the TF-IDF vectors (scikit-learn) of the last 5 turns and of each candidate.
 
-    Terms are words; where words are not separated by spaces (Chinese, Japanese, Thai, ...) they are
-    characters and pairs of them. The result's name says so, and says if it is below chance.
+    Terms are words. For languages without spaces between words (Chinese, Japanese, Thai, ...), terms are
+    single characters and pairs of characters. The result's name says this, and whether it is below chance.
 
     Args:
-        examples: with listed candidates, or with shared ones.
-        fit_on: texts (training turns) that give vocabulary and document frequencies.
-        shared: different texts that every example's label is ranked among.
+        examples: rows to rank, whose candidates are listed or ``shared``.
+        fit_on: texts (training turns) from which vocabulary and document frequencies are computed.
+        shared: distinct candidates for all rows; empty if the rows list their own.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -53,7 +53,7 @@ def tfidf_ranking(
     terms = {"analyzer": "char", "ngram_range": (1, 2)} if letters else {}
     try:
         vectorizer = TfidfVectorizer(sublinear_tf=True, **terms).fit(fit_on)
-    except ValueError:  # no word of two letters anywhere
+    except ValueError:  # no text has a word of two letters
         vectorizer = TfidfVectorizer(sublinear_tf=True, analyzer="char").fit([*fit_on, "a"])
     contexts = vectorizer.transform(" ".join(e.context[-TFIDF_TURNS:]) for e in examples)
     turns = min(TFIDF_TURNS, max(len(e.context) for e in examples))
@@ -74,7 +74,7 @@ def tfidf_ranking(
 
 
 def check_tfidf() -> None:
-    """Raise InputError if scikit-learn is not installed; called before training starts."""
+    """Raise InputError if scikit-learn is not installed; call it before training starts."""
     if importlib.util.find_spec("sklearn") is None:
         raise InputError(
             "the TF-IDF baseline",
@@ -85,7 +85,7 @@ def check_tfidf() -> None:
 
 
 def has_no_spaces(texts: Iterable[str]) -> bool:
-    """Whether a fifth or more of the letters are of scripts that do not separate words by spaces.
+    """Whether at least a fifth of the letters belong to scripts that do not separate words by spaces.
 
     >>> has_no_spaces(["打印机坏了怎么修理？"]), has_no_spaces(["how to fix it (修理)?"])
     (True, False)
@@ -98,7 +98,7 @@ def has_no_spaces(texts: Iterable[str]) -> bool:
 
 
 def _beside_chance(result: RankingResult) -> RankingResult:
-    """The result, whose name says if it is below chance."""
+    """The result; "(below chance)" is added to its name if its recall@1 is."""
     if result.recall(1) * result.n_candidates >= 1:
         return result
     return dataclasses.replace(result, name=f"{result.name} (below chance)")
@@ -114,17 +114,17 @@ def zero_shot_rankings(
     turns: Sequence[int] = (2, 4),
     title: str = "",
 ) -> list[RankingResult]:
-    """Cosine of mean-pooled outputs of an encoder that saw no training on the task.
+    """Rankings by the cosine of mean-pooled outputs of an encoder that was not trained on the task.
 
     Args:
-        encoder: with its pretrained parameters.
-        tokenizer: the encoder's.
-        config: lengths.
-        examples: with listed candidates, or with shared ones.
-        shared: different texts that every example's label is ranked among.
-        turns: numbers of last turns of the context, with a result for each; larger ones than any context's
-            are left out.
-        title: of the progress display; "" for no display.
+        encoder: the encoder with its pretrained parameters.
+        tokenizer: the encoder's tokenizer.
+        config: maximum lengths of texts.
+        examples: rows to rank, whose candidates are listed or ``shared``.
+        shared: distinct candidates for all rows; empty if the rows list their own.
+        turns: numbers of last turns of a context to read, with one result for each; numbers above that of
+            the longest context are reduced to it.
+        title: title of the progress bar; "" for no progress bar.
     """
     head = BiConfig(shared_encoder=True, normalize=True)
     scorer = DualScorer(encoder.config, head, context_encoder=encoder, rngs=nnx.Rngs(0))
@@ -152,7 +152,7 @@ def _split(
     shared: Sequence[str],
     parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> list[RankingResult]:
-    """A result for each name; their rows follow each other in the scores."""
+    """One result per name, from scores of the rows of all names, one name after the other."""
     several = [example for _ in names for example in examples]
     ranks = rank_shared("", several, shared, parts).ranking
     groups = tuple(example.group for example in examples)
@@ -163,6 +163,6 @@ def _split(
 
 
 def _parts(n: int) -> Iterator[np.ndarray]:
-    """Places of n rows, in parts."""
+    """The indices of n rows, in chunks."""
     for start in range(0, n, _ROWS):
         yield np.arange(start, min(start + _ROWS, n))

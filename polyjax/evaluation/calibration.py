@@ -1,7 +1,7 @@
-"""Scores -> probabilities: a logistic map of two numbers, fitted on rows whose right candidate is known.
+"""Calibration: maps scores to probabilities by a logistic function with two fitted parameters.
 
 Platt's method (Advances in Large Margin Classifiers, 1999) with the targets of Lin, Lin and Weng (Machine
-Learning 68, 2007), by which the fit stays finite where right and wrong candidates are separated.
+Learning 68, 2007), which keep the fit finite even if scores separate right and wrong candidates completely.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ _STEPS, _CLOSE = 100, 1e-10
 class ScoreMap:
     """The probability that a candidate is right: 1 / (1 + exp(-(slope * score + offset))).
 
-    It says so of candidates that are as often right as those of the rows that it was fitted on.
+    It holds for candidates of which the same share is right as in the rows that the map was fitted on.
 
     Attributes:
-        slope: positive, so that candidates keep their order.
-        offset: 0 for a probability of one half at score 0.
+        slope: multiplies the score; positive, so that the order of candidates stays the same.
+        offset: added to it; with 0, a score of 0 has probability one half.
 
     >>> ScoreMap(slope=2.0, offset=-1.0)(np.array([0.5, 100.0, -100.0])).tolist()
     [0.5, 1.0, 0.0]
@@ -40,12 +40,12 @@ class ScoreMap:
             raise InputError("offset", expected="a finite number", got=self.offset)
 
     def __call__(self, scores: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-        """Probabilities, float32: in half precision different scores would tie."""
+        """Probabilities of scores of any shape, float32 (in half precision, different scores would tie)."""
         return _sigmoid(self.slope * np.asarray(scores, np.float64) + self.offset).astype(np.float32)
 
 
 SIGMOID = ScoreMap()
-"""The map of a model that records none."""
+"""The map of a model that was not calibrated."""
 
 
 def fit_score_map(
@@ -53,19 +53,19 @@ def fit_score_map(
     label: Int[np.ndarray, " b"],
     where: Bool[np.ndarray, "b c"] | None = None,
 ) -> ScoreMap | None:
-    """The logistic map under which right and wrong candidates are most likely.
+    """Fit the logistic map by maximum likelihood.
 
     Args:
-        scores: of the candidates of each row; those that are not finite count as missing.
-        label: place of the right candidate in each row.
-        where: True at real candidates; all by default.
+        scores: scores of the candidates of each row, [b, c]; scores that are not finite count as missing.
+        label: index of the right candidate in each row, [b].
+        where: True for real candidates; None for all.
 
     Returns:
-        The map; None where right candidates do not score higher than wrong ones, which no increasing map
-        describes.
+        The map; None if right candidates do not score higher than wrong ones, so that the slope would not be
+        positive.
 
     Raises:
-        InputError: no candidate is right, or none is wrong.
+        InputError: there are no right candidates, or no wrong ones.
 
     >>> map_ = fit_score_map(np.array([[4.0, 0.0, 1.0], [0.0, 3.0, 2.0]]), np.array([0, 1]))
     >>> [f"{chance:.1f}" for chance in map_(np.array([0.0, 4.0]))]
@@ -81,7 +81,7 @@ def fit_score_map(
     middle, spread = values.mean(), values.std()
     if spread == 0:
         return None
-    # Lin, Lin and Weng's targets: what Bayes' rule expects of as many trials.
+    # The targets of Lin, Lin and Weng: posterior means for these numbers of right and wrong candidates.
     target = np.where(is_right, (n_right + 1) / (n_right + 2), 1 / (n_wrong + 2))
     slope, offset = _newton((values - middle) / spread, target)
     slope, offset = float(slope / spread), float(offset - slope * middle / spread)
@@ -89,7 +89,7 @@ def fit_score_map(
 
 
 def _newton(values: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of the least cross-entropy; a step that does not lower it is halved."""
+    """Slope and offset of minimal cross-entropy, by Newton's method; a step that raises it is halved."""
     columns = np.stack([values, np.ones_like(values)])
     share = target.mean()
     found = np.array([0.0, math.log(share / (1 - share))])
@@ -112,6 +112,6 @@ def _loss(logits: np.ndarray, target: np.ndarray) -> float:
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    # Of the negative size, so that the exponential never overflows.
+    # The exponent is never positive, so the exponential cannot overflow.
     small = np.exp(-np.abs(logits))
     return np.where(logits >= 0, 1, small) / (1 + small)

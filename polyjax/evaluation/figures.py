@@ -1,6 +1,6 @@
-"""Plots of a run, drawn without pyplot and without touching the process's matplotlib backend.
+"""Plots of a run, drawn without pyplot, so that the process's matplotlib backend does not change.
 
-matplotlib is imported when something is drawn.
+matplotlib is imported only when something is drawn.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ GREY, BLUE, ORANGE = "#8a8f98", "#1f5fa8", "#d9822b"
 
 @contextlib.contextmanager
 def drawing(folder: Path) -> Iterator[None]:
-    """Let matplotlib be imported even if only this folder is writable.
+    """A context in which matplotlib can be imported even if only this folder is writable.
 
     Args:
         folder: a writable folder, for matplotlib's cache if there is no folder for temporary files.
@@ -48,7 +48,7 @@ def drawing(folder: Path) -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":
-    """An empty figure of this size in inches, which can be saved but not shown in a window."""
+    """An empty figure, with width and height in inches; it can be saved but not shown in a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,7 +60,12 @@ def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":
 def plot_learning_curve(
     rows: Sequence[Mapping[str, Any]], baseline: RankingResult | None
 ) -> "matplotlib.figure.Figure":
-    """Training and validation loss, and validation recall@1, against steps."""
+    """Plot training and validation loss, and validation recall@1, against steps.
+
+    Args:
+        rows: lines of the run's log.
+        baseline: its recall@1 is drawn as a line; None for none.
+    """
     figure = new_figure(10.0, 3.8)
     left, right = figure.subplots(1, 2)
     training = [(r["step"], r["loss"]) for r in rows if r["kind"] == "train"]
@@ -91,7 +96,11 @@ def plot_learning_curve(
 
 
 def plot_recall(results: Sequence[RankingResult]) -> "matplotlib.figure.Figure":
-    """recall@k against k, the model against the baselines."""
+    """Plot recall@k against k.
+
+    Args:
+        results: baselines, then the model.
+    """
     from matplotlib.ticker import NullLocator
 
     figure = new_figure(6.4, 4.2)
@@ -100,7 +109,7 @@ def plot_recall(results: Sequence[RankingResult]) -> "matplotlib.figure.Figure":
     # With many candidates, the first hundred on a logarithmic axis.
     few = n <= _FEW
     ks = range(1, n + 1) if few else sorted({round(k) for k in np.geomspace(1, 100, 25)})
-    # Dashed: baselines that coincide remain distinguishable.
+    # Some are dashed, so that baselines that coincide can be distinguished.
     others = iter((("#b9bdc4", "-"), ("#8a8f98", "-"), (ORANGE, "-"), ("#6b3d8f", "--"), ("#555a63", ":")))
     for result in results:
         is_model = result is results[-1]
@@ -126,7 +135,7 @@ def plot_recall(results: Sequence[RankingResult]) -> "matplotlib.figure.Figure":
 
 
 def plot_ranks(result: RankingResult) -> "matplotlib.figure.Figure":
-    """The share of examples at each rank of the label."""
+    """Plot the share of examples for each rank of the label (``rank_bins``), with chance for comparison."""
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     n = result.n_candidates
@@ -153,7 +162,7 @@ def plot_ranks(result: RankingResult) -> "matplotlib.figure.Figure":
 
 
 def rank_bins(n: int) -> list[tuple[int, int]]:
-    """Bins of ranks, first and last: single ranks up to 20 candidates, growing bins beyond.
+    """Bins of ranks for n candidates, as (first, last): single ranks up to n = 20, growing bins above.
 
     >>> rank_bins(101)
     [(1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 50), (51, 101)]
@@ -165,7 +174,7 @@ def rank_bins(n: int) -> list[tuple[int, int]]:
 
 
 def save_figure(figure: "matplotlib.figure.Figure", path: Path) -> None:
-    """Write a picture, complete or not at all."""
+    """Write a figure as PNG, completely or not at all."""
     aside = path.with_name(path.name + PARTIAL)
     figure.savefig(aside, dpi=130, format="png")
     os.replace(aside, path)

@@ -13,10 +13,15 @@ def rank_of_label(
     label: Int[np.ndarray, " b"],
     where: Bool[np.ndarray, "b c"] | None = None,
 ) -> Int[np.ndarray, " b"]:
-    """1-based rank of the labelled candidate; a tie counts against it, as does a score that is NaN.
+    """1-based rank of the labelled candidate, int [b]; a tie counts against it, as does a score of NaN.
 
     >>> rank_of_label(np.zeros((1, 4)), np.array([0])).tolist()  # a constant model learns nothing
     [4]
+
+    Args:
+        scores: [b, c].
+        label: index of the right candidate, [b].
+        where: True for real candidates; None for all.
     """
     right = np.zeros(scores.shape, bool)
     np.put_along_axis(right, label[:, None], True, axis=1)
@@ -28,22 +33,27 @@ def rank_of_right(
     right: Bool[np.ndarray, "b c"],
     where: Bool[np.ndarray, "b c"] | None = None,
 ) -> Int[np.ndarray, " b"]:
-    """1-based rank of the best placed of the candidates that are right; the others of them do not count.
+    """1-based rank of the best right candidate among the wrong ones, int [b]; other right ones do not count.
 
-    A tie with a wrong candidate counts against it, as does a score that is NaN.
+    A tie with a wrong candidate counts against it, as does a score of NaN.
 
     >>> rank_of_right(np.array([[3.0, 2.0, 1.0, 1.0]]), np.array([[False, True, True, False]])).tolist()
     [2]
+
+    Args:
+        scores: [b, c].
+        right: True for right candidates, [b, c].
+        where: True for real candidates; None for all.
     """
     real = np.ones(scores.shape, bool) if where is None else where
-    # A NaN among the right ones is ignored; if all are NaN, every other candidate is ahead.
+    # A NaN among the right candidates is ignored; if all are NaN, every wrong candidate is ahead.
     best = np.where(right & real & ~np.isnan(scores), scores, -np.inf).max(axis=1, keepdims=True)
     ahead = ~(scores < best) & real & ~right  # not "scores >= best": a NaN must not win
     return 1 + ahead.sum(axis=1)
 
 
 def recall_at(ranks: Int[np.ndarray, " b"], k: int) -> float:
-    """Share of examples whose label is among the best k.
+    """recall@k: the share of examples whose label is among the best k.
 
     >>> recall_at(np.array([1, 3]), 2)
     0.5
@@ -52,7 +62,7 @@ def recall_at(ranks: Int[np.ndarray, " b"], k: int) -> float:
 
 
 def mean_reciprocal_rank(ranks: Int[np.ndarray, " b"]) -> float:
-    """Mean of 1 / rank.
+    """Mean reciprocal rank (MRR): the mean of 1 / rank.
 
     >>> mean_reciprocal_rank(np.array([1, 2]))
     0.75
@@ -69,30 +79,30 @@ def bootstrap_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of ``values``, resampling whole groups (conversations).
+    """Percentile bootstrap interval of the mean of ``values``, resampling whole groups (conversations).
 
-    Rows of one conversation are not independent; drawing rows would give intervals that are too narrow.
-    Where all groups have one mean, every draw has it too, which would claim a certainty that a few rows
-    cannot give. Then it is Wilson's interval (JASA 22, 1927) with the groups as the trials.
+    Rows of one conversation are not independent, so resampling rows would give too narrow intervals. If all
+    groups have the same mean, every sample has it too, and the interval would have no width. Then the result
+    is Wilson's interval (JASA 22, 1927) with the groups as trials.
 
     >>> low, high = bootstrap_interval(np.ones(17), [str(i) for i in range(17)], bounds=(0.0, 1.0))
     >>> f"{low:.3f}, {high:.3f}"  # 17 right of 17
     '0.816, 1.000'
 
     Args:
-        values: one number an example.
+        values: one number per example, [b].
         groups: the group of each example.
-        bounds: least and greatest number that an example can have.
-        draws: bootstrap samples.
-        seed: of the draws.
-        level: share of the draws inside the interval.
+        bounds: smallest and largest possible value of an example.
+        draws: number of bootstrap samples.
+        seed: seed of the samples.
+        level: confidence level of the interval.
     """
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(index, weights=values)
     sizes = np.bincount(index).astype(float)
     n = len(sums)
     if np.ptp(sums / sizes) < 1e-12:
-        # Wilson's interval for 0 or n successes: as if z squared more trials had ended the other way.
+        # Wilson's interval for 0 or n successes adds z squared trials with the opposite outcome.
         mean, squared = float(values.mean()), NormalDist().inv_cdf((1 + level) / 2) ** 2
         share = squared / (n + squared)
         return mean + share * (bounds[0] - mean), mean + share * (bounds[1] - mean)
@@ -107,8 +117,8 @@ class RankingResult:
     """Ranks of the labels of a set of examples, each among ``n_candidates``.
 
     Attributes:
-        name: of the model or baseline, for tables.
-        ranks: 1-based, int [b].
+        name: name of the model or baseline, for tables.
+        ranks: 1-based rank of each example's label, int [b].
         groups: group of each example.
         n_candidates: candidates per example.
     """
@@ -119,11 +129,11 @@ class RankingResult:
     n_candidates: int
 
     def hits(self, k: int) -> Float[np.ndarray, " b"]:
-        """1 for an example whose label is among the best k, else 0."""
+        """1 for each example whose label is among the best k, else 0; float [b]."""
         return (self.ranks <= k).astype(float)
 
     def recall(self, k: int) -> float:
-        """recall@k/n_candidates."""
+        """recall@k: the share of examples whose label is among the best k of ``n_candidates``."""
         return float(self.hits(k).mean())
 
     @property
@@ -132,15 +142,24 @@ class RankingResult:
         return mean_reciprocal_rank(self.ranks)
 
     def recall_interval(self, k: int) -> tuple[float, float]:
-        """95% interval of recall@k by bootstrap over groups."""
+        """95% confidence interval of recall@k, by bootstrap over groups."""
         return bootstrap_interval(self.hits(k), self.groups, bounds=(0.0, 1.0))
 
     def gain_interval(self, other: "RankingResult", k: int = 1) -> tuple[float, float]:
-        """95% interval of this recall@k minus the other's on the same examples (paired bootstrap)."""
+        """95% confidence interval of the difference of recall@k, this minus other (paired bootstrap).
+
+        Args:
+            other: a result on the same examples, in the same order.
+            k: number of best candidates.
+        """
         return bootstrap_interval(self.hits(k) - other.hits(k), self.groups, bounds=(-1.0, 1.0))
 
     def summary(self, ks: Sequence[int] = (1, 2, 5, 10)) -> dict[str, float | int | list[float]]:
-        """Plain metrics by name; every recall names its candidate count."""
+        """The metrics by name, for JSON; the name of a recall has the number of candidates, as recall@1/20.
+
+        Args:
+            ks: the k of the recalls; those not below ``n_candidates`` are left out.
+        """
         metrics: dict[str, float | int | list[float]] = {
             f"recall@{k}/{self.n_candidates}": self.recall(k) for k in ks if k < self.n_candidates
         }
@@ -151,7 +170,7 @@ class RankingResult:
 
 
 class Chance(RankingResult):
-    """The expected metrics of random rankings; computed, not measured.
+    """The expected metrics of random rankings, computed exactly.
 
     Args:
         groups: group of each example.
@@ -162,14 +181,14 @@ class Chance(RankingResult):
         super().__init__("chance", np.full(len(groups), (n_candidates + 1) / 2), groups, n_candidates)
 
     def hits(self, k: int) -> Float[np.ndarray, " b"]:
-        """The probability that an example's label is among the best k."""
+        """The probability that the label of an example is among the best k, float [b]."""
         return np.full(len(self.groups), min(k / self.n_candidates, 1.0))
 
     @property
     def mrr(self) -> float:
-        """Mean reciprocal rank."""
+        """Expected reciprocal rank."""
         return mean_reciprocal_rank(np.arange(1, self.n_candidates + 1))
 
     def recall_interval(self, k: int) -> tuple[float, float]:
-        """The probability itself, twice: nothing is estimated."""
+        """The exact recall as both bounds: nothing is estimated."""
         return self.recall(k), self.recall(k)

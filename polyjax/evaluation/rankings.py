@@ -1,4 +1,4 @@
-"""Ranking metrics of a scorer, on rows that list their candidates or on rows that share them."""
+"""Ranks candidates with a scorer and computes the metrics; rows list their candidates or share them."""
 
 import contextlib
 import dataclasses
@@ -18,19 +18,19 @@ from polyjax.runtime.progress import meter
 from polyjax.types import Example
 
 KEPT = 1000
-"""Best candidates that are kept of a row whose candidates are shared; as many as in TREC's runs."""
+"""Number of best candidates kept for a row with shared candidates, as in TREC runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How the candidates of b rows were ranked.
+    """The ranking of the candidates of b rows.
 
     Attributes:
         ranking: ranks of the labels.
         loss: mean cross-entropy of the labels (nats).
-        best: places of the best candidates, best first, int [b, k]: all of a row's if rows list them, at most
-            1,000 if they are shared; then the number of shared candidates stands for the row's own label.
-        scores: of those, float32 [b, k]; -inf where a row has fewer candidates.
+        best: indices of the best candidates, best first, int [b, k]: all listed ones, or at most 1,000 of n
+            shared ones. The index n stands for a label that is not among the shared candidates.
+        scores: scores of ``best``, float32 [b, k]; -inf if a row has fewer candidates.
     """
 
     ranking: RankingResult
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def some(examples: Sequence[Example], n: int) -> list[Example]:
-    """At most n of the examples, always the same ones, in their order; all if n is 0."""
+    """A sample of at most n examples, in their order; all if n is 0. The same input gives the same sample."""
     if not n:
         return list(examples)
     chosen = np.random.default_rng(0).permutation(len(examples))[:n]
@@ -48,10 +48,11 @@ def some(examples: Sequence[Example], n: int) -> list[Example]:
 
 
 def check_candidates(examples: Sequence[Example], shared: Sequence[str], *, source: str) -> int:
-    """The candidates that each example's label is ranked among.
+    """The number of candidates among which each label is ranked; ``source`` is for error messages.
 
     Raises:
-        InputError: their numbers differ, or there is nothing to rank.
+        InputError: the number differs between rows, there is nothing to rank, or two shared candidates are
+            the same text.
     """
     if not shared:
         return check_listed(examples, source=source)
@@ -61,10 +62,10 @@ def check_candidates(examples: Sequence[Example], shared: Sequence[str], *, sour
 
 
 def check_listed(examples: Sequence[Example], *, source: str) -> int:
-    """The candidates of each example, the same number for all.
+    """The number of candidates that each row lists.
 
     Raises:
-        InputError: there is no example, the numbers of candidates differ, or only labels are listed.
+        InputError: there are no rows, the number differs between rows, or rows list only their label.
     """
     counts = {len(example.candidates) for example in examples}
     if not counts:
@@ -91,9 +92,10 @@ def _nothing(source: str) -> InputError:
 
 
 def right_places(examples: Sequence[Example]) -> np.ndarray:
-    """Which of the candidates that rows list are right, bool [b, c].
+    """Which of the listed candidates are right, bool [b, c].
 
-    Right are the label, its copies by the rule of ``data.identity``, and an example's further ``answers``.
+    The right candidates are the label, its copies (texts that ``data.identity`` treats as the same), and the
+    example's further ``answers``.
     """
     keys = Keys()
     right = np.zeros((len(examples), max((len(e.candidates) for e in examples), default=0)), bool)
@@ -104,7 +106,7 @@ def right_places(examples: Sequence[Example]) -> np.ndarray:
 
 
 def ranking(name: str, scores: np.ndarray, examples: Sequence[Example]) -> RankingResult:
-    """The result of scores [b, c] on the examples."""
+    """The ranks of the labels, from scores [b, c] of listed candidates."""
     groups = tuple(example.group for example in examples)
     return RankingResult(name, rank_of_right(scores, right_places(examples)), groups, scores.shape[1])
 
@@ -120,12 +122,16 @@ def evaluate(
     """Rank each example's candidates with a scorer.
 
     Args:
-        name: of the result, for tables.
-        scorer: the model.
-        examples: with listed candidates, the same number each; with shared ones only their labels are used.
-        shared: different texts that every example's label is ranked among (it is added if it is not one of
-            them); encoded once.
-        title: of the progress display; "" for no display.
+        name: name of the result, for tables.
+        scorer: the model with its tokenizer.
+        examples: rows that list the same number of candidates. With ``shared``, only the labels of their
+            candidates are used.
+        shared: distinct candidates for all rows, encoded once; a row's label is added if it is not among
+            them. Empty if the rows list their own.
+        title: title of the progress bar; "" for no progress bar.
+
+    Raises:
+        InputError: rows list different numbers of candidates, or there is nothing to rank.
     """
     contexts = [e.context for e in examples]
     if not shared:
@@ -141,10 +147,10 @@ def evaluate(
 
 @contextlib.contextmanager
 def shown(title: str, scorer: TextScorer, n: int, shared: Sequence[str]) -> Iterator[Progress]:
-    """A progress display of the scoring of n contexts; none if the title is empty."""
+    """A progress bar for scoring n contexts; no progress bar if the title is empty."""
     if not title:
         yield ignore
-    elif shared and scorer.is_dual:  # candidates are encoded first, and are counted too
+    elif shared and scorer.is_dual:  # counts the candidates too, which are encoded first
         with meter(title, 2 * n + len(shared), unit="texts") as bar:
             yield bar.add
     else:
@@ -153,7 +159,7 @@ def shown(title: str, scorer: TextScorer, n: int, shared: Sequence[str]) -> Iter
 
 
 def rank_listed(name: str, examples: Sequence[Example], scores: np.ndarray) -> Evaluation:
-    """The evaluation that scores [b, c] of listed candidates give."""
+    """The evaluation of scores [b, c] of listed candidates; ``name`` is for tables."""
     label = np.array([example.label for example in examples])
     loss = float(_losses(scores, right_places(examples), label).mean())
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -162,15 +168,19 @@ def rank_listed(name: str, examples: Sequence[Example], scores: np.ndarray) -> E
 
 
 SharedScores = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Parts of a ranking: places of p rows, scores of the n shared candidates [p, n], and of the labels [p]."""
+"""Chunks of scores: indices of p rows, scores of the n shared candidates [p, n], scores of the labels [p]."""
 
 
 def rank_shared(
     name: str, examples: Sequence[Example], shared: Sequence[str], parts: SharedScores
 ) -> Evaluation:
-    """The evaluation that scores of shared candidates give; only the best scores are kept.
+    """The evaluation of scores of shared candidates; only the best scores are kept.
 
-    A row's label is added to the candidates if it is not among them; other rows then have one candidate less.
+    A row's label is added to its candidates if it is not among them. The number of candidates in the result
+    counts that label; rows whose label is among the shared candidates then have one candidate fewer.
+
+    Raises:
+        InputError: two of the shared candidates are the same text.
     """
     n = len(shared)
     right = _right_shared(examples, shared)
@@ -199,12 +209,12 @@ def rank_shared(
 
 
 def _right_shared(examples: Sequence[Example], shared: Sequence[str]) -> list[list[int]]:
-    """For each row the places of the right ones among the shared candidates, the label's first.
+    """For each row, the indices of the right ones among n shared candidates, the label's first.
 
-    The label's place is the number of shared candidates if it is not among them.
+    The label's index is n if it is not among the shared candidates.
 
     Raises:
-        InputError: two of the shared candidates are one text.
+        InputError: two of the shared candidates are the same text.
     """
     keys = Keys()
     place: dict[str, int] = {}
@@ -212,7 +222,7 @@ def _right_shared(examples: Sequence[Example], shared: Sequence[str]) -> list[li
         if (first := place.setdefault(keys[text], i)) != i:
             raise InputError(
                 "shared",
-                problem=f"places {first} and {i} are one text, {text[:40]!r}",
+                problem=f"candidates {first} and {i} are the same text, {text[:40]!r}",
                 fix="give each text once (`polyjax.data.different`)",
             )
     others = [[place[key] for text in e.answers if (key := keys[text]) in place] for e in examples]
@@ -220,12 +230,12 @@ def _right_shared(examples: Sequence[Example], shared: Sequence[str]) -> list[li
 
 
 def _places(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray:
-    """The place of each label among the shared candidates [b]; their number if it is not among them."""
+    """The index of each label among n shared candidates [b]; n if it is not among them."""
     return np.array([places[0] for places in _right_shared(examples, shared)])
 
 
 def _losses(scores: np.ndarray, right: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Cross-entropy of each label against the candidates that are not right, as in training (nats) [b]."""
+    """Cross-entropy of each label against the wrong candidates, as in training (nats) [b]."""
     own = np.take_along_axis(scores, label[:, None], axis=1)[:, 0].astype(np.float64)
     rivals = right.copy()
     np.put_along_axis(rivals, label[:, None], False, axis=1)
@@ -242,17 +252,18 @@ def _log_sum_exp(scores: np.ndarray) -> np.ndarray:
 def write_examples(
     folder: Path, examples: Sequence[Example], evaluation: Evaluation, *, shared: Sequence[str] = ()
 ) -> None:
-    """What was ranked, and how: examples.jsonl, and run.trec and qrels.trec for TREC's tools.
+    """Write the rankings: examples.jsonl, and run.trec and qrels.trec for TREC's tools.
 
-    A listed candidate's document is called EXAMPLE#PLACE, after its place in the row; a shared one #PLACE,
-    and a label that is not among the shared ones EXAMPLE#label. TREC's tools break ties by a document's name;
-    here a tie counts against the label. Copies of the label and further right answers are relevant too.
+    The document name of a listed candidate is EXAMPLE#INDEX, with its index in the row. That of a shared
+    candidate is #INDEX, and that of a label not among the shared candidates EXAMPLE#label. Copies of the
+    label and further right answers are relevant too. TREC's tools break ties by document name; here a tie
+    counts against the label.
 
     Args:
-        folder: created if it does not exist.
+        folder: folder to write to; created if it does not exist.
         examples: the rows.
-        evaluation: of these rows.
-        shared: the candidates that they share, if any.
+        evaluation: the evaluation of these rows.
+        shared: the candidates that the rows share, if any.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines, run, qrels = [], [], []
@@ -282,15 +293,15 @@ def write_examples(
 
 
 def _right_listed(examples: Sequence[Example]) -> list[list[int]]:
-    """For each row the places of the right ones among its candidates, the label's first."""
+    """For each row, the indices of the right ones among its listed candidates, the label's first."""
     places = [np.flatnonzero(row).tolist() for row in right_places(examples)]
     return [sorted(row, key=lambda i, e=e: i != e.label) for e, row in zip(examples, places, strict=True)]
 
 
 def trec_names(ids: Sequence[str]) -> list[str]:
-    """Names for ids in files whose columns are separated by white space: different ones for different ids.
+    """Unique names for ids, for files whose columns are separated by white space.
 
-    White space becomes "_"; if that gives a name twice, "~2" and so on is added.
+    White space becomes "_". If a name is already taken, "~2", "~3" and so on is added.
 
     >>> trec_names(["a b", "a_b", "a  b", "c"])
     ['a_b~2', 'a_b', 'a_b~3', 'c']
@@ -298,7 +309,7 @@ def trec_names(ids: Sequence[str]) -> list[str]:
     names: list[str] = [""] * len(ids)
     taken: set[str] = set()
     for i, id_ in enumerate(ids):
-        if id_.split() == [id_] and id_ not in taken:  # these keep their name
+        if id_.split() == [id_] and id_ not in taken:  # an id without white space keeps its name
             names[i] = id_
             taken.add(id_)
     for i, id_ in enumerate(ids):

@@ -1,4 +1,4 @@
-"""The report of a run: report.md, results.json and three plots."""
+"""Writes the report of a run: report.md, results.json and three plots."""
 
 import json
 import os
@@ -36,16 +36,21 @@ def metrics_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int]
 
 
 def header_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int] = KS) -> list[str]:
-    """The names of ``metrics_row``; recall@1 states the candidate count of all."""
+    """The column names for ``metrics_row``; recall@1 has the number of candidates of all recalls."""
     others = [f"@{k}" for k in ks[1:] if k < result.n_candidates]
     n = ["n"] if with_n else []
     return ["", *n, f"recall@1/{result.n_candidates}", "95% interval", *others, "MRR"]
 
 
 def console_table(results: Sequence[RankingResult], title: str, *, ks: Sequence[int] = KS) -> Table:
-    """The results as a table of at most 80 columns; the last row, the model, is highlighted.
+    """The results as a table that fits 80 columns; the last row, the model, is highlighted.
 
-    n, the same in every row, is left to the title: its column would not fit.
+    There is no column for n, which would not fit. It is the same in every row, so put it into the title.
+
+    Args:
+        results: baselines, then the model.
+        title: title of the table.
+        ks: the k of the recalls, 1 first.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for i, name in enumerate(header_row(results[0], with_n=False, ks=ks)):
@@ -58,7 +63,12 @@ def console_table(results: Sequence[RankingResult], title: str, *, ks: Sequence[
 
 
 def markdown_table(results: Sequence[RankingResult], *, ks: Sequence[int] = KS) -> str:
-    """The results as a markdown table."""
+    """The results as a Markdown table.
+
+    Args:
+        results: baselines, then the model.
+        ks: the k of the recalls, 1 first.
+    """
     header = header_row(results[0], ks=ks)
     rows = [
         header,
@@ -91,12 +101,12 @@ def write_report(
 
     Args:
         run_dir: the run directory.
-        results: baselines first, the model last, all on the same examples.
-        title: of the report.
+        results: baselines, then the model, all on the same examples.
+        title: title of the report.
         notes: facts about the run, one per line.
-        card: more about the model: lines by title of their section.
-        log: what the run measured, step by step (its metrics.jsonl), for the learning curve.
-        ks: the k of the recall@k, 1 first.
+        card: further sections about the model: lines by section title.
+        log: lines of the run's metrics.jsonl, for the learning curve.
+        ks: the k of the recalls, 1 first.
     """
     metrics = {result.name: result.summary(ks) for result in results}
     write_text(run_dir / "results.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
@@ -128,7 +138,10 @@ def best_of(results: Sequence[RankingResult]) -> RankingResult | None:
 
 
 def verdict(model: RankingResult, baseline: RankingResult) -> str:
-    """How good a model is, and whether better than a baseline on the same rows (by a paired interval)."""
+    """One sentence: a model's recall@1, and whether it is better than a baseline on the same rows.
+
+    "Better" and "worse" mean that the 95% interval of the difference (paired bootstrap) excludes 0.
+    """
     n, rows = model.n_candidates, len(model.groups)
     low, high = model.gain_interval(baseline)
     if low > 0:
