@@ -1,4 +1,4 @@
-"""Candidates that are encoded once: indexes in memory and on disk, and searches."""
+"""Indexes of encoded candidates, in memory or on disk, and search."""
 
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import CandidateIndex

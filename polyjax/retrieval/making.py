@@ -1,4 +1,4 @@
-"""Texts -> an index that can be searched: built, or opened if it exists."""
+"""Makes a searchable index of texts: builds it, or opens it if it exists."""
 
 import os
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ def make_index(
     replace: bool = False,
     programs: SearchPrograms | None = None,
 ) -> Index:
-    """The index of some candidates; progress is shown on standard error.
+    """A searchable index of candidates; a progress bar is shown on standard error.
 
     Args:
-        scorer: encodes them.
-        candidates: texts, or the path of a file with one per line.
-        folder: where it is kept; in memory only if None. An existing index of exactly these candidates is
-            opened; an interrupted build is resumed.
-        dtype: of the kept vectors.
-        mesh: devices that share the candidates of a search.
+        scorer: the model that encodes the candidates.
+        candidates: texts, or the path of a file with one text per line.
+        folder: folder of the index; None for an index in memory. An existing index of exactly these
+            candidates is opened, and an interrupted build is resumed.
+        dtype: dtype of the stored vectors.
+        mesh: devices that share the candidates in a search.
         replace: always build, and replace an existing index at the end.
         programs: compiled programs to share with other indexes of the scorer.
 

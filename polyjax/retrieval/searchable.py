@@ -1,4 +1,4 @@
-"""An index with the model that made it, to search, add to and remove from."""
+"""An index with the model that it was built with: search, add, remove."""
 
 import dataclasses
 import threading
@@ -24,28 +24,28 @@ from polyjax.retrieval.stages.faiss import FirstStage, check_stage
 
 @runtime_checkable
 class Reranker(Protocol):
-    """A model that re-ranks the best candidates, such as a ``Ranker``."""
+    """A model that can re-rank the best candidates, such as a ``Ranker``."""
 
     def score_batch(
         self, contexts: Sequence[Context], candidates: Sequence[Sequence[str]]
     ) -> list[np.ndarray]:
-        """Scores of each context's own candidates, float32 [n] each."""
+        """Scores of the candidates of each context: a list of float32 arrays [n], in the given order."""
         ...
 
 
 class Index:
-    """Candidates that were encoded once, and the model that searches them. Threads may share one.
+    """Encoded candidates and the model that searches them. Several threads may use one index.
 
-    ``Ranker.index`` and ``Ranker.open_index`` make it. The id of a candidate is its place in the list that
-    the index was built from; additions get the ids that follow, and no id is reused. Of texts that
-    are one (``polyjax.data.identity``) the first is kept.
+    Create it with ``Ranker.index`` or ``Ranker.open_index``. The id of a candidate is its index in the list
+    that the index was built from; additions get the following ids, and no id is reused. Of several copies of
+    a text (``polyjax.data.identity``), the first is kept.
 
     Args:
         scorer: the model that the candidates were encoded with.
-        candidates: with their vectors.
-        folder: where they are kept; in memory only if None.
+        candidates: the candidates with their vectors.
+        folder: folder of the index; None for an index in memory.
         mesh: devices that share the candidates.
-        next_id: of the next addition to an index in memory; by default after the last one's.
+        next_id: for an index in memory, id of the next candidate to be added; None for the last id plus 1.
         programs: compiled programs to share with other indexes of the scorer.
     """
 
@@ -83,7 +83,7 @@ class Index:
 
     @property
     def dtype(self) -> IndexDtype:
-        """The dtype of the kept vectors."""
+        """The dtype of the stored vectors."""
         return self.candidates.dtype
 
     @property
@@ -102,7 +102,7 @@ class Index:
 
     @property
     def compilations(self) -> int:
-        """Number of programs compiled so far, for encoding and for the model's other indexes too."""
+        """Number of programs compiled so far, including those for encoding and for other indexes."""
         return self._scorer.compilations if self._searcher is None else self._searcher.compilations
 
     def search(
@@ -115,19 +115,22 @@ class Index:
         rerank: Reranker | None = None,
         rerank_top: int = 50,
     ) -> Results:
-        """The best candidates, best first; in float32 exactly those that ranking all candidates puts first.
+        """The best candidates of a context, best first.
+
+        By default, and with float32 vectors, they are exactly those that ranking all candidates puts first.
 
         Args:
             context: the turns so far, oldest first; a text is a single turn.
-            top_k: at most this many.
-            method: ``scan`` scores every candidate; ``certified`` finds the same with a bound on those
-                that it need not score; ``auto`` takes the faster of the two; ``quick`` scores all in
-                bfloat16 and the best 1,024 of those exactly, without a proof if there are more.
+            top_k: maximum number of candidates.
+            method: ``scan`` scores every candidate. ``certified`` finds the same candidates with a bound on
+                those that it does not score. ``auto`` chooses the faster of the two. ``quick`` scores all in
+                bfloat16 and at least the 1,024 best of these exactly; if there are more candidates, the
+                result is not proven to be exact.
             first_stage: an index of inner products, such as FAISS's, that proposes candidates instead. Then
-                ``certified`` says whether the result is exact; if it is not, ``recall`` is the recall that
-                ``measure_recall`` found.
-            rerank: another model, such as a cross-encoder's Ranker, that re-ranks the best ones.
-            rerank_top: number of candidates to re-rank.
+                ``Results.certified`` says whether the result is exact. If it is not, ``Results.recall`` is
+                the recall from ``measure_recall``.
+            rerank: another model, such as a cross-encoder's Ranker, that re-ranks the best candidates.
+            rerank_top: number of candidates to re-rank; at least ``top_k``.
 
         Raises:
             InputError: the context has no turn, or an argument is out of range.
@@ -145,7 +148,10 @@ class Index:
         rerank: Reranker | None = None,
         rerank_top: int = 50,
     ) -> list[Results]:
-        """``search`` for several contexts, which share the scan and the re-ranker's batches."""
+        """The best candidates of several contexts; arguments and errors as for ``search``.
+
+        It is faster than single searches: the contexts share the scan and the batches of the re-ranker.
+        """
         return self._found(as_contexts(contexts), top_k, method, first_stage, rerank, rerank_top)
 
     def _found(
@@ -178,12 +184,12 @@ class Index:
     ) -> float:
         """Share of the scan's best candidates that searches through a first stage find.
 
-        Later results of searches through it that are not certified report it too (``Results.recall``).
+        Later searches through this first stage report it as ``Results.recall`` if they are not certified.
 
         Args:
-            contexts: typical contexts of later searches.
-            first_stage: as ``search`` takes it.
-            top_k: best candidates of each context.
+            contexts: contexts like those of later searches.
+            first_stage: as for ``search``.
+            top_k: number of best candidates of each context.
 
         Raises:
             InputError: there is no context, or the first stage was made for another index.
@@ -196,30 +202,34 @@ class Index:
         return self._searching().measure_recall(turns, top_k, first_stage)
 
     def compile(self, top_k: int = 10) -> int:
-        """Compile ahead of time all that searching for single contexts needs; returns the number of programs.
+        """Compile the programs for searches of single contexts ahead of time; returns their number.
 
-        Programs in the compilation cache are taken from there.
+        Programs in the compilation cache are loaded from there.
 
         Args:
             top_k: as in later searches.
+
+        Raises:
+            InputError: ``top_k`` is below 1.
         """
         check_count("top_k", top_k)
         return self._searching().compile(top_k)
 
     def add(self, texts: Sequence[str], *, resume: bool = True, progress: Progress = ignore) -> list[int]:
-        """Encode further candidates; those that the index already holds are skipped.
+        """Encode more candidates; those that the index already holds are skipped.
 
         Args:
             texts: candidates.
-            resume: on disk, True refuses while an interrupted addition of other candidates is unfinished;
-                False drops it.
-            progress: called with the number of candidates done.
+            resume: for an index on disk: what to do if an addition of other candidates is unfinished. True
+                raises an error, False discards it.
+            progress: called with the number of candidates done since the last call.
 
         Returns:
-            The id of each text; for a copy, or a text that is already there, that of the kept candidate.
+            The id of each text. For a copy of another text, or of a candidate in the index, it is that
+            candidate's id.
 
         Raises:
-            InputError: a text cannot be encoded; on disk, see ``open_index``, or another process writes it.
+            InputError: a text is invalid; or the index on disk is broken, or another process is writing it.
         """
         texts = as_texts("texts", texts)
         with self._changing:
@@ -240,14 +250,15 @@ class Index:
             return ids
 
     def remove(self, *, ids: Sequence[int] | None = None, texts: Sequence[str] | None = None) -> int:
-        """Remove candidates; returns how many the index held.
+        """Remove candidates, given by their ids or texts; returns the number of candidates removed.
 
         Args:
-            ids: of the candidates.
-            texts: or their texts.
+            ids: ids of the candidates.
+            texts: texts of the candidates.
 
         Raises:
-            InputError: neither or both are given, an id was never assigned, or a text is no candidate's.
+            InputError: neither or both are given, an id was never assigned, or a text is not in the index or
+                matches several candidates.
         """
         if (ids is None) == (texts is None):
             raise InputError("ids", problem="give what to remove: either `ids` or `texts`")
@@ -269,10 +280,10 @@ class Index:
             return len(fresh)
 
     def compact(self) -> int:
-        """Rewrite an index on disk without the removed candidates; returns how many were dropped.
+        """Rewrite an index on disk without the removed candidates; returns the number dropped.
 
         Raises:
-            InputError: nothing would be left, another process is writing the index, or it is in memory.
+            InputError: all candidates were removed, another process is writing the index, or it is in memory.
         """
         if self.folder is None:
             raise InputError("folder", problem="an index in memory cannot be compacted", fix="build it again")
@@ -287,7 +298,7 @@ class Index:
             self._take(candidates)
 
     def _take(self, candidates: CandidateIndex) -> None:
-        """Search other candidates from now on; a search in progress keeps the old ones."""
+        """Use other candidates from now on; a search in progress continues with the old ones."""
         with self._making:
             if self._searcher is not None:
                 self._searcher = self._searcher_of(candidates)
@@ -306,7 +317,7 @@ class Index:
 def _reranked(
     model: Reranker, contexts: Sequence[Sequence[str]], found: Sequence[Results], top_k: int
 ) -> list[Results]:
-    """The found candidates, ordered by another model; the pairs of all contexts are batched by length."""
+    """Re-rank the found candidates with another model, with the pairs of all contexts in one call."""
     scored = [i for i, results in enumerate(found) if len(results)]
     scores = model.score_batch([contexts[i] for i in scored], [[f.text for f in found[i]] for i in scored])
     again = list(found)

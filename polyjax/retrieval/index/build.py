@@ -1,4 +1,4 @@
-"""Texts -> an index on disk, with a scorer: built, added to, and resumed after an interruption."""
+"""Builds an index on disk from texts, adds to it, and resumes after an interruption."""
 
 import dataclasses
 import hashlib
@@ -54,16 +54,17 @@ def build_index(
     dtype: IndexDtype = "float32",
     progress: Progress = ignore,
 ) -> CandidateIndex:
-    """Encode candidates and write their index; an existing index is replaced at the end.
+    """Encode candidates and write an index; an existing index is replaced at the end.
 
-    After an interruption, even a kill, the same call resumes; building something else there starts again.
+    After an interruption, even a kill, the same call resumes the build. A call with other arguments discards
+    the unfinished build.
 
     Args:
-        folder: of the index.
-        texts: candidates; the first of several copies is kept. Places in this list are the candidates' ids.
-        scorer: bi- or poly-encoder.
-        dtype: of the stored vectors.
-        progress: called with the number of candidates done.
+        folder: folder of the index.
+        texts: candidates; of several copies, the first is kept. A candidate's id is its index in this list.
+        scorer: a bi- or poly-encoder.
+        dtype: dtype of the stored vectors.
+        progress: called with the number of candidates done since the last call.
 
     Raises:
         InputError: the folder holds something other than an index, is locked by another process, or cannot
@@ -75,7 +76,7 @@ def build_index(
         manifest = Manifest(
             model=model, source=source, dtype=dtype, dim=scorer.dim, next_id=len(texts), segments=()
         )
-        if old is not None:  # otherwise it may be an index that cannot be read
+        if old is not None:  # None may mean an index that cannot be read, whose files are kept until the end
             clear(folder, old)
         progress(len(texts) - len(places))
         _append(folder, manifest, [texts[int(i)] for i in places], places, scorer, progress=progress)
@@ -90,21 +91,23 @@ def add_to_index(
     resume: bool = True,
     progress: Progress = ignore,
 ) -> list[int]:
-    """Encode further candidates into an index; those that it already holds are skipped.
+    """Encode more candidates into an index; those that it already holds are skipped.
 
     Args:
-        folder: of the index.
+        folder: folder of the index.
         texts: candidates.
-        scorer: the model that the index was made with.
-        resume: True refuses while an interrupted addition of other candidates is unfinished; False drops it.
-        progress: called with the number of candidates done.
+        scorer: the model that the index was built with.
+        resume: what to do if an addition of other candidates is unfinished: True raises an error, False
+            discards it.
+        progress: called with the number of candidates done since the last call.
 
     Returns:
-        The id of each text; for a copy, or a text that the index already holds, that of the kept candidate.
+        The id of each text. For a copy of another text, or of a candidate in the index, it is that
+        candidate's id.
 
     Raises:
-        InputError: the index is missing, broken, locked by another process, or was made with another model;
-            or another build is unfinished there.
+        InputError: the index is missing, broken, locked by another process, or was built with another model;
+            or an addition of other candidates is unfinished.
     """
     check_dual(scorer)
     if scorer.text.config.padding == "longest":
@@ -142,14 +145,14 @@ def _append(
     """Encode texts into a new segment, and commit the manifest with it.
 
     Args:
-        folder: of the index.
-        manifest: of the new index, without the segment of these texts.
+        folder: folder of the index.
+        manifest: manifest of the new index, without the segment of these texts.
         texts: candidates.
-        ids: theirs, int [n].
+        ids: ids of the candidates, int [n].
         scorer: encodes them.
-        asked: digest of all texts of an addition; ``texts`` are the new ones among them. An unfinished
-            addition of other texts is refused; a build replaces it.
-        progress: called with the number of candidates done.
+        asked: digest of all texts of an addition, of which ``texts`` are the new ones. If an addition of
+            other texts is unfinished, it is an error. None discards any other unfinished build.
+        progress: called with the number of candidates done since the last call.
     """
     if not len(texts):
         raise InputError("candidates", expected="at least one text", got=[])
@@ -166,21 +169,21 @@ def _append(
 
 
 def _plan(manifest: Manifest, texts: Sequence[str], scorer: TextScorer, asked: str | None) -> dict[str, Any]:
-    """What a build makes. An interrupted build is resumed by a call with the same plan."""
+    """A description of a build; an interrupted build is resumed by a call with the same plan."""
     batches = [np.append(places, length) for places, length in scorer.candidate_plan(texts)]
     return {
         "model": dataclasses.asdict(manifest.model),
         "asked": asked,
         "texts": text_digest(texts),
         "dtype": manifest.dtype,
-        # The content of batch number i depends on the devices, and on the version of polyjax.
+        # The candidates in batch i depend on the devices and on the version of polyjax.
         "batches": hashlib.sha256(np.concatenate(batches).astype(np.int64).tobytes()).hexdigest(),
     }
 
 
 @dataclasses.dataclass
 class _Progress:
-    """A build: its files of vectors and row scales, and how much of them is done."""
+    """A build in progress: its arrays of vectors and row scales, and the number of batches done."""
 
     vectors: np.memmap
     scales: np.memmap
@@ -189,10 +192,10 @@ class _Progress:
 
 
 def _begun(part: Path, plan: dict[str, Any], manifest: Manifest, n: int) -> _Progress:
-    """The build that a plan describes: the interrupted one, or a new one.
+    """The build with a plan: the interrupted one, or a new one.
 
     Raises:
-        InputError: an addition of something else is unfinished there.
+        InputError: an addition of other texts is unfinished.
     """
     before, asked = _read(part / PLAN), plan["asked"]
     arrays = _arrays(part, n, manifest) if before == plan else None
@@ -204,7 +207,7 @@ def _begun(part: Path, plan: dict[str, Any], manifest: Manifest, n: int) -> _Pro
         raise InputError.in_file(
             part.parent,
             problem=f"the build of something else is unfinished there ({done:,} candidates are encoded)",
-            fix=f"finish it with the command that began it, or remove {part}",
+            fix=f"finish it with the command that started it, or remove {part}",
         )
     (part / PLAN).unlink(missing_ok=True)  # first: without it the other files are ignored
     shutil.rmtree(part, ignore_errors=True)
@@ -235,7 +238,7 @@ def _encode(
         build.batches, build.candidates = build.batches + 1, build.candidates + len(places)
         progress(len(places))
         if time.monotonic() - saved > SAVE_EVERY_S:
-            # In this order: a batch is on disk before it is counted as done.
+            # Flush first, so that a batch is on disk before it counts as done.
             build.vectors.flush()
             build.scales.flush()
             counts = {"batches": build.batches, "candidates": build.candidates}
@@ -259,7 +262,7 @@ def _arrays(part: Path, n: int, manifest: Manifest) -> tuple[np.memmap, np.memma
 
 
 def _read(path: Path) -> dict | None:
-    """A small JSON file of an unfinished build, if it exists and is intact."""
+    """A small JSON file of an unfinished build; None if it is missing or damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Changes of an index on disk: each is written aside and committed by renaming the manifest.
+"""Changes of an index on disk: each is written to new files and committed by renaming the manifest.
 
 ``polyjax.retrieval.index.store`` describes the format and its guarantees; ``build`` makes additions.
 """
@@ -55,11 +55,11 @@ OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW
 
 @contextlib.contextmanager
 def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
-    """Lock an index folder for writing; gives its manifest, or None without a readable index.
+    """Lock an index folder for writing; yields its manifest, or None if there is no readable index.
 
     Args:
-        folder: of the index.
-        new: make the folder if it does not exist; otherwise the index must be there.
+        folder: folder of the index.
+        new: create the folder if it does not exist; with False the index must exist.
 
     Raises:
         InputError: another process is writing there, the folder is not an index, or it cannot be written.
@@ -73,7 +73,7 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
         with lock:
             try:
                 manifest = read_manifest(folder)
-            except InputError:  # the files are kept until something else is committed
+            except InputError:  # a broken index is kept until a new one is committed
                 manifest = None
             yield manifest
     except OSError as error:
@@ -83,12 +83,12 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
 def commit(folder: Path, manifest: Manifest) -> None:
     """Commit a manifest, and remove the files that it does not name."""
     write_text(folder / MANIFEST, json.dumps(to_json(manifest), indent=2) + "\n")
-    with contextlib.suppress(OSError):  # the change is committed; the next writer removes what is left
+    with contextlib.suppress(OSError):  # the change is committed; the next writer removes remaining files
         clear(folder, manifest)
 
 
 def clear(folder: Path, manifest: Manifest | None) -> None:
-    """Remove segments and files that a manifest does not name; an unfinished build stays."""
+    """Remove segments and files that a manifest does not name; an unfinished build is kept."""
     named: set[str] = set()
     if manifest is not None:
         named = {MANIFEST, manifest.removed, *(info.name for info in manifest.segments)}
@@ -102,7 +102,11 @@ def clear(folder: Path, manifest: Manifest | None) -> None:
 
 
 def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
-    """Remove candidates from an index; returns how many it held.
+    """Remove candidates from an index; returns the number of candidates removed.
+
+    Args:
+        folder: folder of the index.
+        ids: ids of the candidates; those already removed are ignored.
 
     Raises:
         InputError: an id was never assigned, or the index is missing, broken or locked by another process.
@@ -118,7 +122,7 @@ def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
 
 
 def removable(index: CandidateIndex, ids: Sequence[int] | np.ndarray, *, next_id: int) -> np.ndarray:
-    """Those ids whose candidates are not removed, increasing.
+    """The ids whose candidates are still in the index, increasing.
 
     Raises:
         InputError: an id was never assigned.
@@ -131,7 +135,7 @@ def removable(index: CandidateIndex, ids: Sequence[int] | np.ndarray, *, next_id
 
 
 def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None:
-    """Commit another set of removed ids."""
+    """Commit a new set of removed ids."""
     number = 1 + int(manifest.removed.removeprefix("removed-").removesuffix(".npy") or -1)
     name = f"removed-{number}.npy"
     save_array(folder / name, removed.astype(np.int64))
@@ -139,10 +143,14 @@ def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None
 
 
 def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
-    """Rewrite an index as one segment without the removed candidates; returns how many were dropped.
+    """Rewrite an index as one segment without the removed candidates; returns the number dropped.
+
+    Args:
+        folder: folder of the index.
+        rows_at_once: number of rows copied at a time.
 
     Raises:
-        InputError: nothing would be left, or the index is missing, broken or locked by another process.
+        InputError: all candidates were removed, or the index is missing, broken or locked by another process.
     """
     with writing(folder):
         index = open_index(folder)
@@ -187,22 +195,21 @@ def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
 
 
 def next_segment(folder: Path) -> str:
-    """A name for a new segment, which no folder there has, whether in the manifest or not."""
+    """A name for a new segment that no other folder has, even one that the manifest does not name."""
     names = [int(path.name[:6]) for path in folder.iterdir() if SEGMENT.fullmatch(path.name)]
     return f"{max(names, default=-1) + 1:06d}"
 
 
 def new_vectors(folder: Path, n: int, dim: int, dtype: IndexDtype) -> np.memmap:
-    """A segment's vector file, to be filled."""
+    """A new file for the vectors of a segment, to be filled."""
     return new_array(folder / VECTORS, (n, dim), STORED[dtype])
 
 
 def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """A file of an array, to be filled.
+    """A new file for an array, to be filled; its disk space is reserved where the platform allows.
 
     Raises:
-        OSError: the disk is full. Writing to a memory-mapped file without reserved space would kill the
-            process.
+        OSError: the disk is full. (Without reserved space, writing to the memory map would kill the process.)
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
@@ -212,7 +219,7 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
 
 
 def finish_segment(folder: Path, texts: Sequence[str], ids: np.ndarray, dtype: IndexDtype) -> None:
-    """Write the rest of a segment whose vectors (and scales) are written."""
+    """Write the remaining files of a segment whose vectors (and scales) are already written."""
     data, ends = pack_texts(texts)
     write_bytes(folder / TEXTS, data)
     save_array(folder / ENDS, ends)
@@ -259,7 +266,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _foreign(entry: Path) -> str:
-    """The part of a folder's entry that cannot belong to an index; "" if all of it can."""
+    """The name of a file in an entry that cannot belong to an index; "" if there is none."""
     name = entry.name
     if name == LOCK or re.fullmatch(rf"removed-\d+\.npy({PARTIAL})?", name):
         return ""
@@ -275,7 +282,7 @@ def _foreign(entry: Path) -> str:
 
 
 def _may_be_manifest(path: Path) -> bool:
-    """Whether it is an index's manifest, of any version, or too broken to be anything else's."""
+    """Whether a file may be an index's manifest: of any version, or one too damaged to be parsed."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -1,7 +1,7 @@
-"""The model that an index belongs to, identified by digests of values.
+"""Identifies the model that an index was built with, by digests of its values.
 
-A digest is that of canonical JSON without the entries that have their default, so that a new setting with a
-default changes no digest. Therefore a setting's default must never change: a new setting is added instead.
+Digests are of canonical JSON that leaves out settings at their defaults. So a new setting does not change
+digests, but the default of a setting must never change: add a new setting instead.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from polyjax.data.token_store import tokenizer_digest
 from polyjax.inference.scorer import TextScorer
 
 VERSION = 6
-"""Versions of the format. Version 5 has digests of ``repr()``; its files are otherwise the same."""
+"""The index format's version. Version 5 differs only in its digests, which are of ``repr()``."""
 READABLE = (5, VERSION)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Everything that a candidate's vector depends on; all but the arithmetic are digests.
+    """Everything that a candidate's vector depends on; all entries but ``arithmetic`` are digests.
 
     Attributes:
-        weights: of the parameters as they are used, so they differ with the arithmetic too.
-        architecture: of the encoder's and the head's settings.
-        tokenizer: of its files.
-        lengths: of the settings by which texts become tokens.
+        weights: digest of the parameters as they are used, so it depends on the dtype too.
+        architecture: digest of the settings of encoder and head.
+        tokenizer: digest of the tokenizer's files.
+        lengths: digest of the text settings.
         arithmetic: the encoder's dtype.
     """
 
@@ -37,7 +37,7 @@ class Fingerprint:
     arithmetic: str
 
     def mismatch(self, other: "Fingerprint") -> str:
-        """How an index with this fingerprint and another model differ, in words; "" if they match."""
+        """How an index with this fingerprint differs from another model, for people; "" if it does not."""
         if self.arithmetic != other.arithmetic:
             return (
                 f"the index was computed in {self.arithmetic}, and the model computes in {other.arithmetic}"
@@ -51,7 +51,7 @@ class Fingerprint:
 
     @property
     def key(self) -> str:
-        """A text that no other fingerprint has. Parts of an index's identity, which must not change."""
+        """A text unique to this fingerprint. It is part of an index's identity, so it must never change."""
         names = ("weights", "architecture", "tokenizer", "lengths", "arithmetic")
         return f"Fingerprint({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
@@ -61,11 +61,11 @@ def fingerprint(scorer: TextScorer, version: int = VERSION) -> Fingerprint:
 
     Args:
         scorer: the model.
-        version: of the index's format, one of ``READABLE``.
+        version: version of the index's format, one of ``READABLE``.
     """
     digest = {5: _digest_of_repr, VERSION: _digest}[version]
     settings = scorer.settings
-    # The arithmetic has an entry of its own.
+    # The dtype has its own entry.
     encoder = dataclasses.replace(settings.encoder, dtype="float32")
     return Fingerprint(
         weights=scorer.model.digest(),
@@ -77,7 +77,7 @@ def fingerprint(scorer: TextScorer, version: int = VERSION) -> Fingerprint:
 
 
 def _as_before(settings: Any) -> tuple[Any, dict[str, Any]]:
-    """Settings without parts that took the place of entries, and these entries."""
+    """Settings in which newer parts are replaced by what older versions had, and the older entries."""
     entries: dict[str, Any] = {}
     if isinstance(settings, Replaces):
         settings, added = settings.before
@@ -92,9 +92,10 @@ def _as_before(settings: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def canonical(value: Any) -> Any:
-    """Plain JSON data of settings, without the entries that are at their defaults.
+    """Plain JSON data of settings, without entries at their defaults.
 
-    Parts that took the place of entries are these entries, so that indexes of before belong to their models.
+    Parts that replaced entries of older versions are written as these entries, so that older indexes still
+    match their models.
 
     >>> from polyjax.nn.heads import BiConfig
     >>> canonical(BiConfig(normalize=True))
@@ -122,11 +123,11 @@ def _digest(*settings: Any) -> str:
 
 
 def _digest_of_repr(*settings: Any) -> str:
-    """As in version 5; "" for settings that version 5 did not know."""
+    """The digest of version 5; "" for settings that version 5 did not have."""
     texts = [_repr_of_version_5(one) for one in settings]
     if None in texts:
         return ""
-    # As Python writes a tuple.
+    # The repr of a tuple.
     inside = ", ".join(filter(None, texts)) + ("," if len(texts) == 1 else "")
     return hashlib.sha256(f"({inside})".encode()).hexdigest()
 
@@ -140,11 +141,11 @@ _NAMES_OF_VERSION_5 = {
     "candidate_sharpness reduction shared_encoder normalize score_scale over_padding",
     "TextConfig": "max_turns context_tokens candidate_tokens buckets padding layout",
 }
-"""The settings of version 5, in their order."""
+"""The fields of settings in version 5, in their order."""
 
 
 def _repr_of_version_5(settings: Any) -> str | None:
-    """What ``repr`` of these settings was in version 5; None if they have newer ones."""
+    """The ``repr`` of these settings in version 5; None if they use newer fields."""
     beyond = {name for name in canonical(settings) if name != "type"}
     settings, entries = _as_before(settings)
     entries = {**getattr(settings, "RETIRED", {}), **entries}

@@ -1,4 +1,4 @@
-"""An index's files, and what its manifest says."""
+"""The files of an index, and its manifest."""
 
 import dataclasses
 import json
@@ -17,7 +17,12 @@ VECTORS, ROUNDED, SCALES, NORMS = "vectors.npy", "rounded.npy", "scales.npy", "n
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentInfo:
-    """A segment's folder and the number of its candidates."""
+    """A segment.
+
+    Attributes:
+        name: name of its folder.
+        count: number of its candidates, including removed ones.
+    """
 
     name: str
     count: int
@@ -25,18 +30,18 @@ class SegmentInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an index holds and was made with.
+    """The content of an index, and the model that it was built with.
 
     Attributes:
-        version: of the format.
-        model: what made the vectors.
-        source: digest of the candidates that it was built from; "" after some were added or removed.
-        dtype: of the stored vectors.
-        dim: their width d.
-        next_id: id of the next candidate.
-        segments: in the order of their candidates' ids.
-        removed: file of the removed ids; "" if nothing was removed.
-        n_removed: how many there are.
+        version: version of the format.
+        model: fingerprint of the model that computed the vectors.
+        source: digest of the candidates that it was built from; "" after additions or removals.
+        dtype: dtype of the stored vectors.
+        dim: width of the vectors.
+        next_id: id of the next candidate to be added.
+        segments: the segments, in the order of their candidates' ids.
+        removed: name of the file of removed ids; "" if nothing was removed.
+        n_removed: number of removed candidates.
     """
 
     version: int = VERSION
@@ -50,15 +55,15 @@ class Manifest:
     n_removed: int = 0
 
     def mismatch(self, scorer: TextScorer) -> str:
-        """How the model that made the index and this one differ, in words; "" if they do not."""
+        """How the model of the index differs from this one, for people; "" if it does not."""
         return self.model.mismatch(fingerprint(scorer, self.version))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What an index holds.
+    """The manifest of an index.
 
     Raises:
-        InputError: there is no index, or it is broken or of another version.
+        InputError: there is no index, or it is broken or of a version that cannot be read.
     """
     path = folder / MANIFEST
     try:
@@ -84,7 +89,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_version(folder: Path) -> object:
-    """The version that an index's manifest names; None if it cannot be read."""
+    """The version in an index's manifest; None if the manifest cannot be read."""
     try:
         data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -93,5 +98,5 @@ def read_version(folder: Path) -> object:
 
 
 def broken(path: Path, why: str) -> InputError:
-    """The error of an index that cannot be read."""
+    """The error for an index that cannot be read."""
     return InputError.in_file(path, problem=f"the index is broken ({why})", fix="build it again")

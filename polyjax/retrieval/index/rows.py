@@ -1,4 +1,4 @@
-"""What an index stores of its candidates: the bytes of their texts and the numbers of their vectors."""
+"""The stored form of candidates: bytes of texts, and vectors in float32, bfloat16 or int8."""
 
 import math
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ import numpy as np
 from polyjax.errors import InputError
 
 IndexDtype = Literal["float32", "bfloat16", "int8"]
-"""Of the vectors that an index keeps."""
+"""Dtype of the vectors in an index."""
 STORED: dict[IndexDtype, type] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
-"""Types of the numbers in files."""
+"""Numpy dtypes of the vector files."""
 ROWS_AT_ONCE = 8192
-"""Rows that are processed together."""
+"""Number of rows processed at a time."""
 _ALIGNMENT = 64
 
 
 class Texts(Sequence[str]):
-    """Texts of a segment, decoded on access.
+    """The texts of a segment, decoded on access.
 
     Args:
-        data: UTF-8 bytes of all, one after the other.
-        ends: where each ends, [n].
+        data: UTF-8 bytes of all texts, one after the other.
+        ends: offset of the end of each text, [n].
     """
 
     def __init__(self, data: np.ndarray, ends: np.ndarray):
@@ -31,7 +31,7 @@ class Texts(Sequence[str]):
 
     @property
     def packed(self) -> tuple[np.ndarray, np.ndarray]:
-        """The bytes, and where each text ends."""
+        """The bytes of all texts, and the offset of the end of each."""
         return self._data, self._ends
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Texts(Sequence[str]):
 
 
 def pack_texts(texts: Sequence[str]) -> tuple[bytes, np.ndarray]:
-    """Texts as bytes, and where each ends, uint64 [n].
+    """Texts as UTF-8 bytes, and the offset of the end of each, uint64 [n].
 
     >>> data, ends = pack_texts(["a", "né"])
     >>> Texts(np.frombuffer(data, np.uint8), ends)[:]
@@ -65,7 +65,7 @@ def pack_texts(texts: Sequence[str]) -> tuple[bytes, np.ndarray]:
 
 
 def quantise(vectors: np.ndarray, dtype: IndexDtype) -> tuple[np.ndarray, np.ndarray | None]:
-    """Float32 vectors [n, d] as they are stored, and the scales [n] of int8 rows.
+    """Convert float32 vectors [n, d] to their stored form; returns it and the scales [n] of int8 rows.
 
     >>> stored, scales = quantise(np.array([[0.5, -1.0]], np.float32), "int8")
     >>> stored.tolist(), (stored * scales[:, None]).round(2).tolist()
@@ -83,19 +83,22 @@ def quantise(vectors: np.ndarray, dtype: IndexDtype) -> tuple[np.ndarray, np.nda
 
 
 def decode(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
-    """Float32 vectors [n, d] of stored rows (float32, bfloat16 or int8) and the scales of int8 rows."""
+    """Convert stored rows [n, d] (float32, bfloat16 or int8, with scales [n]) to float32 vectors."""
     vectors = stored.astype(np.float32)
     return vectors if scales is None else vectors * scales[:, None]
 
 
 def norms_of(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
-    """Euclidean norms of rows, and of what rounding them to bfloat16 takes away, float32 [n, 2].
+    """Euclidean norms of rows, and of their rounding errors in bfloat16, float32 [n, 2].
 
-    Rounded up, so that a bound made with them holds. Rows of bfloat16 or int8 lose nothing: the numbers of an
-    int8 row are bfloat16 numbers, and its scale is applied to its products.
+    Norms are rounded up, so that bounds computed from them hold. Rows in bfloat16 or int8 have no rounding
+    error: integers of int8 are exact in bfloat16, and the scale is applied to the products.
 
     >>> norms_of(np.array([[3.0, 4.0]], np.float32), None).round(3).tolist()
     [[5.0, 0.0]]
+
+    Raises:
+        InputError: a vector is not finite.
     """
     norms = np.zeros((len(stored), 2), np.float32)
     for start in range(0, len(stored), ROWS_AT_ONCE):
@@ -114,12 +117,12 @@ def norms_of(stored: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
 
 
 def as_dtype(stored: np.ndarray, dtype: IndexDtype) -> np.ndarray:
-    """The array of a vector file with the type that its numbers have."""
+    """The array of a vector file, with uint16 viewed as bfloat16."""
     return stored.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else stored
 
 
 def filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """The array filled up with zeros to a number of rows, aligned so that a CPU device needs no copy."""
+    """The array padded with zeros to a number of rows, in aligned memory that a CPU device need not copy."""
     size = rows * math.prod(array.shape[1:]) * array.dtype.itemsize
     room = np.zeros(size + _ALIGNMENT, np.uint8)
     first = -room.ctypes.data % _ALIGNMENT

@@ -1,4 +1,4 @@
-"""Whether an existing index is the requested one, or must not be replaced."""
+"""Checks whether an existing index is the requested one, or another that must not be replaced."""
 
 import dataclasses
 from pathlib import Path
@@ -30,29 +30,32 @@ class Standing:
     def check_free(
         self, folder: Path, *, fix: str = "set `replace` to build over it, or name another folder"
     ) -> None:
-        """Raise InputError if building would replace another index.
+        """Check that building does not replace another index.
 
         Args:
-            folder: of the index.
-            fix: what the caller can do.
+            folder: folder of the index, for the error message.
+            fix: what the caller can do, for the error message.
+
+        Raises:
+            InputError: the folder holds another index.
         """
         if self.occupied:
             raise InputError.in_file(folder, problem=self.reason, fix=fix)
 
 
 def standing(folder: Path, *, scorer: TextScorer, source: str, dtype: IndexDtype | None = None) -> Standing:
-    """The state of a folder.
+    """Compare the index in a folder with the requested one.
 
     Args:
-        folder: of the index that is wanted.
+        folder: folder of the requested index.
         scorer: its model.
         source: digest of its candidates.
-        dtype: of its vectors; any if None.
+        dtype: dtype of its vectors; None for any.
     """
     try:
         manifest = read_manifest(folder)
     except InputError as error:
-        # A broken index has nothing to keep; one of a later version is intact.
+        # A broken index may be replaced; one of a later version is intact and must be kept.
         newer = (folder / MANIFEST).exists() and read_version(folder) not in (None, *READABLE)
         return Standing(None, error.problem or str(error), occupied=newer)
     if mismatch := manifest.mismatch(scorer):

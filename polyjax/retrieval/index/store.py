@@ -1,23 +1,24 @@
-"""A candidate index on disk: texts and vectors, encoded once, added to and removed from without a rebuild.
+"""A candidate index on disk: texts and vectors; candidates can be added and removed without a rebuild.
 
-    manifest.json     what the index holds and was made with; its renaming commits every change
+    manifest.json     content of the index and its model; renaming it commits every change
     SEGMENT/          one for each build or addition:
       texts.bin       the texts, UTF-8, one after the other
-      ends.npy        where each text ends, uint64 [n]
-      ids.npy         their ids, int64 [n], which never change and are never reused
+      ends.npy        offset of the end of each text, uint64 [n]
+      ids.npy         ids of the candidates, int64 [n]; they never change and are never reused
       vectors.npy     float32 [n, d], bfloat16 as uint16 [n, d], or int8 [n, d]
-      rounded.npy     of float32 rows, bfloat16 as uint16 [n, d]: half as much to read if that is enough
-      scales.npy      of int8 rows, float32 [n]
-      norms.npy       of the rows, and of what rounding them to bfloat16 takes away, float32 [n, 2]
+      rounded.npy     float32 vectors rounded to bfloat16, as uint16 [n, d]; half as many bytes to read
+      scales.npy      scales of int8 rows, float32 [n]
+      norms.npy       norms of the rows and of their rounding errors in bfloat16, float32 [n, 2]
     removed-N.npy     sorted ids of removed candidates, int64
-    building/         an unfinished build or addition, which the same call resumes
+    building/         an unfinished build or addition; the same call resumes it
     .lock             held by the process that writes
 
-The id of a candidate is its place in the list that the index was built from; additions get the ids that
-follow. Of texts that are one (``polyjax.data.identity``) the first is kept.
+The id of a candidate is its index in the list that the index was built from; additions get the following ids.
+Of several copies of a text (``polyjax.data.identity``), the first is kept.
 
-Files are memory-mapped. A change writes new files, then renames the manifest: a kill at any moment leaves the
-index as it was before the change or after it, and the next writer removes what no manifest names.
+Files are memory-mapped. A change writes new files and then renames the manifest. A kill at any moment leaves
+the index in its state before or after the change; the next writer removes files that the manifest does not
+name.
 """
 
 import dataclasses
@@ -59,15 +60,15 @@ _OF_DTYPE: dict[IndexDtype, tuple[str, ...]] = {"float32": (ROUNDED,), "bfloat16
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Some of an index's candidates.
+    """A part of an index: the n candidates of one build or addition.
 
     Attributes:
-        texts: n of them.
-        ids: int64 [n], increasing.
-        vectors: float32, bfloat16 or int8 [n, d].
-        norms: of the rows and of their rounding, float32 [n, 2]; see ``norms_of``.
-        scales: of int8 rows, float32 [n].
-        rounded: float32 rows in bfloat16 [n, d].
+        texts: the texts, n of them.
+        ids: their ids, int64 [n], increasing.
+        vectors: their vectors, float32, bfloat16 or int8 [n, d].
+        norms: norms of the rows and of their rounding errors, float32 [n, 2]; see ``norms_of``.
+        scales: scales of int8 rows, float32 [n].
+        rounded: float32 rows rounded to bfloat16 [n, d].
     """
 
     texts: Sequence[str]
@@ -79,7 +80,7 @@ class Segment:
 
     @property
     def coarse(self) -> np.ndarray:
-        """The rows with bfloat16's precision or less [n, d]."""
+        """The rows in bfloat16 or int8 [n, d], for approximate scores."""
         return self.vectors if self.rounded is None else self.rounded
 
 
@@ -87,13 +88,14 @@ class CandidateIndex:
     """Candidates with their vectors, in memory or memory-mapped.
 
     Args:
-        segments: its parts.
-        dtype: of the vectors.
+        segments: the parts of the index.
+        dtype: dtype of the vectors.
         removed: sorted ids of removed candidates.
-        manifest: of an index on disk.
+        manifest: the manifest of an index on disk.
 
     Attributes:
-        rows: number of candidates, including removed ones; a candidate's row is its place in all segments.
+        rows: number of candidates, including removed ones. A candidate's row is its position in the
+            concatenated segments.
     """
 
     def __init__(
@@ -112,9 +114,9 @@ class CandidateIndex:
 
     @functools.cached_property
     def identity(self) -> str:
-        """A hash of the rows: an index of other rows, or of the same in another order, has another one.
+        """A hash of the rows and their order, hexadecimal.
 
-        Removing candidates changes no row; adding and compacting do.
+        It does not change when candidates are removed; it does when some are added or the index is compacted.
         """
         digest = hashlib.sha256()
         if self.manifest is not None:
@@ -122,7 +124,7 @@ class CandidateIndex:
         for segment in self.segments:
             parts = [segment.vectors.view(np.uint8)]
             if self.manifest is not None and isinstance(segment.texts, Texts):
-                # They and the model determine the vectors, which take much longer to read.
+                # Texts and model determine the vectors, which would take much longer to read.
                 parts = [*segment.texts.packed]
             elif segment.scales is not None:
                 parts.append(segment.scales)
@@ -149,7 +151,11 @@ class CandidateIndex:
         return self.segments[which], int(row - self._starts[which])
 
     def stored(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """The stored vectors [n, d] of increasing rows, copied, and the scales [n] of int8 ones."""
+        """Copies of the stored vectors [n, d] of rows, and the scales [n] of int8 rows.
+
+        Args:
+            rows: increasing, int [n].
+        """
         if not len(rows):
             first = self.segments[0]
             return first.vectors[:0], None if first.scales is None else first.scales[:0]
@@ -174,7 +180,7 @@ class CandidateIndex:
         return np.concatenate([self.live(segment) for segment in self.segments])
 
     def longest(self) -> tuple[float, float]:
-        """The norm of the longest vector, and the most that rounding one to bfloat16 takes away."""
+        """The largest norm of a vector, and the largest norm of a rounding error in bfloat16."""
         norm, lost = np.max([segment.norms.max(0) for segment in self.segments], axis=0)
         return float(norm), float(lost)
 
@@ -192,13 +198,13 @@ def in_memory(
     *,
     ids: np.ndarray | None = None,
 ) -> CandidateIndex:
-    """An index that is not kept on disk.
+    """An index in memory only.
 
     Args:
         texts: candidates.
-        vectors: theirs, float32 [n, d].
-        dtype: of the kept vectors.
-        ids: theirs, int64 [n], increasing; their places by default.
+        vectors: their vectors, float32 [n, d].
+        dtype: dtype of the stored vectors.
+        ids: their ids, int64 [n], increasing; None for 0, 1, ...
     """
     return CandidateIndex([memory_segment(texts, vectors, dtype, ids=ids)], dtype)
 
@@ -217,12 +223,12 @@ def memory_segment(
 def open_index(
     folder: Path, *, scorer: TextScorer | None = None, source: str | None = None
 ) -> CandidateIndex:
-    """The index of a folder, memory-mapped.
+    """Open the index in a folder, memory-mapped.
 
     Args:
-        folder: of the index.
-        scorer: the model that it must have been made with; any if None.
-        source: digest of the candidates that it must hold; any if None.
+        folder: folder of the index.
+        scorer: the model that it must have been built with; None for any.
+        source: digest of the candidates that it must hold; None for any.
 
     Raises:
         InputError: there is no index, it is broken, or it does not match; the message says why.
@@ -241,7 +247,7 @@ def open_index(
             removed = np.load(folder / manifest.removed, allow_pickle=False) if manifest.removed else None
             break
         except (OSError, ValueError, EOFError) as error:
-            # A change that was committed meanwhile has removed files that the old manifest named.
+            # A change committed in the meantime may have removed files of the old manifest: try again.
             before, manifest = manifest, read_manifest(folder)
             if manifest == before:
                 raise broken(folder, str(error)) from None

@@ -1,6 +1,6 @@
-"""Which texts are candidates of an index: copies, new texts, and the candidates that a text names.
+"""Matches texts with the candidates of an index: copies, new texts, and candidates named by their text.
 
-Two texts are one by the rule of ``polyjax.data.identity``.
+Whether two texts are the same is decided by ``polyjax.data.identity``.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from polyjax.retrieval.index.store import CandidateIndex
 
 
 def text_digest(texts: Iterable[str]) -> str:
-    """A sha256 of candidates in their order."""
+    """The sha256 of candidates in their order, hexadecimal."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode("utf-8") + b"\0")
@@ -23,7 +23,7 @@ def text_digest(texts: Iterable[str]) -> str:
 
 
 def first_places(texts: Sequence[str]) -> np.ndarray:
-    """The places of texts that are not copies of an earlier one, int [n].
+    """The indices of texts that are not copies of an earlier one, int [n].
 
     >>> first_places(["yes", "no", "Yes ", "maybe"]).tolist()
     [0, 1, 3]
@@ -35,12 +35,12 @@ def first_places(texts: Sequence[str]) -> np.ndarray:
 
 
 def added(index: CandidateIndex, texts: Sequence[str], *, next_id: int) -> tuple[list[int], list[str]]:
-    """The id that each text has after all are added, and the new texts.
+    """The id that each text has after adding all, and the texts that are new.
 
     Args:
-        index: the index that they are added to.
-        texts: in the order in which new ones are given ids.
-        next_id: id of the first new one.
+        index: the index to add to.
+        texts: the texts, in the order in which new ones get their ids.
+        next_id: id of the first new text.
     """
     known: dict[str, int] = {}
     for id_, text in index.items():
@@ -56,10 +56,10 @@ def added(index: CandidateIndex, texts: Sequence[str], *, next_id: int) -> tuple
 
 
 def ids_of(index: CandidateIndex, texts: Sequence[str]) -> list[int]:
-    """The ids of candidates that are named by their texts, increasing.
+    """The ids of candidates given by their texts, increasing.
 
-    A candidate with exactly that text takes precedence over one that is the same text by the rule; an index
-    from before the rule may have both.
+    A candidate with exactly that text takes precedence over one that ``polyjax.data.identity`` treats as the
+    same; an index of an older version may have both.
 
     Raises:
         InputError: a text is not in the index, or matches several candidates and none exactly.

@@ -20,7 +20,15 @@ from polyjax.retrieval.index.store import CandidateIndex, Segment
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Rows from ``first`` on of an index, on the device; no candidate where ``live`` is False."""
+    """Consecutive rows of an index on the device, starting at row ``first``.
+
+    Attributes:
+        first: row of the index at which the block starts.
+        vectors: stored vectors.
+        scales: scales of int8 rows.
+        norms: norms of the vectors.
+        live: False for rows that are not a candidate (removed, or padding).
+    """
 
     first: Int[Array, ""]
     vectors: Float[Array, "n d"]
@@ -30,7 +38,7 @@ class Block:
 
 
 def kind_of(block: Block) -> tuple:
-    """What programs over blocks differ in: shape, dtype, and whether rows have scales."""
+    """The properties of a block that require another compiled program: shape, dtype, scales or not."""
     return block.vectors.shape, block.vectors.dtype, block.scales is None
 
 
@@ -38,9 +46,9 @@ def blocks_of(index: CandidateIndex, *, rows: int, coarse: bool = False) -> list
     """The rows of an index in blocks.
 
     Args:
-        index: what is searched.
-        rows: of a block.
-        coarse: rows in bfloat16's precision are enough.
+        index: the index.
+        rows: number of rows in a block.
+        coarse: use rows in bfloat16 instead of float32.
     """
     blocks: list[Block] = []
     short: list[Segment] = []
@@ -58,10 +66,10 @@ def blocks_of(index: CandidateIndex, *, rows: int, coarse: bool = False) -> list
 
 
 def _mapped(index: CandidateIndex, segment: Segment, start: int, rows: int, coarse: bool) -> list[Block]:
-    """A segment's blocks, which are its own memory."""
+    """The blocks of a segment, which share its memory (on a CPU)."""
     n, live, blocks = len(segment.ids), index.live(segment), []
     for at in range(0, n, rows):
-        # The last block overlaps the one before: filling it up would need a copy.
+        # The last block overlaps the one before it, because padding it would need a copy.
         first = min(at, n - rows)
         part = slice(first, first + rows)
         real = live[part].copy()
@@ -70,7 +78,7 @@ def _mapped(index: CandidateIndex, segment: Segment, start: int, rows: int, coar
         blocks.append(
             Block(
                 jax.device_put(np.int32(start + first)),
-                jax.device_put(vectors[part], may_alias=True),  # otherwise a copy
+                jax.device_put(vectors[part], may_alias=True),  # without a copy
                 None if segment.scales is None else jax.device_put(segment.scales[part], may_alias=True),
                 jax.device_put(segment.norms[part, 0].copy()),
                 jax.device_put(real),

@@ -39,7 +39,7 @@ ROUND_OFF = 2.0**-24
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The numbers that bound the errors of a context's products, for any candidate.
+    """The numbers of a context that bound the errors of its products with any candidate.
 
     Attributes:
         spectral: |R|_2.
@@ -47,8 +47,8 @@ class Limits:
         rounding: rho.
         curvature: factor of L (slope + t (hi - lo)), half of the second derivative's bound.
         slope: 2 + 2 t e.
-        own: rounding of the score's own arithmetic, here and in the scan.
-        slop: rounding of hi - f and f - lo, which are 0 if all products are equal.
+        own: rounding error of the score's own computation, here and in the scan.
+        slop: rounding error of hi - f and f - lo, which are 0 if all products are equal.
     """
 
     spectral: Any
@@ -71,8 +71,8 @@ def limits(
         spectral: |R|_2.
         residual: max_j |R_j|.
         rounding: rho.
-        longest: norm of the longest context vector.
-        norm: of the longest candidate, n.
+        longest: largest norm of a context vector.
+        norm: largest norm of a candidate, n.
     """
     e = residual * norm + rounding
     moment = (spectral * norm + rounding * math.sqrt(m)) ** 2
@@ -88,10 +88,15 @@ def limits(
 
 
 def own_error(t: float, m: int, size: float) -> float:
-    """Rounding of the score's float32 arithmetic, in the pass and in the scan, for products up to ``size``.
+    """Bound of the float32 rounding errors of a score, in the pass and in the scan.
 
-    A weight's relative error is some units of rounding and its exponent's, t (hi - s_j) units; the weight
-    itself falls with that exponent. The sums are over m.
+    The relative error of a weight is a few units of rounding, plus t (hi - s_j) units from its exponent; the
+    weight itself decreases with that exponent. The sums are over m.
+
+    Args:
+        t: sharpness of the softmax, 0 or more.
+        m: number of context vectors.
+        size: largest absolute value of a product.
     """
     exponents = min(1 / t, 4 * t * size**2) if t else 0.0
     return 4 * ROUND_OFF * ((m + 16) * size + m * exponents)
@@ -135,16 +140,16 @@ def weighted_mean(products: Any, t: float, *, there: Any = None, xp: ModuleType)
 
 
 def largest_error(mean: Mean, t: float, given: Limits, perp: Any, *, xp: ModuleType) -> Any:
-    """How far exact scores can be from these means, [n].
+    """An upper bound of the difference between exact scores and these means, [n].
 
     Args:
-        mean: of approximate products.
+        mean: means of approximate products.
         t: sharpness of the softmax.
-        given: what bounds the products' errors.
-        perp: p, norm of the candidate's part outside the basis, [n] or one for all.
+        given: bounds of the errors of the products.
+        perp: p, norm of a candidate's part outside the basis, [n] or one number for all.
         xp: numpy or jax.numpy.
     """
-    # Rounding must not lower either of them, nor make it negative: the bound grows with both.
+    # Rounding must not make either of them too small or negative, because the bound grows with both.
     above, below = mean.above + given.slop, mean.below + given.slop
     spread = above + below
     deviation = 2 * above * below / xp.maximum(spread, 1e-30)

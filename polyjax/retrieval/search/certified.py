@@ -1,9 +1,9 @@
-"""The exact scan's top k with less arithmetic, and a proof that they are the best.
+"""Certified search: the top k of the exact scan with less computation, and a proof that they are the best.
 
-One cheap pass gives every candidate an upper bound of its score, from bfloat16 products with a few
-directions. The candidates with the highest bounds are scored by the scan's own program, and then all whose
-bound reaches the k-th best of those scores; no other can be among the k best. If too many are left, the scan
-scores all.
+A cheap pass computes an upper bound of every candidate's score, from bfloat16 products with a few directions.
+The candidates with the highest bounds are scored by the scan's own program. Then all others whose bound
+reaches the k-th best of those scores are scored too; no other candidate can be among the k best. If too many
+remain, the scan scores all candidates.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from polyjax.retrieval.search.scan import Scan
 from polyjax.types import AnyArray
 
 _BLAS = ThreadpoolController()
-_BLAS_LOCK = threading.Lock()  # the limit is the process's, and is restored
+_BLAS_LOCK = threading.Lock()  # the limit applies to the whole process until it is restored
 
 SAMPLE = 128
-"""Number of sampled candidates by which a context's rank is chosen."""
+"""Number of sampled candidates used to choose the rank for a context."""
 
 FIRST_RESCORED = 1024
-"""Number of candidates with the highest bounds, which are scored first; mostly they are enough."""
+"""Number of candidates with the highest bounds that are scored first; usually they are enough."""
 
 MOST_RESCORED = 0.125
-"""Share of the candidates beyond which the scan is as fast as scoring the survivors."""
+"""Largest share of candidates that are rescored; above it, the scan of all is as fast."""
 
 
 class CertifiedSearch:
@@ -44,12 +44,12 @@ class CertifiedSearch:
 
     Args:
         scan: scores the survivors, and all candidates if too many survive.
-        head: its head.
-        rows: of the scan's index, to share with another search.
+        head: the scorer's head.
+        rows: rows of the scan's index, to share with another search.
 
     Attributes:
-        rows: of the index, as the pass reads them.
-        sharpness: of the head's softmax.
+        rows: rows of the index for the pass.
+        sharpness: sharpness of the head's softmax.
     """
 
     def __init__(self, scan: Scan, head: DualHead, rows: CoarseRows | None = None):
@@ -62,21 +62,21 @@ class CertifiedSearch:
 
     @property
     def compilations(self) -> int:
-        """Number of programs compiled so far, without the scan's, in all searches that share them."""
+        """Number of programs compiled so far, without the scan's, by all searches that share them."""
         return self.scan.programs.bounds.compilations
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
     ) -> list[Outcome]:
-        """Each context's k best candidates: the scan's, with the scan's scores.
+        """The k best candidates of each context, with the same rows and scores as the scan.
 
         Args:
             vectors: context vectors, float32 [b, m, d].
-            mask: which of them are real.
+            mask: True for real vectors, [b, m].
             k: at least 1.
         """
         outcomes = []
-        vectors, mask = np.asarray(vectors), np.asarray(mask)  # numpy is faster here than jax's single steps
+        vectors, mask = np.asarray(vectors), np.asarray(mask)  # numpy is faster here than single jax calls
         for i in range(vectors.shape[0]):
             one, real = vectors[i : i + 1], mask[i : i + 1]
             found = self._one(one, real, k)
@@ -90,7 +90,7 @@ class CertifiedSearch:
         """Compile the passes of all ranks for m context vectors of width d."""
         known = self.sharpness, self._norm, self._lost
         everything = np.ones(m, bool)
-        # With ``first`` codes a short context has fewer vectors, and therefore a mask.
+        # With ``first`` codes a short context has fewer real vectors, and therefore a mask.
         for there in [everything, np.arange(m) < m - 1][: 2 if self._may_lack_vectors else 1]:
             draw = np.random.default_rng(0).standard_normal((int(there.sum()), d), np.float32)
             plans = []
@@ -108,7 +108,7 @@ class CertifiedSearch:
         self, vectors: Float[np.ndarray, "1 m d"], mask: Bool[np.ndarray, "1 m"], k: int
     ) -> Outcome | None:
         there = mask[0]
-        # One thread: numpy's threads spin for a while after a product, and take cores from XLA's.
+        # One thread: after a product numpy's threads busy-wait for a while, which takes cores from XLA.
         with _BLAS_LOCK, _BLAS.limit(limits=1, user_api="blas"):
             plan = self._plan(vectors[0][there])
             given = None if plan is None else self._given(plan, there)
@@ -124,7 +124,7 @@ class CertifiedSearch:
         return choose(vectors, self.sharpness, self._sample, **known)
 
     def _given(self, plan: Plan, there: np.ndarray) -> Pass:
-        # Shapes must not depend on how many of the vectors are real: each shape is a program.
+        # Shapes must not depend on the number of real vectors, because each shape needs its own program.
         basis, weights, real = plan.factors.basis, None, None
         if isinstance(plan.bounds, Limits):
             real = None if there.all() else there
@@ -138,14 +138,14 @@ class CertifiedSearch:
         return self.rows.large if isinstance(plan.bounds, Moments) else self.rows.small
 
     def _bounds(self, given: Pass, blocks: Blocks) -> np.ndarray:
-        """Upper bounds of all rows' scores [rows]; -inf where there is no candidate."""
+        """Upper bounds of the scores of all rows [rows]; -inf for rows without a candidate."""
         with self.scan.programs.bounds.once(given.kind, *kind_of(blocks.parts[0])) as bounds:
             return self.rows.gathered([bounds(given, block) for block in blocks.parts], blocks)
 
     def _settle(
         self, upper: np.ndarray, vectors: Float[np.ndarray, "1 m d"], mask: Bool[np.ndarray, "1 m"], k: int
     ) -> Outcome | None:
-        """The best rows, given all rows' upper bounds; None if too many would have to be scored."""
+        """The best rows, given the upper bounds of all rows; None if too many would have to be scored."""
         first = max(FIRST_RESCORED, 2 * k)
         most = max(int(MOST_RESCORED * len(upper)), first)
         rows = highest(upper, first)
@@ -155,14 +155,14 @@ class CertifiedSearch:
         rest = np.flatnonzero((upper >= kth) & (upper > -np.inf))
         if len(rest) > most:
             return None
-        if len(rest) > first:  # otherwise they are among the first
+        if len(rest) > first:  # otherwise they are among those scored first
             scored = self.scan.among(vectors, mask, rest, k)
             rescored = len(np.union1d(rows, rest))
         return Outcome(scored[0][0], scored[1][0], None, rescored)
 
 
 def _spread(rows: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Rows at the places where ``there`` is True, zeros elsewhere."""
+    """Rows at the positions where ``there`` is True, zeros elsewhere."""
     whole = np.zeros((len(there), rows.shape[1]), np.float32)
     whole[there] = rows
     return whole

@@ -1,4 +1,4 @@
-"""All rows of an index in bfloat16's precision or less, for a cheap pass over all of them."""
+"""All rows of an index in bfloat16 or int8, for a cheap pass over all of them."""
 
 from collections.abc import Sequence
 
@@ -12,29 +12,36 @@ from polyjax.retrieval.search.blocks import blocks_of, power_of_two
 from polyjax.runtime import hardware
 
 PASS_ROWS = 8192
-"""Rows of a block of the pass, which needs less of the cache than the scan's."""
+"""Number of rows in a block of the pass, which uses less cache per row than the scan."""
 
 LARGE_ROWS, LARGE_STEP = 51_200, 2048
-"""The most rows of a large block, and the number that its rows are a multiple of.
+"""Maximum number of rows in a large block, and the number that its rows are a multiple of.
 
-Bounds without a softmax keep few numbers per row, so that the cost per block matters: over 100,000
-rows of 384 and 16 / 32 directions, blocks of 8,192 took 14.2 / 16.6 ms, of 14,286 12.8 / 14.5, of 25,000
-12.1 / 14.3, of 50,000 11.1 / 12.9, of 100,000 10.8 / 13.0 (2 cores of an AMD EPYC with bfloat16 units).
+Bounds without a softmax keep few numbers per row, so the overhead per block matters. Milliseconds for
+100,000 rows of width 384 (2 cores of an AMD EPYC with bfloat16 units):
+
+| rows in a block | 16 directions | 32 directions |
+| --- | --- | --- |
+| 8,192 | 14.2 | 16.6 |
+| 14,286 | 12.8 | 14.5 |
+| 25,000 | 12.1 | 14.3 |
+| 50,000 | 11.1 | 12.9 |
+| 100,000 | 10.8 | 13.0 |
 """
 
 _SPARSE = 16
 
 
 class Blocks:
-    """An index's rows in blocks of the pass.
+    """The rows of an index in blocks for the pass.
 
     Args:
-        index: what is searched.
-        rows: of a block.
+        index: the index.
+        rows: number of rows in a block.
 
     Attributes:
         parts: the blocks.
-        starts: the row at which each begins.
+        starts: the row at which each block starts.
     """
 
     def __init__(self, index: CandidateIndex, rows: int):
@@ -46,12 +53,12 @@ class CoarseRows:
     """The rows of an index for passes over all of them.
 
     Args:
-        index: what is searched.
+        index: the index.
 
     Attributes:
-        small: blocks of all rows.
-        large: the same for passes that keep few numbers per row.
-        rounding_pays: whether products in bfloat16 are faster than the scan's.
+        small: all rows, in small blocks.
+        large: all rows, in blocks for passes that keep few numbers per row; may be the small ones.
+        rounding_pays: whether products in bfloat16 are faster than those of the scan.
     """
 
     def __init__(self, index: CandidateIndex):
@@ -60,15 +67,16 @@ class CoarseRows:
         self.small = self.large = Blocks(index, rows)
         self._removed = np.flatnonzero(~index.live_rows)
         on_cpu = jax.default_backend() == "cpu"
-        # Products with as many vectors as the scan's do not pay unless half precision is faster.
+        # A pass with as many vectors as the scan only pays if half precision is faster.
         self.rounding_pays = not on_cpu or hardware.cpu_has_bfloat16()
-        # On another device these would be copies; without bfloat16 units rows are widened a block at a time.
+        # On other devices large blocks would be copies. Without bfloat16 units, each block is widened in
+        # memory, so blocks must stay small.
         views = on_cpu and hardware.cpu_has_bfloat16()
         if views and (large := _large_rows(index)) > rows:
             self.large = Blocks(index, large)
 
     def gathered(self, parts: Sequence[Float[Array, " n"]], blocks: Blocks) -> np.ndarray:
-        """Blocks' values by row [rows]: -inf without a candidate, inf where the value is unknown."""
+        """The values of all blocks by row [rows]: -inf for removed candidates, inf for NaN (unknown)."""
         values = np.empty(self.index.rows, np.float32)
         for start, part in zip(blocks.starts, parts, strict=True):
             place = values[start : start + len(part)]
@@ -81,7 +89,7 @@ class CoarseRows:
 def highest(values: np.ndarray, n: int) -> np.ndarray:
     """The candidate rows with the n highest values, increasing."""
     n = min(n, len(values))
-    # Every 16th value bounds the rows to consider: partitioning all of them takes five times as long.
+    # Every 16th value gives a threshold for the rows to consider; partitioning all takes five times as long.
     some = values[::_SPARSE]
     about = int(1.25 * n / _SPARSE) + 8
     rows = np.arange(len(values))
@@ -93,7 +101,7 @@ def highest(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def _large_rows(index: CandidateIndex) -> int:
-    """Rows of a large block; 0 if such blocks would be copies, or be rounded in memory."""
+    """Number of rows in a large block; 0 if such blocks would have to be copied or rounded in memory."""
     segment, *others = index.segments
     if others or segment.coarse.dtype != jnp.bfloat16:
         return 0

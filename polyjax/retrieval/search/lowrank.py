@@ -1,8 +1,8 @@
-"""A context's vectors in few dimensions: E [m, d] is nearly W [m, r] B [r, d].
+"""Low-rank approximation of a context's vectors: E [m, d] is close to W [m, r] B [r, d].
 
-The m context vectors are weighted means of the same token outputs, so they nearly lie in a space of few
-dimensions. B is chosen by singular vectors, rounded to bfloat16 and then fitted again, so that its rounding
-costs nothing. The residual is measured, not assumed, and enters the bound of
+The m context vectors are weighted means of the same token outputs, so they lie close to a space of few
+dimensions. B is computed from singular vectors and rounded to bfloat16; W is then fitted to the rounded B, so
+that its rounding adds no error. The residual is computed exactly and enters the bound of
 ``polyjax.retrieval.search.bounds``.
 """
 
@@ -16,13 +16,13 @@ from polyjax.retrieval.search.bounds import ROUND_OFF, Limits, largest_error, li
 from polyjax.retrieval.search.moments import Moments, moments, turned, upper_score
 
 RANKS = (16, 32, 48)
-"""Ranks that are tried; each is two compiled programs, and ranks below or between are no faster."""
+"""Ranks to try. Each needs two compiled programs; ranks below or between are not faster."""
 
 TOLERANCE = 0.35
 """Largest bound, in standard deviations of a context's scores, for which a pass pays.
 
-The share of survivors of a bound b among normally distributed scores with k of n wanted grows as
-exp(2 b sqrt(2 log(n / k))): with 10 of 100,000 a bound of 0.35 leaves some 20 k of them.
+For normally distributed scores and the k best of n, the share of candidates that survive a bound b grows as
+exp(2 b sqrt(2 log(n / k))). For 10 of 100,000, a bound of 0.35 leaves about 20 k of them.
 """
 
 _OVERSAMPLING = 8
@@ -33,12 +33,13 @@ class Factors:
     """An approximation of context vectors E [m, d], and its residual R = E - W B.
 
     Attributes:
-        basis: B, numbers of bfloat16 as float32 [r, d]; without ``weights``, E itself so rounded.
-        weights: W, float32 [m, r]; None where the basis is E, rounded.
+        basis: B, bfloat16 values stored as float32 [r, d]; without ``weights``, E itself, rounded.
+        weights: W, float32 [m, r]; None if the basis is E, rounded.
         spectral: upper bound of |R|_2.
         residual: largest norm of a row of R.
         offset: norm of the mean of R's rows.
-        overlap: upper bound of |B B^T|_2, near 1; infinite without ``weights``, as R may be anywhere.
+        overlap: upper bound of |B B^T|_2, near 1; infinite without ``weights``, because R may then point in
+            any direction.
         longest: largest norm of a row of E.
         n_vectors: m.
     """
@@ -54,11 +55,11 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r: the number of directions in the basis."""
         return len(self.basis)
 
     def limits(self, t: float, norm: float, lost: float) -> Limits:
-        """What bounds the errors of products with candidates; see ``choose`` for the arguments."""
+        """Bounds of the errors of products with candidates; see ``choose`` for the arguments."""
         return limits(
             t,
             self.n_vectors,
@@ -70,7 +71,7 @@ class Factors:
         )
 
     def moments(self, t: float, norm: float, lost: float) -> Moments:
-        """What bounds the scores without a softmax; see ``choose`` for the arguments."""
+        """Bounds of the scores without a softmax; see ``choose`` for the arguments."""
         assert self.weights is not None
         return moments(
             self.weights,
@@ -82,24 +83,24 @@ class Factors:
         )
 
     def _rounding(self, norm: float, lost: float) -> float:
-        # Of bfloat16 candidates, and of float32 sums: over d in the scan; in the pass over d in each of r
-        # products, over r of those, and over r in R, of rows of W with the columns of B.
+        # Rounding of bfloat16 candidates and of float32 sums: in the scan over d; in the pass over d in each
+        # of r products, over these r products, and over r in R (rows of W times columns of B).
         d, root = self.basis.shape[1], math.sqrt(self.rank)
         if self.weights is None:
             sums = d + (d + self.rank)
         else:
             sums = d + (d + self.rank) * root + self.rank * root
-        sums += self.n_vectors + 8  # of the softmax and its mean
+        sums += self.n_vectors + 8  # the softmax and its mean
         return self.longest * (lost + ROUND_OFF * sums * norm)
 
 
 def rounded(vectors: np.ndarray) -> Factors:
-    """E in bfloat16: half the cost of float32 products, with a tiny residual."""
+    """E rounded to bfloat16: half the cost of float32 products, with a tiny residual."""
     return _factors(vectors, _round(vectors), None)
 
 
 def factorise(vectors: np.ndarray, directions: np.ndarray) -> Factors:
-    """E in the space of some directions, float32 [r, d], along the axes in which its rows differ."""
+    """E in the space spanned by directions [r, d], with a basis along the axes in which its rows differ."""
     basis = np.linalg.qr(directions.T)[0].T
     basis = _round(turned(vectors @ basis.T).T @ basis)
     weights = np.linalg.solve(basis @ basis.T, basis @ vectors.T).T
@@ -109,7 +110,7 @@ def factorise(vectors: np.ndarray, directions: np.ndarray) -> Factors:
 def _factors(vectors: np.ndarray, basis: np.ndarray, weights: np.ndarray | None) -> Factors:
     left = vectors - (basis if weights is None else weights @ basis)
     gram = basis @ basis.T - np.eye(len(basis), dtype=basis.dtype)
-    slack = 1 + 1e-4  # float32 arithmetic of the numbers below
+    slack = 1 + 1e-4  # for float32 rounding of the numbers below
     return Factors(
         basis,
         weights,
@@ -127,17 +128,17 @@ def _longest(rows: np.ndarray) -> float:
 
 
 def ranks_of(m: int, d: int) -> list[int]:
-    """Ranks that may pay for m context vectors of width d; m / 2 saves nothing over rounding alone."""
+    """The ranks that may pay for m context vectors of width d; above m / 2, rounding alone is as fast."""
     return [r for r in RANKS if 2 * r <= min(m, d)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to bound a context's scores.
+    """How to bound the scores of a context.
 
     Attributes:
-        factors: of its vectors.
-        bounds: ``Moments`` where no softmax is needed, otherwise ``Limits`` of the products' errors.
+        factors: approximation of the context's vectors.
+        bounds: ``Moments`` if no softmax is needed, otherwise ``Limits`` of the errors of the products.
     """
 
     factors: Factors
@@ -152,10 +153,11 @@ def choose(
     Args:
         vectors: real context vectors, float32 [m, d].
         t: sharpness of the softmax over their products.
-        sample: some candidates' vectors, float32 [n, d].
-        norm: of the longest candidate.
+        sample: vectors of some candidates, float32 [n, d].
+        norm: largest norm of a candidate.
         lost: largest norm of a candidate's rounding error in bfloat16.
-        rounding_pays: whether products in bfloat16 are faster than in float32, so that a plan may only round.
+        rounding_pays: whether products in bfloat16 are faster than in float32, so that a plan that only
+            rounds is allowed.
     """
     mean = weighted_mean(sample @ vectors.T, t, xp=np)
     enough = TOLERANCE * float(mean.score.std())
@@ -204,9 +206,9 @@ def plan_rounded(vectors: np.ndarray, t: float, *, norm: float, lost: float) -> 
 
 
 def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mean's direction and r - 1 in which the vectors differ most [r, d], and the residuals [r + 1].
+    """The direction of the mean and the r - 1 in which the vectors differ most [r, d], and residuals [r + 1].
 
-    The latter are about the largest singular values of what the first 0, 1, ... directions leave out.
+    Residual i approximates the largest singular value of the remainder after the first i directions.
     """
     m, d = vectors.shape
     more = min(r + _OVERSAMPLING, m, d)
@@ -217,12 +219,12 @@ def _directions(vectors: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
     if m <= 2 * more:
         values, axes = np.linalg.eigh(vectors @ vectors.T)
         found = np.sqrt(np.maximum(values[::-1], 0))
-        # Directions of almost no length only fill up the rank.
+        # Directions of almost zero length only pad to the rank.
         lengths = np.maximum(found[: r - 1, None], 1e-6 * first + 1e-30)
         differing = axes[:, ::-1].T[: r - 1] @ vectors / lengths
     else:
-        # A random sketch of the rows' space and one power step: a full decomposition of 360 vectors costs
-        # more than the search that it is for.
+        # A random sketch of the row space and one power step, because a full decomposition of 360 vectors
+        # costs more than the search itself.
         draw = np.random.default_rng(0).standard_normal((m, more), np.float32)
         space = np.linalg.qr(vectors.T @ draw)[0]
         space = np.linalg.qr(vectors.T @ (vectors @ space))[0]

@@ -11,10 +11,9 @@ Simpson's rule never falls short of that quotient, and does not cancel: (1 + 4 h
 In the notation of ``polyjax.retrieval.search.bounds``, with P = B . c the r products of the pass, E = W B +
 R, and the rows of W centred to W - w: c = w . P + r . c + rounding, with r the mean of R's rows; V's square
 root is at most q + |R|_2 p / sqrt(m) + rho, where q^2 >= P^T G P and G = (W - w)^T (W - w) / m; and b is at
-most M q + max_j |R_j| p + 2 rho, where M is the largest norm of a row of (W - w) L^-1, L^T L = G. With F
-what G
-has outside its diagonal, q^2 = sum_i (G_ii + |F|) P_i^2 will do: the basis is turned to G's axes
-(``turned``), so that F is only what the rounding of the basis leaves.
+most M q + max_j |R_j| p + 2 rho, where M is the largest norm of a row of (W - w) L^-1, L^T L = G. With F the
+part of G outside its diagonal, q^2 = sum_i (G_ii + |F|) P_i^2 is large enough. The basis is turned to the
+axes of G (``turned``), so that F only contains the rounding errors of the basis.
 
 So a candidate costs r d operations, whatever m is. This bound is for many vectors that differ little
 compared with 1 / t. If they differ much, b is too coarse, and ``largest_error`` is better.
@@ -42,7 +41,7 @@ class Moments:
         residual: largest norm of a row of R, centred.
         offset: norm of the mean of R's rows.
         rounding: rho.
-        own: rounding of the score's own arithmetic, here and in the scan.
+        own: rounding error of the score's own computation, here and in the scan.
     """
 
     centre: Any
@@ -72,7 +71,7 @@ def moments(
         residual: largest norm of a row of R.
         offset: norm of the mean of R's rows.
         rounding: rho.
-        own: of the score's arithmetic.
+        own: rounding error of the score's own computation.
     """
     m = len(weights)
     centre = weights.mean(0)
@@ -80,7 +79,7 @@ def moments(
     gram = centred.T @ centred
     rest = float(np.linalg.norm(gram - np.diag(np.diag(gram))))
     axes = np.linalg.qr(centred)[0]
-    slack = 1 + 1e-4  # float32 arithmetic of these numbers and of the bound
+    slack = 1 + 1e-4  # for float32 rounding of these numbers and of the bound
     return Moments(
         centre=centre,
         spread=(slack * slack * (np.diag(gram) + rest)).astype(weights.dtype),
@@ -97,10 +96,10 @@ def upper_score(inside: Any, t: float, given: Moments, perp: Any, *, xp: ModuleT
     """Upper bounds of the scores [n] of candidates.
 
     Args:
-        inside: their products with the basis, P, [n, r].
+        inside: P, products of the candidates with the basis, [n, r].
         t: sharpness of the softmax, 0 or more.
         given: the context's moments.
-        perp: p, norm of a candidate's part outside the basis, [n] or one for all.
+        perp: p, norm of a candidate's part outside the basis, [n] or one number for all.
         xp: numpy or jax.numpy.
     """
     size = xp.sqrt((inside * inside * given.spread[None]).sum(1))

@@ -1,4 +1,4 @@
-"""The result of any kind of search for a context."""
+"""The result of a search for one context, whatever the method."""
 
 import dataclasses
 
@@ -7,15 +7,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A context's best rows, and how they were found.
+    """The best rows for a context, and how they were found.
 
     Attributes:
-        scores: float32 [k], best first; -inf where there are fewer candidates.
-        rows: of the index, [k]; -1 where there are fewer.
-        rank: of the pass: directions that a candidate was multiplied with; None without a pass.
-        rescored: candidates that were scored exactly.
-        certified: whether they are proven to be the best.
-        recall: measured share of the best that such searches find; 1 for certified ones.
+        scores: scores, best first, float32 [k]; -inf if there are fewer than k candidates.
+        rows: rows of the index, [k]; -1 if there are fewer than k candidates.
+        rank: rank of the pass of a certified search; None without a pass.
+        rescored: number of candidates that were scored exactly.
+        certified: whether the rows are proven to be the best.
+        recall: measured share of the best candidates that such searches find; 1 for certified ones, None if
+            it was not measured.
     """
 
     scores: np.ndarray

@@ -1,6 +1,6 @@
-"""The compiled programs of searches: products with a block of rows, and what follows from them.
+"""The compiled programs of searches: products with a block of rows, and scores or bounds from them.
 
-They depend on a head, not on an index: several indexes, and an index before and after a change, share them.
+They depend on a head, not on an index, so several indexes (or an index before and after a change) share them.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from polyjax.types import AnyArray
 
 
 class SearchPrograms:
-    """What searches with a head compute, a block of rows at a time.
+    """The programs of searches with a head; each processes one block of rows.
 
     Args:
-        head: of a scorer that encodes candidates apart.
+        head: the head of a bi- or poly-encoder.
 
     Attributes:
-        head: its parameters.
-        merge: see ``merge_block``; the best so far are donated.
+        head: parameters of the head.
+        merge: see ``merge_block``; the memory of the best so far is donated.
         bounds: a ``Pass`` and a block -> upper bounds of the rows' scores [n].
         rough: context vectors in bfloat16, their mask and a block -> approximate scores of the rows [n].
     """
@@ -46,7 +46,7 @@ class SearchPrograms:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far."""
+        """Number of programs compiled so far."""
         return sum(program.compilations for program in (self.merge, self.bounds, self.rough))
 
 
@@ -59,7 +59,17 @@ def merge_block(
     best_rows: Int[Array, "b k"],
     block: Block,
 ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """The best scores and rows so far, and those of a further block, merged."""
+    """Merge the best scores and rows so far with those of another block.
+
+    Args:
+        graph: graph definition of the head.
+        head: parameters of the head.
+        vectors: context vectors.
+        mask: True for real vectors.
+        best: the best scores so far, best first.
+        best_rows: the rows of these scores.
+        block: rows to score.
+    """
     candidates = block.vectors.astype(jnp.float32)
     if block.scales is not None:
         candidates = candidates * block.scales[:, None]
@@ -69,20 +79,20 @@ def merge_block(
     k = best.shape[1]
     top, places = jax.lax.top_k(scores, min(k, scores.shape[1]))
     rows = jnp.where(top > -jnp.inf, block.first + places, -1)
-    # Rows of earlier blocks come first, and top_k keeps the order of ties.
+    # Rows of earlier blocks come first, and top_k is stable for ties.
     merged, chosen = jax.lax.top_k(jnp.concatenate([best, top], axis=1), k)
     return merged, jnp.take_along_axis(jnp.concatenate([best_rows, rows], axis=1), chosen, axis=1)
 
 
 def nothing_found(b: int, k: int) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-    """The result of a search of no blocks."""
-    # By numpy: each jax operation outside a program is compiled as one.
+    """The result of a search over no blocks: scores of -inf and rows of -1."""
+    # With numpy, because each jax operation outside a program would be compiled as one.
     return jax.device_put(np.full((b, k), -np.inf, np.float32)), jax.device_put(np.full((b, k), -1, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The structure of numbers that are kept in one array."""
+    """The tree structure and shapes of numbers packed into one array."""
 
     tree: typing.Any
     shapes: tuple[tuple[int, ...], ...]
@@ -95,11 +105,12 @@ class Pass:
     """A context's factors on the device.
 
     Attributes:
-        basis: directions.
-        weights: of the vectors along them; None if the basis is the vectors, or no products are made.
-        there: which of the vectors are real; None where all are.
+        basis: the directions.
+        weights: weights of the context vectors along them; None if the basis is the vectors themselves, or
+            products with the vectors are not needed.
+        there: True for real vectors; None if all are.
         numbers: overlap, bounds and lost in one array, because moving one array is faster than several.
-        layout: of the numbers.
+        layout: layout of the numbers.
     """
 
     basis: Float[Array, "r d"]
@@ -118,13 +129,13 @@ class Pass:
         *,
         lost: float,
     ) -> "Pass":
-        """A plan's, with its rows at the places of the context's vectors.
+        """Move a plan to the device; rows of ``basis`` or ``weights`` correspond to the context's vectors.
 
         Args:
             plan: how scores are bounded.
-            basis: float32 [r, d].
-            weights: float32 [m, r], if any.
-            there: bool [m], if any vector is missing.
+            basis: directions, float32 [r, d].
+            weights: weights, float32 [m, r], if any.
+            there: True for real vectors, bool [m]; None if all are.
             lost: largest norm of a candidate's rounding error in bfloat16.
         """
         leaves, tree = jax.tree.flatten((plan.factors.overlap, plan.bounds, lost))
@@ -138,12 +149,12 @@ class Pass:
 
     @property
     def kind(self) -> tuple:
-        """What programs over passes differ in."""
+        """The properties of a pass that require another compiled program."""
         shapes = [None if x is None else x.shape for x in (self.basis, self.weights, self.there)]
         return (*shapes, self.layout)
 
     def unpacked(self) -> tuple[Float[Array, ""], Limits | Moments, Float[Array, ""]]:
-        """The basis's overlap, what bounds the scores, and what rounding candidates takes away."""
+        """The overlap of the basis, the bounds, and the largest norm of a candidate's rounding error."""
         sizes = [math.prod(shape) for shape in self.layout.shapes]
         parts = [
             self.numbers[end - size : end].reshape(shape)
@@ -154,7 +165,7 @@ class Pass:
 
 def _upper_bounds(form: ProductForm, given: Pass, block: Block) -> Float[Array, " n"]:
     overlap, bounds, lost = given.unpacked()
-    # Written so that XLA fuses all of it into one loop on a CPU.
+    # In this form, XLA fuses all of it into one loop on a CPU.
     inside = rounded_products(block.vectors, given.basis)
     if block.scales is not None:
         inside = inside * block.scales[:, None]
@@ -174,7 +185,7 @@ def _upper_bounds(form: ProductForm, given: Pass, block: Block) -> Float[Array, 
 def _rough_scores(
     form: ProductForm, vectors: Float[Array, "m d"], there: Bool[Array, " m"], block: Block
 ) -> Float[Array, " n"]:
-    """Scores from rounded products; written as in the heads, which XLA fuses into one loop."""
+    """Scores from rounded products, computed as in the heads so that XLA fuses them into one loop."""
     products = rounded_products(block.vectors, vectors)
     if block.scales is not None:
         products = products * block.scales[:, None]
@@ -184,10 +195,11 @@ def _rough_scores(
 
 
 def rounded_products(rows: Num[Array, "n d"], directions: Float[Array, "r d"]) -> Float[Array, "n r"]:
-    """Products of two arrays rounded to bfloat16, summed in float32.
+    """Products of two arrays rounded to bfloat16, accumulated in float32, [n, r].
 
-    A CPU without bfloat16 units widens the factors first, which is exact: over blocks of 4,096 rows of 768
-    and 64 directions 82 instead of 107 ms in all (two Zen 3 cores, which take 76 ms for float32 rows).
+    On a CPU without bfloat16 units the rounded factors are widened to float32 first, which is exact and
+    faster: 82 instead of 107 ms for blocks of 4,096 rows of width 768 and 64 directions on two Zen 3 cores
+    (76 ms with float32 rows).
     """
 
     def product(rows: Array, directions: Array) -> Array:

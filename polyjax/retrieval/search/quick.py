@@ -1,4 +1,4 @@
-"""The best of the candidates whose rounded products give the highest scores: fast, without a proof."""
+"""Quick search: approximate scores of all candidates, exact scores of the best of them; without a proof."""
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ from polyjax.retrieval.search.scan import Scan
 from polyjax.types import AnyArray
 
 RESCORED = 1024
-"""Number of candidates with the highest rounded scores, which are scored exactly."""
+"""Number of candidates with the highest approximate scores that are scored exactly."""
 
 
 class QuickSearch:
-    """Search of an index with a head that has a product form.
+    """Quick search of an index with a head that has a product form.
 
-    On a CPU without bfloat16 units it is the scan, which is faster there.
+    On a CPU without bfloat16 units it runs the scan, which is faster there.
 
     Args:
-        scan: scores the most promising rows.
-        rows: of the scan's index.
+        scan: scores the rows with the highest approximate scores.
+        rows: rows of the scan's index.
     """
 
     def __init__(self, scan: Scan, rows: CoarseRows):
@@ -31,11 +31,11 @@ class QuickSearch:
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
     ) -> list[Outcome]:
-        """Each context's k best of the candidates that look most promising.
+        """The k best of the candidates with the highest approximate scores, for each context.
 
         Args:
             vectors: context vectors, float32 [b, m, d].
-            mask: which of them are real.
+            mask: True for real vectors, [b, m].
             k: at least 1.
         """
         vectors, mask = np.asarray(vectors), np.asarray(mask)

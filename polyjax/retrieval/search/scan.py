@@ -1,8 +1,7 @@
-"""Exact search: every candidate of an index scored against each context, a block of rows at a time.
+"""Exact search: every candidate of an index is scored for each context, one block of rows at a time.
 
-The scores are the scoring head's own. A block's products, softmax and top k run in one compiled program,
-which also merges them with the best so far. Memory beyond the index is that of one block, however many there
-are.
+The scores are those of the scoring head. One compiled program computes a block's products, softmax and top k,
+and merges them with the best so far. Besides the index, memory holds one block, however many there are.
 """
 
 import threading
@@ -21,32 +20,38 @@ from polyjax.runtime.memory import keep_freed_blocks
 from polyjax.types import AnyArray
 
 BLOCK_ROWS = 4096
-"""Rows scored at once: their products with the context vectors stay in the processor's cache.
+"""Number of rows in a block, so few that their products with the context vectors stay in the CPU's cache.
 
-Over 100,000 rows of 768 with 16 / 64 / 360 context vectors (2 cores of an AMD EPYC), blocks of 1,024 took
-23 / 40 / 192 ms, of 2,048 22 / 34 / 193, of 4,096 16 / 32 / 161, of 8,192 15 / 32 / 160, of 16,384
-16 / 35 / 172.
+Milliseconds for 100,000 rows of width 768 (2 cores of an AMD EPYC):
+
+| rows in a block | 16 context vectors | 64 | 360 |
+| --- | --- | --- | --- |
+| 1,024 | 23 | 40 | 192 |
+| 2,048 | 22 | 34 | 193 |
+| 4,096 | 16 | 32 | 161 |
+| 8,192 | 15 | 32 | 160 |
+| 16,384 | 16 | 35 | 172 |
 """
 
 FEW_ROWS = 1024
-"""Rows of a block for few candidates: 5 instead of 10 ms for a thousand with 360 vectors."""
+"""Number of rows in a block for few candidates: 5 instead of 10 ms for 1,000 rows with 360 vectors."""
 
 COMPARED = 4
-"""Number of times that such a block's scores are compared with a whole block's."""
+"""Number of times that scores from such small blocks are compared with those from whole blocks."""
 
 
 class Scan:
     """Exact search of an index with a scoring head.
 
     Args:
-        head: of the scorer that the index was made with.
-        index: its candidates.
-        rows: of a block.
-        programs: the head's, to share with other searches.
+        head: head of the scorer that the index was built with.
+        index: the candidates.
+        rows: number of rows in a block.
+        programs: programs of the head, to share with other searches.
 
     Attributes:
-        blocks: the index's rows.
-        programs: the head's.
+        blocks: the rows of the index.
+        programs: the programs of the head.
     """
 
     def __init__(
@@ -67,20 +72,20 @@ class Scan:
 
     @property
     def compilations(self) -> int:
-        """Number of programs compiled so far, in all scans that share them."""
+        """Number of programs compiled so far, by all scans that share them."""
         return self.programs.merge.compilations
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows of each context's k best candidates, best first, [b, k] each.
+        """Scores and rows of the k best candidates of each context, best first, [b, k] each.
 
-        Equal scores keep the order of their rows. If the index has fewer than k candidates, the last places
-        have score -inf and row -1.
+        Equal scores are in the order of their rows. If the index has fewer than k candidates, the remaining
+        entries have score -inf and row -1.
 
         Args:
             vectors: context vectors, float32 [b, m, d].
-            mask: which of them are real.
+            mask: True for real vectors, [b, m].
             k: at least 1.
         """
         vectors, mask = _given(vectors, mask)
@@ -94,18 +99,25 @@ class Scan:
     def among(
         self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], rows: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same of one context among some rows only, increasing [n], with the same scores."""
+        """The same for one context and only some rows; scores are those of the whole scan.
+
+        Args:
+            vectors: vectors of one context.
+            mask: True for real vectors.
+            rows: rows of the index to score, increasing [n].
+            k: at least 1.
+        """
         if not len(rows):
             scores, places = nothing_found(1, k)
             return np.asarray(scores), np.asarray(places)
         shape = (*vectors.shape, k)
-        # As many small blocks as make up a whole one would take longer.
+        # As many small blocks as fit into a whole one would take longer than the whole one.
         if len(rows) > self._rows - self._few or self._agreed[shape] < 0:
             return self._in_blocks(vectors, mask, rows, k, self._rows)
         found = self._in_blocks(vectors, mask, rows, k, self._few)
         if self._agreed[shape] < COMPARED:
-            # A row's score is the same to the last bit in blocks of both sizes if the compiler sums products
-            # in one order; this checks that it does.
+            # A row's score is bit-identical in blocks of both sizes if the compiler sums products in the same
+            # order. This checks that it is.
             whole = self._in_blocks(vectors, mask, rows, k, self._rows)
             same = all(np.array_equal(*pair) for pair in zip(found, whole, strict=True))
             self._agreed[shape] = self._agreed[shape] + 1 if same else -1
@@ -120,11 +132,11 @@ class Scan:
         k: int,
         size: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows of the best among some, copied into blocks of a size."""
+        """Scores and rows of the k best among some rows, which are copied into blocks of a given size."""
         best = nothing_found(1, k)
         vectors, mask = _given(vectors, mask)
         for first in range(0, len(rows), size):
-            # The scan's step gives places instead of rows.
+            # The scan's program returns positions in ``rows`` here.
             some = rows[first : first + size]
             stored, scales = self.index.stored(some)
             block = Block(
@@ -135,20 +147,20 @@ class Scan:
                 jax.device_put(np.arange(size) < len(some)),
             )
             with self.programs.merge.once(vectors.shape, k, *kind_of(block)) as merge:
-                # Wait, because the memory is reused.
+                # Wait for the result, because the block's memory is reused.
                 best = jax.block_until_ready(merge(self.programs.head, vectors, mask, *best, block))
         scores, places = map(np.asarray, best)
         return scores, np.where(places >= 0, rows[places], -1)
 
     def _room(self, stored: np.ndarray) -> np.ndarray:
-        """A block with some rows at its beginning, in memory that each thread keeps; new pages cost more."""
+        """A block that begins with some rows, in memory that each thread reuses (new pages cost more)."""
         if not hasattr(self._rooms, "block"):
             self._rooms.block = filled(stored[:0], self._rows)
         self._rooms.block[: len(stored)] = stored
         return self._rooms.block
 
     def temporary_bytes(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> int:
-        """Bytes of temporary memory of a search, beyond the index and its arguments."""
+        """Temporary memory of a search in bytes, besides the index and the arguments."""
         scores, rows = nothing_found(vectors.shape[0], k)
         given = self.programs.head, vectors, mask, scores, rows, self.blocks[0]
         compiled = self.programs.merge.jitted.lower(*given).compile()
@@ -160,8 +172,9 @@ class Scan:
 def _given(
     vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"]
 ) -> tuple[Float[Array, "b m d"], Bool[Array, "b m"]]:
-    """Context vectors for several steps, moved to the device once.
+    """Context vectors and mask on the device, moved there once for several steps.
 
-    By numpy: arrays committed to a device, as an encoder's are, need other programs than uncommitted ones.
+    They pass through numpy, because arrays committed to a device (such as an encoder's results) would need
+    other compiled programs than uncommitted ones.
     """
     return jax.device_put(np.asarray(vectors)), jax.device_put(np.asarray(mask))

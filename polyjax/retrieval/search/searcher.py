@@ -1,4 +1,4 @@
-"""Contexts in, the best candidates of an index out."""
+"""Searches an index: contexts in, their best candidates out."""
 
 import dataclasses
 import weakref
@@ -24,18 +24,18 @@ from polyjax.retrieval.stages.faiss import FirstStage, StagedSearch, check_stage
 from polyjax.types import AnyArray
 
 Method = Literal["auto", "scan", "certified", "quick"]
-"""How an index is searched; see ``Index.search``."""
+"""Method of a search; see ``Index.search``."""
 
 VECTORS_AT_ONCE = 512
-"""Context vectors that share a pass: their products with a block take 8 MB."""
+"""Number of context vectors that are scored together; their products with a block take 8 MB."""
 
 FEWEST_WANTED = 32
-"""Smallest number of rows to search for: they cost no more than one."""
+"""Smallest number of rows to search for; this many cost no more than one."""
 
 WORTH_CERTIFYING = 1.5e9
-"""Products (candidates x context vectors x width) of a scan from which a certified search is faster.
+"""Size of a scan (candidates x context vectors x width) from which a certified search is faster.
 
-Its fixed cost, choosing the rank and scoring the survivors, is 3 to 5 ms; benchmarks/certified.py.
+Its fixed cost, for choosing the rank and scoring the survivors, is 3 to 5 ms (benchmarks/certified.py).
 """
 
 
@@ -44,9 +44,9 @@ class Found:
     """A candidate of an index with its score and its id.
 
     Attributes:
-        text: of the candidate.
-        score: the model's, or the re-ranker's.
-        id: its place in the list that the index was built from; additions have the ids that follow.
+        text: text of the candidate.
+        score: score of the model, or of the re-ranker.
+        id: index in the list that the index was built from; additions have the following ids.
         first_score: the model's score before re-ranking; None without a re-ranker.
     """
 
@@ -58,16 +58,16 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Results(Sequence[Found]):
-    """A context's best candidates, best first, and how they were found.
+    """The best candidates of a context, best first, and how they were found.
 
     Attributes:
         found: the candidates.
-        certified: whether they are proven to be those that scoring every candidate gives; False after
+        certified: whether they are proven to be the same as from scoring every candidate; False after
             re-ranking.
-        rank: directions that a candidate was multiplied with in a certified search's pass; else None.
-        rescored: share of the candidates whose score was computed exactly; 1 for a scan.
-        recall: share of the best that searches of this kind find: 1 for certified ones; otherwise as
-            ``Ranker.measure_recall`` found it for this first stage; None if it was not measured.
+        rank: rank of the pass of a certified search (number of directions); None without a pass.
+        rescored: share of the candidates that were scored exactly; 1 for a scan.
+        recall: share of the best candidates that such searches find: 1 for certified ones; otherwise the
+            result of ``Index.measure_recall`` for this first stage; None if it was not measured.
     """
 
     found: tuple[Found, ...]
@@ -90,13 +90,13 @@ class Results(Sequence[Found]):
 
 
 class Searcher:
-    """Searches an index for the best candidates of contexts. Threads may share one.
+    """Searches an index for the best candidates of contexts. Several threads may use one searcher.
 
     Args:
-        scorer: the model that the index was made with.
-        index: candidates.
+        scorer: the model that the index was built with.
+        index: the candidates.
         mesh: devices that share the candidates; every search is then a scan.
-        programs: the head's, if other searches share them.
+        programs: programs of the head, to share with other searches.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class Searcher:
     ):
         self.index, self._scorer, self._mesh = index, scorer, mesh
         head = scorer.head
-        # A head without product form may keep a vector for each row and context (multi-head attention does):
-        # one context at a time, of smaller blocks.
+        # A head without product form may keep a vector for each row and context, as multi-head attention
+        # does. So score one context at a time, in smaller blocks.
         self._scan_only = head.product_form is None
         rows = FEW_ROWS if self._scan_only else BLOCK_ROWS
         self._scan: Scan | ShardedScan
@@ -133,7 +133,7 @@ class Searcher:
         return self._scorer.compilations + searches.compilations
 
     def compile(self, top_k: int = 10) -> int:
-        """Compile ahead of time what searching with single contexts needs; returns the number of programs.
+        """Compile the programs for searches with single contexts ahead of time; returns their number.
 
         Args:
             top_k: as in later searches.
@@ -155,14 +155,12 @@ class Searcher:
         method: Method = "auto",
         first_stage: FirstStage | None = None,
     ) -> list[Results]:
-        """Each context's best candidates; fewer than ``top_k`` if the index holds fewer.
+        """The best candidates of each context; fewer than ``top_k`` if the index holds fewer.
 
         Args:
-            contexts: turns of each, oldest first.
+            contexts: turns of each context, oldest first.
             top_k: at least 1.
-            method: ``scan`` scores every candidate; ``certified`` proves that most need not be scored;
-                ``quick`` scores all from bfloat16 products, and the best of those exactly, which proves
-                nothing; ``auto`` takes the faster of the first two.
+            method: see ``Index.search``.
             first_stage: an index of inner products that proposes candidates instead.
 
         Raises:
@@ -192,7 +190,13 @@ class Searcher:
         return [results[i] for i in range(len(contexts))]
 
     def measure_recall(self, contexts: Sequence[Sequence[str]], top_k: int, first_stage: FirstStage) -> float:
-        """Share of the scan's ``top_k`` best of each context that a search through a first stage finds."""
+        """Share of the scan's ``top_k`` best candidates that a search through a first stage finds.
+
+        Args:
+            contexts: turns of each context, oldest first; at least one context.
+            top_k: number of best candidates of each context.
+            first_stage: the first stage to measure.
+        """
         staged, shares = self._through(first_stage), []
         for places, vectors, mask in self._batches(contexts):
             n = len(places)
@@ -202,7 +206,7 @@ class Searcher:
         return recall
 
     def _through(self, first_stage: FirstStage) -> StagedSearch:
-        """The search through a first stage, with its measured recall."""
+        """A search through a first stage, with its measured recall if there is one."""
         check_stage(first_stage)
         if not isinstance(self._scan, Scan):
             raise InputError(
@@ -216,12 +220,15 @@ class Searcher:
     def _batches(
         self, contexts: Sequence[Sequence[str]]
     ) -> Iterator[tuple[np.ndarray, Float[AnyArray, "b m d"], Bool[AnyArray, "b m"]]]:
-        """Places of contexts with their vectors, as many as share a pass; the last ones may be padding."""
+        """Batches of contexts that are scored together: their indices, vectors and masks.
+
+        The last vectors of a batch may be padding.
+        """
         for places, vectors, mask in self._scorer.context_batches(contexts):
             alone = len(places) == 1 or self._scan_only
             together = 1 if alone else max(VECTORS_AT_ONCE // vectors.shape[1], 1)
             for start in range(0, len(places), together):
-                # By numpy: jax would compile a program for each of these small operations.
+                # With numpy, because jax would compile a program for each of these small operations.
                 chosen = np.arange(start, start + together).clip(max=len(places) - 1)
                 given = np.asarray(vectors)[chosen], np.asarray(mask)[chosen]
                 yield places[start : start + together], *given
@@ -247,7 +254,7 @@ class Searcher:
         return self.index.rows * vectors.shape[1] * vectors.shape[2] >= WORTH_CERTIFYING
 
     def rows_wanted(self, top_k: int) -> int:
-        """The number of rows to search for, one of few, so that another ``top_k`` compiles nothing new."""
+        """The number of rows to search for: a power of two, so that few values need a compiled program."""
         return power_of_two(min(max(top_k, FEWEST_WANTED), self.index.rows))
 
     def _results(self, outcome: Outcome, top_k: int) -> Results:
@@ -261,7 +268,7 @@ class Searcher:
 
 
 class _Recalls:
-    """Measured recalls of first stages, kept while these are in use elsewhere."""
+    """Measured recalls of first stages, kept as long as the first stages exist."""
 
     def __init__(self) -> None:
         self._measured: dict[int, tuple[Callable[[], FirstStage | None], float]] = {}
@@ -280,7 +287,7 @@ class _Recalls:
 
 
 def _check_finite(places: np.ndarray, vectors: Float[AnyArray, "b m d"]) -> None:
-    """Raise InputError unless a batch's vectors are finite."""
+    """Raise InputError unless the vectors of a batch are finite."""
     finite = np.isfinite(np.asarray(vectors)[: len(places)]).all(axis=(1, 2))
     if not finite.all():
         raise InputError(

@@ -1,8 +1,8 @@
 """The exact scan of an index that is split over the devices of a mesh, and over processes.
 
 Each device holds a range of the index's rows and finds its own k best; these are gathered on all devices and
-merged. A process reads only the rows of its own devices. With several processes (``jax.distributed``) each of
-them must make the scan and call it, with the same contexts.
+merged. A process reads only the rows of its own devices. With several processes (``jax.distributed``), each
+must create the scan and call it with the same contexts.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ class ShardedScan:
     """Exact search of an index over all devices of a mesh; the results are those of ``Scan``.
 
     Args:
-        head: of the scorer that the index was made with.
-        index: its candidates.
-        mesh: its devices share the rows, whatever its axes.
-        rows: of a block.
+        head: head of the scorer that the index was built with.
+        index: the candidates.
+        mesh: the devices that share the rows, whatever the mesh's axes.
+        rows: number of rows in a block.
     """
 
     def __init__(self, head: DualHead, index: CandidateIndex, mesh: Mesh, *, rows: int = BLOCK_ROWS):
@@ -60,7 +60,7 @@ class ShardedScan:
                 nothing = nothing_found(len(vectors), k)
                 start = jax.tree.map(lambda x: jax.lax.pcast(x, axes, to="varying"), nothing)
                 own, _ = jax.lax.scan(step, start, jax.tree.map(lambda x: x[0], blocks))
-                # The devices' rows ascend, and top_k keeps the order of ties: they fall as in one scan.
+                # Rows ascend over the devices, and top_k is stable, so ties have the order of a single scan.
                 scores, found = (jnp.concatenate(jax.lax.all_gather(x, axes), axis=1) for x in own)
                 merged, chosen = jax.lax.top_k(scores, k)
                 return merged, jnp.take_along_axis(found, chosen, axis=1)
@@ -78,21 +78,21 @@ class ShardedScan:
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far."""
+        """Number of programs compiled so far."""
         return self._search.compilations
 
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and rows of each context's k best candidates; see ``Scan``."""
-        # As numpy arrays they are the same on all devices of all processes.
+        """Scores and rows of the k best candidates of each context, [b, k] each; see ``Scan``."""
+        # Numpy arrays count as the same value on all devices of all processes.
         head = jax.tree.map(np.asarray, self._head)
         with self._search.once(vectors.shape, k) as search:
             scores, rows = search(head, np.asarray(vectors), np.asarray(mask), self._blocks, k)
         return np.asarray(scores), np.asarray(rows)
 
     def _placed(self, mesh: Mesh, shape: tuple[int, int, int]) -> Block:
-        """All blocks [devices, blocks, rows, ...]; every device gets its own, read from the index."""
+        """All blocks [devices, blocks, rows, ...]; each device's part is read from the index."""
         index = self.index
         live = index.live_rows
         _, n_blocks, rows = shape

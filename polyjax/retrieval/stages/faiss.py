@@ -1,12 +1,12 @@
-"""Any index of inner products as the first stage of a search.
+"""An index of inner products (FAISS or any other) as the first stage of a search.
 
-The m context vectors are searched one by one, and the union of what is found is scored exactly. A score is
-a weighted mean of the m products, so that a candidate that none of m exact lists holds scores at most the
-largest of their cut-offs (the product of each list's last entry). If the k-th best score reaches that, the
-result is certified. Otherwise the lists are made longer, up to a limit.
+The first stage returns a list of candidates for each of the m context vectors, and the union of the lists is
+scored exactly. A score is a weighted mean of the m products. So, if the lists are exact, the score of a
+candidate in none of them is at most the largest cut-off (the product of a list's last entry). If the k-th
+best score is above that, the result is certified. Otherwise longer lists are requested, up to a limit.
 
-A vector store over the network is attached in the same way, by a class with ``search``, ``exact`` and
-``made_for``, whose search returns the index's row numbers.
+A vector store on the network can be attached in the same way, by a class with ``search``, ``exact`` and
+``made_for`` whose search returns row numbers of the index.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -29,27 +29,29 @@ class FirstStage(Protocol):
     """Finds vectors with large inner products.
 
     Attributes:
-        exact: whether its lists are the true best ones; only then can a result be certified. A store that
-            claims this wrongly makes wrong certificates.
-        made_for: the ``identity`` of the candidate index whose rows it holds, at the time they were added.
+        exact: whether its lists contain the true best rows; only then can results be certified. If it is
+            wrongly True, certificates are wrong.
+        made_for: the ``identity`` of the candidate index whose rows it holds, when they were added.
     """
 
     exact: bool
     made_for: str
 
     def search(self, vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of the largest products of each vector and the products, [m, depth] each, largest first.
+        """The rows with the largest products for each vector, and the products; [m, depth] each.
+
+        Lists are sorted, largest product first. Entries that cannot be filled come last, with row -1 and any
+        product.
 
         Args:
             vectors: float32 [m, d].
-            depth: length of the lists, at most the number of the index's rows, removed candidates included;
-                places that cannot be filled come last, with row -1 and any product.
+            depth: length of the lists; at most the number of rows of the index, including removed candidates.
         """
         ...
 
 
 def check_stage(first_stage: object) -> None:
-    """Raise InputError unless it is a first stage."""
+    """Raise InputError unless an object implements ``FirstStage``."""
     if not isinstance(first_stage, FirstStage):
         raise InputError(
             "first_stage",
@@ -69,12 +71,13 @@ class HasCandidates(Protocol):
 
 
 class FaissStage:
-    """An index of FAISS (extra ``faiss``).
+    """A FAISS index as a first stage (extra ``faiss``).
 
     Args:
-        index: a ``faiss.Index`` with inner products whose numbers are the rows of the candidate index.
+        index: a ``faiss.Index`` with inner products, whose vector numbers are the rows of the candidate
+            index.
         exact: whether it compares with every vector (``Flat``).
-        made_for: the identity of the candidate index.
+        made_for: the ``identity`` of the candidate index.
     """
 
     def __init__(self, index: Any, *, exact: bool, made_for: str):
@@ -84,15 +87,15 @@ class FaissStage:
     def build(
         cls, candidates: CandidateIndex | HasCandidates, kind: str = "Flat", *, rows_at_once: int = 65536
     ) -> "FaissStage":
-        """An index of all rows of a candidate index.
+        """Build a FAISS index of all rows of a candidate index.
 
         Args:
-            candidates: what will be searched.
-            kind: as ``faiss.index_factory`` knows it: ``Flat``, ``HNSW32``, ``IVF1024,Flat``, ``SQ8``, ...
-            rows_at_once: number of rows converted to float32 at a time.
+            candidates: the index to search.
+            kind: a description for ``faiss.index_factory``: ``Flat``, ``HNSW32``, ``IVF1024,Flat``, ...
+            rows_at_once: number of rows converted to float32 at a time, and at most used for training.
 
         Raises:
-            InputError: FAISS is not installed, does not know the kind, or has too few rows for it.
+            InputError: FAISS is not installed, does not know the kind, or needs more rows for it.
         """
         try:
             import faiss  # pyright: ignore[reportMissingImports]  # an extra
@@ -128,15 +131,18 @@ class StagedSearch:
     """Search through a first stage.
 
     Args:
-        scan: of the same candidates; scores what the first stage proposes.
-        head: its head.
+        scan: the scan of the same candidates, which scores those that the first stage proposes.
+        head: the head of the scorer.
         stage: the first stage.
-        depth: length of the first lists.
-        deepest: share of the candidates at which lists stop growing.
-        recall: measured share of the scan's best; None if it was not measured.
+        depth: length of the first lists; at least twice the wanted candidates are requested.
+        deepest: share of the candidates at which lists are not made longer.
+        recall: measured share of the scan's best candidates; None if it was not measured.
 
     Attributes:
-        recall: as it was given, or as ``measure_recall`` found it.
+        recall: the given recall, or the result of ``measure_recall``.
+
+    Raises:
+        InputError: the head has no product form, or the first stage was made for another index.
     """
 
     def __init__(
@@ -170,7 +176,16 @@ class StagedSearch:
     def __call__(
         self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int
     ) -> list[Outcome]:
-        """Each context's best; certified where the first stage is exact and its lists are long enough."""
+        """The k best candidates of each context, certified if the first stage is exact and lists suffice.
+
+        Args:
+            vectors: context vectors, float32 [b, m, d].
+            mask: True for real vectors, [b, m].
+            k: at least 1.
+
+        Raises:
+            InputError: the first stage returns rows or products of another index.
+        """
         return [self._one(vectors[i : i + 1], mask[i : i + 1], k) for i in range(vectors.shape[0])]
 
     def _one(self, vectors: Float[AnyArray, "1 m d"], mask: Bool[AnyArray, "1 m"], k: int) -> Outcome:
@@ -180,7 +195,7 @@ class StagedSearch:
             scores, rows = self.scan(vectors, mask, k)
             return Outcome(scores[0], rows[0], None, len(self.scan.index))
         depth = min(max(self._depth, 2 * k), n)
-        # The error of float32 products in the stage and the scan, and of their mean.
+        # Bound of the rounding errors of float32 products in the stage and the scan, and of their mean.
         longest = float(np.linalg.norm(real, axis=1).max()) * self.scan.index.longest()[0]
         slack = 4 * ROUND_OFF * (real.shape[1] + len(real) + 16) * longest
         while True:
@@ -197,7 +212,7 @@ class StagedSearch:
                 self._check(real, found[:, 0], products[:, 0], slack)
             rows = rows[self._live[rows]]
             scores, best = self.scan.among(vectors, mask, rows, k)
-            # A list with unfilled places holds every candidate.
+            # A list with unfilled entries holds every candidate.
             cut = np.where(found[:, -1] >= 0, products[:, -1], -np.inf).max(initial=-np.inf)
             complete = depth >= n
             certified = self.stage.exact and (complete or scores[0, -1] > self._scale * (cut + slack))
@@ -213,7 +228,7 @@ class StagedSearch:
             depth = min(4 * depth, n)
 
     def _check(self, vectors: np.ndarray, rows: np.ndarray, products: np.ndarray, slack: float) -> None:
-        """Raise InputError unless the products of each vector with a row are those of the index's rows."""
+        """Raise InputError unless the products are those of the vectors with these rows of the index."""
         there = rows >= 0
         vectors, rows, products = vectors[there], rows[there], products[there]
         if not len(rows):
@@ -228,9 +243,14 @@ class StagedSearch:
             )
 
     def measure_recall(self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], k: int) -> float:
-        """Share of the scan's k best of some contexts that are found: what to expect of uncertified results.
+        """Share of the scan's k best candidates of some contexts that this search finds.
 
-        Later outcomes that are not certified report it.
+        Later results that are not certified report it as their recall.
+
+        Args:
+            vectors: context vectors, float32 [b, m, d].
+            mask: True for real vectors, [b, m].
+            k: at least 1.
         """
         expected = self.scan(vectors, mask, k)[1]
         found = [outcome.rows for outcome in self(vectors, mask, k)]
