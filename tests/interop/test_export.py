@@ -176,7 +176,7 @@ def test_pooling_has_both_styles_of_keys_and_the_page_its_metadata(tmp_path):
     _, metadata, text = re.split(r"^---$", page, maxsplit=2, flags=re.MULTILINE)
     assert "library_name: sentence-transformers\npipeline_tag: sentence-similarity\n" in metadata
     assert 'SentenceTransformer("org/tea")' in text and "multiplied by 20" in text
-    assert "after 24 tokens, documents after 16" in text
+    assert "to 24 tokens and documents to 16" in text
 
 
 def test_a_run_is_exported_by_the_command(tmp_path, monkeypatch, capsys):

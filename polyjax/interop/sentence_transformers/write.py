@@ -102,7 +102,7 @@ def _made(scorer: TextScorer) -> "_Files":
     if isinstance(head, BiConfig) and not head.shared_encoder:
         raise _refused("two separate transformers", "train with `head.shared_encoder`")
     if scorer.text.config.layout != "standard" or scorer.text.config.padding != "bucket":
-        raise _refused("a model with another `text.layout` or `text.padding` than the default")
+        raise _refused("a model with a layout or padding other than the default")
     if not isinstance(head.reduction, str):
         raise _refused(f"the reduction {head.reduction}")
     if getattr(encoder, "output_scaling", 1.0) != 1.0:
