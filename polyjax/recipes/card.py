@@ -1,4 +1,4 @@
-"""The model card of a run: what report.md says beside its metrics, for whoever is handed the model."""
+"""The model card of a run: the sections of report.md besides the metrics, for users of the model."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ from polyjax.recipes.settings import SCRATCH, RunConfig
 
 
 def weights_licence(config: RunConfig, source: Path | None) -> str:
-    """What the first weights were, and under what they are published."""
+    """The origin and licence of the weights that training started from, as a text."""
     if config.init is not None:
         return f"the model of {config.init}; see its report"
     if config.encoder.name in SCRATCH:
@@ -26,13 +26,13 @@ def weights_licence(config: RunConfig, source: Path | None) -> str:
 def model_card(
     config: RunConfig, shape: EncoderSettings, source: Path | None, *, rows: Sequence[int]
 ) -> dict[str, list[str]]:
-    """Sections of the report, by title: lines of facts.
+    """Sections of the report by title, each a list of lines.
 
     Args:
-        config: of the run.
-        shape: of the encoder.
-        source: folder of the first weights.
-        rows: in training, validation and test.
+        config: settings of the run.
+        shape: settings of the encoder.
+        source: folder of the initial weights; None for none.
+        rows: numbers of rows for training, validation and test.
     """
     head, text, optim = config.scoring, config.text, config.optim
     candidates = "read with each context" if head.inputs == "pairs" else "encoded once"
@@ -40,10 +40,10 @@ def model_card(
     return {
         "Model": [
             f"{config.arch}-encoder; candidates are {candidates}; {head}",
-            f"transformer: {shape.n_layers} layers x {shape.dim}, {shape.dtype}; began with "
+            f"transformer: {shape.n_layers} layers x {shape.dim}, {shape.dtype}; initial weights: "
             f"{weights_licence(config, source)}",
             f"reads the last {text.max_turns} turns, {text.context_tokens} tokens of a context (the oldest "
-            f"are cut) and {text.candidate_tokens} of a candidate",
+            f"are truncated) and {text.candidate_tokens} of a candidate",
         ],
         "Data": [
             f"{config.dataset.name}: {' / '.join(f'{n:,}' for n in rows)} rows in train / valid / test",
@@ -57,10 +57,10 @@ def model_card(
         ],
         "Use": [
             "meant for: ordering given candidates for a context, on texts like those it was trained on",
-            "not meant for: judging whether a text is true, safe or polite: it takes the best of what it is "
-            "given; scores are no probabilities, and compare candidates of one context only",
-            "known limits: the metrics are for as many candidates as the table's head says, in the language "
-            "of the data, and more are a harder question; intervals are of the draw of test rows, not of the "
-            "seed",
+            "not meant for: judging whether a text is true, safe or polite: it picks the best of the given "
+            "candidates. Scores are not probabilities, and are comparable only within one context",
+            "known limits: the metrics hold for the number of candidates in the table's header and for the "
+            "language of the data; with more candidates they are lower. Intervals are for the sample of test "
+            "rows, not for the seed",
         ],
     }

@@ -1,4 +1,4 @@
-"""What a run takes of its encoder's folder (head, prompts, lengths), and what it leaves out."""
+"""What a run takes from its encoder's folder (head, prompts, lengths), and what it ignores."""
 
 import dataclasses
 from pathlib import Path
@@ -17,17 +17,17 @@ from polyjax.recipes.presets import joint, with_head
 from polyjax.recipes.settings import SCRATCH, RunConfig
 
 PROMPTS = ("context_prompt", "candidate_prompt", "embedding_prompt", "prompts", "pool_prompts")
-"""Of a run's text settings, those that a folder says."""
+"""The text settings of a run that come from a folder."""
 
 
 def folder_of(encoder: str) -> EncoderFolder | None:
-    """What a folder of another library says; None for any other encoder.
+    """The settings in a folder saved by another library; None for any other encoder.
 
     Args:
-        encoder: as ``--encoder`` takes it.
+        encoder: a name or folder, as for ``--encoder``.
 
     Raises:
-        InputError: the folder is broken, or asks for what is not implemented.
+        InputError: the folder is broken, or asks for a feature that is not implemented.
     """
     if encoder in (*SCRATCH, "minilm"):
         return None
@@ -36,14 +36,15 @@ def folder_of(encoder: str) -> EncoderFolder | None:
 
 
 def head_for(preset: RunConfig, head: str | None, encoder: str | None) -> RunConfig:
-    """A preset with the head that was asked for; a cross-encoder's starts as the bi-encoder where it can.
+    """A preset with the requested head.
 
-    It can where the encoder was trained to embed texts by one reduction of its outputs, and has gates.
+    By default, a cross-encoder starts as a bi-encoder (``gated``) if its encoder was trained to embed texts
+    with one reduction and supports gates; otherwise its head is ``joint``.
 
     Args:
-        preset: before the task's lengths are in it.
-        head: a name that ``with_head`` takes; None for the encoder's.
-        encoder: as ``--encoder`` takes it; None for the preset's.
+        preset: the preset, without the task's lengths.
+        head: a name for ``with_head``; None for the default.
+        encoder: a name or folder, as for ``--encoder``; None for the preset's.
 
     Raises:
         InputError: the architecture has no such head, or the folder is broken.
@@ -61,20 +62,20 @@ def head_for(preset: RunConfig, head: str | None, encoder: str | None) -> RunCon
 
 
 def for_encoder(preset: RunConfig, encoder: str, *, own_head: bool = False) -> RunConfig:
-    """A preset that computes what the encoder's folder says, so that training starts where it ended.
+    """A preset that computes the same as the encoder's folder, so that training starts from that model.
 
-    A bi-encoder takes all poolings, dense layers and the kind of score; a cross-encoder the classifier of a
-    cross-encoder's folder; each the prompts and no more tokens than the folder's limit. Another reduction
-    than that of its training costs an encoder much of its accuracy.
+    A bi-encoder takes the folder's pooling modes, dense layers and kind of score. A cross-encoder takes the
+    classifier of a cross-encoder's folder. Both take the prompts, and limit lengths to the folder's maximum.
+    Changing the reduction of a trained encoder would cost much of its accuracy.
 
     Args:
-        preset: the settings so far, with those of the task.
-        encoder: as ``--encoder`` takes it; what is no folder of another library's changes nothing.
-        own_head: whether a caller hands in the whole head, which is not touched then.
+        preset: the settings so far, including those of the task.
+        encoder: a name or folder, as for ``--encoder``. Only a folder of another library changes anything.
+        own_head: whether the caller passes a complete head, which is then left unchanged.
 
     Raises:
-        InputError: the folder is broken, or asks for what is not implemented, or for what the architecture
-            cannot do.
+        InputError: the folder is broken, or asks for a feature that is not implemented, or that the
+            architecture does not support.
     """
     found = folder_of(encoder)
     if found is None:
@@ -88,7 +89,7 @@ def _head(head: Any, found: EncoderFolder) -> Any:
         return found.cross_head()
     if found.classifier is None and isinstance(head, BiConfig):
         own = found.bi_head()
-        scale = head.score_scale if own.normalize else 1.0  # that of cosines
+        scale = head.score_scale if own.normalize else 1.0  # the preset's scale is for cosines
         return dataclasses.replace(own, shared_encoder=head.shared_encoder, score_scale=scale)
     if not hasattr(head, "reduction"):
         return head
@@ -107,7 +108,7 @@ def _head(head: Any, found: EncoderFolder) -> Any:
 
 
 def _used_alike(config: RunConfig, found: EncoderFolder) -> bool:
-    """Whether a run reads texts as the folder's model does: both apart, or both in pairs."""
+    """Whether the run and the folder's model both read texts separately, or both read pairs."""
     return (config.inputs == "pairs") == (found.classifier is not None)
 
 
@@ -127,14 +128,14 @@ def _text(preset: RunConfig, found: EncoderFolder) -> TextConfig:
 
 
 def start_head(scorer: Scorer, config: RunConfig) -> None:
-    """Fill a head's parameters from the encoder's folder, where that has a head of the same settings."""
+    """Set the head's parameters from the encoder's folder if that has a head with the same settings."""
     found = None if config.own_encoder is not None else folder_of(config.encoder.name)
     if found is not None and _has_own_head(config, found):
         load_head(scorer, found)
 
 
 def _has_own_head(config: RunConfig, found: EncoderFolder) -> bool:
-    """Whether a run's head has parameters that are in the folder."""
+    """Whether the folder holds parameters for the run's head."""
     head = config.scoring
     if isinstance(head, CrossConfig) and found.classifier is not None:
         return dataclasses.replace(found.classifier.head, activation=head.activation) == head
@@ -149,22 +150,25 @@ def _has_own_head(config: RunConfig, found: EncoderFolder) -> bool:
 
 
 def encoder_lines(config: RunConfig, source: Path | None) -> list[str]:
-    """What is in the folder that a run starts from, as ``polyjax doctor`` says it.
+    """A description of the folder that a run starts from, as ``polyjax doctor`` prints it.
 
     Args:
-        config: the run's settings.
-        source: folder of the first weights.
+        config: settings of the run.
+        source: folder of the initial weights; None for none.
+
+    Returns:
+        Lines; none if the folder was not saved by another library.
     """
     found = None if source is None or config.own_encoder is not None else folder_of(config.encoder.name)
     return [] if found is None else describe(found)
 
 
 def encoder_notes(config: RunConfig, source: Path | None) -> list[str]:
-    """What of an encoder's folder a run leaves out, each a line that begins with ``warning:``.
+    """Lines, each beginning with ``warning:``, about what a run ignores of its encoder's folder.
 
     Args:
-        config: the run's settings.
-        source: folder of the first weights.
+        config: settings of the run.
+        source: folder of the initial weights; None for none.
     """
     found = None if source is None or config.own_encoder is not None else folder_of(config.encoder.name)
     if found is None:
@@ -192,6 +196,7 @@ def encoder_notes(config: RunConfig, source: Path | None) -> list[str]:
         longest = config.text.pair_limit()
     if longest > found.max_length:
         notes.append(
-            f"warning: {source} reads {found.max_length} tokens ({found.max_length_from}); this run {longest}"
+            f"warning: {source} reads {found.max_length} tokens ({found.max_length_from}); "
+            f"this run reads {longest}"
         )
     return notes

@@ -42,17 +42,17 @@ class EvaluateConfig:
     """What to evaluate.
 
     Attributes:
-        run_dir: made by ``polyjax train`` or ``polyjax.fit``.
-        split: of the run's task.
+        run_dir: run directory of ``polyjax train`` or ``polyjax.fit``.
+        split: split of the task to evaluate on.
         step: a saved step; the best one by default.
         examples: evaluate on at most this many rows, always the same ones; 0 for all.
-        k: recall@k to print and write, beside recall@1 and the MRR; the task's by default.
-        task: evaluate on another task's rows than the run's; ``--task NAME`` chooses it.
-        rank: what the labels are ranked among; with ``task`` (the default) as the run had it.
-        out: folder for the metrics (results.json), each row with its scores (examples.jsonl) and TREC's run
+        k: recall@k to print and write, besides recall@1 and MRR; those of the task by default.
+        task: evaluate on the rows of another task; ``--task NAME`` chooses it.
+        rank: candidates among which labels are ranked; ``task`` (the default) means as in the run.
+        out: folder for the metrics (results.json), each row with its scores (examples.jsonl), and TREC run
             and qrels files.
         mesh: devices that share the work, as ``data=8``; all by default.
-        prepared: where the prepared data of the run's own task is, if not where the run had it.
+        prepared: folder of the prepared data of the run's own task, if it has moved.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -87,29 +87,29 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Results:
-    """Rank the rows of a file, of a data set or in memory, and say how often the label comes first.
+    """Evaluate a model: rank the rows of a file, of a data set or in memory, and compute recalls and MRR.
 
     Args:
-        model: a Ranker, a Run, or the path of a run directory or of a folder that ``Ranker.load`` takes.
-        data: the path of a file, of which all rows are ranked; rows in memory; the name of a data set; a
-            task's settings; or None for the rows of the model's own run.
-        split: of a data set, or of the run's own rows.
-        ks: of the recalls, beside 1; the task's by default.
-        examples: at most this many rows, always the same ones; 0 for all.
-        rank: what the labels are ranked among; as the data, or the run, have it by default.
-        out: folder for results.json, each row with its scores (examples.jsonl), and TREC's files.
+        model: a Ranker, a Run, or the path of a run directory or of a folder that ``Ranker.load`` reads.
+        data: the path of a file, all of whose rows are ranked; rows in memory; the name of a data set; the
+            settings of a task; or None for the rows of the model's own run.
+        split: split of the data set, or of the run's own rows.
+        ks: the k of the recalls, besides 1; by default those of the task.
+        examples: maximum number of rows, always the same ones; 0 for all.
+        rank: candidates among which labels are ranked; by default those of the data, or as in the run.
+        out: folder for results.json, each row with its scores (examples.jsonl), and TREC files.
         quiet: print nothing.
 
     Returns:
-        Metrics with intervals; ``print`` shows a table.
+        The metrics with confidence intervals; ``print`` shows a table.
 
     Raises:
-        InputError: a file is missing or bad, the rows cannot be ranked, or the model is not one.
+        InputError: a file is missing or invalid, the rows cannot be ranked, or ``model`` is not a model.
     """
     with hushed(quiet), contextlib.ExitStack() as closing:
         kept: dict[Path, str] = {}
 
-        def folder() -> Path:  # made for rows in memory only: not every system has a place for it
+        def folder() -> Path:  # created only for rows in memory: not every system has a temporary folder
             made = Path(closing.enter_context(tempfile.TemporaryDirectory()))
             kept[made / ROWS["train"]] = "data"
             return made
@@ -133,7 +133,11 @@ def evaluate(
 
 
 def opened(model: Any) -> tuple[Ranker, Path | None]:
-    """The ranker, and its run directory where it is known."""
+    """The ranker of a model, and its run directory; None if it has none.
+
+    Raises:
+        InputError: ``model`` is not a Ranker, a Run or a path.
+    """
     if isinstance(model, Run):
         return model.ranker(), model.folder
     if isinstance(model, str | os.PathLike):
@@ -144,7 +148,7 @@ def opened(model: Any) -> tuple[Ranker, Path | None]:
 
 
 def _has_settings(folder: Path) -> bool:
-    """Whether a folder is a run directory that says what it was trained on, or converted from."""
+    """Whether a folder is a run directory whose config.json says how the model was trained or converted."""
     if not ((folder / MODEL).is_file() and (folder / CONFIG).is_file()):
         return False
     settings = read_json(folder / CONFIG)
@@ -153,7 +157,7 @@ def _has_settings(folder: Path) -> bool:
 
 
 def rows_of_run(run_dir: Path) -> tuple[Task, RankConfig]:
-    """A run's task and what it ranks; of a model from elsewhere, the default ones."""
+    """The task and ranking settings of a run; for a converted model, the default ones."""
     origin = read_json(run_dir / CONFIG)
     if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
         return ChitchatConfig(), RankConfig()
@@ -162,7 +166,11 @@ def rows_of_run(run_dir: Path) -> tuple[Task, RankConfig]:
 
 
 def chosen_rank(before: RankConfig, asked: RankConfig) -> RankConfig:
-    """What to rank among: what is asked for, or the run's own with another number or seed."""
+    """The requested ranking settings; or the run's own, with the requested number or seed.
+
+    Raises:
+        InputError: a number or seed is given that would have no effect.
+    """
     if asked.candidates != "task":
         return asked
     changed = {
@@ -173,7 +181,7 @@ def chosen_rank(before: RankConfig, asked: RankConfig) -> RankConfig:
     if changed and before.candidates not in ("sampled", "batch"):
         raise InputError(
             f"rank.{next(iter(changed))}",
-            problem="does nothing with the task's own candidates",
+            problem="has no effect with the task's own candidates",
             fix="choose `rank.candidates` as well",
         )
     return dataclasses.replace(before, **changed)
@@ -184,10 +192,10 @@ class Chosen:
     """Rows to evaluate on.
 
     Attributes:
-        task: whose they are.
-        rows: with their candidates.
-        examples: those of the rows that are ranked.
-        ks: of the recalls, 1 first.
+        task: the task of the rows.
+        rows: all rows of the split, with their candidates.
+        examples: the rows to rank.
+        ks: the k of the recalls, 1 first.
     """
 
     task: Task
@@ -197,14 +205,14 @@ class Chosen:
 
 
 def rows_to_evaluate(config: EvaluateConfig, *, of_run: bool = True) -> Chosen:
-    """The rows, with warnings where the run was trained on some; all that can be refused is refused here.
+    """Read and check the rows, and print warnings, for example if the run was trained on some of them.
 
     Args:
         config: what to evaluate.
-        of_run: whether ``config.run_dir`` holds the model.
+        of_run: whether ``config.run_dir`` is the model's run directory.
 
     Raises:
-        InputError: rows are missing or cannot be ranked, a k is too large, or nothing can be written.
+        InputError: rows are missing or cannot be ranked, a k is too large, or ``out`` cannot be written.
     """
     own = rows_of_run(config.run_dir) if of_run else None
     if config.task is not None:
@@ -235,7 +243,7 @@ def rows_to_evaluate(config: EvaluateConfig, *, of_run: bool = True) -> Chosen:
 
 
 def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Results:
-    """Rank the rows, print the table, and write what was asked for."""
+    """Rank the rows, print the table, and write the requested files."""
     rows, examples, title = chosen.rows, chosen.examples, f"{chosen.task.name} {config.split}"
     evaluation = ranked(
         f"{scorer.settings.head.arch}-encoder",
@@ -256,7 +264,7 @@ def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Result
 
 
 def run(config: EvaluateConfig) -> Results:
-    """Restore a run's model, rank the split's rows, print the table."""
+    """Evaluate as the command line asks: load the model, rank the rows, print and write the results."""
     chosen = rows_to_evaluate(config)
     scorer = TextScorer(*load_scorer(config.run_dir, step=config.step), mesh=make_mesh(config.mesh))
     return scored(config, scorer, chosen)
@@ -274,7 +282,7 @@ def _make_folder(folder: Path) -> None:
 def _warn_of_training_rows(
     config: EvaluateConfig, own: Task, rows: Rows, examples: Sequence[Example], *, of_the_run: bool
 ) -> None:
-    """Warn if the rows are not those that the run had, or if it was trained on some of them."""
+    """Warn if the rows differ from those of the run, or if the run was trained on some of them."""
     noted = config.run_dir / DATA
     if of_the_run and noted.exists() and read_json(noted).get(config.split) != rows_digest(rows):
         console.print(
@@ -282,19 +290,21 @@ def _warn_of_training_rows(
         )
     n = rows_trained_on(config.run_dir, own, digests(examples).rows)
     if n is None:
-        console.print("the run kept no digests of its training rows: these may be among them")
+        console.print("the run's training rows are not known: it may have been trained on these rows")
     elif n:
         console.print(f"warning: the run was trained on {n:,} of these {len(examples):,} rows")
 
 
 def rows_trained_on(run_dir: Path, own: Task, rows: np.ndarray) -> int | None:
-    """How many rows a run was trained on, however they came; None where that cannot be known.
+    """How many of some rows a run was trained on; None if that cannot be known.
+
+    A run directory has digests of its training rows. For a run of an older version, they are computed from
+    the rows if these can still be read.
 
     Args:
-        run_dir: of the run, which keeps digests of its training rows; of one that is older than that they are
-            made of the rows, where these are still there.
+        run_dir: the run directory.
         own: the run's task.
-        rows: digests of rows to test.
+        rows: digests of the rows to look up.
     """
     known = load_known(run_dir)
     if known is None:

@@ -82,65 +82,65 @@ def fit(
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
 ) -> Run:
-    """Train a ranker, test it beside baselines, and keep everything in a run directory.
+    """Train a ranker, test it together with baselines, and save everything in a run directory.
 
-    Called again with the same arguments it resumes where it was stopped, to bit-identical parameters, and
-    returns at once when it had finished. ``polyjax train`` is the same on the command line.
+    Called again with the same arguments, it resumes an interrupted run, with bit-identical parameters in the
+    end, or returns at once if the run has finished. ``polyjax train`` does the same on the command line.
 
     Args:
         data: the path of a .jsonl, .csv or .tsv file; rows in memory (dicts with ``context``, ``label`` and
             optional ``candidates`` and ``id``, or Examples, or a pandas.DataFrame); the name of a data set
-            (``chitchat``, ``convai2``, ...); or a task's settings.
-        arch: ``bi``, ``poly`` or ``cross``; with ``init`` it is that of the model, or ``cross`` to start a
-            cross-encoder from the encoder of a bi- or poly-encoder.
+            (``chitchat``, ``convai2``, ...); or the settings of a task.
+        arch: ``bi``, ``poly`` or ``cross``. With ``init`` it is the model's architecture, or ``cross`` to
+            start a cross-encoder from the encoder of a bi- or poly-encoder.
         encoder: ``minilm``; ``tiny``, ``small`` or ``paper`` from scratch, with a vocabulary learnt from the
             training rows; or the folder of a pretrained encoder. An EncoderChoice also says how it computes;
             settings of a family of your own build it (``polyjax.nn.encoders.EncoderSettings``).
-        preset: where all other settings come from: ``demo`` or ``long``.
-        steps: training steps; they override the preset's limit of epochs.
-        epochs: passes over the training rows, instead of steps.
-        run_dir: where everything is kept; by default ``runs/TASK-ARCH-ENCODER``, for rows in memory
+        preset: preset for all other settings: ``demo`` or ``long``.
+        steps: training steps; the preset's limit of epochs then does not apply.
+        epochs: training epochs, instead of steps.
+        run_dir: the run directory; by default ``runs/TASK-ARCH-ENCODER``, for rows in memory
             ``runs/PRESET-DIGEST-ARCH-ENCODER``.
-        seed: of initial values, shuffling, dropout and sampled negatives.
+        seed: seed of initial values, shuffling, dropout and sampled negatives.
         init: start from the model of this run directory, instead of ``encoder``.
         valid: rows to validate on, a file or rows; by default a tenth of ``data``.
         test: rows to test on, likewise.
-        head: settings of the scoring head, or of one of your own (``polyjax.nn.heads.HeadSettings``); for a
+        head: settings of the scoring head, or of your own (``polyjax.nn.heads.HeadSettings``). For a
             cross-encoder also ``gated``, which starts as a bi-encoder, or ``joint``, the paper's.
-        loss: ``softmax``, ``bce``; ``margin-mse``, ``kl``, ``mse``, ``listmle`` or ``ranknet``, which learn a
-            teacher's ``scores``; ``lambda`` or ``approx-ndcg``; one of their configuration objects; or a
-            function of your own, ``loss(scores [b, c], batch) -> [b]``.
-        teacher: whose scores the model learns: a Ranker, a Run, the path of a run directory or CrossEncoder,
-            several of them, or a TeacherConfig, which also says how many negatives are found for it to score;
-            see docs/howto/hard-negatives-and-teachers.md. Then ``loss`` is KL divergence beside the label's
-            cross-entropy by default.
+        loss: a name (``softmax``, ``bce``, ``lambda``, ``approx-ndcg``; with a teacher's ``scores`` also
+            ``margin-mse``, ``kl``, ``mse``, ``listmle``, ``ranknet``); a configuration object of a loss; or
+            your own function, ``loss(scores [b, c], batch) -> [b]``.
+        teacher: the model whose scores are learnt: a Ranker, a Run, the path of a run directory or
+            CrossEncoder, or several of these. A TeacherConfig also sets the number of mined negatives, see
+            docs/howto/hard-negatives-and-teachers.md. The default ``loss`` is then KL divergence plus the
+            label's cross-entropy.
         guide: a bi-encoder (a Run or a path) that finds false negatives among the labels of a batch: those
-            that it scores above the row's own; a GuideConfig also says by which margin.
-        optimizer: a function of your own, ``optimizer(optim, n_steps)``, that gives an optax transformation,
-            instead of the one that ``optim`` describes.
+            that it scores above the row's own label. A GuideConfig also sets the margin.
+        optimizer: your own function ``optimizer(optim, n_steps)`` that returns an optax transformation,
+            instead of the optimiser that ``optim`` describes.
         text: turns and lengths.
-        tokenizer: which vocabulary.
+        tokenizer: the vocabulary.
         batch: how training batches are drawn.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
-        rank: what the labels of validation and test rows are ranked among.
-        early_stopping: end after this many validations without a better metric.
-        time_limit: seconds of training after which it ends, validates and saves.
-        test_examples: test on at most this many rows, always the same ones; 0 for all.
-        mesh: devices, such as ``data=4,fsdp=2``; all of them share each batch by default.
-        tokens_dir: where token ids of the training texts are kept for the next run; nowhere by default.
+        rank: candidates among which the labels of validation and test rows are ranked.
+        early_stopping: stop after this many validations without a better metric.
+        time_limit: seconds of training after which the run validates, saves and stops.
+        test_examples: maximum number of rows to test on, always the same ones; 0 for all.
+        mesh: devices, such as ``data=4,fsdp=2``; by default all of them share each batch.
+        tokens_dir: folder in which token ids of the training texts are kept for the next run; None for none.
         tensorboard: also write TensorBoard event files.
-        callbacks: each is called as ``callback(step, kind, metrics)`` at every line of the log; ``kind`` is
-            ``train``, ``valid`` or ``test``.
+        callbacks: each is called as ``callback(step, kind, metrics)`` for every log line; ``kind`` is
+            ``train`` or ``valid``.
         quiet: print nothing.
 
-    Nested settings are configuration objects, which replace the preset's, or dicts, which change some of
-    the preset's: ``optim={"learning_rate": 2e-5}``. Parts of your own carry a name and a version
-    (``polyjax.part``), which the run records: it resumes with the same ones only, and ``Run.load`` and
-    ``Ranker.load`` are given them.
+    Nested settings are configuration objects, which replace those of the preset, or dicts, which change
+    some of them: ``optim={"learning_rate": 2e-5}``. Your own parts have a name and a version
+    (``polyjax.part``), which the run records. To resume the run, or to load its model with ``Run.load`` or
+    ``Ranker.load``, pass the same parts.
 
     Raises:
-        InputError: an argument is invalid, a file is missing or bad, or ``run_dir`` holds another run.
+        InputError: an argument is invalid, a file is missing or invalid, or ``run_dir`` holds another run.
     """
     files = _row_files(data, valid, test)
     learnt, teachers = _learnt(loss, teacher, guide)
@@ -183,7 +183,7 @@ def _settings(
     seed: int,
     given: Mapping[str, Any],
 ) -> RunConfig:
-    """The settings of a run: the preset's, for the task, with what was given."""
+    """The settings of a run: the preset's, adapted to the task, with the caller's changes."""
     head, own = nested["head"], encoder if isinstance(encoder, EncoderSettings) else None
     named = head if isinstance(head, str) else None
     if named is not None:
@@ -213,12 +213,12 @@ def _settings(
         raise error.renamed(name) if name in (*lengths, "seed") else error from None
     optim = nested["optim"]
     if isinstance(optim, OptimConfig) or "warmup" in (optim or ()) or "warmup_steps" in (optim or ()):
-        config = dataclasses.replace(config, own_optimizer=None)  # a converted model's, with its warm-up
+        config = dataclasses.replace(config, own_optimizer=None)  # drop a converted model's warm-up
     return dataclasses.replace(config, arch=arch if init is None else config.arch, **changed, **given)
 
 
 def _named(encoder: EncoderSettings) -> EncoderChoice:
-    """The choice that stands for a user's own encoder family, by its name."""
+    """The EncoderChoice with the name of a user's own encoder settings; InputError without a name."""
     name = getattr(encoder, "name", None)
     if not isinstance(name, str):
         raise InputError(
@@ -238,7 +238,7 @@ def _defaults(
     tokenizer: object,
     head: str | None,
 ) -> RunConfig:
-    """The preset's settings, with the encoder or the model to start from."""
+    """The settings of the preset, with the encoder or the model to start from."""
     for name, value, known in (("arch", arch, get_args(Arch)), ("preset", preset, tuple(PRESETS))):
         if value not in known:
             raise InputError(name, expected=f"one of {', '.join(known)}", got=value)
@@ -259,7 +259,7 @@ def _defaults(
 
 
 def _row_files(data: Any, valid: Rows | None, test: Rows | None) -> RowFiles | None:
-    """The rows that are in memory, as files; None where all of them are files already."""
+    """Rows in memory, as the files to write; None if all rows are in files already."""
     content = {}
     for split, rows in (("train", data), ("valid", valid), ("test", test)):
         if rows is None or isinstance(rows, str | os.PathLike) or _is_task(rows):
@@ -274,7 +274,7 @@ def _is_task(data: object) -> bool:
 
 
 def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | None) -> Task:
-    """The task that the data are; rows in memory get their place when the run directory is known."""
+    """The task for the data; paths of rows in memory are set later, by ``_in_its_folder``."""
     if _is_task(data) or (isinstance(data, str) and data in NAMED):
         if valid is not None or test is not None:
             raise InputError(
@@ -297,7 +297,7 @@ def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | No
 
 
 def _learnt(loss: Any, teacher: Any, guide: Any) -> tuple[dict[str, Any], list[Ranker]]:
-    """The settings of the loss, the teacher and the guide, and the teachers that are in memory."""
+    """The settings of loss, teacher and guide, and the teachers that are in memory."""
     teaching, teachers = as_teacher(teacher)
     given: dict[str, Any] = {"teacher": teaching}
     if loss is not None or teaching is not None:
@@ -312,7 +312,7 @@ def _learnt(loss: Any, teacher: Any, guide: Any) -> tuple[dict[str, Any], list[R
 
 
 def _in_its_folder(config: RunConfig, files: RowFiles | None) -> RunConfig:
-    """The settings of a run whose rows are kept in its run directory, where they were in memory."""
+    """The settings with paths in the run directory for rows that were in memory."""
     if files is None:
         return config
     if config.run_dir is None and ROWS["train"] in files.content:
@@ -321,12 +321,12 @@ def _in_its_folder(config: RunConfig, files: RowFiles | None) -> RunConfig:
         name = f"{config.preset}-{files.digest}-{config.arch}-{source}{taught}"
         config = dataclasses.replace(config, run_dir=Path("runs") / name)
     kept = {split: config.folder / name for split, name in ROWS.items() if name in files.content}
-    task: Any = config.task  # of files, whose places are named anew
+    task: Any = config.task  # its paths change
     return dataclasses.replace(config, task=dataclasses.replace(task, **kept))
 
 
 def _with_length(config: TrainConfig, given: Mapping[str, Any], seed: int) -> TrainConfig:
-    """Settings of the training with what was given by itself; explicit steps beat a limit of epochs."""
+    """Training settings with the arguments given separately; explicit steps override a limit of epochs."""
     changes: dict[str, Any] = {"seed": seed, **given}
     if "steps" in given or "epochs" in given:
         changes["most_epochs"] = 0.0
@@ -336,7 +336,7 @@ def _with_length(config: TrainConfig, given: Mapping[str, Any], seed: int) -> Tr
 
 
 def _changed(default: T, given: T | Mapping[str, Any] | None, name: str) -> T:
-    """A configuration, or the default one with the changes that a dict holds."""
+    """The given configuration, or the default one with the changes in a dict."""
     if given is None:
         return default
     if not isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""The guide of a run: a model whose scores say which in-batch negatives are right answers after all."""
+"""The guide of a run: a model that finds false negatives, in-batch negatives that are right answers."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,14 +16,17 @@ from polyjax.types import Example
 
 
 def guide_of(config: RunConfig, examples: Sequence[Example]) -> Guide | None:
-    """The guide that the settings name; its vectors are kept in the run directory, and computed once.
+    """The guide in the settings; its vectors are computed once and kept in the run directory.
 
     Args:
-        config: of the run, whose directory is this process's own.
+        config: settings of the run, whose directory this process has locked.
         examples: the training rows.
 
+    Returns:
+        The guide; None if the settings name no model.
+
     Raises:
-        InputError: the model is missing, or has no single vector for a context.
+        InputError: the model is missing or is not a bi-encoder.
     """
     settings = config.guide
     if settings.model is None:
@@ -40,7 +43,7 @@ def guide_of(config: RunConfig, examples: Sequence[Example]) -> Guide | None:
 
 
 def _vectors(ranker: Ranker, examples: Sequence[Example]) -> np.ndarray:
-    """Vectors of the contexts and of the labels, float32 [2, n, e]."""
+    """The vectors of the contexts and of the labels, float32 [2, n, e]."""
     scorer = ranker.scorer
     if scorer.settings.head.arch != "bi" or scorer.head.product_form is None:
         raise InputError(

@@ -37,14 +37,15 @@ class MineConfig(MiningConfig):
     """What to mine.
 
     Attributes:
-        run_dir: of the bi- or poly-encoder that searches, or ``minilm``, which is used without training.
-        out: file to write, JSON lines; ``polyjax train --task jsonl:FILE`` trains on it.
-        task: whose rows; those of the run's task by default. ``--task NAME`` chooses it.
-        candidates: a file of candidates, one a line; by default the labels and listed candidates of the rows.
-        rescore: a run directory or a CrossEncoder's folder, whose model scores what the search finds once
-            more; then the rules hold for its scores.
+        run_dir: run directory of the bi- or poly-encoder that searches, or ``minilm``, which is not trained
+            on the rows.
+        out: JSONL file to write; ``polyjax train --task jsonl:FILE`` trains on it.
+        task: the task whose rows are mined; the run's task by default. ``--task NAME`` chooses it.
+        candidates: a file with one candidate per line; by default the labels and listed candidates of rows.
+        rescore: a run directory or a CrossEncoder's folder whose model re-scores the candidates found; the
+            rules then apply to its scores.
         step: a saved step of the run; the best one by default.
-        dtype: of the arithmetic; as the model was made by default.
+        dtype: dtype of the computation; that of the model by default.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -61,9 +62,9 @@ class Mined:
     """Rows with their hard negatives.
 
     Attributes:
-        rows: all of them; those that are held out to be validated and tested on are as they were.
-        skipped: counts of the candidates that were left out, by rule.
-        file: where the rows were written; None where they are in memory only.
+        rows: all rows; held-out rows for validation and test are unchanged.
+        skipped: counts of the candidates that were skipped, by rule.
+        file: the file with the rows; None if they are in memory only.
     """
 
     rows: list[Example]
@@ -71,7 +72,7 @@ class Mined:
     file: Path | None = None
 
     def __str__(self) -> str:
-        """The table of what was left out."""
+        """The table of skipped candidates."""
         return "\n".join(self.skipped.lines())
 
 
@@ -93,37 +94,37 @@ def mine(
     seed: int = 0,
     quiet: bool = False,
 ) -> Mined:
-    """Hard negatives of rows: the best candidates, by exact search, that are wrong and that the rules leave.
+    """Mine hard negatives: for each row, the best wrong candidates by exact search that the rules accept.
 
-    Of the rows of a file, or in memory, those that ``fit`` would train on are mined; the others are kept as
-    they are, so that ``fit`` validates and tests on the same ones. A row keeps the negatives that it has,
-    mined ones follow. It carries the scores of all of its candidates and negatives. Right answers of a
-    context, those of its other rows among them, are no negatives.
+    From a file or rows in memory, the rows that ``fit`` would train on are mined. The others are kept
+    unchanged, so that ``fit`` validates and tests on the same ones. Mined negatives are added after those
+    that a row already has, and the row gets the scores of all its candidates and negatives. Right answers of
+    the context, including those of its other rows, are never negatives.
 
     Args:
         model: the bi- or poly-encoder that searches: a Ranker, a Run, or the path of a run directory.
         data: the path of a .jsonl, .csv or .tsv file; rows in memory (dicts or Examples); the name of a data
-            set, whose training rows are mined; or a task's settings.
-        out: a JSONL file to write, whole or not at all. The same call resumes an interrupted mining, and
-            reads the file where it is complete. In memory only where None.
-        candidates: texts, or a file with one a line; by default the labels and listed candidates of the rows.
-        rescore: a model, as a cross-encoder, that scores what the search finds once more; then the rules hold
-            for its scores, as its ``rank`` shows them, and rows carry its logits.
-        n_negatives: at most so many for each row.
-        range_min: of the candidates that the other rules leave, the best so many are left out.
-        range_max: candidates beyond this place are left out; 0 for ``range_min`` + 10 x ``n_negatives``.
-        absolute_margin: a negative scores at least so much less than the context's lowest right answer; None
-            for no such rule.
-        relative_margin: likewise, as a share of the size of that answer's score.
-        max_score: a negative scores at most so much.
-        min_score: a negative scores at least so much.
-        sampling: ``top`` takes the best, ``random`` draws among those that the rules leave.
-        seed: of the draw.
+            set, whose training rows are mined; or the settings of a task.
+        out: JSONL file to write, completely or not at all; None for rows in memory only. The same call
+            resumes an interrupted mining, or reads the file if it is complete.
+        candidates: texts, or a file with one per line; by default the labels and listed candidates of rows.
+        rescore: a model, such as a cross-encoder, that re-scores the candidates found. The rules then apply
+            to its scores, as its ``rank`` returns them; rows get its logits.
+        n_negatives: maximum number of mined negatives for each row.
+        range_min: skip this many of the best candidates that the other rules accept.
+        range_max: skip candidates beyond this rank; 0 for ``range_min`` + 10 x ``n_negatives``.
+        absolute_margin: a negative must score at least this much below the lowest right answer; None for no
+            such rule.
+        relative_margin: likewise, as a share of the absolute value of that answer's score.
+        max_score: maximum score of a negative.
+        min_score: minimum score of a negative.
+        sampling: ``top`` takes the best candidates that the rules accept, ``random`` draws from them.
+        seed: seed of the draw.
         quiet: print nothing on standard output.
 
     Raises:
-        InputError: an argument cannot work, a file is missing or bad, ``out`` is another file, or the model
-            is a cross-encoder.
+        InputError: an argument is invalid, a file is missing or invalid, ``out`` exists and was made from
+            other inputs, or the model is a cross-encoder.
     """
     rules = MiningConfig(
         n_negatives=n_negatives,
@@ -148,7 +149,7 @@ def mine(
 
 
 def run(config: MineConfig) -> Mined:
-    """Mine as the command line asks for, print the table, and say how to train on the file."""
+    """Mine as the command line asks, print the table and the command to train on the file."""
     task = rows_of_run(config.run_dir)[0] if config.task is None else config.task
     ranker = load_ranker(config.run_dir, step=config.step, dtype=config.dtype)
     rescorer = None if config.rescore is None else Ranker.load(config.rescore, dtype=config.dtype)
@@ -160,11 +161,11 @@ def run(config: MineConfig) -> Mined:
 
 
 def rows_of(task: Task) -> tuple[list[Example], list[int]]:
-    """The rows that a mined file holds, and the places of those that are trained on."""
+    """All rows of a task's file (for a data set, the training rows), and the indices of the training rows."""
     read = task.read("train").examples
     check_fixed(read, argument="data")
     train = list(read)
-    read_all = getattr(task, "read_all", None)  # of a file that holds the rows of several splits
+    read_all = getattr(task, "read_all", None)  # a file may hold the rows of several splits
     if read_all is None:
         return train, list(range(len(train)))
     ids = {example.id for example in train}
@@ -195,12 +196,12 @@ def _mined(
         return _shown(Mined(*_completed(rows, places, miner.mined(examples))))
     header = miner.header(examples) | {"held_out": _digest(as_jsonl("rows", rows))}
     if not out.absolute().parent.is_dir():
-        raise InputError("out", expected="a file in a folder that is there", got=str(out))
+        raise InputError("out", expected="a file in an existing folder", got=str(out))
     about, work = out.with_name(f"{out.name}.mined.json"), out.with_name(f"{out.name}.mining")
     if out.exists():
-        return _shown(Mined(parse(out), _standing(out, about, header), out), "is there already")
+        return _shown(Mined(parse(out), _standing(out, about, header), out), "exists already")
     work.mkdir(exist_ok=True)
-    with exclusive_lock(work / ".lock", "another process mines there"):
+    with exclusive_lock(work / ".lock", "another process is mining there"):
         mined = Mined(*_completed(rows, places, miner.mined(examples, work)), out)
         content = as_jsonl("rows", mined.rows)
         write_json(about, {"of": header, "sha256": _digest(content), **dataclasses.asdict(mined.skipped)})
@@ -212,20 +213,20 @@ def _mined(
 def _completed(
     rows: Sequence[Example], places: Sequence[int], mined: tuple[list[Example], Skipped]
 ) -> tuple[list[Example], Skipped]:
-    """All rows, with the mined ones at their places."""
+    """All rows, with the mined ones in place of the originals."""
     found = dict(zip(places, mined[0], strict=True))
     return [found.get(i, row) for i, row in enumerate(rows)], mined[1]
 
 
 def _standing(out: Path, about: Path, header: dict[str, Any]) -> Skipped:
-    """What was left out when a file was made that is there.
+    """The counts of an existing output file.
 
     Raises:
-        InputError: it was made otherwise, or has changed since.
+        InputError: it was made from other inputs, or has changed since.
     """
     made = read_json(about) if about.is_file() else {}
     if made.get("of") != json.loads(json.dumps(header)):
-        problem = f"{out} is there, and was made of other rows, another model or by other rules"
+        problem = f"{out} exists, and was made from other rows, with another model or other rules"
         raise InputError("out", problem=problem, fix="name another file, or remove it")
     if made.get("sha256") != _digest(out.read_bytes()):
         raise InputError("out", problem=f"{out} has changed since it was made", fix="name another file")
@@ -237,7 +238,7 @@ def _digest(content: bytes) -> str:
 
 
 def _shown(mined: Mined, outcome: str = "is written") -> Mined:
-    """The same, printed."""
+    """Print the table, and return ``mined``."""
     for line in mined.skipped.lines():
         console.print(line)
     if mined.file is not None:

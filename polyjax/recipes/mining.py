@@ -1,4 +1,4 @@
-"""Hard negatives of rows: a ranker's best candidates that are wrong, by the rules of ``data.mining``."""
+"""Mining of hard negatives: a ranker's best wrong candidates, by the rules of ``data.mining``."""
 
 import dataclasses
 import hashlib
@@ -25,20 +25,20 @@ from polyjax.runtime.progress import errors, meter
 from polyjax.types import Example
 
 ROWS_AT_ONCE = 256
-"""Rows that are searched for and scored together, and then kept."""
+"""Number of rows searched and scored at a time; results are saved after each such chunk."""
 FORMAT = 1
-"""Of what is kept of an unfinished mining."""
+"""Version of the files of an unfinished mining."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """Why candidates were no negatives.
+    """Counts of a mining: negatives found, and candidates skipped by each rule.
 
     Attributes:
-        rows: that were mined for.
-        negatives: that were found for them.
-        short: rows that have fewer than were asked for.
-        rules: candidates that were looked at and left out, by the first rule that they break.
+        rows: number of mined rows.
+        negatives: number of negatives found.
+        short: number of rows with fewer negatives than requested.
+        rules: number of candidates skipped, by the first rule that they break.
     """
 
     rows: int
@@ -47,7 +47,7 @@ class Skipped:
     rules: dict[str, int]
 
     def lines(self) -> list[str]:
-        """A table, a line each."""
+        """The lines of a table of the counts."""
         looked = self.negatives + sum(self.rules.values())
         table = [("candidates looked at", looked)]
         table += [(f"  {rule}", self.rules[rule]) for rule in RULES if rule in self.rules]
@@ -60,22 +60,22 @@ class Skipped:
 
 
 def candidates_of(examples: Sequence[Example]) -> list[str]:
-    """What rows are mined among by default: their labels and listed candidates, each once."""
+    """The default candidates for mining: the labels and listed candidates of rows, each once."""
     return different(text for example in examples for text in example.candidates)
 
 
 def check_fixed(examples: Sequence[Example], *, argument: str) -> None:
-    """Raise InputError for rows that are others in each epoch."""
+    """Raise InputError for rows that are drawn anew in each epoch; ``argument`` is for the message."""
     if isinstance(examples, DrawnAnew):
         raise InputError(
             argument,
-            problem="the task draws other rows in each epoch, and a model's scores are of one draw",
+            problem="the task draws other rows in each epoch, but scores can be computed for one draw only",
             fix="leave it out, or write the rows into a file",
         )
 
 
 def check_miner(ranker: Ranker, *, argument: str) -> None:
-    """Raise InputError for a model that cannot search."""
+    """Raise InputError for a model that cannot search, a cross-encoder."""
     if not ranker.scorer.is_dual:
         raise InputError(
             argument,
@@ -87,13 +87,13 @@ def check_miner(ranker: Ranker, *, argument: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Miner:
-    """What finds negatives.
+    """Finds hard negatives.
 
     Attributes:
-        ranker: searches.
+        ranker: the model that searches.
         config: the rules.
-        candidates: texts that are searched among, no two of them one.
-        rescore: scores what the ranker finds once more; then the rules hold for its scores.
+        candidates: the texts to search, without copies.
+        rescore: a model that re-scores the candidates found; the rules then apply to its scores.
     """
 
     ranker: Ranker
@@ -102,7 +102,7 @@ class Miner:
     rescore: Ranker | None = None
 
     def header(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """What the negatives of rows depend on, as JSON: digests, and the rules."""
+        """Everything that the negatives depend on, as JSON data: digests and the rules."""
         return {
             "format": FORMAT,
             "model": model_digest(self.ranker),
@@ -113,12 +113,12 @@ class Miner:
         }
 
     def mined(self, examples: Sequence[Example], folder: Path | None = None) -> tuple[list[Example], Skipped]:
-        """The rows, each with its negatives behind those that it has, and all of their scores.
+        """The rows with mined negatives after their own, and the scores of all candidates and negatives.
 
         Args:
             examples: rows; those of one context share their right answers.
-            folder: where the index and the rows that are done are kept, so that the same call resumes; it is
-                this process's own. Nowhere where None.
+            folder: folder, locked by this process, for the index and the finished rows, so that the same call
+                resumes; None to keep them in memory.
         """
         results: list[Any] = []
         journal = None if folder is None else Journal(folder / "negatives.jsonl", self.header(examples))
@@ -144,7 +144,7 @@ class Miner:
     def _some(
         self, index: Index, rows: Sequence[Example], first: int, keys: Keys
     ) -> Iterator[tuple[list[str], list[float], dict[str, int]]]:
-        """Each row's negatives, scores of its own texts and then of these, and what was skipped."""
+        """For each row: its negatives, the scores of its own texts and then of these, skipped counts."""
         right = [{keys[text] for text in (row.label_text, *row.answers)} for row in rows]
         listed = [{keys[text] for text in (*row.candidates, *row.negatives)} for row in rows]
         wanted = [self.config.depth + len(one | other) for one, other in zip(right, listed, strict=True)]
@@ -178,23 +178,23 @@ class Miner:
             yield [texts[i][j] for j in places], [float(f"{value:.9g}") for value in kept], skipped
 
     def _shown(self, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Scores as the re-scoring model's users see them."""
+        """The re-scoring model's scores after its activation, as users see them."""
         assert self.rescore is not None
         return [self.rescore.scorer.activated(some) for some in scores]
 
 
 def model_digest(ranker: Ranker) -> str:
-    """A digest of everything that a model's scores depend on."""
+    """A digest of everything that a model's scores depend on, hexadecimal."""
     return hashlib.sha256(fingerprint(ranker.scorer).key.encode()).hexdigest()
 
 
 def examples_digest(examples: Sequence[Example]) -> str:
-    """A digest of rows, with all of their fields."""
+    """A digest of rows with all their fields, hexadecimal."""
     return hashlib.sha256(as_jsonl("rows", examples)).hexdigest()
 
 
 def score(scorer: TextScorer, rows: Sequence[Example], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
-    """A model's scores (of a cross-encoder: logits) of each row's texts, in batches of like lengths."""
+    """A model's scores (for a cross-encoder, logits) of the texts of each row, [n] each."""
     table = scorer.score([row.context for row in rows], texts)
     return [row[: len(some)] for row, some in zip(table, texts, strict=True)]
 
@@ -202,7 +202,7 @@ def score(scorer: TextScorer, rows: Sequence[Example], texts: Sequence[Sequence[
 def _own_scores(
     scorer: TextScorer, rows: Sequence[Example], own: Sequence[Sequence[str]], found: Sequence[Results]
 ) -> list[np.ndarray]:
-    """Scores of each row's own texts: those of the search where all of them were found."""
+    """Scores of each row's own texts, taken from the search if it found all of them."""
     known = [{one.text: one.score for one in results} for results in found]
     scores = [
         np.array([there.get(text, np.nan) for text in texts]) for there, texts in zip(known, own, strict=True)

@@ -1,4 +1,4 @@
-"""Models as commands name them. Imports no more than ranking needs."""
+"""Loads the model that a command names. It imports only what ranking needs."""
 
 from pathlib import Path
 
@@ -7,7 +7,11 @@ from polyjax.ranker import Ranker
 
 
 def load_ranker(model: Path, *, step: int | None = None, dtype: Dtype | None = None) -> Ranker:
-    """The model of a run directory, or ``minilm``: an encoder that was not trained to rank."""
+    """The model of a run directory or model folder, or ``minilm``, an encoder not trained to rank.
+
+    Raises:
+        InputError: as ``Ranker.load``.
+    """
     if str(model) == "minilm" and not model.is_dir():
         return Ranker.from_encoder("minilm", dtype=dtype)
     return Ranker.load(model, step=step, dtype=dtype)

@@ -1,4 +1,4 @@
-"""A training in a notebook: progress bars and the learning curve, redrawn in place."""
+"""Shows a training in a notebook: progress bars and the learning curve, redrawn in place."""
 
 import base64
 import contextlib
@@ -16,17 +16,17 @@ REDRAW_S = 0.5
 
 
 def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel."""
+    """Whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and hasattr(shell, "kernel")
 
 
 class Display:
-    """What a notebook's cell shows of a run.
+    """The display of a run in a notebook cell.
 
     Args:
-        show: takes the HTML at every change; a display handle's update by default.
+        show: called with the HTML after every change; by default it replaces the cell's output.
     """
 
     def __init__(self, show: Any = None):
@@ -37,13 +37,13 @@ class Display:
         self._shown = 0.0
 
     def progress(self, title: str, done: int, total: int, note: str) -> None:
-        """A piece of work moved on; see ``polyjax.runtime.progress.Watcher``."""
+        """Update a progress bar; see ``polyjax.runtime.progress.Watcher``."""
         self._work[title] = (done, total, note)
         if done >= total or time.monotonic() - self._shown > REDRAW_S:
             self._redraw()
 
     def log(self, step: int, kind: str, metrics: dict[str, Any]) -> None:
-        """A line of the run's log; the curve is drawn anew at each validation."""
+        """Add a log line, as a callback of ``fit``; the curve is redrawn at each validation."""
         self._rows.append({"step": step, "kind": kind, **metrics})
         if kind == "valid":
             image = io.BytesIO()
@@ -63,7 +63,7 @@ class Display:
 
 
 def _cell() -> Any:
-    """A function that shows HTML in the running cell, in the place of what it showed before."""
+    """A function that shows HTML in the running cell, replacing what it showed before."""
     from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]  # in a notebook only
 
     handle: Any = display(HTML(""), display_id=True)
@@ -72,7 +72,7 @@ def _cell() -> Any:
 
 @contextlib.contextmanager
 def shown_in_notebook(*, wanted: bool) -> Iterator[Display | None]:
-    """A display that takes all progress within, where this is a notebook and it is wanted."""
+    """A context that shows all progress in a notebook cell; yields None outside a notebook or if unwanted."""
     if not (wanted and in_notebook()):
         yield None
         return

@@ -1,4 +1,4 @@
-"""After training: the test beside the baselines, the report, and a hint at the next command."""
+"""After training: the test of model and baselines, the report, and the next command to run."""
 
 import dataclasses
 import time
@@ -34,7 +34,7 @@ from polyjax.types import Example
 
 RESULTS = "results.json"
 BEFORE = "before training"
-"""The name of the model of ``init`` in tables."""
+"""Name in tables of the model given as ``init``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Trained:
     """A run whose training has ended.
 
     Attributes:
-        config: its settings.
-        shape: of the encoder.
-        source: folder of the first weights.
-        tokenizer: text to ids.
+        config: settings of the run.
+        shape: settings of the encoder.
+        source: folder of the initial weights; None for none.
+        tokenizer: the tokenizer.
         mesh: devices that share the work.
-        outcome: of the training.
-        began: when the command began, on the monotonic clock, in seconds.
+        outcome: the result of the training loop.
+        began: start of the command on the monotonic clock, in seconds.
     """
 
     config: RunConfig
@@ -65,13 +65,13 @@ def report(
 ) -> None:
     """Evaluate the best checkpoint on the test rows, and write the report.
 
-    Several processes all do it, as the model is evaluated on the mesh; one of them writes.
+    Every process must call it, because the model is evaluated on the mesh; one of them writes.
 
     Args:
-        run: what was trained.
-        splits: its rows.
-        turns: texts of the training rows, for TF-IDF.
-        show_table: print the results.
+        run: the trained run.
+        splits: rows of the run.
+        turns: returns the texts of the training rows, for TF-IDF.
+        show_table: print the table of results.
     """
     config, rows = run.config, splits.test
     test, title = some(rows.examples, config.test_examples), f"{config.dataset.name} test"
@@ -81,7 +81,7 @@ def report(
     MetricsLog(config.folder, resume_step=run.outcome.steps, write=is_primary()).write(
         run.outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
     )
-    if is_primary():  # whatever becomes of the baselines
+    if is_primary():  # saved even if a baseline fails
         write_json(config.folder / RESULTS, {model.ranking.name: model.ranking.summary(ks)})
     calibrate(run, scorer, splits.valid)
     baselines = run_baselines(run, test, list(turns()), rows.shared)
@@ -100,7 +100,7 @@ def report(
         )
     if show_table:
         console.print(console_table(results, f"{title}, {len(test)} rows", ks=ks))
-    # With init the question is whether training helped; otherwise, what the best baseline is.
+    # With init, compare with the model before training; otherwise with the best baseline.
     before = [result for result in baselines if result.name == BEFORE]
     if compared := best_of(before or baselines):
         console.print(verdict(model.ranking, compared))
@@ -112,7 +112,7 @@ def report(
 
 
 def report_notes(run: Trained, splits: Splits, scorer: TextScorer, *, n_tested: int) -> list[str]:
-    """Facts about the run, a line each; the first is about the test rows."""
+    """Facts about the run, one per line; the first is about the test rows."""
     config, outcome = run.config, run.outcome
     return [
         f"task: {describe(config.dataset, 'test', n_tested)}",
@@ -126,12 +126,12 @@ def report_notes(run: Trained, splits: Splits, scorer: TextScorer, *, n_tested: 
 
 
 def calibrate(run: Trained, scorer: TextScorer, valid: Rows) -> None:
-    """Fit the map from scores to probabilities on validation rows, and record it in the model's card.
+    """Fit the map from scores to probabilities on validation rows, and save it in the model card.
 
     Args:
-        run: what was trained.
-        scorer: its best checkpoint.
-        valid: its validation rows; where all share their candidates, the card stays without.
+        run: the trained run.
+        scorer: the model at its best checkpoint.
+        valid: validation rows; if they share their candidates, no map is fitted.
     """
     if valid.shared:
         return

@@ -1,13 +1,13 @@
 """The paper's fine-tuning recipes, by name: polyjax train --recipe convai2-poly --dry-run
 
-Settings of the paper's project page (ParlAI, projects/polyencoder/README.md), the same for all tasks. A
-recipe starts from the transformer that ``--init`` gives: the paper's, pre-trained on Reddit, converted with
-``polyjax convert parlai``. Without it, it trains from scratch. With ``-bert`` it starts from a BERT-family
-folder, ``--encoder FOLDER``.
+The settings are those of the paper's project page (ParlAI, projects/polyencoder/README.md), the same for all
+tasks. A recipe starts from the transformer that ``--init`` names: the paper's, pre-trained on Reddit and
+converted with ``polyjax convert parlai``. Without ``--init`` it trains from scratch. A recipe ending in
+``-bert`` starts from a BERT-family folder, ``--encoder FOLDER``.
 
-Where polyjax differs, so that it is better or says what it does: the warm-up reaches the full rate (ParlAI's
-stops one step short), copies of a label are no negatives (``--batch.no-mask-duplicates`` for the paper's
-behaviour), bfloat16 instead of float16.
+polyjax differs from the paper in three ways. The warm-up reaches the full rate (ParlAI's stops one step
+short). Copies of a label are not used as negatives (``--batch.no-mask-duplicates`` uses them, as the paper
+does). Half precision is bfloat16, not float16.
 """
 
 from typing import Literal, get_args
@@ -29,7 +29,7 @@ RECIPES: dict[str, tuple[PaperTask, Arch, bool]] = {
     for arch in get_args(Arch)
     for bert in (False, True)
 }
-"""Task, architecture and whether it starts from BERT, of each recipe."""
+"""For each recipe: task, architecture, and whether it starts from BERT."""
 
 TRAINING_ROWS: dict[PaperTask, int] = {
     "convai2": 131_438,
@@ -37,14 +37,14 @@ TRAINING_ROWS: dict[PaperTask, int] = {
     "ubuntu_v2": 1_000_000,
     "wikipedia_search": 5_035_182,
 }
-"""Rows of the official training files, as the tasks' papers and ParlAI count them."""
+"""Number of rows in the official training files, according to the tasks' papers and ParlAI."""
 
 BATCH = {"bi": 512, "poly": 256, "cross": 16}
 EPOCHS = {"bi": 10.0, "poly": 8.0, "cross": 12.0}
 WARMUP = {"bi": 100, "poly": 100, "cross": 1000}
 VALIDATE_EXAMPLES = {"bi": 8000, "poly": 8000, "cross": 2500}
 VOCABULARY = 54_944
-"""Entries of the dictionary of the paper's own transformers."""
+"""Size of the vocabulary of the paper's own transformers."""
 
 
 def recipe(name: str) -> RunConfig:
@@ -102,7 +102,7 @@ def recipe(name: str) -> RunConfig:
 
 def _task(task: PaperTask, arch: Arch) -> TaskConfig:
     if task == "dstc7":
-        # The paper's results were trained with the augmented rows; sampled are the same with candidates.
+        # The paper trained on the augmented rows; the sampled rows are the same, with candidates.
         return DSTC7Config(training="sampled" if arch == "cross" else "augmented")
     return task_named(task)
 
@@ -110,7 +110,7 @@ def _task(task: PaperTask, arch: Arch) -> TaskConfig:
 def _candidates(task: PaperTask, arch: Arch) -> Literal["batch", "inline", "sampled"]:
     if arch != "cross":
         return "batch"
-    return "inline" if task in ("convai2", "dstc7") else "sampled"  # the others' rows list none
+    return "inline" if task in ("convai2", "dstc7") else "sampled"  # rows of other tasks list no candidates
 
 
 def _head(arch: Arch) -> HeadConfig:

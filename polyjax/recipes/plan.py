@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: ``--dry-run``."""
+"""Prints what a run would do, without running it (``--dry-run``)."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ RANKED: tuple[Split, ...] = ("valid", "test")
 
 
 def training_rows(config: RunConfig) -> tuple[int, str]:
-    """The number of training rows, and where it is known from."""
+    """The number of training rows, and the source of that number."""
     try:
         return len(config.dataset.read("train").examples), "read"
     except MissingFile as error:
@@ -35,7 +35,11 @@ def training_rows(config: RunConfig) -> tuple[int, str]:
 
 
 def rows_to_rank(config: RunConfig) -> str:
-    """The numbers of rows to validate and to test on; a mistake in them is to come to light before a run."""
+    """The numbers of validation and test rows, as a text; the rows are checked.
+
+    Raises:
+        InputError: the rows cannot be ranked, or a file is missing (except for a recipe's).
+    """
     counts = []
     for split in RANKED:
         try:
@@ -50,7 +54,7 @@ def rows_to_rank(config: RunConfig) -> str:
 
 
 def listed_candidates(config: RunConfig) -> int:
-    """Candidates of a context in a training batch."""
+    """Number of candidates per context in a training batch, without hard negatives."""
     source = config.batch.source(config.inputs)
     match source:
         case "batch":
@@ -73,7 +77,7 @@ def listed_candidates(config: RunConfig) -> int:
 
 
 def hard_negatives(config: RunConfig) -> int:
-    """Negatives of a context's own in a training batch."""
+    """Number of hard negatives per context in a training batch."""
     try:
         most = max(len(example.negatives) for example in config.dataset.read("train").examples)
     except MissingFile:
@@ -86,7 +90,7 @@ def hard_negatives(config: RunConfig) -> int:
 
 
 def starts_from(config: RunConfig) -> str:
-    """The parameters that training starts with."""
+    """The initial parameters of training, as a text."""
     if config.init is not None:
         return f"the model of {config.init}"
     if config.encoder.name in SCRATCH:
@@ -96,7 +100,7 @@ def starts_from(config: RunConfig) -> str:
 
 
 def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
-    """Print what the run would do."""
+    """Print what the run would do: model, data, steps, optimiser, memory, run directory."""
     n_rows, known = training_rows(config)
     steps, validate_every = steps_of(config.train, config.batch.batch_size, n_rows)
     source = config.batch.source(config.inputs)
@@ -134,7 +138,7 @@ def show_plan(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> None:
 
 
 def teacher_lines(config: RunConfig) -> list[str]:
-    """Whom a student learns from."""
+    """A line about the teacher and the mined negatives; none without a teacher."""
     if config.teacher is None:
         return []
     teachers = " and ".join(map(str, config.teacher.models)) or "the scores of the rows"
@@ -143,7 +147,7 @@ def teacher_lines(config: RunConfig) -> list[str]:
 
 
 def planned_step(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> PlannedStep:
-    """The step that the settings ask for."""
+    """The training step for these settings."""
     return PlannedStep(
         ModelConfig(encoder=shape, head=config.scoring),
         config.text,
@@ -158,7 +162,7 @@ def planned_step(config: RunConfig, shape: EncoderSettings, mesh: Mesh) -> Plann
 
 
 def memory_lines(planned: PlannedStep, config: RunConfig) -> list[str]:
-    """The memory of a step on each device, whether it fits, and what to do where it does not."""
+    """Lines about the memory of a step on each device, and what to do if it does not fit."""
     at_once = config.batch.chunk or config.batch.batch_size
     batch_size = config.batch.batch_size
     with console.status("compiling a step, for its memory"):
@@ -171,7 +175,7 @@ def memory_lines(planned: PlannedStep, config: RunConfig) -> list[str]:
 
 
 def step_lines(objective: Ranking, config: RunConfig, shape: EncoderSettings) -> list[str]:
-    """The memory of the step that is about to be trained, and what to do where it does not fit."""
+    """Lines about the memory of the step to be trained, and what to do if it does not fit."""
     with console.status("compiling a step, for its memory"):
         needed = step_memory(objective, config.optim, config.train, optimizer=config.given_optimizer)
     lines = [memory_line(f"{config.batch.chunk or config.batch.batch_size} contexts at once", needed)]
@@ -183,7 +187,7 @@ def step_lines(objective: Ranking, config: RunConfig, shape: EncoderSettings) ->
 
 
 def memory_line(what: str, needed: Memory) -> str:
-    """What a step takes of a device's memory."""
+    """A line about the memory of a step on each device."""
     limit, whose = device_memory()
     parts = ", ".join(f"{name} {size / GIB:.2g}" for name, size in dataclasses.asdict(needed).items())
     return (
@@ -195,14 +199,14 @@ def memory_line(what: str, needed: Memory) -> str:
 def _fix(planned: PlannedStep, needed: Memory, limit: int, batch_size: int) -> str:
     if needed.held > limit:
         return (
-            f"parameters, gradients and optimiser take {needed.held / GIB:.1f} GiB: --mesh fsdp=N "
+            f"parameters, gradients and optimiser need {needed.held / GIB:.1f} GiB: --mesh fsdp=N "
             "splits them over N devices, --train.trainable K trains the top K layers only"
         )
     chunk = planned.chunk_that_fits(limit, batch_size)
     if chunk is None:
         return (
-            "not even one context at a time on each device: keep less of it (--encoder.remat), shorten "
-            "text.context-tokens, or use a smaller encoder"
+            "not even with one context at a time on each device: recompute activations (--encoder.remat), "
+            "lower --text.context-tokens, or use a smaller encoder"
         )
     fits = planned.estimate(chunk, batch_size).total / GIB
-    return f"with --batch.chunk {chunk} it does ({fits:.1f} GiB), with the same negatives and gradients"
+    return f"with --batch.chunk {chunk} it fits ({fits:.1f} GiB), with the same negatives and gradients"

@@ -1,6 +1,7 @@
-"""The presets, which fill a run's settings.
+"""The presets: default settings of a run.
 
-A preset is a function arch -> RunConfig; its docstring says the command, the time and the metric to expect.
+A preset is a function arch -> RunConfig. Its docstring has the command, the expected time and the expected
+metric.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ from polyjax.train.config import TrainConfig
 from polyjax.train.optim import OptimConfig
 
 MOST_EPOCHS = 5.0
-"""Epochs after which the demo ends on few rows: twice as many steps made worse rankers (README.md)."""
+"""Maximum number of epochs of the demo on few rows: twice as many steps gave worse rankers (README.md)."""
 
 
 def _head(arch: Arch) -> HeadConfig:
@@ -53,17 +54,17 @@ def _head(arch: Arch) -> HeadConfig:
 
 
 def _batch(arch: Arch) -> BatchConfig:
-    # A pair costs as much as a context: for cross-encoders fewer negatives, and so more contexts.
+    # A cross-encoder's pair costs as much as a context: use fewer negatives per context.
     return BatchConfig(batch_size=8, n_negatives=7) if arch == "cross" else BatchConfig(batch_size=32)
 
 
 def demo(arch: Arch) -> RunConfig:
-    """The main job: three to seven minutes of training on two cores.
+    """The default preset: three to seven minutes of training on two cores.
 
     polyjax train --arch poly    # test recall@1/20 .626 [.599, .653]
     polyjax train --arch bi      # .626 [.601, .653]
 
-    Seed 0, 280 steps; untrained .526. A cross-encoder starts as a bi-encoder (``gated``); its result is not
+    Seed 0, 280 steps; untrained .526. A cross-encoder starts as a bi-encoder (``gated``); its result was not
     measured.
     """
     return gated(_demo(arch)) if arch == "cross" else _demo(arch)
@@ -77,7 +78,7 @@ def _demo(arch: Arch) -> RunConfig:
         head=_head(arch),
         batch=_batch(arch),
         optim=OptimConfig(decay="linear"),
-        # The loss: on 300 rows recall@1 once chose the checkpoint that was .03 worse on the test rows.
+        # By the loss: on 300 rows, recall@1 once chose a checkpoint that was .03 worse on the test rows.
         train=TrainConfig(
             steps=280,
             most_epochs=MOST_EPOCHS,
@@ -95,9 +96,9 @@ def long(arch: Arch) -> RunConfig:
     polyjax train --arch bi --preset long       # .688 [.661, .716]
     polyjax train --arch cross --preset long --head joint    # .572 [.547, .597]; still learning
 
-    Seed 0; untrained .526. The runs shared the cores with each other and took 43 to 57 minutes. A
-    cross-encoder that starts as a bi-encoder (``gated``, the default) reads as many pairs, in 1,000 steps of
-    8 x 8; its result is not measured.
+    Seed 0; untrained .526. The runs shared the cores with each other and took 43 to 57 minutes. The default
+    cross-encoder, which starts as a bi-encoder (``gated``), reads as many pairs, in 1,000 steps of 8 x 8; its
+    result was not measured.
     """
     if arch != "cross":
         return _long(arch)
@@ -111,7 +112,7 @@ def _long(arch: Arch) -> RunConfig:
     short = _demo(arch)
     if arch == "cross":
         text = TextConfig(context_tokens=80, candidate_tokens=48, buckets=(48, 64, 80, 104))
-        # A fresh head needs many steps more than it needs many negatives in each.
+        # A new head needs many steps more than it needs many negatives per step.
         batch = BatchConfig(batch_size=8, n_negatives=3)
         train = TrainConfig(steps=2000, validate_every_steps=400, validate_examples=300, best_by="loss")
         return dataclasses.replace(short, preset="long", text=text, batch=batch, train=train)
@@ -125,10 +126,10 @@ def _long(arch: Arch) -> RunConfig:
 
 
 def gated(preset: RunConfig) -> RunConfig:
-    """A preset of a cross-encoder that starts as the bi-encoder of the same weights, and how it is trained.
+    """A preset for a cross-encoder that starts as the bi-encoder with the same weights.
 
-    Groups of 8 candidates, and besides 6 of the row's own negatives at most. The rate is low: at 1e-4,
-    batches of 8 contexts made a cross-encoder worse than the poly-encoder that it started from.
+    Each context has 8 candidates and up to 6 of its own hard negatives. The learning rate is low: with 1e-4
+    and batches of 8 contexts, a cross-encoder became worse than the poly-encoder that it started from.
     """
     text = dataclasses.replace(preset.text, pairs="apart")
     buckets = tuple(sorted({*text.buckets, 48, 64, 80, 104, text.pair_limit()}))
@@ -142,7 +143,7 @@ def gated(preset: RunConfig) -> RunConfig:
 
 
 def joint(preset: RunConfig) -> RunConfig:
-    """A preset of a cross-encoder with the paper's head, and how that is trained; others as they are."""
+    """A cross-encoder's preset with the paper's head and its training settings; other presets unchanged."""
     if not isinstance(preset.head, GatedSettings):
         return preset
     plain = {"demo": _demo, "long": _long}[preset.preset]("cross")
@@ -151,19 +152,19 @@ def joint(preset: RunConfig) -> RunConfig:
 
 
 CROSS_HEADS: dict[str, Callable[[RunConfig], RunConfig]] = {"gated": lambda preset: preset, "joint": joint}
-"""Heads of a cross-encoder by the name that ``head`` takes; ``gated`` is what presets have."""
+"""Heads of a cross-encoder by name (argument ``head``); presets have ``gated``."""
 
 
 def is_plain_cross(head: object) -> bool:
-    """Whether a head's settings are a cross-encoder's without gates, for which ``joint`` is made."""
+    """Whether settings are of a cross-encoder's head without gates, to be trained like ``joint``."""
     return getattr(head, "arch", None) == "cross" and not isinstance(head, GatedSettings)
 
 
 def with_head(preset: RunConfig, name: str) -> RunConfig:
-    """A preset with the head of a name.
+    """A preset with the head of a given name, one of ``CROSS_HEADS``.
 
     Raises:
-        InputError: the architecture has no such head, or a recipe has its own.
+        InputError: the architecture has no such head, or the preset is a recipe, which has its own head.
     """
     if preset.arch != "cross":
         raise InputError("head", problem=f"a {preset.arch}-encoder has one head", fix="leave `head` out")
@@ -175,7 +176,7 @@ def with_head(preset: RunConfig, name: str) -> RunConfig:
 
 
 def for_task(preset: RunConfig, task: Task) -> RunConfig:
-    """A preset with another task, and with lengths that suit its texts."""
+    """A preset for another task, with lengths that suit its texts."""
     text = dataclasses.replace(task.lengths or preset.text, pairs=preset.text.pairs)
     if preset.init is not None:  # the lengths are the model's
         text = preset.text
@@ -186,9 +187,9 @@ def for_task(preset: RunConfig, task: Task) -> RunConfig:
 
 
 def from_scratch(preset: RunConfig, encoder: str) -> RunConfig:
-    """A preset with an encoder of SCRATCH, whose vocabulary is learnt from the training rows."""
+    """A preset with an encoder of SCRATCH, whose vocabulary is trained on the training rows."""
     return dataclasses.replace(
-        joint(preset),  # there is no bi-encoder to start as
+        joint(preset),  # without pretrained weights there is no bi-encoder to start from
         encoder=dataclasses.replace(preset.encoder, name=encoder),
         tokenizer=TokenizerChoice(kind="sentencepiece"),
     )
@@ -200,15 +201,15 @@ def default_of_run(
     """The default settings of a run that starts from the model of a run directory.
 
     Args:
-        preset_of: the settings of an architecture.
-        run_dir: of the model.
+        preset_of: returns the settings for an architecture.
+        run_dir: run directory of the model.
         arch: ``cross`` for a cross-encoder that starts from the encoder of a bi- or poly-encoder; otherwise
-            the architecture is the model's.
-        head: of that cross-encoder, one of ``CROSS_HEADS``.
+            the model's architecture is used.
+        head: head of that cross-encoder, one of ``CROSS_HEADS``.
 
     Raises:
-        InputError: it holds no ranker, or one of another architecture than the settings', or one that a
-            cross-encoder cannot start from.
+        InputError: the directory has no ranker, or one of another architecture than the settings, or one
+            that a cross-encoder cannot start from.
     """
     if is_pretraining_run(run_dir):
         raise InputError(
@@ -235,13 +236,20 @@ def default_of_run(
 
 
 def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, origin: ConvertedFrom | None) -> RunConfig:
-    """A preset with a run directory's model and text settings, and the optimiser of a converted model."""
+    """A preset with the model and text settings of a run directory, and a converted model's optimiser.
+
+    Args:
+        preset: settings to start from.
+        run_dir: run directory of the model.
+        card: its model card.
+        origin: where a converted model comes from; None for any other model.
+    """
     shape = card.model.encoder
     encoder = EncoderChoice(
         name=INIT,
         **{f.name: getattr(shape, f.name) for f in dataclasses.fields(EncoderChoice) if f.name != "name"},
     )
-    if preset.recipe:  # how the model is trained is the recipe's matter; what it computes is its own
+    if preset.recipe:  # the recipe sets dropout and dtype; the rest belongs to the model
         kept = ("dropout", "attention_dropout", "dtype")
         encoder = dataclasses.replace(encoder, **{name: getattr(preset.encoder, name) for name in kept})
     return dataclasses.replace(
@@ -257,13 +265,14 @@ def from_run(preset: RunConfig, run_dir: Path, card: ModelCard, origin: Converte
 
 
 def cross_from_run(preset: RunConfig, run_dir: Path, card: ModelCard, name: str) -> RunConfig:
-    """A cross-encoder's preset that starts from the encoder of a bi- or poly-encoder.
+    """A preset for a cross-encoder that starts from the encoder of a bi- or poly-encoder.
 
-    With the head ``gated`` its first scores are nearly those of a bi-encoder with that encoder, the run's
-    reduction and the run's scale.
+    With the head ``gated``, its initial scores are close to those of a bi-encoder with that encoder and the
+    run's reduction and score scale.
 
     Raises:
-        InputError: the run's scores are not made of one encoder's reduced outputs, or a recipe has its own.
+        InputError: the run has two encoders or further layers, the encoder does not support the head, or the
+            preset is a recipe.
     """
     if preset.recipe:
         started = f"{run_dir} is a {card.model.head.arch}-encoder"

@@ -1,4 +1,4 @@
-"""Pre-training of an encoder, from its corpus to its report."""
+"""A pre-training run of an encoder, from the corpus to the report."""
 
 import shutil
 import time
@@ -57,7 +57,7 @@ INCIDENTAL = (
     "batch.chunk",
     "train.profile_steps",
 )
-"""Settings that change no result beyond rounding and the draws of dropout: a run may resume with others."""
+"""Settings that only affect rounding and random dropout, so that a run may resume with other values."""
 
 
 def make_tokenizer(
@@ -66,7 +66,14 @@ def make_tokenizer(
     pieces: Sequence[PreparedPiece | TaskPiece],
     excluded: HeldOut,
 ) -> Tokenizer:
-    """The run directory's tokenizer, put there first where it is absent."""
+    """The tokenizer in the run directory; it is created there first if it is missing.
+
+    Args:
+        config: settings of the run.
+        source: folder of the initial weights; None for none.
+        pieces: pieces of the corpus, to train a vocabulary on.
+        excluded: held-out texts that must not be used.
+    """
     folder = config.folder / "tokenizer"
     folder.mkdir(exist_ok=True)
     if not any(path.name == SENTENCEPIECE_FILE or path.suffix == ".json" for path in folder.iterdir()):
@@ -89,22 +96,23 @@ def make_tokenizer(
 
 
 def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int) -> KnownEncoder:
-    """The transformer's shape, with the run's arithmetic and dropout."""
+    """The transformer's settings, with the run's dtype and dropout."""
     base = scratch_shape(config.encoder.name, vocab_size) if source is None else encoder_shape(source)
     return cast(KnownEncoder, config.encoder.applied_to(base))
 
 
 def check_corpus(run_dir: Path, files: str) -> None:
-    """Before anything is prepared: whether the corpus's files are those that the run began with.
+    """Check, before anything is prepared, that the corpus files are those that the run started with.
 
-    Before its first checkpoint a run starts again with the files' present content, and a new vocabulary.
+    If they have changed before the first checkpoint, the run starts again with their present content and a
+    new vocabulary.
 
     Args:
-        run_dir: of the run.
-        files: see ``corpus_identity``.
+        run_dir: the run directory.
+        files: identity of the corpus files, see ``corpus_identity``.
 
     Raises:
-        InputError: they are not, and the run was trained on them.
+        InputError: the files have changed since the run was trained on them.
     """
     path = run_dir / CORPUS
     if not path.exists() or read_json(path).get("files") == files:
@@ -117,7 +125,16 @@ def check_corpus(run_dir: Path, files: str) -> None:
 
 
 def note_corpus(run_dir: Path, files: str, state: str) -> None:
-    """Record what a run is trained on; raise InputError if it had another corpus."""
+    """Record the corpus of a run in its directory.
+
+    Args:
+        run_dir: the run directory.
+        files: identity of the corpus files.
+        state: identity of the prepared corpus.
+
+    Raises:
+        InputError: the run was trained on another corpus.
+    """
     path = run_dir / CORPUS
     begun = any((run_dir / "checkpoints").glob("[0-9]*"))
     if begun and path.exists() and read_json(path).get("state") != state:
@@ -138,7 +155,7 @@ def _corpus_changed(run_dir: Path) -> InputError:
 
 
 def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, PreparedCorpus, list[LeftOut]]:
-    """The tokenizer, the corpus's tokens, and what was left out; made first where they are not there."""
+    """The tokenizer, the tokens of the corpus, and the excluded tasks; prepared first if they are missing."""
     files = corpus_identity(config.corpus)
     check_corpus(config.folder, files)
     excluded, left_out = HeldOut(), []
@@ -155,21 +172,21 @@ def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, Pre
 
 
 def run(config: PretrainConfig) -> TrainResult:
-    """Prepare, train or resume, and write the report."""
+    """Run a pre-training: prepare the corpus, train or resume, and write the report."""
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     with owned_run(config.folder, config, incidental=INCIDENTAL):
         return pretrain(config, source, mesh)
 
 
 def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainResult:
-    """The run itself, in a run directory that is this run's own."""
+    """The run itself, in a locked run directory."""
     began = time.monotonic()
     with primary_first("corpus"):
         tokenizer, corpus, left_out = prepare(config, source)
     shape = encoder_config(config, source, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
     config.text.check_positions(shape.n_positions, paired=True)
-    n_segments = getattr(shape, "n_segments", 1)  # some families have none
+    n_segments = getattr(shape, "n_segments", 1)  # some families have no segments
     if n_segments < 2:
         raise InputError(
             "encoder", expected="one with two segments, for pairs", got=shown(f"{n_segments} segments")
@@ -199,7 +216,7 @@ def pretrain(config: PretrainConfig, source: Path | None, mesh: Mesh) -> TrainRe
         mesh=mesh,
         left_out=left_out,
     )
-    if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits
+    if not Checkpoints(config.folder).latest_step:  # a run with a checkpoint is known to fit
         with console.status("compiling a step, for its memory"):
             memory = step_memory(objective, config.optim, config.train)
         console.print(memory_line(f"{config.batch.chunk or config.batch.tokens:,} tokens at once", memory))

@@ -1,4 +1,4 @@
-"""What a pre-training run leaves for a reader: report.md, results.json, one picture."""
+"""Writes the report of a pre-training run: report.md, results.json, one plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
     """Write report.md, results.json and figures/learning.png from a run's log.
 
     Args:
-        run_dir: of the run, with at least one validation.
-        notes: lines about corpus, training and time.
+        run_dir: the run directory; its log must have at least one validation.
+        notes: facts about corpus, training and time, one per line.
     """
     rows = MetricsLog.read(run_dir)
     valid = [row for row in rows if row["kind"] == "valid"]
@@ -36,10 +36,10 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
         *(f"| {title} | {best[name]:.3f} |" for name, title in _NAMES.items()),
         "",
         *(f"* {note}" for note in notes),
-        f"* speed halfway: {speed['tokens_per_second']:,.0f} tokens a second, {speed['padding']:.1%} padding",
+        f"* speed halfway: {speed['tokens_per_second']:,.0f} tokens/s, {speed['padding']:.1%} padding",
         f"* {hardware()}",
         "",
-        "![Losses, shares guessed right, speed](figures/learning.png)",
+        "![Losses, accuracies, speed](figures/learning.png)",
     ]
     write_text(run_dir / "report.md", "\n".join(lines) + "\n")
     metrics = {name: best[name] for name in ("step", "loss", *_NAMES)}

@@ -18,16 +18,15 @@ from polyjax.train.pretraining import LossWeights
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VocabularyChoice:
-    """Which vocabulary.
+    """The vocabulary of a pre-training run.
 
     Attributes:
-        source: a folder with a tokenizer to use (tokenizer.json, sentencepiece.model, or that of a converted
-            model), or a dictionary of ParlAI's (a ``.dict`` file, with ``.opt`` and ``.dict.codecs`` beside
-            it); a SentencePiece vocabulary is trained from the corpus where none is given. An encoder that
-            has weights brings its own.
-        size: pieces of the trained vocabulary.
+        source: a folder with a tokenizer (tokenizer.json, sentencepiece.model, or that of a converted model),
+            or a ParlAI dictionary (a ``.dict`` file with ``.opt`` and ``.dict.codecs`` beside it). By default
+            a SentencePiece vocabulary is trained on the corpus. A pretrained encoder brings its own.
+        size: number of pieces of the trained vocabulary.
         model: SentencePiece's model, ``unigram`` or ``bpe``.
-        sample: turns of the corpus to train it from.
+        sample: number of turns of the corpus to train it on.
     """
 
     source: Path | None = None
@@ -41,25 +40,25 @@ PAPER_VOCABULARY = VocabularyChoice(size=54_000, model="bpe", sample=5_000_000)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Everything that fixes a pre-training run.
+    """All settings of a pre-training run.
 
     Attributes:
-        preset: where the other settings' defaults come from: ``paper``, those of arXiv 1905.01969 §4.1 (Adam,
-            inverse square root, a batch of 32,768 tokens for each of 32 GPUs), or ``small``, for a CPU.
-        corpus: what to train on.
-        leave_out: tasks (or ``jsonl:PATH``) whose rows to validate and test on are left out of the corpus, by
-            hash; ``--corpus.task-dir`` and ``--corpus.unverified`` are about their files.
-        encoder: the transformer; ``--init-from`` continues from one with weights.
-        vocabulary: text to ids.
+        preset: preset for the other settings: ``paper``, those of arXiv 1905.01969 §4.1 (Adam, inverse square
+            root, a batch of 32,768 tokens for each of 32 GPUs), or ``small``, for a CPU.
+        corpus: the training corpus.
+        leave_out: tasks (or ``jsonl:PATH``) whose validation and test rows are excluded from the corpus, by
+            hash; for their files see ``--corpus.task-dir`` and ``--corpus.unverified``.
+        encoder: the transformer; ``--init-from`` starts from a pretrained one.
+        vocabulary: the vocabulary.
         text: turns and lengths.
         batch: how pairs are drawn and tokens masked.
         loss: weights of the two losses.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
-        validate_batches: number of batches of held-out pairs.
-        run_dir: where everything lands; the same command resumes it.
+        validate_batches: maximum number of batches of held-out pairs to validate on.
+        run_dir: the run directory; the same command resumes the run.
         tensorboard: also write TensorBoard event files (extra ``tensorboard``).
-        mesh: devices, as in run.py.
+        mesh: devices, as for ``polyjax train``.
     """
 
     preset: Literal["small", "paper"] = "small"
@@ -96,7 +95,7 @@ class PretrainConfig:
             )
 
     def _check_used(self) -> None:
-        """Raise InputError for a setting that is given and would have no effect."""
+        """Raise InputError for a setting that would have no effect."""
         text, optim, given = TextConfig(), OptimConfig(), self.vocabulary
         trained = VocabularyChoice() if self.preset == "small" else PAPER_VOCABULARY
         own = given.source is not None or self.encoder.name not in SCRATCH

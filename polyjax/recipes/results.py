@@ -1,4 +1,4 @@
-"""The metrics of a run as a reader sees them: a table on a terminal, in a notebook, in a file."""
+"""The metrics of a run, shown as a table on a terminal or in a notebook."""
 
 import html
 import io
@@ -14,12 +14,12 @@ _RECALL = re.compile(r"recall@(\d+)/(\d+)$")
 
 
 class Results(Mapping[str, dict[str, Any]]):
-    """Metrics by the name of what was measured, baselines first and the model last.
+    """A mapping from names of baselines (first) and of the model (last) to their metrics.
 
     Args:
-        rows: metrics by name, as results.json holds them: ``recall@1/20`` and others, ``mrr``,
-            ``recall@1/20 95% interval``, ``n`` (rows).
-        title: of the table.
+        rows: metrics of each, as in results.json: ``recall@1/20`` and other recalls, ``mrr``,
+            ``recall@1/20 95% interval``, ``n`` (number of rows).
+        title: title of the table.
 
     >>> results = Results({"poly": {"recall@1/4": 0.5, "recall@1/4 95% interval": [0.25, 0.75], "mrr": 0.625,
     ...     "n": 8}}, title="mine test")
@@ -43,7 +43,7 @@ class Results(Mapping[str, dict[str, Any]]):
 
     @property
     def model(self) -> dict[str, Any]:
-        """The model's metrics."""
+        """The metrics of the model, the last entry."""
         return next(reversed(self._rows.values()))
 
     @property
@@ -53,12 +53,12 @@ class Results(Mapping[str, dict[str, Any]]):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the model's recall@1."""
+        """95% confidence interval of the model's recall@1."""
         low, high = self.model[f"{_recalls(self.model)[0]} 95% interval"]
         return low, high
 
     def table(self) -> list[list[str]]:
-        """Cells of a table, its header first."""
+        """The cells of the table as texts, by row; the header is the first row."""
         names = _recalls(self.model)
         first, *others = names
         header = ["", "n", first, "95% interval", *(name.split("/")[0][6:] for name in others), "MRR"]
@@ -99,5 +99,5 @@ class Results(Mapping[str, dict[str, Any]]):
 
 
 def _recalls(row: Mapping[str, Any]) -> list[str]:
-    """Names of a row's recalls, recall@1 first."""
+    """The names of the recalls in a row, recall@1 first."""
     return sorted((name for name in row if _RECALL.match(name)), key=lambda name: int(name[7:].split("/")[0]))

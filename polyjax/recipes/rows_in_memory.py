@@ -1,4 +1,4 @@
-"""Rows that a Python caller has in memory, as the files that a run keeps of them in its directory."""
+"""Rows that a Python caller passes in memory, and the files that a run keeps of them."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.types import Example
 
 ROWS = {"train": "rows.jsonl", "valid": "valid.jsonl", "test": "test.jsonl"}
-"""Names of the files in a run directory, by split."""
+"""Names of the files in a run directory for rows that were in memory, by split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RowFiles:
     """Rows as the bytes of JSONL files.
 
     Attributes:
-        content: by name of the file.
+        content: bytes of each file, by its name.
     """
 
     content: Mapping[str, bytes]
@@ -39,14 +39,14 @@ class RowFiles:
         return found.hexdigest()[:8]
 
     def write(self, folder: Path, *, begun: bool) -> None:
-        """Put the files into a run directory, unless they are there.
+        """Write the files into a run directory, unless they exist.
 
         Args:
             folder: the run directory.
-            begun: whether a checkpoint was saved there.
+            begun: whether the run has a checkpoint, so that its rows must not change.
 
         Raises:
-            InputError: the run there was trained on other rows.
+            InputError: the run was trained on other rows.
         """
         for name, data in self.content.items():
             path = folder / name
@@ -63,14 +63,14 @@ class RowFiles:
 
 @contextlib.contextmanager
 def kept_rows(folder: Path, files: RowFiles | None) -> Iterator[None]:
-    """Put rows that were in memory into a run directory, to be read within.
+    """A context in which rows that were in memory can be read from files in the run directory.
 
     Args:
         folder: the run directory.
-        files: the rows; None where they are files already.
+        files: the rows; None if all rows are in files already.
 
     Raises:
-        InputError: the rows are bad, and are not kept; or the run there was trained on other rows.
+        InputError: the rows are invalid (then their files are removed), or the run was trained on other rows.
     """
     if files is None:
         yield
@@ -90,10 +90,10 @@ def kept_rows(folder: Path, files: RowFiles | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rows_named(places: Mapping[Path, str]) -> Iterator[None]:
-    """Name rows as the caller has them, where an error within names a line of the file that keeps them.
+    """A context in which errors name a caller's row, ``data[2]``, instead of a line of a file.
 
     Args:
-        places: argument by the file of its rows: the third line is ``data[2]``.
+        places: for each file, the name of the argument with its rows.
     """
     try:
         yield
@@ -109,12 +109,12 @@ def as_jsonl(name: str, data: object) -> bytes:
     """Rows as JSON lines.
 
     Args:
-        name: the argument, for errors.
+        name: the caller's argument, for error messages.
         data: Examples, or dicts with the keys of a JSONL file's rows (docs/howto/own-data.md), or a
             pandas.DataFrame with such columns.
 
     Raises:
-        InputError: it is something else, or a row has values that JSON does not have.
+        InputError: ``data`` is something else or empty, or a row has values that JSON cannot represent.
 
     >>> as_jsonl("data", [{"context": "hi", "label": "hello"}])
     b'{"context": "hi", "label": "hello"}\\n'
@@ -163,16 +163,16 @@ def as_dict(example: Example) -> dict[str, Any]:
 
 
 def task_of(data: Any, folder: Callable[[], Path], *, all_tested: bool = True) -> Task:
-    """The task that data are.
+    """The task for some data.
 
     Args:
         data: the path of a file, rows in memory, the name of a data set, or a task.
-        folder: makes the place where rows in memory are put for as long as they are read.
-        all_tested: whether all rows of a file or in memory are to be tested on; otherwise a part of them is
-            held out for that, as in training.
+        folder: returns a temporary folder for the file of rows in memory.
+        all_tested: whether all rows of a file, or in memory, are validation and test rows; otherwise some
+            are held out, as in training.
 
     Raises:
-        InputError: it is something else.
+        InputError: the data are something else.
     """
     if isinstance(data, Task):
         return data

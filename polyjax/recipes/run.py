@@ -1,4 +1,4 @@
-"""A run as a Python object: its folder, its metrics, its model."""
+"""A finished run as a Python object: its folder, metrics and model."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ RESULTS, REPORT = "results.json", "report.md"
 
 
 class Run:
-    """A finished run. ``polyjax.fit`` returns one; ``Run.load(folder)`` opens one that was made before.
+    """A finished run. ``polyjax.fit`` returns one; ``Run.load(folder)`` opens an earlier one.
 
     Attributes:
-        folder: the run directory, which holds all that the run left.
+        folder: the run directory, which holds all files of the run.
     """
 
     def __init__(self, folder: Path, **parts: Any):
@@ -25,14 +25,14 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], **parts: Any) -> "Run":
-        """The run of a directory that ``polyjax.fit`` or ``polyjax train`` made.
+        """Open a run of ``polyjax.fit`` or ``polyjax train``.
 
         Args:
             folder: the run directory.
-            parts: custom parts that its model was made with, as ``Ranker.load`` takes them (``head=``).
+            parts: your own parts that the model was trained with, as for ``Ranker.load`` (``head=``).
 
         Raises:
-            InputError: it is not a run directory, or its run has not finished.
+            InputError: the folder is not a run directory, or the run has not finished.
         """
         path = Path(folder)
         read_json(path / CONFIG)  # raises with what is missing
@@ -47,12 +47,12 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings, as config.json holds them."""
+        """The settings of the run, the content of config.json."""
         return read_json(self.folder / CONFIG)
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: ``step``, ``kind`` (train, valid or test) and metrics."""
+        """The lines of metrics.jsonl as dicts: ``step``, ``kind`` (train, valid or test) and metrics."""
         return MetricsLog.read(self.folder)
 
     @property
@@ -77,37 +77,38 @@ class Run:
         return Results({f"step {chosen['step']}": metrics}, title=f"{self.folder.name}, validation")
 
     def ranker(self, **options: Any) -> Ranker:
-        """The trained model, as ``Ranker.load(run.folder)`` gives it.
+        """The trained model, loaded with ``Ranker.load(run.folder)``.
 
         Args:
-            options: of ``Ranker.load``: step, dtype, mesh.
+            options: options of ``Ranker.load``: step, dtype, mesh.
         """
         return Ranker.load(self.folder, **self._parts, **options)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, step: int | None = None, name: str | None = None
     ) -> None:
-        """Write the model as a folder that sentence-transformers loads; see ``Ranker.save_pretrained``.
+        """Save the model as a folder that sentence-transformers loads; see ``Ranker.save_pretrained``.
 
         Args:
             folder: must not exist yet.
             step: a saved step; by default the one with the best validation metric.
-            name: of the model on its page; the folder's by default.
+            name: the model's name in README.md; the folder's name by default.
 
         Raises:
-            InputError: the model has no form there, or the folder exists or cannot be written.
+            InputError: sentence-transformers has no equivalent of the model, or the folder exists or cannot
+                be written.
         """
         self.ranker(step=step, dtype="float32").save_pretrained(folder, name=name)
 
     def push_to_hub(self, model: str, *, step: int | None = None) -> None:
-        """Upload what ``save_pretrained`` writes to the Hugging Face hub; see ``Ranker.push_to_hub``.
+        """Upload the model to the Hugging Face hub; see ``Ranker.push_to_hub``.
 
         Args:
             model: ``organisation/model``.
             step: a saved step; by default the one with the best validation metric.
 
         Raises:
-            InputError: the model has no form there, or the hub refuses it.
+            InputError: as ``save_pretrained``, or the hub refuses the upload.
         """
         self.ranker(step=step, dtype="float32").push_to_hub(model)
 
@@ -128,5 +129,5 @@ class Report(str):
     __slots__ = ()
 
     def _repr_markdown_(self) -> str:
-        # Pictures are linked relative to the run directory, which a notebook's page does not know.
+        # Links to plots are relative to the run directory, so they would be broken in a notebook.
         return "\n".join(line for line in self.splitlines() if not line.startswith("!["))

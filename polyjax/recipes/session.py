@@ -1,4 +1,4 @@
-"""A run from its settings to its report, in a run directory of its own."""
+"""A training run from its settings to its report, in its run directory."""
 
 import dataclasses
 import time
@@ -62,9 +62,9 @@ INCIDENTAL = (
     "batch.chunk",
     "train.profile_steps",
 )
-"""Settings that change no result beyond rounding and the draws of dropout: a run may resume with others.
+"""Settings that only affect rounding and random dropout, so that a run may resume with other values.
 
-A task's files may have other names: that their rows are the same is known by digests (``open_data``).
+Paths of a task's files may change too: digests show whether their rows are the same (``open_data``).
 """
 
 
@@ -74,9 +74,9 @@ class Parts:
 
     Attributes:
         callbacks: see ``Callback``.
-        files: rows that were in memory, to be kept in the run directory.
-        teachers: rankers in memory that the model learns from.
-        show_table: print the results at the end; a notebook shows the run instead.
+        files: rows that were in memory, to be written into the run directory.
+        teachers: teachers in memory.
+        show_table: print the table of results at the end; not needed in a notebook, which shows the run.
     """
 
     callbacks: Sequence[Callback] = ()
@@ -86,7 +86,17 @@ class Parts:
 
 
 def run(config: RunConfig, parts: Parts | None = None) -> None:
-    """Train or resume, evaluate beside the baselines, and write the report; with ``dry_run`` say the plan."""
+    """Train or resume, evaluate model and baselines, and write the report.
+
+    With ``config.dry_run``, only print what the run would do.
+
+    Args:
+        config: the settings.
+        parts: objects that are not settings.
+
+    Raises:
+        InputError: a setting is invalid, a file is missing or invalid, or the directory has another run.
+    """
     source = pretrained_folder(config)
     mesh = make_mesh(config.mesh)
     if config.dry_run:
@@ -97,7 +107,7 @@ def run(config: RunConfig, parts: Parts | None = None) -> None:
 
 
 def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: Parts) -> None:
-    """The run itself, in a run directory that is this run's own."""
+    """The run itself, in a locked run directory."""
     began = time.monotonic()
     check_tfidf()
     with kept_rows(config.folder, parts.files):
@@ -130,10 +140,10 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
 
 
 def checked_shape(config: RunConfig, source: Path | None, tokenizer: Tokenizer) -> EncoderSettings:
-    """The transformer's shape.
+    """The settings of the transformer.
 
     Raises:
-        InputError: it does not go with the tokenizer, the lengths, or the layers to train.
+        InputError: they do not fit the tokenizer, the lengths, or the number of layers to train.
     """
     shape = encoder_config(config, source, tokenizer.vocab_size)
     check_vocabulary(tokenizer, shape, name=config.encoder.name)
@@ -151,7 +161,7 @@ def trained(
     shape: EncoderSettings,
     mesh: Mesh,
 ) -> TrainResult:
-    """Train the model, from the last checkpoint where there is one."""
+    """Train the model, from the last checkpoint if there is one."""
     text = TextEncoder(tokenizer, config.text, tokens_dir=config.tokens_dir)
     scorer = initial_scorer(config, shape, source)
     n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(scorer)))
@@ -162,7 +172,7 @@ def trained(
     with primary_first("tokens"):
         prepare_texts(splits.train.examples, text)
     say_losses(config, splits, text)
-    if not Checkpoints(config.folder).latest_step:  # a resumed run's codes are in its checkpoint
+    if not Checkpoints(config.folder).latest_step:  # otherwise the codes come from the checkpoint
         start_codes(scorer, text, splits.train.examples, seed=config.train.seed)
     with tensorboard_log(config.folder, wanted=config.tensorboard) as log:
         objective = Ranking(
@@ -174,9 +184,9 @@ def trained(
             validate_examples=config.train.validate_examples,
             mesh=mesh,
             guide=guide_of(config, splits.train.examples),
-            loss=cast(Any, config.loss),  # passed if it is the user's own
+            loss=cast(Any, config.loss),  # the user's own loss was passed again
         )
-        if not Checkpoints(config.folder).latest_step:  # a resumed run has shown that it fits
+        if not Checkpoints(config.folder).latest_step:  # a run with a checkpoint is known to fit
             for line in step_lines(objective, config, shape):
                 console.print(line)
 
@@ -191,10 +201,10 @@ def trained(
 
 
 def say_losses(config: RunConfig, splits: Splits, text: TextEncoder) -> None:
-    """Print and note what of the training texts the model does not see.
+    """Print, and note for the report, which parts of training texts are truncated.
 
     Raises:
-        InputError: all labels are one for the model.
+        InputError: after truncation, all labels are the same.
     """
     found = losses(splits.train.examples, text)
     steps, _ = steps_of(config.train, config.batch.batch_size, len(splits.train.examples))

@@ -30,18 +30,18 @@ DEFAULT_PRESET: PresetName = "demo"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderChoice:
-    """Which transformer, and how it computes.
+    """The transformer, and how it is computed.
 
     Attributes:
-        name: ``minilm`` (all-MiniLM-L6-v2, pretrained), ``paper``, ``small`` or ``tiny`` (from scratch), or
-            the path of a folder of sentence-transformers or transformers, of which all is used that the
-            architecture can, or of a pre-training run; ``--init-from`` is another name of this flag.
-        dtype: of the arithmetic; parameters, scores and losses are float32.
-        dropout: rate while training.
-        attention_dropout: rate on attention weights while training.
+        name: ``minilm`` (all-MiniLM-L6-v2, pretrained); ``paper``, ``small`` or ``tiny`` (from scratch); or
+            the path of a folder of sentence-transformers or transformers, whose settings are used as far as
+            the architecture allows, or of a pre-training run. ``--init-from`` is another name of this flag.
+        dtype: dtype of the computation; parameters, scores and losses are float32.
+        dropout: dropout rate in training.
+        attention_dropout: dropout rate of attention weights in training.
         output_scaling: multiplies the hidden states.
         remat: recompute blocks in the backward pass to save memory.
-        remat_keeps: what of them is kept: ``nothing``, or the results of matrix ``products``.
+        remat_keeps: what to keep of recomputed blocks: ``nothing``, or the results of matrix ``products``.
         scan: compile one block and loop over it.
     """
 
@@ -55,19 +55,19 @@ class EncoderChoice:
     scan: bool = False
 
     def applied_to(self, shape: Shape) -> Shape:
-        """A transformer's settings, of whichever family, with this arithmetic and dropout."""
+        """A transformer's settings, of any family, with this dtype, dropout and so on."""
         chosen = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
         return dataclasses.replace(cast(Any, shape), **chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerChoice:
-    """Which tokenizer.
+    """The tokenizer.
 
     Attributes:
-        kind: ``pretrained``, the encoder's own WordPiece; ``sentencepiece``, trained on the task's
-            training turns (needs an encoder from scratch).
-        vocab_size: pieces of a SentencePiece vocabulary.
+        kind: ``pretrained``, the encoder's own; ``sentencepiece``, trained on the task's training turns
+            (needs an encoder from scratch).
+        vocab_size: number of pieces of a SentencePiece vocabulary.
         model: SentencePiece's model, ``unigram`` or ``bpe``.
     """
 
@@ -80,16 +80,16 @@ class TokenizerChoice:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Whom a student learns from, and of which negatives.
+    """The teachers of a student model, and the negatives that they score.
 
     Attributes:
-        models: run directories or folders of other libraries, bi-, poly- or cross-encoders; several count
-            alike. Without any, the rows carry a teacher's ``scores``.
-        miner: run directory of the bi- or poly-encoder that finds negatives; by default the first such
-            teacher, else the model that the student starts from.
-        n_negatives: that are found for each row besides its own; 0 finds none.
-        range_max: they are drawn among so many of the best wrong candidates.
-        digests: of teachers that a Python caller has in memory.
+        models: run directories or folders of other libraries (bi-, poly- or cross-encoders); several have
+            equal weight. Without any, the rows must have a teacher's ``scores``.
+        miner: run directory of the bi- or poly-encoder that mines negatives; by default the first teacher
+            that can search, else the model that the student starts from.
+        n_negatives: number of negatives to mine for each row, in addition to its own; 0 for none.
+        range_max: mined negatives are drawn from this many of the best wrong candidates.
+        digests: digests of teachers that a Python caller has in memory.
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.arg(name="teacher", prefix_name=False)] = ()
@@ -108,19 +108,19 @@ class TeacherConfig:
 
     @property
     def mines(self) -> bool:
-        """Whether negatives are found for the rows; only a teacher that is there could score them."""
+        """Whether negatives are mined; this needs a teacher to score them."""
         return bool(self.n_negatives and (self.models or self.digests))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuideConfig:
-    """Which in-batch negatives are left out because another model takes them for right answers.
+    """The guide, a model that finds in-batch negatives that are right answers, so that they are masked.
 
     Attributes:
-        model: run directory or folder of a bi-encoder; no guide where None.
-        margin: a negative's product of vectors (cosine, where a model's vectors have length 1) is at least so
-            much less than that of the row's own label.
-        relative: whether that is a share of the size of the label's product.
+        model: run directory or folder of a bi-encoder; None for no guide.
+        margin: a negative's dot product (cosine if vectors have length 1) must be at least this much below
+            that of the row's own label.
+        relative: whether the margin is a share of the absolute value of the label's product.
     """
 
     model: Annotated[Path | None, tyro.conf.arg(name="guide", prefix_name=False)] = None
@@ -133,45 +133,44 @@ class GuideConfig:
             raise InputError("guide.margin", expected="a number of at least 0", got=self.margin)
         if self.model is None and (self.margin or self.relative):
             raise InputError(
-                "guide.margin", problem="does nothing without a `guide`", fix="name a bi-encoder"
+                "guide.margin", problem="has no effect without a `guide`", fix="name a bi-encoder"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that fixes a run.
+    """All settings of a run.
 
     Attributes:
-        arch: scoring architecture: that of ``head``.
-        preset: where the other settings' defaults come from; see experiments/README.md.
-        recipe: where they come from instead: one of the paper's, TASK-ARCH or TASK-ARCH-bert.
+        arch: scoring architecture, that of ``head``.
+        preset: preset for the other settings; see experiments/README.md.
+        recipe: a recipe of the paper instead of a preset, TASK-ARCH or TASK-ARCH-bert.
         task: the data set; ``--task NAME`` chooses it.
         encoder: the transformer.
-        tokenizer: text to ids.
+        tokenizer: the tokenizer.
         text: turns, lengths and buckets.
         head: the scoring head of the architecture. ``--head NAME`` chooses a cross-encoder's: ``gated``,
             which starts as a bi-encoder, or ``joint``, the paper's.
-        loss: of the scores; ``--loss NAME`` chooses it.
-        teacher: whose scores the model learns; no one's where None.
+        loss: the loss; ``--loss NAME`` chooses it.
+        teacher: the model whose scores are learnt; None for no teacher.
         guide: the model that finds false negatives among the labels of a batch.
         batch: how training batches are drawn.
         optim: optimiser and schedule.
         train: length, validation, checkpoints.
-        rank: what the labels of validation and test rows are ranked among.
-        run_dir: where everything lands; runs/TASK-ARCH-ENCODER by default, with another preset than the
-            default runs/TASK-PRESET-ARCH-ENCODER, of a student with -distilled at the end. The same command
-            resumes it.
-        init: start from the model of this run directory (``polyjax convert`` makes one of a ParlAI model)
+        rank: candidates among which the labels of validation and test rows are ranked.
+        run_dir: the run directory; by default runs/TASK-ARCH-ENCODER, with another preset than the default
+            runs/TASK-PRESET-ARCH-ENCODER; a student's ends in -distilled. The same command resumes the run.
+        init: start from the model of this run directory (``polyjax convert`` creates one from a ParlAI model)
             instead of ``--encoder``: its architecture, text settings, tokenizer and parameters. With ``arch``
-            of cross and the run of a bi- or poly-encoder, a cross-encoder starts from its encoder and scale.
-        test_examples: evaluate on at most so many test rows, always the same ones; 0 for all.
+            cross and the run of a bi- or poly-encoder, a cross-encoder starts from its encoder and scale.
+        test_examples: test on at most this many rows, always the same ones; 0 for all.
         tensorboard: also write TensorBoard event files (extra ``tensorboard``).
-        tokens_dir: where the ids of the training texts are kept for the next run with the same tokenizer.
+        tokens_dir: folder to keep ids of the training texts in, for the next run with the same tokenizer.
         mesh: devices on the axes ``data`` (rows of a batch), ``fsdp`` (rows, and parameters) and ``model``
-            (large matrices), as ``data=4,fsdp=2``; all on data by default.
-        dry_run: say what the run would do (model, steps, memory), and end.
-        own_encoder: settings of an encoder family from outside the package, instead of ``encoder``.
-        own_optimizer: a function (OptimConfig, steps) -> optax transformation from outside the package.
+            (large matrices), as ``data=4,fsdp=2``; by default all on data.
+        dry_run: print what the run would do (model, steps, memory), and stop.
+        own_encoder: your own encoder settings, instead of ``encoder``.
+        own_optimizer: your own function (OptimConfig, steps) -> optax transformation.
     """
 
     arch: str = "poly"
@@ -223,13 +222,13 @@ class RunConfig:
             )
 
     def _check_used(self) -> None:
-        """Raise InputError for a setting that is given and would have no effect."""
+        """Raise InputError for a setting that would have no effect."""
         batch, optim = BatchConfig(), OptimConfig()
         source = self.batch.source(self.inputs)
         linear = self.optim.decay != "plateau"
         drawn = self.rank.candidates in ("sampled", "batch")
         unused = {
-            # A cross-encoder's presets have numbers of their own.
+            # A cross-encoder's presets have other values than the default.
             "batch.n_negatives": source != "sampled"
             and self.inputs == "dual"
             and self.batch.n_negatives != batch.n_negatives,
@@ -255,10 +254,10 @@ class RunConfig:
 
     @property
     def scoring(self) -> HeadSettings:
-        """The head's settings, which must have been passed if the head is the user's own.
+        """The head's settings.
 
         Raises:
-            InputError: they were not.
+            InputError: the head is the user's own and was not passed.
         """
         if isinstance(self.head, RecordedPart):
             raise InputError(
@@ -273,21 +272,21 @@ class RunConfig:
 
     @property
     def own_parts(self) -> dict[str, Any]:
-        """Parts of the model that are the user's own, as ``load_scorer`` takes them."""
+        """The user's own parts of the model, as arguments of ``load_scorer``."""
         head = None if isinstance(self.head, HeadConfig) else self.head
         return {"head": head, "encoder": self.own_encoder}
 
     @property
     def inputs(self) -> Inputs:
-        """What the scorer reads: both texts apart (``dual``) or together (``pairs``)."""
+        """The input of the scorer: texts encoded separately (``dual``) or in pairs (``pairs``)."""
         return self.scoring.inputs
 
     @property
     def dataset(self) -> Task:
-        """The task, which must have been passed if it is the user's own.
+        """The task.
 
         Raises:
-            InputError: it was not.
+            InputError: the task is the user's own and was not passed.
         """
         if isinstance(self.task, RecordedPart):
             raise InputError(
@@ -311,10 +310,10 @@ SCRATCH = ("paper", "small", "tiny")
 
 
 def scratch_shape(name: str, vocab_size: int) -> EncoderConfig:
-    """The shape of one of SCRATCH."""
+    """The settings of an encoder in SCRATCH."""
     makers = {"paper": EncoderConfig.paper, "small": EncoderConfig.small, "tiny": EncoderConfig.tiny}
     return makers[name](vocab_size)
 
 
 INIT = "init"
-"""The encoder's name where --init brings it."""
+"""The name of the encoder if ``init`` provides it."""

@@ -1,4 +1,4 @@
-"""The rows of a run: read, checked, noted in the run directory."""
+"""Reads and checks the rows of a run, and records their digests in the run directory."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ class Splits:
     """The rows of a run.
 
     Attributes:
-        train: to learn from.
-        valid: to choose the checkpoint by.
-        test: to test the chosen checkpoint on.
-        notes: what a report says about them.
+        train: training rows.
+        valid: rows for choosing the checkpoint.
+        test: rows for testing the chosen checkpoint.
+        notes: lines about the rows, for the report.
     """
 
     train: Rows
@@ -35,14 +35,14 @@ class Splits:
 
 
 def read_splits(config: RunConfig, source: Path | None) -> Splits:
-    """The rows, which are checked, noted in the run directory and counted on the console.
+    """Read and check the rows, record their digests in the run directory, and print their numbers.
 
     Args:
-        config: the run's settings.
-        source: folder of the first weights.
+        config: settings of the run.
+        source: folder of the initial weights; None for none.
 
     Raises:
-        InputError: a file is missing or bad, rows cannot be ranked, or the run was trained on other rows.
+        InputError: a file is missing or invalid, rows cannot be ranked, or the run was trained on other rows.
     """
     with primary_first("data"):
         training = config.dataset.read("train")
@@ -56,7 +56,7 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
         open_data(config.folder, {split: rows_digest(rows) for split, rows in every.items()})
         if is_primary():
             save_known(config.folder, found["train"])
-            # The rows are the same: their files may have moved, and are found again by their new names.
+            # The rows are the same, but their files may have moved: save the new paths.
             write_json(config.folder / CONFIG, config)
     counts = " / ".join(f"{len(rows.examples):,}" for rows in every.values())
     console.print(f"{name}: {counts} examples in train / valid / test")
@@ -75,12 +75,12 @@ def _answers(rows: Rows, found: Digests, split: str) -> str:
 
 
 def leakage_notes(config: RunConfig, source: Path | None, found: Mapping[str, Digests]) -> list[str]:
-    """What of the rows to rank the model may have seen before.
+    """Notes about validation and test rows that the model may have seen in training or pre-training.
 
     Args:
-        config: the run's settings.
-        source: folder of the first weights.
-        found: digests of each split's rows.
+        config: settings of the run.
+        source: folder of the initial weights; None for none.
+        found: digests of the rows of each split.
     """
     notes = []
     for split in ("valid", "test"):

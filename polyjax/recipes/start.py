@@ -1,4 +1,4 @@
-"""What a run starts from: weights, tokenizer, shape, and the scorer before training."""
+"""The start of a run: weights, tokenizer, encoder settings, and the scorer before training."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,13 +28,19 @@ from polyjax.types import Example
 
 
 def pretrained_folder(config: RunConfig) -> Path | None:
-    """The folder of pretrained weights, or None for an encoder from scratch."""
+    """The folder of pretrained weights; None with ``init``, a custom encoder or one from scratch."""
     own = config.init is not None or config.own_encoder is not None
     return None if own else weights_folder(config.encoder.name, scratch=SCRATCH)
 
 
 def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The run directory's tokenizer, put there first where it is absent."""
+    """The tokenizer in the run directory; it is created there first if it is missing.
+
+    Args:
+        config: settings of the run.
+        source: folder of the initial weights; None for none.
+        turns: returns the texts of the training rows, to train a vocabulary on.
+    """
     folder = config.folder / "tokenizer"
     folder.mkdir(exist_ok=True)
     if config.tokenizer.kind == "sentencepiece":
@@ -62,7 +68,7 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
 
 
 def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> EncoderSettings:
-    """The transformer's shape, with the run's arithmetic and dropout; one of the user's own as it is."""
+    """The transformer's settings, with the run's dtype and dropout; the user's own settings unchanged."""
     if config.own_encoder is not None:
         assert not isinstance(config.own_encoder, RecordedPart), "it was passed"
         return config.own_encoder
@@ -76,7 +82,7 @@ def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> E
 
 
 def initial_scorer(config: RunConfig, shape: EncoderSettings, source: Path | None) -> Scorer:
-    """The scorer before training, with the pretrained weights of its encoders and its head."""
+    """The scorer before training, with the pretrained weights of encoders and head, if any."""
     scorer = make_scorer(shape, config.scoring, rngs=nnx.Rngs(config.train.seed))
     if config.init is not None:
         if read_card(config.init).model.head.inputs == config.inputs:
@@ -91,16 +97,16 @@ def initial_scorer(config: RunConfig, shape: EncoderSettings, source: Path | Non
 
 
 def start_codes(scorer: Scorer, text: TextEncoder, examples: Sequence[Example], *, seed: int) -> None:
-    """Start a head's codes from token outputs of training contexts, where its settings ask for that.
+    """Initialise a head's codes from token outputs of training contexts, if its settings ask for it.
 
     Args:
-        scorer: with its first weights.
-        text: makes tokens of contexts.
+        scorer: the scorer with its initial weights; its codes are changed in place.
+        text: turns contexts into tokens.
         examples: training rows; at most 512 contexts are encoded.
-        seed: draws them, and starts the clusters.
+        seed: seed of the sample of contexts and of the clusters.
 
     Raises:
-        InputError: they have fewer different token outputs than the head has codes.
+        InputError: there are fewer different token outputs than codes.
     """
     head = scorer.head
     if not (isinstance(scorer, DualScorer) and isinstance(head, StartsFromOutputs) and head.wants_outputs):
@@ -118,4 +124,4 @@ def start_codes(scorer: Scorer, text: TextEncoder, examples: Sequence[Example], 
 
 
 CONTEXTS_FOR_CODES = 512
-"""Contexts whose token outputs are clustered."""
+"""Maximum number of contexts whose token outputs are clustered."""

@@ -1,7 +1,7 @@
-"""A student's rows: negatives are found, teachers score them, and what they say is put on one scale.
+"""Prepares the rows of a student: mines negatives, lets teachers score them, and normalises the scores.
 
-Negatives and scores are kept in the run directory's ``teacher`` folder beside digests of rows and models: a
-killed run resumes, and each teacher scores once.
+Negatives and scores are kept in the folder ``teacher`` of the run directory, with digests of rows and models.
+So a killed run resumes, and each teacher scores only once.
 """
 
 import dataclasses
@@ -37,32 +37,32 @@ from polyjax.types import Example
 FOLDER = "teacher"
 """The folder of a run directory with negatives and scores."""
 ABOUT = "teacher.json"
-"""The file in it that says which rows, models and negatives they are of."""
+"""The file in it with digests of rows, teachers and negatives."""
 PAIRS_AT_ONCE = 4096
-"""Context-candidate pairs that are scored together, in batches of like lengths, and then kept."""
+"""Number of context-candidate pairs scored at a time; scores are saved after each such chunk."""
 SPREAD = 1.5
-"""Standard deviation within a context, in nats, that teachers' scores are given.
+"""Standard deviation of teachers' scores within a context after normalisation, in nats.
 
-A label two deviations ahead of eight negatives then has a probability of .78: the order of the others still
-counts.
+A label two deviations above eight negatives then has a probability of .78, so that the order of the negatives
+still matters.
 """
 TAUGHT = DistillationLoss(label_weight=1.0)
-"""The loss where none is chosen.
+"""The default loss with a teacher.
 
-KL divergence, as it compares distributions: margin-MSE would force the student's margins to the teacher's
-scale, and a cosine's are a hundredth of a cross-encoder's logits. The label's cross-entropy keeps what
-in-batch negatives teach.
+KL divergence compares distributions. Margin-MSE would force the teacher's scale on the student's margins,
+but those of cosines are a hundredth of those of a cross-encoder's logits. The label's cross-entropy keeps the
+signal of in-batch negatives.
 """
 
 
 def as_teacher(given: Any) -> tuple[TeacherConfig | None, list[Ranker]]:
-    """The settings of what a Python caller named as teacher, and the teachers that are in memory.
+    """The settings for a Python caller's ``teacher``, and the teachers that are in memory.
 
     Args:
         given: None, a TeacherConfig, or one or several of: a Ranker, a Run, a path.
 
     Raises:
-        InputError: it is something else.
+        InputError: ``given`` is something else.
     """
     if given is None or isinstance(given, TeacherConfig):
         return given, []
@@ -86,13 +86,13 @@ def taught(
     """Training rows with negatives and teachers' scores, and a line for the report.
 
     Args:
-        config: of the run, whose directory is this process's own.
-        examples: the rows.
-        given: teachers that are in memory already, besides those of the settings.
+        config: settings of the run, whose directory this process has locked.
+        examples: the training rows.
+        given: teachers in memory, in addition to those of the settings.
 
     Raises:
-        InputError: a model is missing or cannot search, the rows carry no scores where there is no teacher,
-            or the run has made steps with other ones.
+        InputError: a model is missing or cannot search, there is neither a teacher nor scores in the rows, or
+            the run was trained with other rows, teachers or negatives.
     """
     settings = config.teacher
     assert settings is not None
@@ -102,7 +102,7 @@ def taught(
     if not teachers:
         check_scored(examples)
         scores = [[np.array(example.scores) for example in examples]]
-        return with_scores(examples, scores), "taught by the scores that the rows carry"
+        return with_scores(examples, scores), "taught by the scores in the rows"
     miner = _miner(config, settings, teachers, examples)
     about = {
         "rows": examples_digest(examples),
@@ -119,7 +119,7 @@ def taught(
         *map(str, settings.models),
         *(f"a ranker in memory ({digest[:8]})" for digest in settings.digests),
     ]
-    note = f"taught by {' and '.join(names)}, with {settings.n_negatives} negatives found for a row"
+    note = f"taught by {' and '.join(names)}, with {settings.n_negatives} mined negatives per row"
     return with_scores(rows, scores), note
 
 
@@ -136,7 +136,7 @@ def check_scored(examples: Sequence[Example]) -> None:
 
 
 def _open(path: Path, about: object, *, begun: bool) -> None:
-    """Note what a student learns from, or check that it is the same as before."""
+    """Record what a student learns from, or check that it is the same as before."""
     before = read_json(path) if path.exists() else None
     if before == about:
         return
@@ -152,7 +152,7 @@ def _open(path: Path, about: object, *, begun: bool) -> None:
 def _miner(
     config: RunConfig, settings: TeacherConfig, teachers: Sequence[Ranker], examples: Sequence[Example]
 ) -> Miner | None:
-    """What finds negatives."""
+    """The miner of negatives; None if none are to be mined."""
     if not settings.n_negatives:
         return None
     if settings.miner is not None:
@@ -171,7 +171,11 @@ def _miner(
 
 
 def _starting_point(config: RunConfig) -> Ranker:
-    """The model that the student starts from, where it can search."""
+    """The model that the student starts from, as a miner.
+
+    Raises:
+        InputError: it cannot search.
+    """
     if config.init is not None:
         ranker = Ranker.load(config.init)
         if ranker.scorer.is_dual:
@@ -186,12 +190,12 @@ def _starting_point(config: RunConfig) -> Ranker:
 
 
 def teacher_scores(teacher: Ranker, rows: Sequence[Example], folder: Path) -> list[np.ndarray]:
-    """A teacher's scores of each row's candidates and then its negatives, computed once.
+    """A teacher's scores of the candidates and then the negatives of each row, computed only once.
 
     Args:
-        teacher: scores.
-        rows: with their negatives.
-        folder: where scores are kept as they come.
+        teacher: the teacher.
+        rows: rows with their negatives.
+        folder: folder in which scores are saved, so that a killed run resumes.
     """
     digest = model_digest(teacher)
     header = {"model": digest, "rows": examples_digest(rows)}
@@ -210,15 +214,15 @@ def teacher_scores(teacher: Ranker, rows: Sequence[Example], folder: Path) -> li
 
 
 def with_scores(rows: Sequence[Example], teachers: Sequence[Sequence[np.ndarray]]) -> list[Example]:
-    """Rows with the mean of teachers' scores, each brought to one scale first.
+    """Rows with the mean of the teachers' normalised scores.
 
-    A context's scores are taken from their mean, and a teacher's divided by their standard deviation within
-    contexts: shifts between contexts and the scale of a teacher say nothing of the order, and neither is to
-    decide how much a teacher counts, or how sure the student becomes.
+    The mean of each context is subtracted from its scores, and a teacher's scores are divided by their
+    standard deviation within contexts (and multiplied by ``SPREAD``). Neither the shift nor the scale affects
+    the order, so neither should affect the weight of a teacher or the confidence of the student.
 
     Args:
-        rows: with their negatives.
-        teachers: scores of each, for each row those of its candidates and then of its negatives.
+        rows: rows with their negatives.
+        teachers: for each teacher, the scores of each row's candidates and then of its negatives.
 
     Raises:
         InputError: a teacher gives all candidates of each context the same score.

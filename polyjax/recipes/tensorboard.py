@@ -11,7 +11,11 @@ from polyjax.mesh.processes import is_primary
 
 @contextlib.contextmanager
 def tensorboard_log(folder: Path, *, wanted: bool) -> Iterator[Callable[[int, str, dict[str, Any]], None]]:
-    """A log callback that writes a run directory's event files, where they are asked for."""
+    """A callback that writes log lines to event files in the run directory; it does nothing if not wanted.
+
+    Raises:
+        InputError: tensorboardX is not installed.
+    """
     if not (wanted and is_primary()):
         yield lambda step, kind, metrics: None
         return
@@ -26,7 +30,7 @@ def tensorboard_log(folder: Path, *, wanted: bool) -> Iterator[Callable[[int, st
 
         def log(step: int, kind: str, metrics: dict[str, Any]) -> None:
             if not writers:
-                # What was written after the checkpoint from which the run resumes is written again.
+                # After resuming, steps since the checkpoint are made again: drop what was written for them.
                 writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
                 writers.append(closing.enter_context(writer))
             for name, value in metrics.items():
