@@ -1,4 +1,4 @@
-"""``python -m polyjax.cli`` is ``polyjax`` too."""
+"""Lets ``python -m polyjax.cli`` run the ``polyjax`` command."""
 
 from polyjax.cli.main import main
 

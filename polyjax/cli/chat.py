@@ -1,4 +1,4 @@
-"""Chat with a model: each reply is the best of many candidates, all encoded in advance."""
+"""``polyjax chat``: each reply is the best of many candidates, all encoded in advance."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,13 @@ HELP = "/top N shows the N best, /persona TEXT adds a line about the model, /res
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """A reply: the best candidates with their scores, best first, and the milliseconds they took."""
+    """A reply.
+
+    Attributes:
+        texts: the best candidates, best first.
+        scores: their scores.
+        ms: time to find them, in milliseconds.
+    """
 
     texts: list[str]
     scores: list[float]
@@ -42,7 +48,7 @@ class ChatSession:
     """A conversation with a model over an index.
 
     Args:
-        index: of the possible replies.
+        index: index of the possible replies.
         repeat: allow replies that were already given in the conversation.
     """
 
@@ -52,7 +58,7 @@ class ChatSession:
         self.persona: list[str] = []
 
     def compile(self) -> int:
-        """Compile ahead of time what replies need; returns the number of programs."""
+        """Compile the programs for replies ahead of time; returns their number."""
         return self._index.compile()
 
     def reset(self) -> None:
@@ -60,22 +66,22 @@ class ChatSession:
         self.turns, self.persona = [], []
 
     def reply(self, text: str, *, top: int = 1) -> Reply:
-        """The best candidates for the conversation so far and this turn; the best one joins it.
+        """The best candidates for the conversation and this turn; the best one becomes the next turn.
 
         Args:
-            text: what the user says.
-            top: how many candidates to give.
+            text: the user's turn.
+            top: number of candidates to return.
 
         Raises:
-            InputError: the index is empty: every candidate was removed.
+            InputError: the index is empty because every candidate was removed.
         """
         began = time.perf_counter()
         said = [*self.turns, text]
         used = set() if self._repeat else {text_key(turn) for turn in said}
         if self.persona:
-            # As ConvAI2 has it: persona lines come first, within the first turn.
+            # As in ConvAI2, persona lines are at the beginning of the first turn.
             said = ["\n".join([*(f"your persona: {line}" for line in self.persona), said[0]]), *said[1:]]
-        # This many cost no more than one; more are needed only if most of them were already given.
+        # FEWEST_WANTED candidates cost no more than one; more are needed only if most were already given.
         wanted = max(top, FEWEST_WANTED)
         while True:
             found = [(one.text, one.score) for one in self._index.search(said, wanted)]
@@ -96,10 +102,10 @@ def load_index(
     """The index of a candidate file: the one in the folder if it holds these candidates, else a new one.
 
     Args:
-        ranker: with a bi- or poly-encoder.
-        candidates: the file, one per line.
-        folder: of the index.
-        say: called with what is built, and why.
+        ranker: a bi- or poly-encoder.
+        candidates: file with one candidate per line.
+        folder: folder of the index.
+        say: called with a line about what is built, and why.
         replace: whether another index may be replaced.
 
     Raises:
@@ -115,7 +121,7 @@ def load_index(
     if not replace:
         there.check_free(
             folder,
-            fix="leave out `candidates` to chat over what it holds, or name another `index`, or build this "
+            fix="leave out `candidates` to use the index as it is, or name another `index`, or build this "
             "one again with polyjax index build",
         )
     say(f"{folder}: {there.reason}; encoding {len(texts):,} candidates")
@@ -134,9 +140,9 @@ def chat(
 
     Args:
         session: the conversation.
-        lines: what the user types.
-        write: called with one line of output for each.
-        top: candidates to show.
+        lines: lines that the user types.
+        write: called with the output for each line.
+        top: number of candidates to show.
         as_json: write JSON objects with texts, scores and milliseconds.
     """
     for line in lines:
@@ -158,7 +164,7 @@ def chat(
             note = f"persona of {len(session.persona)} lines"
         elif command == "/top" and rest.isdecimal() and len(rest) < 8 and int(rest) > 0:
             top = int(rest)
-            note = f"the {top} best are shown"
+            note = f"showing the {top} best"
         else:
             note = f"unknown command {command}; {HELP}"
         write(json.dumps({"note": note}) if as_json else note)
@@ -183,15 +189,15 @@ class Chat:
     Attributes:
         run_dir: a run directory.
         candidates: a file of replies to choose from, one per line.
-        index: an index made by ``polyjax index build``. With ``--candidates`` it is the folder for the index
-            of that file, by default in RUN_DIR/index under the file's name; built if it does not exist. An
-            index of something else is replaced in the default place, and an error in a named folder.
-        top: candidates to show, with their scores.
+        index: an index from ``polyjax index build``. With ``--candidates``, the folder for the index of that
+            file, which is built if it does not exist; by default it is in RUN_DIR/index. An index of other
+            candidates is replaced there, but is an error in a folder given here.
+        top: number of candidates to show, with their scores.
         repeat: allow replies that were already given.
         json: write one JSON object per line.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; by default the model's own. bfloat16 is less exact, and faster except on a
-            CPU without units for it.
+        dtype: dtype of the computation; that of the model by default. bfloat16 is less exact, and faster
+            except on a CPU without bfloat16 units.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -213,7 +219,7 @@ class Chat:
 
 
 def default_index(run_dir: Path, candidates: Path) -> Path:
-    """Where the index of a candidate file is kept; files of one name in different folders do not collide."""
+    """The folder for the index of a candidate file; it differs for files of one name in different folders."""
     place = zlib.crc32(str(candidates.resolve()).encode())
     return run_dir / "index" / f"{candidates.name}-{place:08x}"
 
@@ -234,12 +240,12 @@ def run_chat(config: Chat) -> None:
     began = time.perf_counter()
     programs = session.compile()
     errors.print(
-        f"{programs} programs compiled, or taken from the cache, in {time.perf_counter() - began:.1f} s"
+        f"{programs} programs compiled, or loaded from the cache, in {time.perf_counter() - began:.1f} s"
     )
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ModuleNotFoundError):  # not on Windows
-            import readline  # noqa: F401  # lines can be edited and called back
+            import readline  # noqa: F401  # gives input() line editing and history
         errors.print(HELP)
     chat(session, _lines(interactive), _write, top=config.top, as_json=config.json)
 
@@ -247,7 +253,7 @@ def run_chat(config: Chat) -> None:
 def _lines(interactive: bool) -> Iterable[str]:
     while True:
         try:
-            # With readline, input() edits lines; it drops line ends, and raises at the end.
+            # input() uses readline for line editing; it strips line ends, and raises EOFError at the end.
             line = input("> ") if interactive else sys.stdin.readline()
         except EOFError:
             return
@@ -260,13 +266,13 @@ def _lines(interactive: bool) -> Iterable[str]:
 def _write(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader has gone, as `head` does
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         sys.stdout = None
         sys.exit(0)
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax chat") -> Chat:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax chat``; InputError if they are invalid."""
     return parse_flags(Chat, arguments, prog=prog)
 
 

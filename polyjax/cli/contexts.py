@@ -1,4 +1,4 @@
-"""What ranking commands share: the context, and how results are printed."""
+"""Shared by ranking commands: reading contexts and printing results."""
 
 import dataclasses
 import sys
@@ -12,7 +12,7 @@ from polyjax.types import Ranked
 
 
 def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
-    """The context of the command line, or one from each line of standard input, its turns between tabs.
+    """The context on the command line, or one per line of standard input, with turns separated by tabs.
 
     Raises:
         InputError: nothing was given, and standard input is a terminal.

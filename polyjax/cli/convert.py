@@ -1,4 +1,4 @@
-"""``polyjax convert``: a model of another library becomes a run directory."""
+"""``polyjax convert``: convert a model of another library to a run directory."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class Convert:
 
     Attributes:
         source: the library.
-        model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` lie beside it.
-        out_dir: the run directory to make; must not exist.
+        model_file: ``model``; its ``.opt``, ``.dict`` and ``.dict.codecs`` are beside it.
+        out_dir: the run directory to create; must not exist.
         padding: ``parlai`` keeps ParlAI's dependence of scores on padding; ``none`` removes it.
     """
 
@@ -30,7 +30,7 @@ class Convert:
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax convert") -> Convert:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax convert``; InputError if they are invalid."""
     return parse_flags(Convert, arguments, prog=prog)
 
 

@@ -13,12 +13,12 @@ from polyjax.runtime.memory import restart_with_huge_pages
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax distil") -> RunConfig:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax distil``; InputError if they are invalid."""
     return parse_run(arguments, prog=prog, teacher=TeacherConfig())
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "polyjax distil") -> None:
-    """Parse, find negatives, score them and train; invalid input is one line and exit status 2."""
+    """Parse, mine negatives, score them and train; invalid input is one line and exit status 2."""
     restart_with_huge_pages()
     with leaving_at_once(), user_errors(), losses_named():
         config = parse(sys.argv[1:] if arguments is None else arguments, prog=prog)

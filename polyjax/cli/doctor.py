@@ -1,4 +1,4 @@
-"""``polyjax doctor``: what is in a folder, what is used of it, and what is missing."""
+"""``polyjax doctor``: describe a model folder: its contents, what polyjax uses, what is missing."""
 
 import dataclasses
 import sys
@@ -15,24 +15,24 @@ from polyjax.runtime.progress import errors
 
 @dataclasses.dataclass(frozen=True)
 class Doctor:
-    """Say in ten lines what a folder holds, what a ranker uses of it, and what is missing.
+    """Describe a model folder in at most ten lines: what it holds, what a ranker uses, what is missing.
 
-    The exit status is 0 where the folder loads, else 2.
+    The exit status is 0 if the folder can be loaded, else 2.
 
     Attributes:
-        folder: of sentence-transformers or transformers, or a run directory.
+        folder: a folder of sentence-transformers or transformers, or a run directory.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax doctor") -> Doctor:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax doctor``; InputError if they are invalid."""
     return parse_flags(Doctor, arguments, prog=prog)
 
 
 def main(arguments: Sequence[str], *, prog: str = "polyjax doctor") -> None:
-    """Parse and look; invalid input, or a folder that does not load, is exit status 2."""
+    """Parse and describe; invalid input, or a folder that cannot be loaded, is exit status 2."""
     with user_errors():
         *lines, last = doctor(parse(arguments, prog=prog).folder)
         print("\n".join(lines))

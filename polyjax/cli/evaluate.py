@@ -1,4 +1,4 @@
-"""``polyjax evaluate``: a run's best checkpoint on a split. ``experiments/evaluate.py`` is the same."""
+"""``polyjax evaluate``: evaluate a run's best checkpoint. ``experiments/evaluate.py`` is the same."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from polyjax.runtime.memory import restart_with_huge_pages
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax evaluate") -> EvaluateConfig:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax evaluate``; InputError if they are invalid."""
     task, others = chosen_task(arguments, prog=prog)
     return parse_flags(
         tyro.conf.AvoidSubcommands[with_task(EvaluateConfig, task)],

@@ -1,4 +1,4 @@
-"""``polyjax export``: a run's model in a form that other programs read."""
+"""``polyjax export``: write a run's model for other programs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ SENTENCE_TRANSFORMERS = "sentence-transformers"
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a run directory's parameters as safetensors, with a page of names and shapes.
+    """Write a run directory's parameters as safetensors, with a README of names and shapes.
 
     ``polyjax export sentence-transformers RUN_DIR OUT`` writes a folder that sentence-transformers loads.
 
     Attributes:
         run_dir: a run directory.
-        out: the folder to make; must not exist.
+        out: the folder to create; must not exist.
         step: a saved step; the best one by default.
     """
 
@@ -39,9 +39,9 @@ class ExportSentenceTransformers:
     Attributes:
         run_dir: a run directory of a bi-encoder with one transformer (``--head.shared-encoder``), or of a
             cross-encoder with its family's classifier (BERT's: ``--head.reduction first --head.dense tanh``).
-        out: the folder to make; must not exist.
+        out: the folder to create; must not exist.
         step: a saved step; the best one by default.
-        name: of the model on its page, as ``organisation/model``; the folder's by default.
+        name: the model's name in README.md, as ``organisation/model``; the folder's name by default.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -51,7 +51,7 @@ class ExportSentenceTransformers:
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax export") -> Export | ExportSentenceTransformers:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax export``; InputError if they are invalid."""
     if arguments and arguments[0] == SENTENCE_TRANSFORMERS:
         return parse_flags(ExportSentenceTransformers, arguments[1:], prog=f"{prog} {SENTENCE_TRANSFORMERS}")
     return parse_flags(Export, arguments, prog=prog)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax export") -> None:
             ranker = Ranker.load(command.run_dir, step=command.step, dtype="float32")
             ranker.save_pretrained(command.out, name=command.name)
             kind = "SentenceTransformer" if ranker.scorer.is_dual else "CrossEncoder"
-            errors.print(f"{command.out}: a {kind}; polyjax.Ranker.load reads it, too")
+            errors.print(f"{command.out}: a {kind}; polyjax.Ranker.load reads it too")
         else:
             export_safetensors(command.run_dir, command.out, step=command.step)
             errors.print(f"{command.out}: model.safetensors, model.json, tokenizer, README.md")

@@ -1,4 +1,4 @@
-"""What the commands share: flags from a dataclass, and invalid input as one line with exit status 2."""
+"""Shared by all commands: flags from dataclasses, and errors as one line with exit status 2."""
 
 import contextlib
 import difflib
@@ -27,11 +27,11 @@ RENAMED = {
     "task.unverified": "--unverified",
     "top_k": "--top",
 }
-"""Flags that are not named after the argument."""
+"""Flags whose name differs from the argument's."""
 
 
 def flag_of(argument: str) -> str:
-    """The flag that stands for an argument.
+    """The flag for an argument.
 
     >>> flag_of("task.source"), flag_of("rank.n")
     ('--data-dir', '--rank.n')
@@ -40,12 +40,12 @@ def flag_of(argument: str) -> str:
 
 
 _OPEN_CHOICES = ConstructorRegistry()
-"""How flags are made of choices to which Python callers may add objects."""
+"""Rules for the flags of fields whose value is a name or, for Python callers, an object."""
 
 
 @_OPEN_CHOICES.primitive_rule
 def _names_of(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Of a union of names and a protocol, the names; an object stays where no flag is given."""
+    """For a union of names and a protocol: the flag takes one of the names; the default may be an object."""
     members = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else ()
     if not any(getattr(member, "_is_protocol", False) for member in members):
         return None
@@ -70,17 +70,17 @@ def parse_flags(
     default: Any = None,
     description: str | None = None,
 ) -> Any:
-    """The settings that a command line asks for.
+    """Parse a command line.
 
     Args:
-        settings: a dataclass, whose fields are flags, or a union of dataclasses: subcommands.
-        arguments: those of the process by default.
-        prog: the command, as help and errors show it.
-        default: the values of flags that are not given.
-        description: the beginning of the help; by default the dataclass's own.
+        settings: a dataclass, whose fields are flags, or a union of dataclasses (subcommands).
+        arguments: the arguments; those of the process by default.
+        prog: name of the command in help and errors.
+        default: values of flags that are not given.
+        description: first line of the help; by default the dataclass's docstring.
 
     Raises:
-        InputError: a flag or a value is wrong; the message is one line.
+        InputError: a flag or a value is invalid; the message is one line.
     """
     printed = io.StringIO()
     try:
@@ -99,9 +99,9 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
     """The error in the box that tyro prints.
 
     Args:
-        box: what tyro printed.
-        prog: the command.
-        given: the words of the command line, among which a misspelt flag is looked for.
+        box: the printed text.
+        prog: name of the command.
+        given: the words of the command line, to find a misspelt flag.
 
     >>> print(command_line_error("╭─ Title ─╮\\n│ invalid choice 'x' for │\\n│ '--a'. │\\n╰────╯", "run"))
     run: invalid choice 'x' for '--a'; see run --help
@@ -110,7 +110,7 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
     """
     bare = re.sub(r"^[╭╰].*$", "", box, flags=re.MULTILINE)
     parts = re.split(r"^│?\s*(?:─+|-{3,})\s*│?$", bare, flags=re.MULTILINE)
-    if bare == box:  # without line drawing the title is a separate part
+    if bare == box:  # without box-drawing characters the title is a separate part
         parts = parts[1:]
     texts = [" ".join(part.replace("│", " ").split()).rstrip(".") for part in parts]
     problem = next((text for text in texts if text), "the command line cannot be parsed")
@@ -133,16 +133,16 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
 
 
 def as_json_line(value: Any) -> str:
-    """A value as one line of JSON that standard output can write, whatever its encoding."""
+    """A value as one line of JSON that standard output can encode."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     return json.dumps(value, ensure_ascii=encoding != "utf8")
 
 
 def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -> tuple[str, Sequence[str]]:
-    """The command that a command line begins with, and the rest of it.
+    """The command at the beginning of a command line, and the remaining arguments.
 
     Raises:
-        InputError: there is no such command.
+        InputError: the command does not exist; the message suggests a similar one.
     """
     name, *rest = arguments or [""]
     if name not in commands:
@@ -159,9 +159,9 @@ def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Invalid input becomes one line and exit status 2; interruptions end quietly."""
+    """A context that prints invalid input as one line with exit status 2; interruptions end quietly."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # for characters that it lacks
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that it cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
@@ -181,7 +181,7 @@ def user_errors() -> Iterator[None]:
             markup=False,
         )
         sys.exit(2)
-    except BrokenPipeError:  # the reader has gone, as `head` does
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

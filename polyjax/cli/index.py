@@ -1,4 +1,4 @@
-"""``polyjax index``: encodes candidates once, and adds to and removes from an index."""
+"""``polyjax index``: build an index of candidates, add to it, remove from it."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -32,12 +32,13 @@ class Build:
     """Encode a file of candidates into an index; the same command resumes an interrupted build.
 
     Attributes:
-        run_dir: of a bi- or poly-encoder.
-        candidates: a file, one per line. The id of a candidate is the number of its line, from 0; the first
-            of several copies is kept.
-        index: the folder to make.
-        dtype: of the kept vectors; bytes per number: float32 6 (with a bfloat16 copy), bfloat16 2, int8 1.
-        compute_dtype: of the encoding's arithmetic; by default the model's own.
+        run_dir: run directory of a bi- or poly-encoder.
+        candidates: a file with one candidate per line. The id of a candidate is the number of its line, from
+            0; of several copies, the first is kept.
+        index: the folder to create.
+        dtype: dtype of the stored vectors; bytes per number: float32 6 (with a bfloat16 copy), bfloat16 2,
+            int8 1.
+        compute_dtype: dtype of the encoder's computation; that of the model by default.
         step: a saved step; the best one by default.
         mesh: devices that share the encoding, such as ``data=4``; all by default.
         replace: replace an existing index, at the end, when the new one is complete.
@@ -55,14 +56,14 @@ class Build:
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """Encode further candidates into an index; those that it already holds are skipped.
+    """Encode more candidates into an index; those that it already holds are skipped.
 
     Attributes:
-        run_dir: the run that the index was made with.
-        candidates: a file, one per line.
+        run_dir: the run directory that the index was built with.
+        candidates: a file with one candidate per line.
         index: folder of the index.
-        compute_dtype: the one that it was built with.
-        step: the one that it was built with.
+        compute_dtype: the ``--compute-dtype`` that the index was built with.
+        step: the ``--step`` that the index was built with.
         mesh: devices that share the encoding, such as ``data=4``; all by default.
     """
 
@@ -80,8 +81,8 @@ class Remove:
 
     Attributes:
         index: folder of the index.
-        candidates: a file of texts, one per line.
-        ids: of candidates, as a search gives them.
+        candidates: a file with one text per line.
+        ids: ids of candidates, from search results.
     """
 
     index: IndexFolder
@@ -89,7 +90,7 @@ class Remove:
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise InputError if neither is given."""
+        """Raise InputError if neither or both are given."""
         if (self.candidates is None) == (not self.ids):
             raise InputError("ids", problem="give what to remove: either `candidates` FILE or `ids`")
 
@@ -107,7 +108,7 @@ class Compact:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """Show what an index holds and was made with.
+    """Show the content of an index and the model that it was built with.
 
     Attributes:
         index: folder of the index.
@@ -125,10 +126,10 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
 
     Args:
         command: the command with its settings.
-        say: called with the outcome.
+        say: called with a line about the outcome.
 
     Raises:
-        InputError: something is missing or broken, or does not match.
+        InputError: a file, the model or the index is missing or broken, or they do not match.
     """
     match command:
         case Build():
@@ -154,7 +155,7 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
 
 
 def describe(folder: Path) -> list[str]:
-    """Lines about an index."""
+    """Lines that describe an index: candidates, vectors, size, next id, model, source."""
     manifest, index = read_manifest(folder), open_index(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     source = manifest.source[:16]
@@ -170,7 +171,7 @@ def describe(folder: Path) -> list[str]:
 
 
 def _ranker(command: Build | Add) -> Ranker:
-    """The model that encodes; a bi- or poly-encoder."""
+    """The model that encodes; InputError for a cross-encoder."""
     mesh = make_mesh(command.mesh)
     ranker = Ranker.load(command.run_dir, step=command.step, dtype=command.compute_dtype, mesh=mesh)
     check_dual(ranker.scorer)
@@ -190,10 +191,10 @@ def _ids(command: Remove) -> list[int]:
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax index") -> IndexCommand:
-    """The command that the command line asks for.
+    """Parse the arguments of ``polyjax index``.
 
     Raises:
-        InputError: the command is unknown, or its flags are wrong.
+        InputError: the command is unknown, or its flags are invalid.
     """
     name, rest = command_of(arguments, INDEX_COMMANDS, prog)
     return parse_flags(INDEX_COMMANDS[name], rest, prog=f"{prog} {name}")

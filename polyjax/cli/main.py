@@ -12,15 +12,15 @@ COMMANDS = {
     "train": "train a ranker and evaluate it",
     "evaluate": "evaluate a run on its test rows, or on others",
     "pretrain": "pre-train an encoder",
-    "mine": "find hard negatives for rows, to train on",
+    "mine": "mine hard negatives for training rows",
     "distil": "train a ranker on the scores of others",
     "rank": "order candidates for a context",
     "search": "find the best candidates of an index",
     "index": "build an index, add to it, remove from it (build, add, remove, compact, info)",
     "chat": "chat with a model over many candidates",
     "serve": "serve a model over HTTP, with a page",
-    "convert": "make a run directory of a ParlAI model",
-    "doctor": "say what is in a folder, what is used of it, and what is missing",
+    "convert": "convert a ParlAI model to a run directory",
+    "doctor": "describe a model folder: its contents, what is used, what is missing",
     "export": "write a run's parameters for other programs",
 }
 """The commands, with a description of each."""
@@ -33,10 +33,10 @@ def overview() -> str:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The settings of a command line, without running it.
+    """Parse a command line without running the command.
 
     Raises:
-        InputError: the command is unknown, or its flags are wrong.
+        InputError: the command is unknown, or its flags are invalid.
     """
     name, rest = command_of(arguments, COMMANDS, "polyjax")
     return importlib.import_module(f"polyjax.cli.{name}").parse(rest)

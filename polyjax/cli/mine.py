@@ -1,4 +1,4 @@
-"""``polyjax mine``: hard negatives of rows, by a run's exact search."""
+"""``polyjax mine``: mine hard negatives for training rows, by exact search with a run's model."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from polyjax.runtime.compilation import enable_compilation_cache
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax mine") -> MineConfig:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax mine``; InputError if they are invalid."""
     task, others = chosen_task(arguments, prog=prog)
     return parse_flags(
         tyro.conf.AvoidSubcommands[with_task(MineConfig, task)],

@@ -17,17 +17,17 @@ from polyjax.runtime.memory import restart_with_huge_pages
 
 @dataclasses.dataclass(frozen=True)
 class PresetChoice:
-    """The flag that chooses the defaults of all others."""
+    """The flag that selects the defaults of all others."""
 
     preset: Literal["small", "paper"] = "small"
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax pretrain") -> PretrainConfig:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax pretrain``; InputError if they are invalid."""
     arguments = encoder_flag(arguments)
     default = PRESETS[chosen(PresetChoice, arguments, prog).preset]()
     found = parse_flags(PretrainConfig, arguments, prog=prog, default=default)
-    encoder = dataclasses.replace(found.encoder, name=pinned(found.encoder.name))  # a run keeps the commit
+    encoder = dataclasses.replace(found.encoder, name=pinned(found.encoder.name))  # record the commit
     return dataclasses.replace(found, encoder=encoder)
 
 

@@ -1,4 +1,4 @@
-"""``polyjax rank``: candidates in their order for a context."""
+"""``polyjax rank``: rank candidates for a context."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ class Rank:
     """Order candidates for a context, best first: one line each with score and text.
 
     Attributes:
-        model: a run directory, or ``minilm``, which is used without training.
-        candidates: a file of candidates, one per line.
-        context: the turns, oldest first; without them each line of standard input is a context, whose turns
-            are separated by tabs.
+        model: a run directory, or ``minilm``, which is not trained to rank.
+        candidates: a file with one candidate per line.
+        context: the turns, oldest first. Without them, each line of standard input is a context, with turns
+            separated by tabs.
         top: print only the N best; 0 for all.
         json: print one JSON object per context.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; by default the model's own.
+        dtype: dtype of the computation; that of the model by default.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -46,7 +46,7 @@ class Rank:
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax rank") -> Rank:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax rank``; InputError if they are invalid."""
     return parse_flags(Rank, arguments, prog=prog)
 
 

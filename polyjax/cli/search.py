@@ -1,4 +1,4 @@
-"""``polyjax search``: the best candidates of an index."""
+"""``polyjax search``: find the best candidates of an index."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ class Search:
     Attributes:
         model: the run directory that the index was built with.
         index: folder of the index (``polyjax index build``).
-        context: the turns, oldest first; without them each line of standard input is a context, whose turns
-            are separated by tabs.
+        context: the turns, oldest first. Without them, each line of standard input is a context, with turns
+            separated by tabs.
         top: print the N best.
-        method: ``scan`` and ``certified`` find exactly the best; ``quick`` scores in bfloat16 first; ``auto``
-            takes the faster of the exact ones.
-        rerank: a run directory whose model re-ranks the best ones, such as a cross-encoder.
-        rerank_top: how many are re-ranked.
+        method: ``scan`` and ``certified`` are exact; ``auto`` chooses the faster of the two; ``quick`` is
+            approximate, with scores in bfloat16 first.
+        rerank: run directory of a model that re-ranks the best candidates, such as a cross-encoder.
+        rerank_top: number of candidates to re-rank.
         json: print one JSON object per context.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; by default the model's own.
+        dtype: dtype of the computation; that of the model by default.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -55,7 +55,7 @@ class Search:
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax search") -> Search:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax search``; InputError if they are invalid."""
     return parse_flags(Search, arguments, prog=prog)
 
 

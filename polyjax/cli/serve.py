@@ -1,4 +1,4 @@
-"""``polyjax serve``: a ranker behind HTTP, for existing clients, and a page to try it."""
+"""``polyjax serve``: serve a ranker over HTTP, for existing clients, with a page to try it."""
 
 import dataclasses
 import ipaddress
@@ -24,7 +24,7 @@ from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors
 
 EXTRA = ("starlette", "uvicorn", "prometheus_client", "h11")
-"""What the extra ``serve`` brings."""
+"""Packages of the extra ``serve``."""
 try:
     from polyjax.serve import LiveIndex, ServeConfig, bind, create_app, log_to, serve
 except ModuleNotFoundError as error:
@@ -42,18 +42,17 @@ class Serve(ServeConfig):
     """Serve a ranker over HTTP, with a page at / and the API's description at /docs.
 
     Attributes:
-        model: a run directory, or ``minilm``, which is used without training.
-        index: folder of an index, made by ``polyjax index build``, that /search looks in.
-        candidates: a file of candidates, one per line, to search instead; encoded once and kept in
-            RUN_DIR/index.
-        rerank: run directory of another model, as a cross-encoder, that orders once more what a search found.
-        hostname: address to listen at; 0.0.0.0 for all of the machine's.
-        port: of it.
-        api_key: that requests must carry. Other users of the machine see it in the list of processes: the
-            variable POLYJAX_API_KEY and ``--api-key-file`` do not show it.
-        api_key_file: a file with keys, one per line; each of them is accepted.
+        model: a run directory, or ``minilm``, which is not trained to rank.
+        index: folder of the index that /search uses, from ``polyjax index build``.
+        candidates: a file with one candidate per line, to search instead; its index is kept in RUN_DIR/index.
+        rerank: run directory of another model, such as a cross-encoder, that re-ranks search results.
+        hostname: address to listen on; 0.0.0.0 for all addresses of the machine.
+        port: port to listen on.
+        api_key: key that requests must carry. Other users of the machine can see it in the list of processes;
+            the variable POLYJAX_API_KEY and ``--api-key-file`` hide it.
+        api_key_file: a file with one key per line; each of them is accepted.
         step: a saved step; the best one by default.
-        dtype: of the arithmetic; as the model was made by default.
+        dtype: dtype of the computation; that of the model by default.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -77,7 +76,7 @@ class Serve(ServeConfig):
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax serve") -> Serve:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax serve``; InputError if they are invalid."""
     return parse_flags(Serve, arguments, prog=prog)
 
 
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax serve") -> None:
         keys = keys_of(command)
         log_to(sys.stderr)
         enable_compilation_cache()
-        sock = bind(command.hostname, command.port)  # before the seconds that loading takes
+        sock = bind(command.hostname, command.port)  # fail before the model is loaded
         ranker = load_ranker(command.model, step=command.step, dtype=command.dtype)
         reranker = None if command.rerank is None else load_ranker(command.rerank, dtype=command.dtype)
         app = create_app(
@@ -102,7 +101,7 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax serve") -> None:
             reranker_map=None if command.rerank is None else _score_map(command.rerank),
         )
     if not keys and not _is_loopback(command.hostname):
-        log.warning("everybody who reaches this address may use the server; see --api-key-file")
+        log.warning("anyone who can reach this address may use the server; see --api-key-file")
     host, port = sock.getsockname()[:2]
     if sys.stderr.isatty():
         errors.print(f"http://{host}:{port} has a page; compiling before the first request", markup=False)
@@ -113,7 +112,7 @@ def keys_of(command: Serve) -> list[str]:
     """The API keys of the command line, its file and the environment.
 
     Raises:
-        InputError: the file cannot be read, or holds none.
+        InputError: the file cannot be read, or has no keys.
     """
     keys = [command.api_key, os.environ.get(KEY_VARIABLE, "")]
     if command.api_key_file is not None:
@@ -143,7 +142,7 @@ def _index(command: Serve, ranker: Ranker) -> LiveIndex | None:
 
 
 def _score_map(model: Path) -> ScoreMap | None:
-    """The map that a run's card keeps."""
+    """The map from scores to probabilities in a run's model card; None if there is none."""
     return read_card(model).scores if (model / MODEL).is_file() else None
 
 

@@ -13,7 +13,7 @@ from polyjax.runtime.memory import restart_with_huge_pages
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax train") -> RunConfig:
-    """The settings that the command line asks for."""
+    """Parse the arguments of ``polyjax train``; InputError if they are invalid."""
     return parse_run(arguments, prog=prog)
 
 

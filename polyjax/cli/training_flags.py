@@ -1,4 +1,4 @@
-"""The flags of ``polyjax train``: a few of them choose the defaults of all others."""
+"""The flags of ``polyjax train``: a few of them select the defaults of all others."""
 
 import dataclasses
 import re
@@ -43,7 +43,7 @@ TASK_HELP = (
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The flags that choose the defaults of all others."""
+    """The flags that select the defaults of all others."""
 
     arch: str | None = None
     preset: PresetName = DEFAULT_PRESET
@@ -57,29 +57,32 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class TaskChoice:
-    """The flag that chooses a task, and with it the task's flags."""
+    """The flag that selects a task, and with it the task's flags."""
 
     task: str | None = None
 
 
 def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | None = None) -> RunConfig:
-    """The settings that the command line of training asks for.
+    """Parse the command line of a training command.
 
     Args:
-        arguments: of the command line.
-        prog: the command, as help and errors show it.
-        teacher: the default settings of one, where the command has its flags.
+        arguments: arguments of the command line.
+        prog: name of the command in help and errors.
+        teacher: default settings of the teacher, for a command with its flags; None for none.
+
+    Raises:
+        InputError: a flag or a value is invalid.
     """
     arguments = encoder_flag(arguments)
     choice = chosen(Choice, arguments, prog)
-    if choice.encoder is not None and hub_name(choice.encoder) is not None:  # a run keeps its commit
+    if choice.encoder is not None and hub_name(choice.encoder) is not None:  # record the commit
         choice = dataclasses.replace(choice, encoder=pinned(choice.encoder))
         arguments = [*without(arguments, "--encoder"), f"--encoder={choice.encoder}"]
     if choice.recipe and any(re.match(r"--preset(=|$)", word) for word in arguments):
         raise InputError(
             "preset", problem=f"`recipe` {choice.recipe} has its own settings", fix="give one of them"
         )
-    # The second parse refuses an unknown architecture: it knows the flag as documented.
+    # An unknown architecture is refused by the second parse, which has the documented flag.
     default = preset_of(choice, next((arch for arch in get_args(Arch) if arch == choice.arch), "poly"))
     if choice.init is not None:
         default = default_of_run(
@@ -94,7 +97,7 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
     elif choice.encoder in SCRATCH and not choice.recipe:
         default = from_scratch(default, choice.encoder)
     elif choice.encoder not in (None, *SCRATCH) and default.tokenizer.kind != "pretrained":
-        # A recipe trains its own vocabulary; pretrained weights bring theirs.
+        # The recipe would train its own vocabulary, but pretrained weights have theirs.
         default = dataclasses.replace(
             default,
             tokenizer=TokenizerChoice(),
@@ -104,12 +107,12 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
         default = head_for(default, choice.head, choice.encoder)
     arguments = without(arguments, "--head")
     if any(re.match(r"--train\.(steps|epochs)(=|$)", word) for word in arguments):
-        # An explicit number of steps or epochs is kept, however few the rows are.
+        # An explicit number of steps or epochs overrides the limit for few rows.
         default = dataclasses.replace(default, train=dataclasses.replace(default.train, most_epochs=0.0))
     if teacher is not None:
         default = dataclasses.replace(default, teacher=teacher, loss=TAUGHT)
     if any(re.match(r"--optim\.warmup(-steps)?(=|$)", word) for word in arguments):
-        # Who asks for a warm-up gets it instead of the one that a converted model brings.
+        # An explicit warm-up replaces that of a converted model.
         default = dataclasses.replace(default, own_optimizer=None)
     if choice.loss is not None:
         default = dataclasses.replace(default, loss=loss_of(choice.loss))
@@ -130,7 +133,7 @@ def parse_run(arguments: Sequence[str], *, prog: str, teacher: TeacherConfig | N
 
 
 def flags_of(default: RunConfig) -> type[RunConfig]:
-    """The class whose fields are flags: only the settings of the chosen task and head."""
+    """A subclass of RunConfig whose flags are those of the chosen task, head, loss and teacher only."""
     narrow = [("arch", Arch), ("task", type(default.task)), ("head", type(default.head))]
     narrow.append(("loss", type(default.loss)))
     hidden = OWN_PARTS
@@ -152,7 +155,11 @@ def _fields(config: RunConfig) -> dict[str, Any]:
 
 
 def preset_of(choice: Choice, arch: Arch) -> RunConfig:
-    """The defaults of the chosen preset or recipe."""
+    """The defaults of the chosen preset or recipe.
+
+    Raises:
+        InputError: a flag contradicts the recipe.
+    """
     if not choice.recipe:
         return PRESETS[choice.preset](arch)
     found = recipe(choice.recipe)
@@ -166,22 +173,22 @@ def preset_of(choice: Choice, arch: Arch) -> RunConfig:
 
 
 def encoder_flag(arguments: Sequence[str]) -> list[str]:
-    """The arguments with ``--encoder`` for its synonym ``--init-from``."""
+    """The arguments with ``--init-from`` replaced by its synonym ``--encoder``."""
     return [re.sub(r"^--init-from(?==|$)", "--encoder", word) for word in arguments]
 
 
 def chosen_task(arguments: Sequence[str], *, prog: str) -> tuple[TaskConfig | None, list[str]]:
-    """The default settings of the task that ``--task`` names, and the arguments without it."""
+    """The default settings of the task in ``--task`` (None without it), and the other arguments."""
     name = chosen(TaskChoice, arguments, prog).task
     return None if name is None else task_named(name), without(arguments, "--task")
 
 
 def with_task(kind: type, task: TaskConfig | None) -> type:
-    """A class of settings whose flags of the task are those of the chosen one alone.
+    """A subclass of settings whose task flags are those of the chosen task only.
 
     Args:
         kind: a dataclass with a field ``task``.
-        task: None for no choice.
+        task: the chosen task; None for none.
     """
     if task is None:
         return kind
@@ -193,7 +200,7 @@ def with_task(kind: type, task: TaskConfig | None) -> type:
 
 
 def chosen(kind: type, arguments: Sequence[str], prog: str):
-    """Only the flags of a dataclass: the first parse must ignore flags that only the second knows."""
+    """Parse only the flags of a dataclass, and ignore those that only the second parse knows."""
     names = [f"--{field.name}" for field in dataclasses.fields(kind)]
     choice = re.compile(rf"({'|'.join(names)})(=|$)")
     pairs = zip(["", *arguments], arguments, strict=False)
