@@ -142,7 +142,7 @@ def _index(command: Serve, ranker: Ranker) -> LiveIndex | None:
 
 
 def _score_map(model: Path) -> ScoreMap | None:
-    """The map from scores to probabilities in a run's model card; None if there is none."""
+    """The map from scores to probabilities in a run's model card; None without one."""
     return read_card(model).scores if (model / MODEL).is_file() else None
 
 

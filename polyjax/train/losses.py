@@ -50,7 +50,7 @@ def _at(values: Float[Array, "b c"], label: Int[AnyArray, " b"]) -> Float[Array,
 
 
 def _mean(values: Float[Array, "b c"], where: Bool[AnyArray, "#b c"]) -> Float[Array, " b"]:
-    """The mean of each row over entries where ``where`` is True; 0 if there are none."""
+    """The mean of each row over entries where ``where`` is True; 0 if no entry is."""
     where = jnp.broadcast_to(jnp.asarray(where), values.shape)
     return jnp.where(where, values, 0.0).sum(1) / jnp.maximum(where.sum(1), 1).astype(values.dtype)
 

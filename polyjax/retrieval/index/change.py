@@ -266,7 +266,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _foreign(entry: Path) -> str:
-    """The name of a file in an entry that cannot belong to an index; "" if there is none."""
+    """The name of a file in an entry that cannot belong to an index; "" if all files can."""
     name = entry.name
     if name == LOCK or re.fullmatch(rf"removed-\d+\.npy({PARTIAL})?", name):
         return ""
