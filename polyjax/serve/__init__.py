@@ -1,4 +1,4 @@
-"""A ranker behind HTTP (extra ``serve``): an ASGI application, its limits, and a server for it."""
+"""Serves a ranker over HTTP (extra ``serve``): an ASGI application, its limits, and a server for it."""
 
 from polyjax.serve.app import create_app
 from polyjax.serve.index import LiveIndex

@@ -15,7 +15,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Nothing from elsewhere, and nothing inline."""
+"""Content security policy of the pages: no resources from other origins, no inline scripts or styles."""
 FILES = {
     "/": ("index.html", "text/html"),
     "/docs": ("docs.html", "text/html"),
@@ -40,7 +40,7 @@ class AboutRoutes:
         self._description = description(service.name)
 
     async def info(self, request: Request) -> Response:
-        """GET /info, as text-embeddings-inference answers it, and what the page asks for."""
+        """GET /info: the reply of text-embeddings-inference, with an object ``polyjax`` for the page."""
         service, model, config = self._service, self._service.model, self._service.config
         label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         body: dict[str, Any] = {
@@ -71,7 +71,7 @@ class AboutRoutes:
         return JSONResponse(body)
 
     async def models(self, request: Request) -> Response:
-        """GET /v1/models: OpenAI's list, of one."""
+        """GET /v1/models: the model, as a list in OpenAI's format."""
         model = {
             "id": self._service.name,
             "object": "model",
@@ -81,17 +81,17 @@ class AboutRoutes:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def health(self, request: Request) -> Response:
-        """GET /health: 200 where requests are taken."""
+        """GET /health: 200 if the server accepts requests, else 503."""
         self._service.check_open()
         return Response(status_code=200)
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics, for Prometheus."""
+        """GET /metrics: the metrics in Prometheus' text format."""
         metrics = self._service.metrics
         return Response(metrics.page(), media_type=metrics.content_type)
 
     async def openapi(self, request: Request) -> Response:
-        """GET /openapi.json."""
+        """GET /openapi.json: the API's description."""
         return JSONResponse(self._description)
 
     async def file(self, request: Request) -> Response:

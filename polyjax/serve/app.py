@@ -1,7 +1,6 @@
-"""The ASGI application: routes around a ranker.
+"""The ASGI application: the routes of a ranker.
 
-Starlette, not FastAPI: requests are checked by the tables of ``shapes``, so that pydantic would be imported
-and run for nothing.
+It uses Starlette, not FastAPI: the tables in ``shapes`` check requests, so pydantic is not needed.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ from polyjax.serve.service import Service
 from polyjax.serve.settings import ServeConfig
 
 OPEN = frozenset({"/health", "/openapi.json", *FILES})
-"""Paths that need no key: they reveal nothing about the model."""
+"""Paths that need no API key, because they reveal nothing about the model."""
 EXPOSED = ("x-request-id", "x-total-time", "x-queue-time", "x-inference-time", "x-tokenization-time")
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("polyjax.serve")
@@ -48,20 +47,20 @@ def create_app(
     score_map: ScoreMap | None = None,
     reranker_map: ScoreMap | None = None,
 ) -> Starlette:
-    """An ASGI application that serves a ranker. ``/health`` answers 200 once every shape is compiled.
+    """An ASGI application that serves a ranker. ``/health`` replies 200 once all programs are compiled.
 
     Args:
-        ranker: bi-, poly- or cross-encoder.
-        config: limits; the defaults where None.
-        name: of the model, in replies.
-        index: what ``/search`` looks in; there is no search where None.
-        reranker: another model, as a cross-encoder, that orders once more what a search found.
-        api_keys: of which a request must carry one; without any, requests need no key.
-        score_map: scores -> probabilities, as a run keeps it; the sigmoid where None.
-        reranker_map: likewise, of the re-ranker.
+        ranker: a bi-, poly- or cross-encoder.
+        config: limits; None for the defaults.
+        name: name of the model in replies.
+        index: the index that ``/search`` uses; None for no search.
+        reranker: another model, such as a cross-encoder, that re-ranks search results.
+        api_keys: keys, one of which a request must carry; without any, requests need no key.
+        score_map: map from scores to probabilities, from a run's model card; None for the sigmoid.
+        reranker_map: likewise, for the re-ranker.
 
     Raises:
-        InputError: the model cannot be served, or an argument does not fit.
+        InputError: the model cannot be served, or an argument is invalid.
     """
     config = config or ServeConfig()
     if any(not key or key != key.strip() for key in api_keys):
@@ -122,7 +121,7 @@ def _routes(service: Service) -> list[Route]:
 
 
 def _dispatch(by_method: dict[str, Handler]) -> Handler:
-    """One route for all methods of a path, so that a refusal names all of them."""
+    """One handler for all methods of a path, so that the error for another method names all of them."""
 
     async def serve(request: Request) -> Response:
         return await by_method["GET" if request.method == "HEAD" else request.method](request)
@@ -132,7 +131,7 @@ def _dispatch(by_method: dict[str, Handler]) -> Handler:
 
 @contextlib.asynccontextmanager
 async def _lifespan(service: Service) -> AsyncIterator[None]:
-    """Compile in the background, so that /health answers meanwhile; stop the threads at the end."""
+    """Compile in the background, so that /health replies in the meantime; stop the threads at the end."""
     compiling = asyncio.create_task(_open(service))
     try:
         yield

@@ -1,4 +1,4 @@
-"""A request's body: received within limits of bytes and time, and read as strict JSON."""
+"""Receives request bodies within limits of size and time, and parses them as strict JSON."""
 
 import asyncio
 import json
@@ -9,21 +9,21 @@ from starlette.requests import ClientDisconnect, Request
 from polyjax.serve.problems import CLOSE, Problem, overloaded
 
 DRAINED = 15
-"""Bytes that are read and dropped of a body that is too large, in multiples of the limit.
+"""How much of a too large body is read and discarded, in multiples of the limit.
 
-Most clients read no answer before they have sent all.
+Most clients do not read a reply before they have sent the whole body.
 """
 AT_ONCE = 16
-"""Bodies of the largest size that may be underway together."""
+"""Number of bodies of the maximum size that may be received at the same time."""
 
 
 class Bodies:
-    """Receives bodies, and bounds the memory of all that are underway.
+    """Receives bodies, and limits the memory of all bodies being received.
 
     Args:
-        limit: bytes of a body.
-        timeout: seconds that it may take.
-        depth: objects and lists within each other.
+        limit: maximum size of a body, bytes.
+        timeout: maximum time to receive a body, seconds.
+        depth: maximum nesting of objects and lists.
     """
 
     def __init__(self, *, limit: int, timeout: float, depth: int):
@@ -34,8 +34,8 @@ class Bodies:
         """The JSON value of a request's body.
 
         Raises:
-            Problem: it is not JSON, too large, too slow or too deep.
-            ClientDisconnect: the client went away.
+            Problem: the body is not JSON, too large, too slow or nested too deeply.
+            ClientDisconnect: the client disconnected.
         """
         _check_headers(request)
         announced = request.headers.get("content-length")
@@ -74,9 +74,9 @@ class Bodies:
 
 
 def _check_headers(request: Request) -> None:
-    """Raise Problem unless the body is announced as plain JSON.
+    """Raise Problem unless the headers announce plain JSON.
 
-    A page of another site can send a browser's forms and plain texts here, but no JSON.
+    This protects browsers: a page of another site can send forms and plain text here, but not JSON.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -93,10 +93,14 @@ def _check_headers(request: Request) -> None:
 
 
 def parse(body: bytes, *, depth: int) -> Any:
-    """The value of strict JSON: UTF-8, no NaN or Infinity, no key twice, so many levels at most.
+    """Parse strict JSON: UTF-8, no NaN or Infinity, no repeated key, limited nesting.
+
+    Args:
+        body: the bytes to parse.
+        depth: maximum nesting of objects and lists.
 
     Raises:
-        Problem: it is not that.
+        Problem: the body is empty or breaks a rule; the message says which.
 
     >>> parse(b'{"a": [1]}', depth=2)
     {'a': [1]}

@@ -1,15 +1,15 @@
-"""What a reply says of texts that were too long for the model."""
+"""Warnings and errors about texts that are too long for the model."""
 
 from polyjax.serve.model import Cut, Model, Rows
 
 
 def warnings_of(model: Model, rows: Rows, cut: Cut) -> list[str]:
-    """A line for each kind of text that was cut.
+    """Warnings about truncated texts, one line for contexts and one for candidates.
 
     Args:
-        model: that reads them.
-        rows: of the texts.
-        cut: that the request asked for.
+        model: the model that reads them.
+        rows: the texts as token ids.
+        cut: the truncation that the request asked for.
     """
     found = []
     together = f"a query and a document have at most {model.pair_tokens} tokens together"
@@ -27,7 +27,7 @@ def warnings_of(model: Model, rows: Rows, cut: Cut) -> list[str]:
 
 
 def refusal_of(model: Model, rows: Rows) -> str:
-    """Why a request whose texts must not be cut is refused."""
+    """The error message for a request with too long texts that must not be truncated."""
     if model.pair_tokens and rows.cut_candidates:
         both = f"document {rows.cut_candidates[0]} and its query"
         return f"{both} are longer than {model.pair_tokens} tokens together; `truncate` cuts them"

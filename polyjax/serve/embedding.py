@@ -1,4 +1,4 @@
-"""Routes that give the vectors of texts."""
+"""Routes that return embeddings of texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ class EmbeddingRoutes:
     """``/embed`` and ``/v1/embeddings``.
 
     Args:
-        service: models and queue.
+        service: the models and the queue.
     """
 
     def __init__(self, service: Service):
         self._service = service
 
     async def embed(self, request: Request) -> Response:
-        """POST /embed, as text-embeddings-inference answers it: a list of vectors, even for one text."""
+        """POST /embed: a list of vectors, as in text-embeddings-inference, even for a single text."""
         values = await self._service.fields(request, shapes.EMBED)
         texts = shapes.listed(values, "inputs")
         vectors, _, headers = await self._vectors(
@@ -36,7 +36,7 @@ class EmbeddingRoutes:
         return JSONResponse(vectors.tolist(), headers=headers)
 
     async def embeddings(self, request: Request) -> Response:
-        """POST /v1/embeddings, as OpenAI answers it."""
+        """POST /v1/embeddings: vectors in OpenAI's format."""
         values = await self._service.fields(request, shapes.EMBEDDINGS)
         texts, dim = shapes.listed(values, "input"), self._service.model.dim
         if values["dimensions"] not in (None, dim):
@@ -70,6 +70,6 @@ class EmbeddingRoutes:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors of length 1; a vector of zeros stays."""
+    """Scale vectors [n, d] to length 1; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)

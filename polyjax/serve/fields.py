@@ -1,4 +1,4 @@
-"""Fields of request bodies: each kind reads its JSON value, or says what is wrong, and has its schema."""
+"""Fields of request bodies: each kind of field checks a JSON value and has a JSON schema."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from polyjax.serve.problems import Problem, invalid
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a field may hold.
+    """The type of a field's value.
 
     Attributes:
-        read: a JSON value and its place in the body -> the value that routes use; raises Problem.
-        schema: of JSON, for the API's description.
+        read: (JSON value, its path in the body) -> the value for the route; raises Problem.
+        schema: JSON schema, for the API's description.
     """
 
     read: Callable[[Any, str], Any]
@@ -22,14 +22,14 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a body. ``null`` stands for a field that is not given, as clients send it.
+    """A field of a request body. ``null`` counts as not given, because some clients send it.
 
     Attributes:
-        name: in the body.
-        kind: of its value.
+        name: name of the field.
+        kind: type of its value.
         doc: one sentence for the API's description.
-        default: where it is not given.
-        example: for the API's description.
+        default: value if the field is not given.
+        example: example for the API's description.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Field:
 
 
 def read_fields(fields: Sequence[Field], body: Any) -> dict[str, Any]:
-    """The values of a body's fields, defaults included. Other fields of the body are ignored.
+    """The values of a body's fields, including defaults. Unknown fields of the body are ignored.
 
     Raises:
-        Problem: the body is no object, or a field holds something else than expected.
+        Problem: the body is not an object, or a field has an invalid value.
     """
     if not isinstance(body, dict):
         raise invalid("body", "a JSON object", body)
@@ -71,7 +71,7 @@ def _texts(value: Any, where: str) -> list[str]:
 
 
 def _documents(value: Any, where: str) -> list[str]:
-    """Texts, or objects with a ``text``, as Cohere's first version has them."""
+    """Texts, or objects with a ``text`` as in Cohere's first version."""
     if not isinstance(value, list):
         raise invalid(where, "a list of texts", value)
     texts = []
@@ -115,7 +115,7 @@ def _numbers(value: Any, where: str) -> list[int]:
 
 
 def choice(*names: str) -> Kind:
-    """One of some words, in upper or lower case."""
+    """A field whose value is one of some names; upper and lower case are the same."""
     known = {name.lower(): name for name in names}
 
     def read(value: Any, where: str) -> str:

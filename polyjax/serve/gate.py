@@ -1,4 +1,4 @@
-"""What every request passes: its id, the key, one form of errors, times, metrics and the log."""
+"""Middleware of all requests: request id, API key, uniform errors, times, metrics and the log."""
 
 import hmac
 import logging
@@ -16,7 +16,7 @@ from polyjax.serve.problems import CLOSE, Problem
 from polyjax.serve.telemetry import Metrics, request_id
 
 GONE = 499
-"""What is logged where the client went away; nobody is answered."""
+"""Status that is logged if the client disconnected; no reply is sent."""
 log = logging.getLogger("polyjax.serve")
 
 
@@ -25,9 +25,9 @@ class Gate:
 
     Args:
         app: the routes.
-        keys: of which a request must carry one as a bearer token; without any, requests need no key.
-        open_paths: that need no key.
-        metrics: in which requests are counted.
+        keys: keys, one of which a request must carry as a bearer token; without any, requests need no key.
+        open_paths: paths that need no key.
+        metrics: counts failed requests.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str], open_paths: frozenset[str], metrics: Metrics):
@@ -79,7 +79,7 @@ class Gate:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
-        # All are compared, so that the time reveals nothing.
+        # Compare with all keys in constant time, so that timing reveals nothing.
         if not any([hmac.compare_digest(given, known) for known in self._keys]):
             what = "is missing" if not given else "is wrong"
             message = f"the API key {what}; send it as `Authorization: Bearer KEY`"
@@ -92,7 +92,7 @@ class Gate:
 
 
 async def http_problem(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (404, 405) in the form of all others."""
+    """Starlette's own errors (404, 405) in the same format as all others."""
     assert isinstance(error, HTTPException)
     texts = {404: "there is no such route; see /docs", 405: "this route does not take that method"}
     problem = Problem(error.status_code, texts.get(error.status_code, error.detail), "NotFound")

@@ -1,4 +1,4 @@
-"""The index that a server searches, which may change while it is searched."""
+"""The index that a server searches; it may change during a search."""
 
 import dataclasses
 import threading
@@ -11,16 +11,16 @@ from polyjax.retrieval import Index, Method, Results
 
 
 class UnknownCandidate(Exception):
-    """A candidate that is to be removed is not in the index."""
+    """A candidate to be removed is not in the index."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """An index whose searches are compiled.
+    """An index with its compiled search programs.
 
     Attributes:
-        index: searched, and never changed.
-        only_scans: a scan is its fastest search; the programs of others are not compiled.
+        index: the index; it is never changed.
+        only_scans: whether a scan is its fastest search, so that programs of other methods are not compiled.
     """
 
     index: Index
@@ -28,12 +28,12 @@ class _Opened:
 
 
 class LiveIndex:
-    """An index of a ranker. A search keeps the candidates that it began with.
+    """An index that can change while it is searched; a search uses the candidates at its start.
 
     Args:
-        ranker: what the index was made with.
-        index: from ``Ranker.index`` or ``Ranker.open_index``; it can change where it is kept in a folder.
-        max_top_n: results of a search at most.
+        ranker: the ranker that the index was built with.
+        index: from ``Ranker.index`` or ``Ranker.open_index``. It can only change if it is in a folder.
+        max_top_n: maximum number of results of a search.
     """
 
     def __init__(self, ranker: Ranker, index: Index, *, max_top_n: int = 100):
@@ -43,51 +43,56 @@ class LiveIndex:
 
     @property
     def can_change(self) -> bool:
-        """Whether it is kept on disk."""
+        """Whether candidates can be added and removed: only if the index is on disk."""
         return self._opened.index.folder is not None
 
     def __len__(self) -> int:
-        """Candidates that can be found."""
+        """Number of candidates, without removed ones."""
         return len(self._opened.index)
 
     @property
     def dtype(self) -> str:
-        """Of the kept vectors."""
+        """The dtype of the stored vectors."""
         return self._opened.index.dtype
 
     def compile(self) -> int:
-        """Compile what searches need; the number of programs."""
+        """Compile the programs of searches; returns their number."""
         self._opened, programs = _compiled(self._opened.index, self._most)
         return programs
 
     def search(self, turns: Sequence[str], top_n: int, method: Method) -> Results:
         """The best candidates of a context.
 
-        Where a scan is the fastest, every method is a scan, which is certified by its nature.
+        If a scan is the fastest method, it is used whatever ``method`` is; its results are always exact.
+
+        Args:
+            turns: the context's turns, oldest first.
+            top_n: maximum number of results.
+            method: see ``Index.search``.
         """
         opened = self._opened
         return opened.index.search(list(turns), top_n, method="scan" if opened.only_scans else method)
 
     def add(self, texts: Sequence[str]) -> tuple[int, list[int]]:
-        """Add candidates: how many are new, and the id of each text, new or not.
+        """Add candidates; returns the number of new ones, and the id of each text, new or not.
 
         Raises:
-            InputError: the index cannot be changed.
+            InputError: the index is in memory only, or cannot be written.
         """
         with self._changing:
             index = self._ranker.open_index(self._folder())
             before = len(index)
-            # Nobody sends again what a kill interrupted.
+            # Clients do not repeat a request that a kill interrupted: discard unfinished additions.
             ids = index.add(texts, resume=False)
             self._opened, _ = _compiled(index, self._most)
             return len(index) - before, ids
 
     def remove(self, *, ids: Sequence[int] = (), texts: Sequence[str] = ()) -> int:
-        """Take candidates out, by number or by text, all or none; how many there were.
+        """Remove candidates, by id or by text, all or none; returns the number of candidates removed.
 
         Raises:
-            UnknownCandidate: one of them was never there.
-            InputError: the index cannot be changed.
+            UnknownCandidate: an id was never assigned, or a text is not in the index or is ambiguous.
+            InputError: the index is in memory only, or cannot be written.
         """
         with self._changing:
             index = self._ranker.open_index(self._folder())
@@ -112,7 +117,7 @@ class LiveIndex:
 
 
 def _compiled(index: Index, most: int) -> tuple[_Opened, int]:
-    """An index with all programs of searches for up to so many candidates, and their number."""
+    """Compile the programs of searches for up to ``most`` results; returns the index and their number."""
     before, only_scans = index.compilations, True
     for top_n in sorted({min(1 << n, most) for n in range(most.bit_length() + 1)}):
         index.compile(top_n)

@@ -1,6 +1,6 @@
-"""A ranker in the form in which the queue uses it: token ids in, vectors and scores out, in compiled shapes.
+"""A ranker's interface for the queue: token ids in, vectors and scores out, in shapes compiled in advance.
 
-This is the one file of the server that knows how a ranker computes.
+Only this file of the server knows how a ranker computes.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ Kind = Literal["context", "candidate", "pair"]
 Side = Literal["Right", "Left"]
 
 CANDIDATES_AT_ONCE = 1024
-"""Candidates that are scored against a context at once; fewer are filled up to a power of two."""
+"""Number of candidates scored with a context at a time; fewer are padded to a power of two."""
 FEWEST_CANDIDATES = 16
 _NOTHING = np.empty(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How candidates that are too long are cut.
+    """How candidates that are too long are truncated.
 
     Attributes:
-        tokens: that are kept at most, special ones not counted; as many as the model reads where None.
-        side: from which tokens are dropped.
+        tokens: maximum number of tokens to keep, without special tokens; None for the model's limit.
+        side: the side on which tokens are dropped.
     """
 
     tokens: int | None = None
@@ -43,7 +43,7 @@ class Cut:
 
 
 AS_TRAINED = Cut()
-"""As the model cut candidates in training."""
+"""The truncation of candidates that the model was trained with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Rows:
     """The texts of a request as token ids.
 
     Attributes:
-        contexts: each [t].
-        candidates: each [t].
-        cut_contexts: how many contexts were cut, or lost their first turns.
-        cut_candidates: which candidates were cut.
+        contexts: token ids of each context, [t].
+        candidates: token ids of each candidate, [t].
+        cut_contexts: number of contexts that were truncated, or lost their first turns.
+        cut_candidates: indices of the candidates that were truncated.
     """
 
     contexts: list[Ids]
@@ -64,23 +64,23 @@ class Rows:
 
     @property
     def tokens(self) -> int:
-        """Of all texts together."""
+        """Number of tokens of all texts."""
         return sum(map(len, self.contexts)) + sum(map(len, self.candidates))
 
 
 class Model:
-    """A ranker's programs, called with token ids. One thread at a time computes; any may tokenise.
+    """A ranker's programs, called with token ids. Any thread may tokenise; only one at a time may compute.
 
     Args:
-        ranker: what is served.
-        tokens_per_batch: padded tokens of a full batch.
+        ranker: the ranker to serve.
+        tokens_per_batch: padded tokens of a full batch; None for the default of the device.
 
     Attributes:
-        ranker: as given.
-        is_dual: whether contexts and candidates are encoded apart.
+        ranker: the ranker.
+        is_dual: whether contexts and candidates are encoded separately.
         dim: width of the vectors.
-        explains: whether scores can be taken apart.
-        n_vectors: of a context, once the model is compiled; 0 of a cross-encoder.
+        explains: whether scores can be explained by their parts.
+        n_vectors: number of vectors of a context, known after compiling; 0 for a cross-encoder.
 
     Raises:
         InputError: the model's scores depend on the other texts of a call (ParlAI's padding).
@@ -102,21 +102,21 @@ class Model:
 
     @property
     def arch(self) -> str:
-        """``bi``, ``poly``, ``cross``, or the name of a head from elsewhere."""
+        """The architecture: ``bi``, ``poly``, ``cross``, or the name of a custom head."""
         return self._scorer.settings.head.arch
 
     @property
     def dtype(self) -> str:
-        """Of the encoder's arithmetic."""
+        """The dtype of the encoder's computation."""
         return self._scorer.settings.encoder.dtype
 
     @property
     def max_turns(self) -> int:
-        """Turns of a context that are read."""
+        """Maximum number of turns of a context that are read."""
         return self._text.config.max_turns
 
     def limit(self, kind: Kind) -> int:
-        """Tokens of the longest sequence of a kind."""
+        """Maximum length of a sequence of a kind, in tokens."""
         config = self._text.config
         match kind:
             case "context":
@@ -127,39 +127,39 @@ class Model:
                 return config.pair_limit()
 
     def padded(self, kind: Kind, length: int) -> int:
-        """Tokens to which a sequence is padded."""
+        """The padded length of a sequence, in tokens."""
         return self._text.config.bucket(length, self.limit(kind))
 
     def lengths(self, kind: Kind) -> list[int]:
-        """All padded lengths of a kind, increasing."""
+        """All padded lengths of a kind of sequence, increasing."""
         limit = self.limit(kind)
         return sorted({self._text.config.bucket(n, limit) for n in range(1, limit + 1)})
 
     def full(self, length: int) -> int:
-        """Rows of a full batch of a padded length."""
+        """Number of rows in a full batch of a padded length."""
         return max(self.tokens_per_batch // length, 1)
 
     def sizes(self, length: int) -> list[int]:
-        """Rows to which batches of a padded length are filled up, increasing: each is a program."""
+        """Numbers of rows to which batches of a length are padded, increasing; each has its own program."""
         full = self.full(length)
         return sorted({1, *(max(full // part, 1) for part in (4, 2, 1))})
 
     @property
     def pair_tokens(self) -> int:
-        """Tokens that a context and a candidate may have together; 0 where they are cut apart."""
+        """Maximum length of context and candidate together; 0 if they are truncated separately."""
         return 0 if self.is_dual else self._text.config.pair_tokens
 
     @property
     def reads_end(self) -> bool:
-        """Whether a context that is too long loses its first tokens."""
+        """Whether the first tokens of a too long context are dropped, not the last."""
         return self._text.config.cut == "oldest"
 
     def activated(self, scores: np.ndarray) -> np.ndarray:
-        """Scores as ``Ranker`` gives them."""
+        """Scores after the head's activation, as ``Ranker`` returns them."""
         return self._scorer.activated(scores)
 
     def keep(self, turns: Sequence[str]) -> None:
-        """Tokenise the turns of a context for a search that follows."""
+        """Tokenise the turns of a context and cache their ids for a following search."""
         self._text.prepare(turns)
 
     def tokenise(
@@ -169,13 +169,13 @@ class Model:
         cut: Cut,
         pairs: Sequence[tuple[int, int]] = (),
     ) -> Rows:
-        """Token ids of a request's texts. Nothing of them is kept.
+        """Token ids of a request's texts; they are not cached.
 
         Args:
-            contexts: turns of each, oldest first.
+            contexts: turns of each context, oldest first.
             candidates: texts.
-            cut: of the candidates.
-            pairs: places of contexts and candidates that a cross-encoder reads together.
+            cut: truncation of candidates.
+            pairs: indices of contexts and candidates that a cross-encoder reads together.
         """
         config = self._text.config
         candidates = [config.candidate_prompt + text for text in candidates]
@@ -196,10 +196,10 @@ class Model:
         for text in long:
             if cut.side == "Left":
                 kept[text] = ids[text][-room:]
-            elif room < most:  # otherwise the layout of the model says how
+            elif room < most:  # otherwise the model's layout truncates
                 kept[text] = ids[text][:room]
         whole = TextEncoder(_Known(self._template, ids), config)
-        bare = dataclasses.replace(config, candidate_prompt="")  # the texts have it already
+        bare = dataclasses.replace(config, candidate_prompt="")  # the texts include it already
         part = TextEncoder(_Known(self._template, kept), bare)
         rows = [whole.context(turns) for turns in contexts], [part.candidate(text) for text in candidates]
         cut_candidates = {place for place, text in enumerate(candidates) if text in long}
@@ -210,27 +210,33 @@ class Model:
         return Rows(*rows, len(cut_contexts), sorted(cut_candidates))
 
     def _joined(self, turns: Sequence[str], ids: Mapping[str, Sequence[int]]) -> int:
-        """Tokens of the turns that are read, with those between them."""
+        """Number of tokens of the turns that are read, including separators."""
         between = (len(turns) - 1) * len(self._text.tokenizer.separator_ids)
         return sum(len(ids[turn]) for turn in turns) + between
 
     def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
-        """A context and a candidate as one sequence, and its tokens in the first segment."""
+        """A context and a candidate as one sequence, and the number of tokens in its first segment."""
         return self._text.pair(context, candidate)
 
     def context_vectors(self, rows: Sequence[Ids], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors float32 [n, m, d] of contexts, and which of them are real [n, m]."""
+        """Vectors of contexts, float32 [n, m, d], and their mask [n, m].
+
+        Args:
+            rows: token ids of the contexts.
+            length: padded length.
+            size: number of rows to pad to.
+        """
         tokens = self._padded(rows, length, size, self._text.config.context_prompt)
         vectors, mask = self._scorer.model.contexts(tokens)
         return np.asarray(vectors)[: len(rows)], np.asarray(mask)[: len(rows)]
 
     def candidate_vectors(self, rows: Sequence[Ids], length: int, size: int) -> np.ndarray:
-        """Vectors float32 [n, d] of candidates."""
+        """Vectors of candidates, float32 [n, d]; arguments as for ``context_vectors``."""
         tokens = self._padded(rows, length, size, self._text.config.candidate_prompt)
         return np.asarray(self._scorer.model.candidates(tokens))[: len(rows)]
 
     def pair_scores(self, rows: Sequence[tuple[Ids, int]], length: int, size: int) -> np.ndarray:
-        """Scores float32 [n] of pairs."""
+        """Scores of pairs, float32 [n]; arguments as for ``context_vectors``, with rows from ``pair``."""
         filled = [*rows, *([(_NOTHING, 0)] * (size - len(rows)))]
         tokens = self._text.pad_pairs(filled, length=length)
         return np.asarray(self._scorer.model.pairs(tokens))[: len(rows)]
@@ -240,7 +246,7 @@ class Model:
         return self._text.pad(filled, length=length, prompt=prompt)
 
     def scores(self, vectors: np.ndarray, mask: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Scores float32 [n] of a context, vectors [m, d], against candidates [n, d]."""
+        """Scores, float32 [n], of a context (vectors [m, d], mask [m]) with candidates [n, d]."""
         n = len(candidates)
         found = np.empty(n, np.float32)
         for start in range(0, n, CANDIDATES_AT_ONCE):
@@ -252,13 +258,13 @@ class Model:
         return found
 
     def explain(self, context: Ids, candidate: Ids, *, top: int) -> Explanation:
-        """The parts of a candidate's score, and what the ``top`` context vectors that count most read."""
+        """The parts of a score, and the tokens that the ``top`` most important context vectors read."""
         length = self.padded("candidate", len(candidate))
         (vector,) = self.candidate_vectors([candidate], length, 1)
         return explain_ids(self._scorer, context, vector, top=top)
 
     def compile(self) -> Iterator[None]:
-        """Compile every shape, one program a step."""
+        """Compile every shape; yields after each program."""
         if not self.is_dual:
             for length, size in self._shapes("pair"):
                 self.pair_scores([(_NOTHING, 0)], length, size)
@@ -284,7 +290,7 @@ class Model:
 
 
 class _Template:
-    """A tokenizer's special tokens, read once: to count a vocabulary takes milliseconds."""
+    """A tokenizer's special tokens and vocabulary size, read once, because counting takes milliseconds."""
 
     def __init__(self, tokenizer):
         self.vocab_size, self.pad_id, self.mask_id = tokenizer.vocab_size, tokenizer.pad_id, tokenizer.mask_id
@@ -296,7 +302,7 @@ class _Template:
 
 
 class _Known(_Template):
-    """A tokenizer of texts whose ids are known."""
+    """A tokenizer for texts whose ids are already known."""
 
     def __init__(self, template: _Template, ids: Mapping[str, Sequence[int]]):
         vars(self).update(vars(template))
@@ -311,5 +317,5 @@ class _Known(_Template):
 
 
 def _filled_up(n: int) -> int:
-    """Candidates to which n are filled up."""
+    """The number of candidates to which n candidates are padded."""
     return max(FEWEST_CANDIDATES, 1 << (n - 1).bit_length())

@@ -1,4 +1,4 @@
-"""The API's description (OpenAPI 3.1), made of the tables by which requests are checked."""
+"""The API's description (OpenAPI 3.1), generated from the tables that check requests."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from polyjax.version import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """A method of a route, as it is described.
+    """An HTTP method of a route, and its description.
 
     Attributes:
-        method: in upper case.
-        path: of the route.
-        handler: name of the method that serves it.
-        summary: one line.
-        fields: of the body; None without a body.
-        required: fields that must be there, where it is so simple.
+        method: HTTP method, in upper case.
+        path: path of the route.
+        handler: name of the Python method that serves it.
+        summary: one line for the description.
+        fields: fields of the body; None without a body.
+        required: fields that are always required.
     """
 
     method: str
@@ -82,7 +82,7 @@ OPERATIONS = (
     Operation("GET", "/health", "about.health", "200 where requests are taken, 503 otherwise; needs no key."),
     Operation("GET", "/metrics", "about.metrics", "Metrics for Prometheus."),
 )
-"""All routes of the API; the application is made of this table."""
+"""All routes of the API; the application is built from this table."""
 
 ERRORS = {
     "400": "The body is empty or not JSON, or there is nothing to do.",
@@ -99,10 +99,10 @@ ERRORS = {
 
 
 def description(model: str) -> dict[str, Any]:
-    """The whole description.
+    """The OpenAPI description as JSON data.
 
     Args:
-        model: its name.
+        model: name of the model.
     """
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:

@@ -1,4 +1,4 @@
-"""What a request is answered where it cannot be served: a status, and one body that every client reads."""
+"""Error replies: an HTTP status, and one body format that all supported clients read."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -14,22 +14,22 @@ Kind = Literal[
     "Unhealthy",
     "Backend",
 ]
-"""``error_type`` of the body, in the words of text-embeddings-inference where it has one."""
+"""``error_type`` in the body; names of text-embeddings-inference if it has one."""
 
 CLOSE = {"Connection": "close"}
-"""Header of answers to requests whose body was not read to its end."""
+"""Header of replies to requests whose body was not read completely."""
 
 
 class Problem(Exception):
     """A request that cannot be served.
 
     Args:
-        status: of HTTP.
-        message: one line for whoever sent the request; it names the field at fault and holds no path, text of
-            another request or traceback.
+        status: HTTP status.
+        message: one line for the client, which names the field at fault. It must not contain paths,
+            tracebacks or texts of other requests.
         kind: see ``Kind``.
-        headers: of the answer.
-        logged: the message without anything that the client sent; the message itself by default.
+        headers: headers of the reply.
+        logged: the message without anything that the client sent, for the log; by default the message.
 
     >>> Problem(422, "`top_n`: expected at least 1, got 0").body()["error_type"]
     'Validation'
@@ -50,7 +50,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, str]:
-        """Under the names that clients of several servers look for."""
+        """The JSON body, with the message under the names that different clients look for."""
         return {
             "error": self.message,
             "error_type": self.kind,
@@ -60,7 +60,7 @@ class Problem(Exception):
 
 
 def invalid(where: str, expected: str, got: object = ...) -> Problem:
-    """422: a field does not hold what is expected of it.
+    """Status 422: a field has an invalid value.
 
     >>> print(invalid("top_n", "a whole number of at least 1", "three"))
     `top_n`: expected a whole number of at least 1, got "three"
@@ -71,7 +71,7 @@ def invalid(where: str, expected: str, got: object = ...) -> Problem:
 
 
 def shown(value: object) -> str:
-    """A JSON value in an error: short values as they are, of others their kind.
+    """A JSON value for an error message: short values as they are, otherwise only their type.
 
     >>> shown([1, 2]), shown("x" * 50), shown(None)
     ('a list', 'a text of 50 characters', 'null')
@@ -94,22 +94,22 @@ def shown(value: object) -> str:
 
 
 def overloaded(seconds: float, message: str) -> Problem:
-    """429: there is no room now; the client may try again after so many seconds."""
+    """Status 429: the server is full; the client may try again after ``seconds``."""
     return Problem(429, message, "Overloaded", headers={"Retry-After": _retry(seconds)})
 
 
 def unavailable(message: str, seconds: float = 1.0) -> Problem:
-    """503: the server is not ready, or is shutting down."""
+    """Status 503: the server is not ready, or is shutting down."""
     return Problem(503, message, "Unhealthy", headers={"Retry-After": _retry(seconds)})
 
 
 def failed() -> Problem:
-    """424: the model failed on this request."""
+    """Status 424: the model failed on this request."""
     return Problem(424, "the model failed on this request; the server's log says why", "Backend")
 
 
 def _retry(seconds: float) -> str:
-    """Whole seconds, from 1 to 60.
+    """Seconds for Retry-After, rounded up and limited to 1 to 60.
 
     >>> _retry(0.2), _retry(2.1), _retry(1e9)
     ('1', '3', '60')

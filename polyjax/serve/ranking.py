@@ -1,4 +1,4 @@
-"""Routes that score candidates which a request brings."""
+"""Routes that score the candidates in a request."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +15,17 @@ from polyjax.serve.work import Call, Scoring
 
 
 class RankingRoutes:
-    """``/rerank`` and ``/score``, in the shapes of several servers.
+    """``/rerank``, ``/score`` and ``/explain``, in the formats of several servers.
 
     Args:
-        service: models and queue.
+        service: the models and the queue.
     """
 
     def __init__(self, service: Service):
         self._service = service
 
     async def rerank(self, request: Request) -> Response:
-        """POST /rerank: ``texts`` asks for text-embeddings-inference's reply, ``documents`` for Cohere's."""
+        """POST /rerank: a reply as in text-embeddings-inference (``texts``) or Cohere (``documents``)."""
         values = await self._service.fields(request, shapes.RERANK)
         if values["texts"] is not None and values["documents"] is not None:
             raise Problem(422, "`texts` and `documents`: give one of them")
@@ -39,11 +39,11 @@ class RankingRoutes:
         return JSONResponse(shapes.tei_results(order, scores, shown), headers=headers)
 
     async def rerank_v1(self, request: Request) -> Response:
-        """POST /v1/rerank: Cohere's first version, Jina's, vLLM's and Infinity's."""
+        """POST /v1/rerank: the format of Cohere's first version, Jina, vLLM and Infinity."""
         return await self._cohere(request, await self._service.fields(request, shapes.COHERE), version="1")
 
     async def rerank_v2(self, request: Request) -> Response:
-        """POST /v2/rerank: Cohere's second version, in which results never hold texts."""
+        """POST /v2/rerank: the format of Cohere's second version, whose results never include texts."""
         return await self._cohere(request, await self._service.fields(request, shapes.COHERE), version="2")
 
     async def _cohere(self, request: Request, values: dict[str, Any], *, version: str) -> Response:
@@ -62,21 +62,21 @@ class RankingRoutes:
     async def _ranked(
         self, request: Request, values: dict[str, Any], texts: Sequence[str], name: str
     ) -> tuple[list[int], np.ndarray, shapes.Usage, dict[str, str]]:
-        """Places of the texts, best first, the score of each text, what was read, and headers."""
+        """Indices of the texts, best first, the score of each text, the usage, and headers."""
         turns = shapes.turns_of(values)
         pairs = [(0, place) for place in range(len(texts))]
         raw, usage, headers = await self._scores(request, values, [turns], texts, pairs, name)
-        # By the model's own scores: probabilities near 0 and 1 would put different scores into ties.
+        # Sort by the model's own scores, because probabilities near 0 and 1 can tie for different scores.
         order = np.argsort(-raw, kind="stable")[: values["top_n"]].tolist()
         return order, self._shown(raw, values), usage, headers
 
     def _shown(self, raw: np.ndarray, values: dict[str, Any]) -> np.ndarray:
-        """Scores as the request wants them: the ranker's own, or probabilities."""
+        """Scores in the requested form: the ranker's own, or probabilities."""
         service = self._service
         return service.model.activated(raw) if values["raw_scores"] else service.score_map(raw)
 
     async def score(self, request: Request) -> Response:
-        """POST /score and /v1/score: pairs, one to one, one to n or n to n, in the order of the input."""
+        """POST /score and /v1/score: scores of pairs, 1:1, 1:n or n:n, in the order of the input."""
         values = await self._service.fields(request, shapes.SCORE)
         queries, documents = _named(values, "queries", "text_1"), _named(values, "documents", "text_2")
         n, m = len(queries), len(documents)
@@ -93,7 +93,7 @@ class RankingRoutes:
         return JSONResponse(shapes.score_body(scores, self._service.name, usage), headers=headers)
 
     async def explain(self, request: Request) -> Response:
-        """POST /explain: the parts of a score, of the model that encodes contexts and candidates apart."""
+        """POST /explain: the parts of a bi- or poly-encoder's score."""
         service, model = self._service, self._service.model
         values = await service.fields(request, shapes.EXPLAIN)
         turns, text, top = shapes.turns_of(values), values["document"], values["top"]
@@ -131,7 +131,7 @@ class RankingRoutes:
         pairs: Sequence[tuple[int, int]],
         name: str,
     ) -> tuple[np.ndarray, shapes.Usage, dict[str, str]]:
-        """The model's scores of pairs as it was trained on them, float32 [n]."""
+        """The model's scores of pairs before activation, float32 [n], the usage, and headers."""
         service = self._service
         service.check_sizes(**{name: texts, "context": [turn for turns in contexts for turn in turns]})
         cut = Cut(values.get("max_tokens_per_doc"), values["truncation_direction"])
@@ -144,7 +144,7 @@ class RankingRoutes:
 
 
 def _named(values: dict[str, Any], name: str, other: str) -> list[str]:
-    """Texts that go by one of two names."""
+    """The texts in a field that has two names."""
     if values[name] is not None and values[other] is not None:
         raise Problem(422, f"`{name}` and `{other}` are the same; give one of them")
     return shapes.listed(values, other if values[name] is None and values[other] is not None else name)

@@ -1,4 +1,4 @@
-"""Routes over the server's own index: search it, change it."""
+"""Routes that search and change the server's index."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ class SearchRoutes:
     """``/search`` and ``/index``.
 
     Args:
-        service: models, queue and index.
+        service: the models, the queue and the index.
     """
 
     def __init__(self, service: Service):
@@ -31,7 +31,7 @@ class SearchRoutes:
         self._changes = asyncio.Lock()
 
     async def search(self, request: Request) -> Response:
-        """POST /search: the best candidates of the index, in the shape of Cohere's results."""
+        """POST /search: the best candidates in the index, in the format of Cohere's results."""
         service = self._service
         values = await service.fields(request, shapes.SEARCH)
         index, turns, most = self._index(), shapes.turns_of(values), service.config.max_top_n
@@ -82,7 +82,7 @@ class SearchRoutes:
     async def _reranked(
         self, visit: Visit, turns: list[str], results: list[tuple[int, str, float]]
     ) -> list[tuple[int, str, float]]:
-        """What was found, ordered by the re-ranker."""
+        """Search results, re-ranked."""
         model = self._service.reranker
         assert model is not None
         texts = [text for _, text, _ in results]
@@ -93,7 +93,7 @@ class SearchRoutes:
         return [(*results[i][:2], float(scores[i])) for i in order]
 
     async def about(self, request: Request) -> Response:
-        """GET /index: how many candidates there are."""
+        """GET /index: the number of candidates, their dtype, and whether changes are allowed."""
         return JSONResponse(self._state(self._index()))
 
     async def add(self, request: Request) -> Response:
@@ -120,7 +120,7 @@ class SearchRoutes:
         return JSONResponse({"removed": removed, **self._state(index)})
 
     async def _change(self, function: Any) -> Any:
-        """Change the index in a thread of its own, one change at a time; searches continue meanwhile."""
+        """Change the index in another thread, one change at a time; searches continue in the meantime."""
         async with self._changes:
             self._service.check_open()
             self._service.changing += 1
@@ -128,7 +128,7 @@ class SearchRoutes:
                 return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(function)))
             except UnknownCandidate as error:
                 raise Problem(404, str(error), "NotFound") from None
-            except (InputError, OSError) as error:  # as another process that writes, or a full disk
+            except (InputError, OSError) as error:  # another process is writing, the disk is full, ...
                 log.error("the index was not changed", exc_info=error)
                 raise unavailable("the index cannot be changed now; the server's log says why") from None
             finally:
@@ -155,7 +155,7 @@ class SearchRoutes:
 
 
 def _method(found: Any) -> str:
-    """How results were found: by a pass of bounds or by scoring every candidate."""
+    """The search method that was used: ``scan``, ``certified`` or ``quick``."""
     if found.rank is None:
         return "scan"
     return "certified" if found.certified else "quick"

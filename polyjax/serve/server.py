@@ -1,4 +1,4 @@
-"""The HTTP server around the application: uvicorn, with limits and a shutdown of its own."""
+"""The HTTP server of the application: uvicorn, with further limits and its own shutdown."""
 
 import asyncio
 import json
@@ -18,30 +18,30 @@ from polyjax.serve.problems import Problem
 from polyjax.serve.service import Service
 
 HEAD_TIMEOUT = 20.0
-"""Seconds in which the head of a request must have arrived once it has begun."""
+"""Maximum time to receive the head of a request, in seconds."""
 KEEP_ALIVE = 75.0
-"""Seconds that an idle connection is kept: longer than the 60 of most proxies, which reuse it until then."""
+"""Seconds that an idle connection is kept; longer than the 60 s for which most proxies reuse connections."""
 POLL = 0.05
 log = logging.getLogger("polyjax.serve")
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 whose heads must arrive in time, and whose own refusals are JSON."""
+    """uvicorn's HTTP/1.1 protocol with a time limit for request heads and JSON for its own errors."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client came."""
+        """Called when a client connects: starts the timer for the head."""
         super().connection_made(transport)  # pyright: ignore[reportArgumentType]
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client, or the connection, is gone."""
+        """Called when the connection is lost: stops the timer."""
         self._forget_head()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
-        """What came is read; while a head is incomplete its time runs."""
+        """Process received data; the timer runs while a head is incomplete."""
         super().handle_events()
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._watch_head()
@@ -49,12 +49,12 @@ class Protocol(H11Protocol):
             self._forget_head()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
+        """Reply 400 to data that is not valid HTTP."""
         self._refuse(Problem(400, "the request is not valid HTTP/1.1"))
 
     def _refuse(self, problem: Problem) -> None:
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()  # an answer is underway
+            self.transport.close()  # a reply has already started
             return
         body = json.dumps(problem.body()).encode()
         headers = [
@@ -86,14 +86,14 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which answers what was admitted before it ends.
+    """uvicorn with a graceful shutdown.
 
-    On SIGTERM or SIGINT new requests are refused (503, on connections old and new) and admitted ones are
-    answered; then the server ends with status 0. A second signal ends it at once.
+    On SIGTERM or SIGINT, new requests get 503 (on old and new connections), and admitted requests are
+    completed. Then the server ends with status 0. A second signal ends it immediately.
 
     Args:
-        config: of uvicorn.
-        service: whose requests are waited for.
+        config: uvicorn's configuration.
+        service: the service whose requests are completed.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service):
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came."""
+        """Called for a signal: start the shutdown, or at the second signal end the process."""
         if self._service.draining:
             os._exit(128 + sig)
         self._service.draining = True
@@ -110,21 +110,21 @@ class Server(uvicorn.Server):
         )
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end; asked ten times a second."""
+        """Called ten times a second; returns whether the server should end."""
         if self._service.failure is not None or (self._service.draining and not self._service.busy):
             self.should_exit = True
         return await super().on_tick(counter)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket for ``serve``, bound and not listening yet.
+    """A socket for ``serve``, bound but not listening yet.
 
     Args:
-        host: address to listen at.
-        port: of it; 0 for any that is free.
+        host: address to listen on.
+        port: port to listen on; 0 for any free one.
 
     Raises:
-        InputError: the address is not the machine's, or is in use.
+        InputError: the port is out of range or in use, or the machine does not have that address.
     """
     if not 0 <= port < 1 << 16:
         raise InputError("port", expected="0 to 65535", got=port)
@@ -143,10 +143,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: Starlette) -> Server:
-    """A server of an application that ``create_app`` made.
+    """A server for an application.
 
     Args:
-        app: the application.
+        app: the application, from ``create_app``.
     """
     settings: dict[str, Any] = {
         "http": Protocol,
@@ -163,11 +163,14 @@ def make_server(app: Starlette) -> Server:
 
 
 def serve(app: Starlette, sock: socket.socket) -> int:
-    """Serve an application until a signal ends it; the exit status, 0 after a signal.
+    """Serve an application until a signal ends it.
 
     Args:
-        app: from ``create_app``.
-        sock: from ``bind``.
+        app: the application, from ``create_app``.
+        sock: the socket, from ``bind``.
+
+    Returns:
+        The exit status: 0 after a signal, 1 if the server could not start.
     """
     server = make_server(app)
     server.run([sock])

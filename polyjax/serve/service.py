@@ -1,4 +1,4 @@
-"""What the routes share: the models, the queue, and a visit to them by one request."""
+"""Shared by the routes: the models, the queue, and the visit of a request to them."""
 
 import asyncio
 import contextlib
@@ -27,22 +27,22 @@ log = logging.getLogger("polyjax.serve")
 
 
 class Service:
-    """A ranker with all that serving it takes.
+    """A ranker with its limits, queue, metrics and state.
 
     Args:
-        ranker: what is served.
+        ranker: the ranker to serve.
         config: limits.
-        name: of the model, in replies.
-        index: that is searched.
-        reranker: orders once more what a search found.
-        score_map: scores -> probabilities; the sigmoid where None.
-        reranker_map: likewise, of the re-ranker.
+        name: name of the model in replies.
+        index: the index to search; None for none.
+        reranker: re-ranks search results; None for none.
+        score_map: map from scores to probabilities; None for the sigmoid.
+        reranker_map: likewise, for the re-ranker.
 
     Attributes:
-        ready: every shape is compiled.
-        draining: new requests are refused.
-        failure: why it will never be ready.
-        changing: changes of the index that are underway.
+        ready: whether every shape is compiled.
+        draining: whether new requests are refused because the server is shutting down.
+        failure: why the server could not start; None if it could.
+        changing: number of changes of the index in progress.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Service:
         self.started = int(time.time())
 
     def compile(self) -> None:
-        """Compile every shape that a request can need. In the model's thread, before any request."""
+        """Compile every shape that a request can need; call it before any request."""
         began, programs = time.monotonic(), 0
         for model in (self.model, self.reranker):
             for _ in () if model is None else model.compile():
@@ -90,11 +90,11 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        """Whether something that was admitted is not answered yet."""
+        """Whether an admitted request or a change of the index is not finished."""
         return bool(self.worker.requests or self.changing)
 
     def check_open(self) -> None:
-        """Raise Problem (503) unless requests are taken."""
+        """Raise Problem (503) unless the server accepts requests."""
         if self.failure is not None:
             raise unavailable("the server could not start; its log says why", 60)
         if self.draining:
@@ -103,10 +103,10 @@ class Service:
             raise unavailable("the model is being compiled; try again soon", 2)
 
     async def fields(self, request: Request, fields: Sequence[Field]) -> dict[str, Any]:
-        """The fields of a request's body, while requests are taken.
+        """The fields of a request's body.
 
         Raises:
-            Problem: see ``Bodies.json`` and ``read_fields``.
+            Problem: the server does not accept requests, or see ``Bodies.json`` and ``read_fields``.
         """
         self.check_open()
         values = read_fields(fields, await self.bodies.json(request))
@@ -116,7 +116,7 @@ class Service:
         return values
 
     def check_sizes(self, **texts: Sequence[str]) -> None:
-        """Raise Problem (413) where a request has more texts or characters than it may; by their names."""
+        """Raise Problem (413) if a request has too many texts or characters; arguments are its fields."""
         config, characters = self.config, 0
         for name, some in texts.items():
             if len(some) > config.max_client_batch_size:
@@ -129,14 +129,14 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def visit(self, request: Request, texts: int) -> AsyncIterator["Visit"]:
-        """A request's place in the queue.
+        """A context in which a request has a place in the queue.
 
         Args:
-            request: whose body was read.
-            texts: its weight.
+            request: a request whose body was read.
+            texts: number of its texts, its weight in the queue.
 
         Raises:
-            Problem: 429 or 503; no place is free.
+            Problem: 429, the queue is full; or 503, the server does not accept requests.
         """
         self.check_open()
         route = request.scope["path"]
@@ -158,22 +158,22 @@ class Service:
 
 
 async def _gone(request: Request) -> None:
-    """Until the client goes away."""
+    """Return when the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class Visit:
-    """One request, from its admission to its answer.
+    """One request, from its admission to its reply.
 
     Args:
-        service: whose it is.
-        request: of the client.
-        ticket: its place.
-        gone: done when the client goes away.
+        service: the service.
+        request: the client's request.
+        ticket: its place in the queue.
+        gone: a future that is done when the client disconnects.
 
     Attributes:
-        headers: for the answer.
+        headers: headers for the reply.
     """
 
     def __init__(self, service: Service, request: Request, ticket: Ticket, gone: "asyncio.Future[None]"):
@@ -193,19 +193,19 @@ class Visit:
         cut: Cut = AS_TRAINED,
         keep: bool = False,
     ) -> tuple[Rows, Usage]:
-        """The ids of a request's texts, and what was cut of them.
+        """The token ids of a request's texts, and the usage with warnings about truncated texts.
 
         Args:
-            model: whose tokenizer it is.
-            contexts: turns of each.
+            model: the model whose tokenizer is used.
+            contexts: turns of each context.
             candidates: texts.
-            pairs: places of contexts and candidates that are scored together.
-            truncate: cut what is too long, or refuse it; as the server is set where None.
-            cut: of the candidates.
-            keep: the contexts' tokens for a search.
+            pairs: indices of contexts and candidates that are scored together.
+            truncate: True truncates too long texts, False refuses them; None as configured for the server.
+            cut: truncation of candidates.
+            keep: cache the contexts' token ids for a search.
 
         Raises:
-            Problem: 422; a text is too long, and the request or the server does not want it cut.
+            Problem: 422; a text cannot be tokenised, or is too long and must not be truncated.
         """
         began = time.monotonic()
 
@@ -246,11 +246,11 @@ class Visit:
 
     @property
     def times(self) -> dict[str, float]:
-        """When the request arrived, and by when it must be answered."""
+        """Arrival and deadline of the request, in seconds on the monotonic clock."""
         return {"arrived": self._ticket.arrived, "deadline": self._ticket.deadline}
 
     def timed(self) -> dict[str, str]:
-        """Headers of the answer, with the times in milliseconds."""
+        """Headers of the reply, including times in milliseconds."""
         times = {
             "x-queue-time": self._queue,
             "x-inference-time": self._inference,
@@ -259,7 +259,7 @@ class Visit:
         return self.headers | {name: f"{1e3 * seconds:.2f}" for name, seconds in times.items()}
 
     def note(self) -> None:
-        """Count its times, and put them into the log's line."""
+        """Add the times of the request to the metrics and to its log line."""
         metrics = self._service.metrics
         metrics.queue_times.observe(self._queue)
         metrics.inference_times.observe(self._inference)

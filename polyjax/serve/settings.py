@@ -1,4 +1,4 @@
-"""The settings of a server: limits, and what it allows."""
+"""The settings of a server: limits and permissions."""
 
 import dataclasses
 import math
@@ -6,33 +6,33 @@ import math
 from polyjax.errors import InputError
 
 TOKENS_PER_BATCH, CPU_TOKENS_PER_BATCH = 4096, 1024
-"""Padded tokens of a full batch where the settings do not say; as ``TextScorer`` has them."""
+"""Default numbers of padded tokens in a full batch, the same as in ``TextScorer``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Limits of a server, and what it allows. The names are those of text-embeddings-inference's flags.
+    """Limits and permissions of a server. Many have the names of text-embeddings-inference's flags.
 
     Attributes:
-        served_model_name: what ``/info``, ``/v1/models`` and replies call the model; by default the run's
+        served_model_name: name of the model in ``/info``, ``/v1/models`` and replies; by default the run's
             name.
-        max_concurrent_requests: that are admitted at once; further ones are answered 429.
-        max_waiting_texts: texts of all admitted requests together. A request with more is admitted when
-            nothing else waits.
-        max_batch_tokens: padded tokens that go through the model at once; by default what suits the device.
-        max_client_batch_size: texts in a request.
-        max_characters: in all texts of a request.
-        max_json_depth: objects and lists within each other.
-        max_top_n: results of a search.
-        payload_limit: bytes of a request's body.
-        auto_truncate: cut texts that are too long, and say so in the reply; otherwise they are refused,
-            unless the request asks for it (``truncate``).
-        timeout: seconds from a request's arrival until it is answered 504.
-        body_timeout: seconds in which a request's body must have arrived.
-        allow_changes: accept additions to the index and removals from it.
+        max_concurrent_requests: maximum number of admitted requests; others get 429.
+        max_waiting_texts: maximum number of texts in all admitted requests. A request with more is admitted
+            if nothing else is waiting.
+        max_batch_tokens: padded tokens of a batch; the default depends on the device.
+        max_client_batch_size: maximum number of texts in a request.
+        max_characters: maximum number of characters in all texts of a request.
+        max_json_depth: maximum nesting of objects and lists in a request's body.
+        max_top_n: maximum number of results of a search.
+        payload_limit: maximum size of a request's body, bytes.
+        auto_truncate: truncate texts that are too long, with a warning in the reply; otherwise they are
+            refused, unless the request has ``truncate``.
+        timeout: seconds from a request's arrival until it gets 504.
+        body_timeout: maximum time to receive a request's body, seconds.
+        allow_changes: allow requests that add candidates to the index or remove them.
         cors_allow_origin: origins whose pages may call the server; none by default.
         log_texts: write the texts of requests into the log.
-        rerank_top: candidates of a search that the re-ranker scores, where there is one.
+        rerank_top: number of search results that the re-ranker scores.
     """
 
     served_model_name: str = ""

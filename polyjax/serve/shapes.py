@@ -1,6 +1,6 @@
-"""The bodies of requests and replies, as existing clients write and read them.
+"""The bodies of requests and replies, in the formats of existing clients.
 
-One table a route: it checks what comes, and describes it at /docs.
+There is one table of fields per route; it checks requests and describes them at /docs.
 """
 
 import base64
@@ -32,18 +32,18 @@ CONTEXT = Field(
 )
 RAW = Field("raw_scores", FLAG, "The model's own scores instead of scores in [0, 1].", False)
 TRUNCATE = Field(
-    "truncate", FLAG, "Cut texts that are too long (true) or refuse them (false); else as the server is set."
+    "truncate", FLAG, "Truncate too long texts (true) or refuse them (false); default: as the server is set."
 )
 DIRECTION = Field(
     "truncation_direction",
     choice("Right", "Left"),
-    "The side on which candidates are cut. A query loses its oldest tokens, as in training.",
+    "The side on which candidates are truncated. A query is truncated as in training.",
     "Right",
 )
-TOP_N = Field("top_n", COUNT, "Only so many results.")
+TOP_N = Field("top_n", COUNT, "Maximum number of results.")
 LISTED = Field("documents", DOCUMENTS, "Candidates, texts or objects with `text`.")
 RETURN_DOCUMENTS = Field("return_documents", FLAG, "Repeat each candidate's text in its result.", False)
-PER_DOC = Field("max_tokens_per_doc", COUNT, "Cut candidates after so many tokens.")
+PER_DOC = Field("max_tokens_per_doc", COUNT, "Truncate candidates to this many tokens.")
 
 RERANK = (
     QUERY,
@@ -51,10 +51,10 @@ RERANK = (
     Field(
         "texts",
         TEXTS,
-        "Candidates; the reply is a bare list, as text-embeddings-inference's.",
+        "Candidates; the reply is a list, as in text-embeddings-inference.",
         example=["which trail did you take?", "my printer is out of ink"],
     ),
-    dataclasses.replace(LISTED, doc=f"{LISTED.doc} The reply is an object, as Cohere's."),
+    dataclasses.replace(LISTED, doc=f"{LISTED.doc} The reply is an object, as in Cohere's API."),
     TOP_N,
     RAW,
     Field("return_text", FLAG, "Repeat each candidate's text in its result (with `texts`).", False),
@@ -93,23 +93,23 @@ EMBED = (
 )
 EMBEDDINGS = (
     Field("input", TEXT_OR_TEXTS, "A text, or several.", example="we went hiking"),
-    Field("encoding_format", choice("float", "base64"), "base64 is of little-endian float32.", "float"),
+    Field("encoding_format", choice("float", "base64"), "base64 encodes little-endian float32.", "float"),
     Field("dimensions", COUNT, "Width of the vectors; only the model's own is possible."),
     Field("input_type", SIDE, "Embed as a context (`query`) or as a candidate (`document`).", "query"),
     TRUNCATE,
 )
 MOST_READS = 32
-"""Codes whose tokens a reply shows: each brings a number for each token of the context."""
+"""Maximum number of codes whose tokens a reply shows; each adds a number for every token of the context."""
 METHOD = choice("auto", "scan", "certified", "quick")
 SEARCH = (
-    dataclasses.replace(QUERY, doc="What is searched for."),
+    dataclasses.replace(QUERY, doc="The context to search candidates for."),
     CONTEXT,
-    Field("top_n", COUNT, "At most so many results.", 10),
+    Field("top_n", COUNT, "Maximum number of results.", 10),
     Field(
         "method",
         METHOD,
-        "`scan` scores every candidate; `certified` finds the same with a proof for those that it need not "
-        "score; `auto` takes the faster of the two; `quick` proves nothing.",
+        "`scan` scores every candidate; `certified` finds the same candidates without scoring all, with a "
+        "proof; `auto` chooses the faster of the two; `quick` is approximate.",
         "auto",
     ),
     Field("return_documents", FLAG, "Repeat each candidate's text in its result.", True),
@@ -123,18 +123,18 @@ EXPLAIN = (
     Field("top", COUNT, f"Codes whose tokens are shown, the largest first; {MOST_READS} at most.", 5),
     TRUNCATE,
 )
-ADD = (Field("documents", DOCUMENTS, "Candidates to add; those that are there already are left out."),)
+ADD = (Field("documents", DOCUMENTS, "Candidates to add; those already in the index are skipped."),)
 REMOVE = (
-    Field("ids", IDS, "Numbers of candidates, the `index` of search results."),
+    Field("ids", IDS, "Ids of candidates, the `index` of search results."),
     Field("documents", DOCUMENTS, "Texts of candidates to remove, instead of `ids`."),
 )
 
 
 def turns_of(values: Mapping[str, Any]) -> list[str]:
-    """The context that a body names, by ``query`` or ``context``.
+    """The turns of the context in a body, from ``query`` or ``context``.
 
     Raises:
-        Problem: it names both or none, or names it empty.
+        Problem: both or neither are given, or the context is empty.
     """
     query, context = values["query"], values["context"]
     if query is not None and context is not None:
@@ -151,10 +151,10 @@ def turns_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def listed(values: Mapping[str, Any], name: str) -> list[str]:
-    """A list of texts that must be there and not be empty.
+    """A required list of texts; a single text becomes a list.
 
     Raises:
-        Problem: 422 where it is missing, 400 where it is empty.
+        Problem: 422 if it is missing, 400 if it is empty.
     """
     found = values[name]
     if found is None:
@@ -168,25 +168,25 @@ def listed(values: Mapping[str, Any], name: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens that were read, and what was cut.
+    """The number of tokens of a request, and warnings.
 
     Attributes:
-        tokens: of contexts and candidates, each once.
-        warnings: a line for each kind of text that was cut.
+        tokens: number of tokens of contexts and candidates, each counted once.
+        warnings: lines about truncated texts.
     """
 
     tokens: int
     warnings: list[str]
 
     def body(self) -> dict[str, int]:
-        """As OpenAI's clients read it."""
+        """``usage`` in OpenAI's format."""
         return {"prompt_tokens": self.tokens, "total_tokens": self.tokens}
 
 
 def tei_results(
     order: Sequence[int], scores: np.ndarray, texts: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """text-embeddings-inference's reply, best first.
+    """The reply of text-embeddings-inference, best first.
 
     >>> tei_results([1, 0], np.array([0.25, 0.5]), None)
     [{'index': 1, 'score': 0.5}, {'index': 0, 'score': 0.25}]
@@ -201,7 +201,7 @@ def tei_results(
 def cohere_results(
     order: Sequence[int], scores: np.ndarray, texts: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """The results of Cohere's reply, best first; without texts there is no ``document``, not a null one."""
+    """The results in Cohere's format, best first; without texts the key ``document`` is left out."""
     results: list[dict[str, Any]] = [{"index": i, "relevance_score": float(scores[i])} for i in order]
     if texts is not None:
         for result in results:
@@ -210,12 +210,12 @@ def cohere_results(
 
 
 def new_id() -> str:
-    """Of a reply."""
+    """A new id for a reply."""
     return str(uuid.uuid4())
 
 
 def meta(version: str, usage: Usage, **more: Any) -> dict[str, Any]:
-    """``meta`` of Cohere's replies."""
+    """``meta`` in Cohere's format; ``more`` is added."""
     found: dict[str, Any] = {
         "api_version": {"version": version},
         "billed_units": {"search_units": 0},
@@ -228,7 +228,7 @@ def meta(version: str, usage: Usage, **more: Any) -> dict[str, Any]:
 
 
 def score_body(scores: np.ndarray, model: str, usage: Usage) -> dict[str, Any]:
-    """vLLM's reply of /score, in the order of the input."""
+    """The reply of /score in vLLM's format, in the order of the input."""
     data = [{"index": i, "object": "score", "score": float(score)} for i, score in enumerate(scores)]
     return {
         "id": new_id(),
@@ -241,7 +241,7 @@ def score_body(scores: np.ndarray, model: str, usage: Usage) -> dict[str, Any]:
 
 
 def explained_body(found: Explanation) -> dict[str, Any]:
-    """The parts of a score: contributions add up to it; ``reads`` has what the largest codes read."""
+    """The parts of a score: contributions add up to it; ``reads`` has the attention of the largest codes."""
     products, weights = found.products.tolist(), found.weights.tolist()
     codes = [
         {"code": i, "weight": weight, "product": product, "contribution": found.scale * weight * product}
@@ -261,7 +261,7 @@ def explained_body(found: Explanation) -> dict[str, Any]:
 
 
 def embeddings_body(vectors: np.ndarray, encoding: str, model: str, usage: Usage) -> dict[str, Any]:
-    """OpenAI's reply of /v1/embeddings."""
+    """The reply of /v1/embeddings in OpenAI's format."""
     little = np.ascontiguousarray(vectors, "<f4")
     rows = [
         base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.tolist() for row in little

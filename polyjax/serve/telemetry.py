@@ -17,8 +17,9 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Metrics:
-    """Counts and times, by the names of text-embeddings-inference. Their number never grows: no label holds
-    what a client sent.
+    """Counts and times, under the names of text-embeddings-inference.
+
+    No label contains data from clients, so the number of time series does not grow.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -47,18 +48,18 @@ class Metrics:
         return Histogram(name, doc, buckets=buckets, registry=self._registry)
 
     def batch(self, sequences: int, tokens: int, requests: int) -> None:
-        """Count a batch."""
+        """Count a batch: its sequences, padded tokens, and the requests that share it."""
         self.batch_requests.observe(requests)
         self.batch_sizes.observe(sequences)
         self.batch_tokens.observe(tokens)
 
     def page(self) -> bytes:
-        """All of them as text."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 def request_id(given: str | None) -> str:
-    """The id that a client gave its request, or a new one where it gave none that is fit for a log.
+    """The request id from the client, or a new one if it is missing or not safe for the log.
 
     >>> request_id("a-1"), len(request_id("a\\nb"))
     ('a-1', 16)
@@ -67,10 +68,10 @@ def request_id(given: str | None) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """A log record as one JSON object a line; ``extra={"fields": {...}}`` adds to it."""
+    """Formats a log record as one line of JSON; ``extra={"fields": {...}}`` adds entries."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The record as a line of JSON."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
@@ -84,9 +85,13 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(file: TextIO = sys.stderr, level: int = logging.INFO) -> None:
-    """Write what the server and uvicorn log as JSON lines, and warnings of all others.
+    """Write the log of the server and uvicorn, and warnings of other packages, as JSON lines.
 
-    For commands: it is a setting of the process.
+    It changes logging for the whole process, so only commands should call it.
+
+    Args:
+        file: where to write.
+        level: minimum level for the server and uvicorn.
     """
     handler = logging.StreamHandler(file)
     handler.setFormatter(JsonLines())

@@ -1,4 +1,4 @@
-"""What waits for the model, and what goes through it next. No threads here: ``Worker`` holds the lock."""
+"""The queue of the model, and the choice of the next batch. It is not thread-safe: ``Worker`` locks it."""
 
 import heapq
 import itertools
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from polyjax.serve.work import Job, Key, Unit
 
 QUANTUM = 4
-"""Full batches that a job gets in the order of its arrival; what it has beyond comes later.
+"""Number of full batches of a job that keep its arrival time; further batches count as arriving later.
 
-So a request of thousands of texts does not hold up those that arrive after it.
+So a request with thousands of texts does not delay those that arrive after it.
 """
 PENALTY = 3.0
-"""Seconds later that work counts as having arrived, for each second of its own job's work before it."""
+"""By how many seconds the arrival of work is delayed, for each second of work of the same job before it."""
 
 
 class Waiting:
-    """Units of all jobs, sorted by length.
+    """The waiting units of all jobs, by length.
 
-    Batches hold sequences of one padded length, of whatever jobs. Which length is next is said by the unit
-    that has waited longest; rows that would be padding are filled with shorter sequences that wait.
+    A batch has sequences of one padded length, from any jobs. The unit that has waited longest determines the
+    length of the next batch. Rows that would be padding are filled with shorter waiting sequences.
 
     Attributes:
-        seconds_per_token: of padded tokens, as measured; it converts a job's own work to seconds.
+        seconds_per_token: measured time per padded token; it converts a job's work to seconds.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Waiting:
         self._numbers = itertools.count()
 
     def add(self, job: Job) -> None:
-        """Let a job's units wait."""
+        """Add the units of a job."""
         quantum = QUANTUM * job.model.tokens_per_batch
         before = 0
         for unit in job.units:
@@ -42,7 +42,7 @@ class Waiting:
             before += unit.length
 
     def take(self) -> list[Unit]:
-        """The units of the next batch; its padded length is that of the first. None where nothing waits."""
+        """The units of the next batch, padded to the length of the first; empty if nothing is waiting."""
         best: Key | None = None
         for key in list(self._heaps):
             if not self._settled(key):
@@ -68,7 +68,7 @@ class Waiting:
         return units
 
     def sweep(self) -> None:
-        """Forget the units of ended jobs, wherever they are, once they are as many as the others."""
+        """Drop the units of ended jobs if they are more than half of all units."""
         dead = sum(unit.job.ended for heap in self._heaps.values() for _, _, unit in heap)
         if 2 * dead <= len(self):
             return
@@ -77,7 +77,7 @@ class Waiting:
             heapq.heapify(self._heaps[key])
 
     def _settled(self, key: Key) -> bool:
-        """Whether a heap has a unit that somebody waits for, which is then its first."""
+        """Drop ended jobs from the front of a heap; returns whether a unit is left, now the first."""
         heap = self._heaps[key]
         while heap and heap[0][2].job.ended:
             heapq.heappop(heap)
@@ -90,7 +90,7 @@ class Waiting:
         return units
 
     def __len__(self) -> int:
-        """Units that wait, those of ended jobs included."""
+        """Number of waiting units, including those of ended jobs."""
         return sum(map(len, self._heaps.values()))
 
 

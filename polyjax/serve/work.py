@@ -1,4 +1,4 @@
-"""The work of a request: the sequences that must go through the model, and where their results go."""
+"""The work of a request: sequences for the model, and how their results are combined."""
 
 import dataclasses
 import itertools
@@ -12,19 +12,19 @@ from polyjax.serve.problems import Problem, failed
 
 UnitKind = Kind | Literal["call"]
 Key = tuple[int, UnitKind, int]
-"""What may share a batch: the model's number, the kind, the padded length."""
+"""Units with the same key may share a batch: the model's id, the kind, the padded length."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Unit:
-    """A sequence of a job.
+    """A sequence of a job, or a call.
 
     Attributes:
-        job: whose it is.
-        kind: how it goes through the model.
-        place: of its result within the job.
-        length: tokens to which it is padded; 0 of a call.
-        row: what the model takes.
+        job: the job.
+        kind: kind of sequence, or ``call``.
+        place: index of its result in the job.
+        length: padded length in tokens; 0 for a call.
+        row: input of the model, or the function to call.
     """
 
     job: "Job"
@@ -35,26 +35,26 @@ class Unit:
 
     @property
     def key(self) -> Key:
-        """What it may share a batch with."""
+        """Units with the same key may share a batch."""
         return id(self.job.model), self.kind, self.length
 
 
 class Job:
-    """What a request asks of a model; the result is one array, or what a call returned.
+    """The work of a request for one model; its result is an array, or what a call returns.
 
     Args:
-        model: that computes.
-        deadline: on the monotonic clock; what has not begun by then is dropped.
-        arrived: on the monotonic clock.
+        model: the model that computes.
+        deadline: time on the monotonic clock at which the request gives up and its waiting units are dropped.
+        arrived: arrival of the request on the monotonic clock.
 
     Attributes:
-        units: what must go through the model.
-        on_done: called once, in the model's thread, with the job.
-        result: once it is done.
+        units: the units to compute.
+        on_done: called once with the job, when it is done or has failed.
+        result: the result, once the job is done.
         problem: why there is no result.
-        ended: it is done, has failed, or nobody waits for it any more.
-        began: when its first unit went through the model; None before.
-        took: seconds that the model spent in batches with units of it.
+        ended: whether the job is done, has failed, or is no longer waited for.
+        began: start of its first batch on the monotonic clock; None before.
+        took: seconds of all batches with its units.
     """
 
     def __init__(self, model: Model, *, arrived: float, deadline: float):
@@ -69,12 +69,12 @@ class Job:
         self._left = 0
 
     def _planned(self, units: list[Unit]) -> None:
-        """Take the units, longest first: rows that they leave over the shorter ones can fill."""
+        """Set the units, longest first, so that shorter ones can fill the remaining rows of a batch."""
         self.units = sorted(units, key=lambda unit: -unit.length)
         self._left = len(units)
 
     def take(self, unit: Unit, result: Any) -> None:
-        """The result of a unit; the last one makes the job's."""
+        """Store the result of a unit; the last one completes the job."""
         if self.ended:
             return
         self._keep(unit, result)
@@ -91,7 +91,7 @@ class Job:
             self._end()
 
     def drop(self) -> None:
-        """Nobody waits for it any more."""
+        """End the job because nobody waits for its result."""
         self.ended = True
 
     def _end(self) -> None:
@@ -106,16 +106,16 @@ class Job:
 
 
 class Scoring(Job):
-    """Scores float32 [n] of pairs of a context and a candidate.
+    """Scores of pairs of a context and a candidate, float32 [n].
 
-    Sequences of equal ids go through the model once, so that their scores are equal to the last bit.
+    Sequences with equal ids are computed once, so that their scores are bit-identical.
 
     Args:
-        model: that computes.
-        rows: the texts' ids.
-        pairs: places of context and candidate [n, 2].
-        arrived: on the monotonic clock.
-        deadline: likewise.
+        model: the model that computes.
+        rows: token ids of the texts.
+        pairs: indices of context and candidate, [n, 2].
+        arrived: see ``Job``.
+        deadline: see ``Job``.
     """
 
     def __init__(
@@ -167,13 +167,13 @@ class Scoring(Job):
 
 
 class Embedding(Job):
-    """Vectors float32 [n, d] of texts, on one side of a bi-encoder; of a poly-encoder candidates only.
+    """Vectors of contexts or of candidates, float32 [n, d]; for a poly-encoder candidates only.
 
     Args:
-        model: that computes.
-        rows: ids of texts, all on one side.
-        arrived: on the monotonic clock.
-        deadline: likewise.
+        model: the model that computes.
+        rows: token ids of contexts or of candidates, not both.
+        arrived: see ``Job``.
+        deadline: see ``Job``.
     """
 
     def __init__(self, model: Model, rows: Rows, *, arrived: float, deadline: float):
@@ -195,13 +195,13 @@ class Embedding(Job):
 
 
 class Call(Job):
-    """A function that must run in the model's thread, as a search.
+    """A function that must run in the model's thread, such as a search.
 
     Args:
-        model: whose thread it is.
+        model: the model that the function uses.
         function: called without arguments.
-        arrived: on the monotonic clock.
-        deadline: likewise.
+        arrived: see ``Job``.
+        deadline: see ``Job``.
     """
 
     def __init__(self, model: Model, function: Callable[[], Any], *, arrived: float, deadline: float):
@@ -216,7 +216,7 @@ class Call(Job):
 
 
 def _distinct(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-    """Rows without repetition, and each row's place among them."""
+    """The distinct rows, and the index of each row among them."""
     places: dict[bytes, int] = {}
     distinct, of = [], []
     for row in rows:
@@ -228,7 +228,7 @@ def _distinct(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
 
 
 def compute(units: Sequence[Unit], length: int) -> list[Any]:
-    """The results of units of one model and kind, padded to one length, in one call of the model."""
+    """Compute units of one model and kind, padded to one length, in one batch; their results in order."""
     model, kind = units[0].job.model, units[0].kind
     if kind == "call":
         return [units[0].row()]

@@ -1,4 +1,4 @@
-"""The threads behind the queue: one computes, two tokenise. Requests are admitted, waited for, given up."""
+"""The threads of the queue: one computes, two tokenise. It admits requests and waits for their results."""
 
 import asyncio
 import dataclasses
@@ -16,19 +16,19 @@ from polyjax.serve.work import Job, Unit, compute
 
 TOKENISERS = 2
 SMOOTHING = 0.05
-"""Share by which each batch counts less than the one after it in the measured speed."""
+"""Weight of the latest batch in the exponential average of the measured speed."""
 FEW_BATCHES = 20
-"""Before so many batches the speed is not known."""
+"""Number of batches after which the measured speed is used."""
 log = logging.getLogger("polyjax.serve")
 T = TypeVar("T")
 
 
 @dataclasses.dataclass
 class Observed:
-    """What the worker reports to observers, in the model's thread.
+    """Callbacks of the worker, called in the model's thread.
 
     Attributes:
-        batch: called with a batch's sequences, its padded tokens, and the requests that share it.
+        batch: called for each batch with the numbers of sequences, padded tokens and requests.
     """
 
     batch: Callable[[int, int, int], None] = lambda sequences, tokens, requests: None
@@ -36,12 +36,12 @@ class Observed:
 
 @dataclasses.dataclass(frozen=True)
 class Ticket:
-    """A request's place, until it is given back.
+    """The place of a request in the queue, until ``Worker.leave``.
 
     Attributes:
-        texts: its weight.
-        arrived: on the monotonic clock.
-        deadline: likewise.
+        texts: number of its texts, its weight.
+        arrived: arrival in seconds on the monotonic clock.
+        deadline: time on the monotonic clock at which the request gives up.
     """
 
     texts: int
@@ -50,7 +50,7 @@ class Ticket:
 
 
 class Worker:
-    """Admits requests, tokenises their texts, and sends them through the model in shared batches.
+    """Admits requests, tokenises their texts, and computes them in batches that requests share.
 
     Args:
         config: limits.
@@ -70,11 +70,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
-        """Begin to compute."""
+        """Start the model's thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the threads; what waits is answered 503."""
+        """End the threads; waiting requests get 503."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -84,19 +84,23 @@ class Worker:
 
     @property
     def requests(self) -> int:
-        """Admitted requests that are not answered yet."""
+        """Number of admitted requests without a reply."""
         return len(self._tickets)
 
     @property
     def texts(self) -> int:
-        """Texts of those."""
+        """Number of texts in these requests."""
         return self._texts
 
     def admit(self, texts: int, *, arrived: float) -> Ticket:
-        """A place for a request of so many texts; it must be given back with ``leave``.
+        """Admit a request with a number of texts; its place must be returned with ``leave``.
+
+        Args:
+            texts: number of texts in the request.
+            arrived: arrival in seconds on the monotonic clock.
 
         Raises:
-            Problem: 429; there is no room, or the request would wait longer than it may.
+            Problem: 429; the queue is full, or the request would wait longer than the timeout.
         """
         config = self._config
         wait = self._texts * self._seconds_per_text
@@ -113,24 +117,24 @@ class Worker:
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """Give a place back."""
+        """Return the place of a request."""
         self._tickets.discard(ticket)
         self._texts -= ticket.texts
 
     async def tokenise(self, function: Callable[[], T]) -> T:
-        """What a function gives, called in a thread for tokenising."""
+        """Call a function in a thread for tokenising, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenisers, function)
 
     async def result(self, job: Job, gone: "asyncio.Future[None]") -> Any:
-        """The result of a job, computed with whatever else waits.
+        """Compute a job, in batches shared with other jobs, and return its result.
 
         Args:
-            job: of an admitted request.
-            gone: done when nobody waits for the answer any more.
+            job: a job of an admitted request.
+            gone: a future that is done when the client disconnects.
 
         Raises:
-            Problem: the model failed (424), it took too long (504), or the server stops (503).
-            ConnectionError: nobody waits.
+            Problem: the model failed (424), the deadline has passed (504), or the server stops (503).
+            ConnectionError: the client disconnected.
         """
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
@@ -171,7 +175,7 @@ class Worker:
                     self._give_up(units)
                     return
             self._batch(units)
-            units = []  # an idle thread holds on to nothing
+            units = []  # an idle thread must not keep references
 
     def _give_up(self, units: list[Unit]) -> None:
         while units:
@@ -180,7 +184,7 @@ class Worker:
             units = self._waiting.take()
 
     def _batch(self, units: list[Unit]) -> None:
-        """Compute a batch; where it fails, compute each job's part alone: only the guilty one fails."""
+        """Compute a batch; if it fails, compute each job separately, so that only the faulty one fails."""
         began, now = time.perf_counter(), time.monotonic()
         jobs = jobs_of(units)
         for job in jobs:
@@ -215,7 +219,7 @@ class Worker:
         job.fail(failed())
 
     def _measured(self, sequences: int, length: int, seconds: float) -> None:
-        """Keep up the speed, over the latest batches: sums, so that a batch counts by its size."""
+        """Update the exponential sums from which the speed is computed; larger batches weigh more."""
         keep = 1 - SMOOTHING
         self._batches += 1
         self._recent_sequences = keep * self._recent_sequences + sequences
@@ -225,7 +229,7 @@ class Worker:
 
     @property
     def _seconds_per_text(self) -> float:
-        """As measured; 0 before enough batches were."""
+        """Measured seconds per sequence; 0 until enough batches were measured."""
         if self._batches < FEW_BATCHES:
             return 0.0
         return self._recent_seconds / self._recent_sequences
