@@ -33,8 +33,8 @@ class Build:
 
     Attributes:
         run_dir: run directory of a bi- or poly-encoder.
-        candidates: a file with one candidate per line. The id of a candidate is the number of its line, from
-            0; of several copies, the first is kept.
+        candidates: a file with one candidate per line, whose id is the line's number (from 0). Of several
+            copies, the first is kept.
         index: the folder to create.
         dtype: dtype of the stored vectors; bytes per number: float32 6 (with a bfloat16 copy), bfloat16 2,
             int8 1.

@@ -25,13 +25,11 @@ class ListwiseLoss:
     """A listwise loss of rax.
 
     Attributes:
-        kind: which loss.
-
-            - ``listmle`` (Xia et al. 2008): negative log-likelihood of the teacher's order.
-            - ``ranknet``: mean logistic loss over the pairs that the teacher orders.
-            - ``lambda`` (LambdaRank): logistic loss of the label against each other candidate, weighted by
-              the change of NDCG if the two were exchanged.
-            - ``approx-ndcg`` (Qin et al. 2010): minus the NDCG, with ranks approximated by sums of sigmoids.
+        kind: ``listmle`` (Xia et al. 2008) is the negative log-likelihood of the teacher's order. ``ranknet``
+            is the mean logistic loss over the pairs that the teacher orders. ``lambda`` (LambdaRank) is the
+            logistic loss of the label against each other candidate, weighted by the change of NDCG if the two
+            were exchanged. ``approx-ndcg`` (Qin et al. 2010) is minus the NDCG, with ranks approximated by
+            sums of sigmoids.
     """
 
     kind: Kind = "listmle"
