@@ -135,7 +135,7 @@ def test_what_training_leaves_out_of_a_folder_is_said():
     assert any("dense layers" in note for note in encoder_notes(config, folder))
     folder, _ = golden_encoder("st_bert_mean_normalize_classic")
     (note,) = encoder_notes(settings("bi", folder, "--text.context-tokens", "40"), folder)
-    assert "reads 36 tokens (sentence_bert_config.json); this run 40" in note
+    assert "reads 36 tokens (sentence_bert_config.json); this run reads 40" in note
 
 
 def test_a_task_with_lengths_of_its_own_keeps_the_prompts():
