@@ -9,6 +9,9 @@ from polyjax.interop.pretrained import is_pretraining_run
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.settings import SCRATCH, RunConfig
 
+MODULES = (("polyjax", "__main__.py"), ("cli", "__main__.py"))
+"""Files that run where Python is given ``-m polyjax``."""
+
 
 def weights_licence(config: RunConfig, source: Path | None) -> str:
     """The origin and licence of the weights that training started from, as a text."""
@@ -21,6 +24,25 @@ def weights_licence(config: RunConfig, source: Path | None) -> str:
     if source is not None and is_pretraining_run(source):
         return f"the pre-training run {source}; its report names its corpora"
     return f"{source}; see where it comes from"
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command that trains a run, as a report shows it.
+
+    Args:
+        arguments: of the process, its program first.
+
+    >>> command(["/usr/bin/polyjax", "train", "--arch", "bi"])
+    '`polyjax train --arch bi`'
+    >>> command(["notebook.py"])
+    '`polyjax.fit` from Python; config.json has its settings'
+    """
+    program = Path(arguments[0])
+    if program.parts[-2:] == ("experiments", "run.py"):
+        return f"`{shlex.join(['python', 'experiments/run.py', *arguments[1:]])}`"
+    if program.stem == "polyjax" or program.parts[-2:] in MODULES:
+        return f"`{shlex.join(['polyjax', *arguments[1:]])}`"
+    return "`polyjax.fit` from Python; config.json has its settings"
 
 
 def model_card(
@@ -36,7 +58,6 @@ def model_card(
     """
     head, text, optim = config.scoring, config.text, config.optim
     candidates = "read with each context" if head.inputs == "pairs" else "encoded once"
-    command = shlex.join(["python", "experiments/run.py", *sys.argv[1:]])
     return {
         "Model": [
             f"{config.arch}-encoder; candidates are {candidates}; {head}",
@@ -50,7 +71,7 @@ def model_card(
             f"licence of the data: {config.dataset.licence}",
         ],
         "Recipe": [
-            f"command: `{command}`",
+            f"command: {command(sys.argv)}",
             f"{config.recipe or config.preset} settings: {optim.optimizer}, learning rate "
             f"{optim.learning_rate:g}, decay {optim.decay}, batches of {config.batch.batch_size} contexts, "
             f"seed {config.train.seed}; all of them: config.json",

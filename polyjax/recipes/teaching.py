@@ -97,6 +97,8 @@ def taught(
     settings = config.teacher
     assert settings is not None
     check_fixed(examples, argument="teacher")
+    n_rows = len(examples)
+    examples = read_by_steps(config, examples)
     teachers = [*given, *map(Ranker.load, settings.models)]
     folder = config.folder / FOLDER
     if not teachers:
@@ -120,7 +122,25 @@ def taught(
         *(f"a ranker in memory ({digest[:8]})" for digest in settings.digests),
     ]
     note = f"taught by {' and '.join(names)}, with {settings.n_negatives} mined negatives per row"
+    if len(examples) < n_rows:
+        note += f"; {len(examples):,} of {n_rows:,} training rows, as many as the steps read"
     return with_scores(rows, scores), note
+
+
+def read_by_steps(config: RunConfig, examples: Sequence[Example]) -> Sequence[Example]:
+    """As many rows as the steps of a run read, drawn by its seed; all where they read an epoch or more.
+
+    Mining and scoring rows that no step reads could take longer than the run itself.
+
+    Args:
+        config: settings of the run. Where they count epochs and not steps, all rows are kept.
+        examples: the training rows.
+    """
+    train, size = config.train, config.batch.batch_size
+    if not train.steps or not train.validate_every_steps or train.steps * size >= len(examples):
+        return examples
+    draw = np.random.default_rng(train.seed)
+    return [examples[i] for i in np.sort(draw.permutation(len(examples))[: train.steps * size])]
 
 
 def check_scored(examples: Sequence[Example]) -> None:

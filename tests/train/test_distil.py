@@ -159,11 +159,28 @@ def test_fit_mines_scores_and_trains_and_each_teacher_scores_once(runs, tmp_path
     run = polyjax.fit(ROWS, **given)
     assert kept.rows == 3 * train
     assert files == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    assert "taught by" in run.report() and "8 negatives" in run.report()
+    assert "taught by" in run.report() and "8 mined negatives" in run.report()
     assert from_json(RunConfig, run.config, source="config.json").teacher.digests == (model_digest(first),)
     with pytest.raises(InputError) as refused:
         polyjax.fit(ROWS, **given | {"teacher": runs / "other"})
     assert "other settings" in str(refused.value)
+
+
+def test_rows_that_no_step_reads_are_neither_mined_for_nor_scored(runs, tmp_path):
+    given = SMALL | {"teacher": runs / "bi", "run_dir": tmp_path / "run"}
+    run = polyjax.fit(ROWS, **given, steps=2)
+    n_train = len(read_rows(tmp_path / "run"))
+    assert f"16 of {n_train} training rows, as many as the steps read" in run.report()
+    (scores,) = (tmp_path / "run" / "teacher").glob("scores-*.jsonl")
+    assert len(scores.read_text().splitlines()) == 1 + 16
+    rows = [Example(str(i), ("hi",), ("a",), 0, "") for i in range(40)]
+    config = config_of("--teacher", "a", "--train.steps", "2", "--batch.batch-size", "8")
+    some = teaching.read_by_steps(config, rows)
+    assert len({row.id for row in some}) == 16 and teaching.read_by_steps(config, rows) == some
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
+    assert teaching.read_by_steps(other, rows) != some
+    whole = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
+    assert teaching.read_by_steps(whole, rows) == rows
 
 
 class Kept:
