@@ -18,6 +18,7 @@ from polyjax.data.identity import text_key
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
+from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.retrieval.index.build import check_dual
 from polyjax.retrieval.index.standing import standing
 from polyjax.retrieval.index.texts import text_digest
@@ -91,14 +92,14 @@ class ChatSession:
 
 
 def load_index(
-    ranker: Ranker, candidates: Path, folder: Path, say: Callable[[str], None], *, replace: bool = True
+    ranker: Ranker, candidates: Path, folder: Path | None, say: Callable[[str], None], *, replace: bool = True
 ) -> Index:
     """The index of a candidate file: the one in the folder if it holds these candidates, else a new one.
 
     Args:
         ranker: with a bi- or poly-encoder.
         candidates: the file, one per line.
-        folder: of the index.
+        folder: of the index; in memory if None.
         say: called with what is built, and why.
         replace: whether another index may be replaced.
 
@@ -108,6 +109,8 @@ def load_index(
     """
     check_dual(ranker.scorer)
     texts = candidate_lines(candidates)
+    if folder is None:
+        return ranker.index(texts)
     there = standing(folder, scorer=ranker.scorer, source=text_digest(texts))
     if there.index is not None:
         say(f"{len(there.index):,} candidates from the index {folder}")
@@ -181,11 +184,13 @@ class Chat:
     """Chat with a bi- or poly-encoder over many candidates, on a terminal or in a pipe.
 
     Attributes:
-        run_dir: a run directory.
+        run_dir: a run directory, a folder of sentence-transformers or transformers,
+            ``organisation/model`` of the hub, or ``minilm``, which is used without training.
         candidates: a file of replies to choose from, one per line.
         index: an index made by ``polyjax index build``. With ``--candidates`` it is the folder for the index
-            of that file, by default in RUN_DIR/index under the file's name; built if it does not exist. An
-            index of something else is replaced in the default place, and an error in a named folder.
+            of that file, by default in RUN_DIR/index under the file's name (in memory for a model of the
+            hub); built if it does not exist. An index of something else is replaced in the default place,
+            and an error in a named folder.
         top: candidates to show, with their scores.
         repeat: allow replies that were already given.
         json: write one JSON object per line.
@@ -194,7 +199,7 @@ class Chat:
             CPU without units for it.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[ModelName, tyro.conf.Positional]
     candidates: Path | None = None
     index: Path | None = None
     top: int = 1
@@ -218,9 +223,14 @@ def default_index(run_dir: Path, candidates: Path) -> Path:
     return run_dir / "index" / f"{candidates.name}-{place:08x}"
 
 
+def kept_index(model: str, candidates: Path) -> Path | None:
+    """Where the index of a candidate file is kept with a model's folder; None for a model that is not one."""
+    return default_index(Path(model), candidates) if Path(model).is_dir() else None
+
+
 def run_chat(config: Chat) -> None:
     """Load the model, build the index if necessary, and chat."""
-    ranker = Ranker.load(config.run_dir, step=config.step, dtype=config.dtype)
+    ranker = load_ranker(config.run_dir, step=config.step, dtype=config.dtype)
     # Only the conversation goes to standard output, for use in a pipe.
     if config.candidates is None:
         assert config.index is not None
@@ -228,7 +238,7 @@ def run_chat(config: Chat) -> None:
         if not len(index):
             raise InputError.in_file(config.index, problem="every candidate was removed", fix="add some")
     else:
-        folder = config.index or default_index(config.run_dir, config.candidates)
+        folder = config.index or kept_index(config.run_dir, config.candidates)
         index = load_index(ranker, config.candidates, folder, errors.print, replace=config.index is None)
     session = ChatSession(index, repeat=config.repeat)
     began = time.perf_counter()

@@ -83,23 +83,24 @@ class TeacherConfig:
     """Whom a student learns from, and of which negatives.
 
     Attributes:
-        models: run directories or folders of other libraries, bi-, poly- or cross-encoders; several count
-            alike. Without any, the rows carry a teacher's ``scores``.
-        miner: run directory of the bi- or poly-encoder that finds negatives; by default the first such
+        models: run directories, folders of other libraries or models of the hub; bi-, poly- or
+            cross-encoders; several count alike. Without any, the rows carry a teacher's ``scores``.
+        miner: the bi- or poly-encoder that finds negatives, named likewise; by default the first such
             teacher, else the model that the student starts from.
         n_negatives: that are found for each row besides its own; 0 finds none.
         range_max: they are drawn among so many of the best wrong candidates.
         digests: of teachers that a Python caller has in memory.
     """
 
-    models: Annotated[tuple[Path, ...], tyro.conf.arg(name="teacher", prefix_name=False)] = ()
-    miner: Path | None = None
+    models: Annotated[tuple[str, ...], tyro.conf.arg(name="teacher", prefix_name=False)] = ()
+    miner: str | None = None
     n_negatives: int = 8
     range_max: int = 32
     digests: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Raise InputError for an invalid value."""
+        """Write paths in one form, and raise InputError for an invalid value."""
+        object.__setattr__(self, "models", tuple(str(Path(model)) for model in self.models))
         if self.n_negatives < 0:
             raise InputError("teacher.n_negatives", expected="0 (none) or more", got=self.n_negatives)
         if self.range_max < self.n_negatives:
@@ -117,13 +118,13 @@ class GuideConfig:
     """Which in-batch negatives are left out because another model takes them for right answers.
 
     Attributes:
-        model: run directory or folder of a bi-encoder; no guide where None.
+        model: a bi-encoder: a run directory, a folder or a model of the hub; no guide where None.
         margin: a negative's product of vectors (cosine, where a model's vectors have length 1) is at least so
             much less than that of the row's own label.
         relative: whether that is a share of the size of the label's product.
     """
 
-    model: Annotated[Path | None, tyro.conf.arg(name="guide", prefix_name=False)] = None
+    model: Annotated[str | None, tyro.conf.arg(name="guide", prefix_name=False)] = None
     margin: float = 0.0
     relative: bool = False
 
