@@ -72,7 +72,11 @@ def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None =
         _check(aside, made)
 
 
-def _refused(what: str, fix: str | None = None) -> InputError:
+_OTHERWISE = "`polyjax serve` serves it as it is, `polyjax export RUN_DIR OUT` writes its parameters"
+"""What to do with a model that no training would give a form there."""
+
+
+def _refused(what: str, fix: str = _OTHERWISE) -> InputError:
     return InputError(
         "export",
         expected="a bi-encoder with one transformer, or a cross-encoder with its family's classifier",
@@ -80,6 +84,18 @@ def _refused(what: str, fix: str | None = None) -> InputError:
         fix=fix,
         is_argument=False,
     )
+
+
+def _other_head(head: Any) -> tuple[str, str]:
+    """What a head is that has no form there, and what to do."""
+    arch = getattr(head, "arch", type(head).__name__)
+    if arch == "poly":
+        return "a poly-encoder", f"train a bi-encoder (`arch` bi); {_OTHERWISE}"
+    if arch == "cross":
+        what = f"a cross-encoder with settings of {type(head).__name__}"
+        standard = "`head` joint, `head.reduction` first, `head.dense` tanh with a BERT"
+        return what, f"train with its family's classifier ({standard}); {_OTHERWISE}"
+    return f"a {arch}-encoder with settings of {type(head).__name__}", _OTHERWISE
 
 
 def _made(scorer: TextScorer) -> "_Files":
@@ -90,18 +106,22 @@ def _made(scorer: TextScorer) -> "_Files":
             "dtype", expected="float32: others round the weights", got=encoder.dtype, fix="load it so"
         )
     if not isinstance(scorer.text.tokenizer, HuggingFaceTokenizer):
-        raise _refused(f"a model whose vocabulary is a {type(scorer.text.tokenizer).__name__}'s")
+        fix = f"train from a pretrained `encoder`, whose vocabulary has a form there; {_OTHERWISE}"
+        raise _refused(f"a model whose vocabulary is a {type(scorer.text.tokenizer).__name__}'s", fix)
     if not isinstance(head, BiConfig | CrossConfig):
-        kind = type(head).__name__
-        raise _refused(f"a {getattr(head, 'arch', kind)}-encoder with settings of {kind}")
+        raise _refused(*_other_head(head))
     if isinstance(head, BiConfig) and not head.shared_encoder:
         raise _refused("two separate transformers", "train with `head.shared_encoder`")
     if scorer.text.config.layout != "standard" or scorer.text.config.padding != "bucket":
         raise _refused("a model with a layout or padding of its own")
     if not isinstance(head.reduction, str):
-        raise _refused(f"the reduction {head.reduction}")
+        raise _refused(
+            f"the reduction {head.reduction}", f"train with `head.reduction` mean or first; {_OTHERWISE}"
+        )
     if getattr(encoder, "output_scaling", 1.0) != 1.0:
-        raise _refused("hidden states that are multiplied by `encoder.output_scaling`")
+        raise _refused(
+            "hidden states that are multiplied by `encoder.output_scaling`", f"train with 1.0; {_OTHERWISE}"
+        )
     return _BiFiles(scorer, head) if isinstance(head, BiConfig) else _CrossFiles(scorer, head)
 
 
@@ -268,7 +288,8 @@ class _CrossFiles(_Files):
         """The family's classifier, if the head is that."""
         kind = type(self.settings).__name__
         if self.family.classifier is None:
-            raise _refused(f"a cross-encoder with a {kind}, which has no classifier there")
+            fix = f"train from an encoder of another family, such as BERT's; {_OTHERWISE}"
+            raise _refused(f"a cross-encoder with a {kind}, which has no classifier there", fix)
         found = None
         with_entries = ConfigJson(Path(CONFIG), {**self.entries, **extra})
         try:
