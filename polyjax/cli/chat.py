@@ -18,6 +18,7 @@ from polyjax.data.identity import text_key
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
+from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.retrieval.index.build import check_dual
 from polyjax.retrieval.index.standing import standing
 from polyjax.retrieval.index.texts import text_digest
@@ -97,14 +98,14 @@ class ChatSession:
 
 
 def load_index(
-    ranker: Ranker, candidates: Path, folder: Path, say: Callable[[str], None], *, replace: bool = True
+    ranker: Ranker, candidates: Path, folder: Path | None, say: Callable[[str], None], *, replace: bool = True
 ) -> Index:
     """The index of a candidate file: the one in the folder if it holds these candidates, else a new one.
 
     Args:
         ranker: a bi- or poly-encoder.
         candidates: file with one candidate per line.
-        folder: folder of the index.
+        folder: folder of the index; if None, the index is only in memory.
         say: called with a line about what is built, and why.
         replace: whether another index may be replaced.
 
@@ -114,6 +115,8 @@ def load_index(
     """
     check_dual(ranker.scorer)
     texts = candidate_lines(candidates)
+    if folder is None:
+        return ranker.index(texts)
     there = standing(folder, scorer=ranker.scorer, source=text_digest(texts))
     if there.index is not None:
         say(f"{len(there.index):,} candidates from the index {folder}")
@@ -187,11 +190,13 @@ class Chat:
     """Chat with a bi- or poly-encoder over many candidates, on a terminal or in a pipe.
 
     Attributes:
-        run_dir: a run directory.
+        run_dir: a run directory, a folder of sentence-transformers or transformers,
+            ``organisation/model`` of the hub, or ``minilm``, which is used without training.
         candidates: a file of replies to choose from, one per line.
         index: an index from ``polyjax index build``. With ``--candidates``, the folder for the index of that
-            file, which is built if it does not exist; by default it is in RUN_DIR/index. An index of other
-            candidates is replaced there, but is an error in a folder given here.
+            file, which is built if it does not exist; by default it is in RUN_DIR/index, or in memory for
+            ``minilm`` and models of the hub. An index of other candidates is replaced there, but is an error
+            in a folder given here.
         top: number of candidates to show, with their scores.
         repeat: allow replies that were already given.
         json: write one JSON object per line.
@@ -200,7 +205,7 @@ class Chat:
             except on a CPU without bfloat16 units.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[ModelName, tyro.conf.Positional]
     candidates: Path | None = None
     index: Path | None = None
     top: int = 1
@@ -224,9 +229,14 @@ def default_index(run_dir: Path, candidates: Path) -> Path:
     return run_dir / "index" / f"{candidates.name}-{place:08x}"
 
 
+def kept_index(model: str, candidates: Path) -> Path | None:
+    """The default folder for a candidate file's index; None if the model is not named as a local folder."""
+    return default_index(Path(model), candidates) if Path(model).is_dir() else None
+
+
 def run_chat(config: Chat) -> None:
     """Load the model, build the index if necessary, and chat."""
-    ranker = Ranker.load(config.run_dir, step=config.step, dtype=config.dtype)
+    ranker = load_ranker(config.run_dir, step=config.step, dtype=config.dtype)
     # Only the conversation goes to standard output, for use in a pipe.
     if config.candidates is None:
         assert config.index is not None
@@ -234,7 +244,7 @@ def run_chat(config: Chat) -> None:
         if not len(index):
             raise InputError.in_file(config.index, problem="every candidate was removed", fix="add some")
     else:
-        folder = config.index or default_index(config.run_dir, config.candidates)
+        folder = config.index or kept_index(config.run_dir, config.candidates)
         index = load_index(ranker, config.candidates, folder, errors.print, replace=config.index is None)
     session = ChatSession(index, repeat=config.repeat)
     began = time.perf_counter()

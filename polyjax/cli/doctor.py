@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -20,10 +19,11 @@ class Doctor:
     The exit status is 0 if the folder can be loaded, else 2.
 
     Attributes:
-        folder: a folder of sentence-transformers or transformers, or a run directory.
+        folder: a folder of sentence-transformers or transformers, a run directory, ``organisation/model`` of
+            the hub, or ``minilm``.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax doctor") -> Doctor:

@@ -9,7 +9,7 @@ import tyro
 
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.interop.export import export_safetensors
-from polyjax.ranker import Ranker
+from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.runtime.progress import errors
 
 SENTENCE_TRANSFORMERS = "sentence-transformers"
@@ -38,13 +38,14 @@ class ExportSentenceTransformers:
 
     Attributes:
         run_dir: a run directory of a bi-encoder with one transformer (``--head.shared-encoder``), or of a
-            cross-encoder with its family's classifier (BERT's: ``--head.reduction first --head.dense tanh``).
+            cross-encoder with its family's classifier (BERT's: ``--head.reduction first --head.dense tanh``);
+            or such a model of the hub, ``organisation/model``, or ``minilm``.
         out: the folder to create; must not exist.
         step: a saved step; the best one by default.
         name: the model's name in README.md, as ``organisation/model``; the folder's name by default.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[ModelName, tyro.conf.Positional]
     out: Annotated[Path, tyro.conf.Positional]
     step: int | None = None
     name: str | None = None
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax export") -> None:
     with user_errors():
         command = parse(arguments, prog=prog)
         if isinstance(command, ExportSentenceTransformers):
-            ranker = Ranker.load(command.run_dir, step=command.step, dtype="float32")
+            ranker = load_ranker(command.run_dir, step=command.step, dtype="float32")
             ranker.save_pretrained(command.out, name=command.name)
             kind = "SentenceTransformer" if ranker.scorer.is_dual else "CrossEncoder"
             errors.print(f"{command.out}: a {kind}; polyjax.Ranker.load reads it too")

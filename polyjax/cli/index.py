@@ -13,6 +13,7 @@ from polyjax.errors import InputError
 from polyjax.mesh.placement import make_mesh
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
+from polyjax.recipes.models import load_ranker
 from polyjax.retrieval.index.build import add_to_index, check_dual
 from polyjax.retrieval.index.change import compact, remove
 from polyjax.retrieval.index.manifest import read_manifest
@@ -22,7 +23,7 @@ from polyjax.retrieval.index.texts import ids_of
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors, meter
 
-RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 CandidateFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CANDIDATES")]
 IndexFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
 
@@ -32,7 +33,8 @@ class Build:
     """Encode a file of candidates into an index; the same command resumes an interrupted build.
 
     Attributes:
-        run_dir: run directory of a bi- or poly-encoder.
+        run_dir: a bi- or poly-encoder: a run directory, a folder of sentence-transformers or transformers,
+            ``organisation/model`` of the hub, or ``minilm``.
         candidates: a file with one candidate per line, whose id is the line's number (from 0). Of several
             copies, the first is kept.
         index: the folder to create.
@@ -44,7 +46,7 @@ class Build:
         replace: replace an existing index, at the end, when the new one is complete.
     """
 
-    run_dir: RunFolder
+    run_dir: Model
     candidates: CandidateFile
     index: IndexFolder
     dtype: IndexDtype = "float32"
@@ -59,7 +61,7 @@ class Add:
     """Encode more candidates into an index; those that it already holds are skipped.
 
     Attributes:
-        run_dir: the run directory that the index was built with.
+        run_dir: the model that the index was built with.
         candidates: a file with one candidate per line.
         index: folder of the index.
         compute_dtype: the ``--compute-dtype`` that the index was built with.
@@ -67,7 +69,7 @@ class Add:
         mesh: devices that share the encoding, such as ``data=4``; all by default.
     """
 
-    run_dir: RunFolder
+    run_dir: Model
     candidates: CandidateFile
     index: IndexFolder
     compute_dtype: Dtype | None = None
@@ -173,7 +175,7 @@ def describe(folder: Path) -> list[str]:
 def _ranker(command: Build | Add) -> Ranker:
     """The model that encodes; InputError for a cross-encoder."""
     mesh = make_mesh(command.mesh)
-    ranker = Ranker.load(command.run_dir, step=command.step, dtype=command.compute_dtype, mesh=mesh)
+    ranker = load_ranker(command.run_dir, step=command.step, dtype=command.compute_dtype, mesh=mesh)
     check_dual(ranker.scorer)
     return ranker
 

@@ -12,7 +12,7 @@ from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.data.candidates import read_candidates
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
-from polyjax.recipes.models import load_ranker
+from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.runtime.compilation import enable_compilation_cache
 
 
@@ -21,7 +21,8 @@ class Rank:
     """Order candidates for a context, best first: one line each with score and text.
 
     Attributes:
-        model: a run directory, or ``minilm``, which is not trained to rank.
+        model: a run directory, a folder of sentence-transformers or transformers, ``organisation/model`` of
+            the hub, or ``minilm``, which is not trained to rank.
         candidates: a file with one candidate per line.
         context: the turns, oldest first. Without them, each line of standard input is a context, with turns
             separated by tabs.
@@ -31,7 +32,7 @@ class Rank:
         dtype: dtype of the computation; that of the model by default.
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[ModelName, tyro.conf.Positional]
     candidates: Path
     context: tuple[str, ...] = ()
     top: int = 10

@@ -11,7 +11,7 @@ from polyjax.cli.contexts import contexts_of, show
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
-from polyjax.recipes.models import load_ranker
+from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.retrieval.search.searcher import Method
 from polyjax.runtime.compilation import enable_compilation_cache
 
@@ -21,26 +21,27 @@ class Search:
     """Find the best candidates of an index, best first: one line each with score and text.
 
     Attributes:
-        model: the run directory that the index was built with.
+        model: what the index was built with: a run directory, a folder of sentence-transformers or
+            transformers, ``organisation/model`` of the hub, or ``minilm``.
         index: folder of the index (``polyjax index build``).
         context: the turns, oldest first. Without them, each line of standard input is a context, with turns
             separated by tabs.
         top: print the N best.
         method: ``scan`` and ``certified`` are exact; ``auto`` chooses the faster of the two; ``quick`` is
             approximate, with scores in bfloat16 first.
-        rerank: run directory of a model that re-ranks the best candidates, such as a cross-encoder.
+        rerank: a model, such as a cross-encoder, that re-ranks the best candidates; named like ``model``.
         rerank_top: number of candidates to re-rank.
         json: print one JSON object per context.
         step: a saved step; the best one by default.
         dtype: dtype of the computation; that of the model by default.
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[ModelName, tyro.conf.Positional]
     index: Annotated[Path, tyro.conf.Positional]
     context: tuple[str, ...] = ()
     top: int = 10
     method: Method = "auto"
-    rerank: Path | None = None
+    rerank: ModelName | None = None
     rerank_top: int = 50
     json: bool = False
     step: int | None = None

@@ -11,14 +11,15 @@ from typing import Annotated
 
 import tyro
 
-from polyjax.cli.chat import default_index, load_index
+from polyjax.cli.chat import kept_index, load_index
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.errors import InputError
 from polyjax.evaluation.calibration import ScoreMap
 from polyjax.interop.cards import read_card
+from polyjax.interop.hub import hub_name
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
-from polyjax.recipes.models import load_ranker
+from polyjax.recipes.models import ModelName, load_ranker, run_folder
 from polyjax.runs import MODEL
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors
@@ -42,10 +43,13 @@ class Serve(ServeConfig):
     """Serve a ranker over HTTP, with a page at / and the API's description at /docs.
 
     Attributes:
-        model: a run directory, or ``minilm``, which is not trained to rank.
+        model: a run directory, a folder of sentence-transformers or transformers, ``organisation/model`` of
+            the hub, or ``minilm``, which is not trained to rank.
         index: folder of the index that /search uses, from ``polyjax index build``.
-        candidates: a file with one candidate per line, to search instead; its index is kept in RUN_DIR/index.
-        rerank: run directory of another model, such as a cross-encoder, that re-ranks search results.
+        candidates: a file with one candidate per line, to search instead; its index is kept in RUN_DIR/index,
+            or in memory for ``minilm`` and models of the hub.
+        rerank: another model, such as a cross-encoder, that re-ranks search results; it is named like
+            ``model``.
         hostname: address to listen on; 0.0.0.0 for all addresses of the machine.
         port: port to listen on.
         api_key: key that requests must carry. Other users of the machine can see it in the list of processes;
@@ -55,10 +59,10 @@ class Serve(ServeConfig):
         dtype: dtype of the computation; that of the model by default.
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[ModelName, tyro.conf.Positional]
     index: Path | None = None
     candidates: Path | None = None
-    rerank: Path | None = None
+    rerank: ModelName | None = None
     hostname: str = "127.0.0.1"
     port: int = 8080
     api_key: str = ""
@@ -93,7 +97,7 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax serve") -> None:
         app = create_app(
             ranker,
             config=command,
-            name=command.model.resolve().name,
+            name=served_name(command.model),
             index=_index(command, ranker),
             reranker=reranker,
             api_keys=keys,
@@ -128,22 +132,31 @@ def keys_of(command: Serve) -> list[str]:
     return [key for key in keys if key]
 
 
+def served_name(model: str) -> str:
+    """What clients read as the model: the name of a folder, or of the hub's model.
+
+    >>> served_name("runs/mine"), served_name("BAAI/bge-small@5c38ec7"), served_name("minilm")
+    ('mine', 'BAAI/bge-small', 'minilm')
+    """
+    found = hub_name(model)
+    return Path(model).resolve().name if found is None else found[0]
+
+
 def _index(command: Serve, ranker: Ranker) -> LiveIndex | None:
     if command.index is not None:
         index = ranker.open_index(command.index)
     elif command.candidates is None:
         return None
-    elif command.model.is_dir():
-        folder = default_index(command.model, command.candidates)
-        index = load_index(ranker, command.candidates, folder, log.info)
     else:
-        index = ranker.index(command.candidates)
+        folder = kept_index(command.model, command.candidates)
+        index = load_index(ranker, command.candidates, folder, log.info)
     return LiveIndex(ranker, index, max_top_n=command.max_top_n)
 
 
-def _score_map(model: Path) -> ScoreMap | None:
+def _score_map(model: str) -> ScoreMap | None:
     """The map from scores to probabilities in a run's model card; None without one."""
-    return read_card(model).scores if (model / MODEL).is_file() else None
+    folder = run_folder(model)
+    return None if folder is None or not (folder / MODEL).is_file() else read_card(folder).scores
 
 
 def _is_loopback(host: str) -> bool:

@@ -160,9 +160,14 @@ class HuggingFaceTokenizer:
             got=shown(f"{' '.join(single)} and {' '.join(pair)} of the text 'a'"),
         )
 
-    @functools.cached_property
+    @property
     def vocab_size(self) -> int:
-        """Rows that a token table needs. Counted once: each look at the vocabulary copies it."""
+        """Rows that a token table needs."""
+        return self._n_rows
+
+    @functools.cached_property
+    def _n_rows(self) -> int:
+        """Counted once: each look at the vocabulary copies it."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def token(self, id_: int) -> str:

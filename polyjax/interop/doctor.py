@@ -9,6 +9,8 @@ from flax import nnx
 from polyjax.data.huggingface_tokenizer import TOKENIZER_CONFIG_FILE
 from polyjax.errors import InputError
 from polyjax.interop.cards import read_card
+from polyjax.interop.hub import model_folder
+from polyjax.interop.huggingface import minilm_folder
 from polyjax.interop.pretrained import is_pretraining_run, is_ranking_run, read_pretraining_card
 from polyjax.interop.sentence_transformers import MODULES, PROMPTS, EncoderFolder, load_folder, read_folder
 from polyjax.nn.encoders import EncoderSettings
@@ -25,14 +27,16 @@ def doctor(folder: str | os.PathLike[str]) -> list[str]:
     checkpoints of a run directory are listed, not loaded.
 
     Args:
-        folder: a folder of sentence-transformers or transformers, or a run directory.
+        folder: a folder of sentence-transformers or transformers, a run directory, ``minilm``, or a model of
+            the hub, ``organisation/model`` or ``organisation/model@revision``.
 
     Returns:
         Lines of the form ``name: value``. The last is ``loads: yes``, or begins with ``problem:``.
     """
-    folder = Path(folder)
-    lines = [f"folder: {folder}"]
+    lines = [f"folder: {os.fspath(folder)}"]
     try:
+        folder = minilm_folder() if _is_minilm(folder) else model_folder(folder)
+        lines = [f"folder: {folder}"]
         if is_ranking_run(folder):
             lines += _of_run(folder)
         elif is_pretraining_run(folder):
@@ -44,6 +48,10 @@ def doctor(folder: str | os.PathLike[str]) -> list[str]:
     except InputError as error:
         return [*lines, f"{PROBLEM}: {error}"]
     return [*lines, "loads: yes"]
+
+
+def _is_minilm(folder: str | os.PathLike[str]) -> bool:
+    return os.fspath(folder) == "minilm" and not Path(folder).is_dir()
 
 
 def describe(found: EncoderFolder) -> list[str]:

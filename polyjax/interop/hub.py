@@ -34,14 +34,14 @@ def hub_name(name: str | os.PathLike[str]) -> tuple[str, str | None] | None:
     return found["model"], found["revision"]
 
 
-def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path:
+def model_folder(name: str | os.PathLike[str], argument: str | None = None) -> Path:
     """The local folder of a model; a hub model is downloaded into the hub's cache if it is not there yet.
 
     A cached copy is used without asking the hub whether a newer one exists.
 
     Args:
         name: a folder, or the name of a hub model.
-        argument: the caller's argument, for error messages.
+        argument: the caller's argument, for error messages; without one, they begin with ``name``.
 
     Raises:
         InputError: the model is not in the cache and cannot be downloaded, or the extra is not installed.
@@ -52,19 +52,39 @@ def model_folder(name: str | os.PathLike[str], argument: str = "folder") -> Path
     hub = _library(argument, os.fspath(name))
     model, revision = found
     kept = {"revision": revision, "allow_patterns": list(_READ), "ignore_patterns": list(_LEFT)}
-    with contextlib.suppress(OSError):  # it is not in the cache
+    with contextlib.suppress(OSError, ValueError):  # it is not in the cache
         folder = Path(hub.snapshot_download(model, local_files_only=True, **kept))
         if any(folder.rglob("*.safetensors")):  # another program may have cached other files only
             return folder
     try:
         return Path(hub.snapshot_download(model, **kept))
     except (OSError, ValueError) as error:
-        raise InputError(
-            argument,
-            expected="a folder, or a model on the hub or in its cache",
-            got=os.fspath(name),
-            problem=first_line(error),
-        ) from None
+        problem, fix = _why(error, revision, offline=hub.constants.HF_HUB_OFFLINE)
+        raise _failed(argument, os.fspath(name), problem, fix) from None
+
+
+def _why(error: Exception, revision: str | None, *, offline: bool) -> tuple[str, str]:
+    """The problem and the fix for an error of huggingface_hub, whose own messages have several lines."""
+    kinds = {kind.__name__ for found in (error, error.__cause__) for kind in type(found).__mro__}
+    if offline:
+        return "not in the hub's cache, and HF_HUB_OFFLINE is set", "unset it, or name a folder"
+    if "GatedRepoError" in kinds:
+        return "the model's owner must grant access to it", "request access on its page; run: hf auth login"
+    if "RevisionNotFoundError" in kinds:
+        return f"the hub's model has no revision {revision!r}", "name a branch, a tag or a commit"
+    if "RepositoryNotFoundError" in kinds:
+        fix = "check the name; for a private model run: hf auth login"
+        return "neither a folder nor a model of the hub that you may read", fix
+    if "HFValidationError" in kinds:
+        return f"neither a folder nor a name of the hub ({first_line(error)})", "check the name"
+    problem = f"neither a folder nor in the hub's cache, and asking the hub failed ({first_line(error)})"
+    return problem, "check the name and the connection"
+
+
+def _failed(argument: str | None, name: str, problem: str, fix: str) -> InputError:
+    if argument is None:
+        return InputError.in_file(name, problem=problem, fix=fix)
+    return InputError(argument, problem=problem, got=name, fix=fix)
 
 
 def pinned(name: str, argument: str = "encoder") -> str:
@@ -129,13 +149,10 @@ def upload(hub: ModuleType, model: str, folder: Path) -> None:
     api.upload_folder(repo_id=model, folder_path=folder, commit_message="Export of polyjax")
 
 
-def _library(argument: str, name: str) -> ModuleType:
+def _library(argument: str | None, name: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError:
-        raise InputError(
-            argument,
-            problem=f"{name} is not a local folder, and a model from the hub needs huggingface_hub",
-            fix="run: pip install 'polyjax[hub]'",
-        ) from None
+        problem = "not a local folder, and a model from the hub needs huggingface_hub"
+        raise _failed(argument, name, problem, "run: pip install 'polyjax[hub]'") from None
     return huggingface_hub

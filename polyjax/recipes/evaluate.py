@@ -22,12 +22,12 @@ from polyjax.evaluation.rankings import check_candidates, some, write_examples
 from polyjax.evaluation.rankings import evaluate as ranked
 from polyjax.evaluation.report import console_table
 from polyjax.inference.scorer import TextScorer
-from polyjax.interop.cards import load_scorer
 from polyjax.interop.parlai.cards import PARLAI
 from polyjax.interop.parlai.model import ConvertedFrom
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
+from polyjax.recipes.models import ModelName, load_ranker, run_folder
 from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import ROWS, rows_named, task_of
 from polyjax.recipes.run import Run
@@ -42,7 +42,8 @@ class EvaluateConfig:
     """What to evaluate.
 
     Attributes:
-        run_dir: run directory of ``polyjax train`` or ``polyjax.fit``.
+        run_dir: run directory of ``polyjax train`` or ``polyjax.fit``; or, with ``task``, a folder of
+            sentence-transformers or transformers, ``organisation/model`` of the hub, or ``minilm``.
         split: split of the task to evaluate on.
         step: a saved step; the best one by default.
         examples: evaluate on at most this many rows, always the same ones; 0 for all.
@@ -55,7 +56,7 @@ class EvaluateConfig:
         prepared: folder of the prepared data of the run's own task, if it has moved.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[ModelName, tyro.conf.Positional]
     split: Literal["valid", "test"] = "test"
     step: int | None = None
     examples: int = 0
@@ -119,7 +120,7 @@ def evaluate(
         if run_dir is None and task is None:
             raise InputError("data", expected="rows, a file or a task for this ranker", got=None)
         config = EvaluateConfig(
-            run_dir=Path() if run_dir is None else run_dir,
+            run_dir="" if run_dir is None else str(run_dir),
             split=split,
             examples=examples,
             k=tuple(ks),
@@ -128,7 +129,7 @@ def evaluate(
             out=None if out is None else Path(out),
         )
         with rows_named(kept):
-            chosen = rows_to_evaluate(config, of_run=run_dir is not None)
+            chosen = rows_to_evaluate(config, run_dir)
         return scored(config, ranker.scorer, chosen)
 
 
@@ -204,22 +205,40 @@ class Chosen:
     ks: list[int]
 
 
-def rows_to_evaluate(config: EvaluateConfig, *, of_run: bool = True) -> Chosen:
+def task_of_model(model: str) -> Task:
+    """The task of the run that a command names.
+
+    Raises:
+        InputError: the model is not a run directory, or the run's settings are missing or broken.
+    """
+    run_dir = run_folder(model)
+    if run_dir is None:
+        raise _taskless(model)
+    return rows_of_run(run_dir)[0]
+
+
+def _taskless(model: str) -> InputError:
+    fix = "choose one: jsonl:FILE, or the name of a data set"
+    return InputError("task", problem=f"{model} is not a run directory, and so has no task", fix=fix)
+
+
+def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None) -> Chosen:
     """Read and check the rows, and print warnings, for example if the run was trained on some of them.
 
     Args:
         config: what to evaluate.
-        of_run: whether ``config.run_dir`` is the model's run directory.
+        run_dir: the model's run directory; None for a model from elsewhere.
 
     Raises:
         InputError: rows are missing or cannot be ranked, a k is too large, or ``out`` cannot be written.
     """
-    own = rows_of_run(config.run_dir) if of_run else None
+    own = None if run_dir is None else rows_of_run(run_dir)
     if config.task is not None:
         task, rank = config.task, RankConfig()
-    else:
-        assert own is not None
+    elif own is not None:
         task, rank = own
+    else:
+        raise _taskless(config.run_dir)
     rank = chosen_rank(rank, config.rank)
     of_the_run = (task, rank) == own
     if own is not None:
@@ -237,8 +256,8 @@ def rows_to_evaluate(config: EvaluateConfig, *, of_run: bool = True) -> Chosen:
     for note in (rows.note, ranked_note(examples, digests(examples), config.split)):
         if note:
             console.print(note)
-    if own is not None:
-        _warn_of_training_rows(config, own[0], rows, examples, of_the_run=of_the_run)
+    if run_dir is not None and own is not None:
+        _warn_of_training_rows(run_dir, config.split, own[0], rows, examples, of_the_run=of_the_run)
     return Chosen(task, rows, examples, sorted({1, *(config.k or task.ks)}))
 
 
@@ -265,9 +284,9 @@ def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Result
 
 def run(config: EvaluateConfig) -> Results:
     """Evaluate as the command line asks: load the model, rank the rows, print and write the results."""
-    chosen = rows_to_evaluate(config)
-    scorer = TextScorer(*load_scorer(config.run_dir, step=config.step), mesh=make_mesh(config.mesh))
-    return scored(config, scorer, chosen)
+    chosen = rows_to_evaluate(config, run_folder(config.run_dir))
+    ranker = load_ranker(config.run_dir, step=config.step, mesh=make_mesh(config.mesh))
+    return scored(config, ranker.scorer, chosen)
 
 
 def _make_folder(folder: Path) -> None:
@@ -280,15 +299,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _warn_of_training_rows(
-    config: EvaluateConfig, own: Task, rows: Rows, examples: Sequence[Example], *, of_the_run: bool
+    run_dir: Path, split: str, own: Task, rows: Rows, examples: Sequence[Example], *, of_the_run: bool
 ) -> None:
     """Warn if the rows differ from those of the run, or if the run was trained on some of them."""
-    noted = config.run_dir / DATA
-    if of_the_run and noted.exists() and read_json(noted).get(config.split) != rows_digest(rows):
-        console.print(
-            f"warning: these are not the {config.split} rows that the run had: its data have changed"
-        )
-    n = rows_trained_on(config.run_dir, own, digests(examples).rows)
+    noted = run_dir / DATA
+    if of_the_run and noted.exists() and read_json(noted).get(split) != rows_digest(rows):
+        console.print(f"warning: these are not the {split} rows that the run had: its data have changed")
+    n = rows_trained_on(run_dir, own, digests(examples).rows)
     if n is None:
         console.print("the run's training rows are not known: it may have been trained on these rows")
     elif n:

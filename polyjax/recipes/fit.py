@@ -305,7 +305,7 @@ def _learnt(loss: Any, teacher: Any, guide: Any) -> tuple[dict[str, Any], list[R
     if isinstance(guide, GuideConfig):
         given["guide"] = guide
     elif isinstance(guide, Run | str | os.PathLike):
-        given["guide"] = GuideConfig(model=guide.folder if isinstance(guide, Run) else Path(guide))
+        given["guide"] = GuideConfig(model=os.fspath(guide.folder if isinstance(guide, Run) else guide))
     elif guide is not None:
         raise InputError("guide", expected="a Run, a path or a GuideConfig", got=guide)
     return given, teachers

@@ -10,6 +10,7 @@ from polyjax.errors import InputError, shown
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
 from polyjax.recipes.mining import check_fixed, examples_digest, model_digest
+from polyjax.recipes.models import load_ranker
 from polyjax.recipes.settings import RunConfig
 from polyjax.runtime.files import save_array
 from polyjax.types import Example
@@ -32,7 +33,7 @@ def guide_of(config: RunConfig, examples: Sequence[Example]) -> Guide | None:
     if settings.model is None:
         return None
     check_fixed(examples, argument="guide")
-    ranker = Ranker.load(settings.model)
+    ranker = load_ranker(settings.model)
     digest = hashlib.sha256(f"{model_digest(ranker)} {examples_digest(examples)}".encode()).hexdigest()
     path = config.folder / f"guide-{digest[:16]}.npy"
     with primary_first("guide"):

@@ -22,9 +22,9 @@ from polyjax.errors import InputError
 from polyjax.inference.arguments import as_texts
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
-from polyjax.recipes.evaluate import opened, rows_of_run
+from polyjax.recipes.evaluate import opened, task_of_model
 from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner
-from polyjax.recipes.models import load_ranker
+from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.runs import read_json, write_json
 from polyjax.runtime.files import exclusive_lock, write_bytes
@@ -37,22 +37,22 @@ class MineConfig(MiningConfig):
     """What to mine.
 
     Attributes:
-        run_dir: run directory of the bi- or poly-encoder that searches, or ``minilm``, which is not trained
-            on the rows.
+        run_dir: the bi- or poly-encoder that searches: a run directory, a folder of sentence-transformers or
+            transformers, ``organisation/model`` of the hub, or ``minilm``, which is not trained on the rows.
         out: JSONL file to write; ``polyjax train --task jsonl:FILE`` trains on it.
         task: the task whose rows are mined; the run's task by default. ``--task NAME`` chooses it.
         candidates: a file with one candidate per line; by default the labels and listed candidates of rows.
-        rescore: a run directory or a CrossEncoder's folder whose model re-scores the candidates found; the
-            rules then apply to its scores.
+        rescore: a model, such as a CrossEncoder, that re-scores the candidates found; it is named like
+            ``run_dir``. The rules then apply to its scores.
         step: a saved step of the run; the best one by default.
         dtype: dtype of the computation; that of the model by default.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[ModelName, tyro.conf.Positional]
     out: Path
     task: TaskConfig | Task | None = None
     candidates: Path | None = None
-    rescore: Path | None = None
+    rescore: ModelName | None = None
     step: int | None = None
     dtype: Dtype | None = None
 
@@ -150,9 +150,9 @@ def mine(
 
 def run(config: MineConfig) -> Mined:
     """Mine as the command line asks, print the table and the command to train on the file."""
-    task = rows_of_run(config.run_dir)[0] if config.task is None else config.task
+    task = task_of_model(config.run_dir) if config.task is None else config.task
     ranker = load_ranker(config.run_dir, step=config.step, dtype=config.dtype)
-    rescorer = None if config.rescore is None else Ranker.load(config.rescore, dtype=config.dtype)
+    rescorer = None if config.rescore is None else load_ranker(config.rescore, dtype=config.dtype)
     names = [field.name for field in dataclasses.fields(MiningConfig)]
     rules = MiningConfig(**{name: getattr(config, name) for name in names})
     mined = _mined(ranker, task, config.out, rules, candidates=config.candidates, rescore=rescorer)

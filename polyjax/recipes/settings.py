@@ -83,23 +83,25 @@ class TeacherConfig:
     """The teachers of a student model, and the negatives that they score.
 
     Attributes:
-        models: run directories or folders of other libraries (bi-, poly- or cross-encoders); several have
-            equal weight. Without any, the rows must have a teacher's ``scores``.
-        miner: run directory of the bi- or poly-encoder that mines negatives; by default the first teacher
-            that can search, else the model that the student starts from.
+        models: run directories, folders of other libraries or models of the hub (bi-, poly- or
+            cross-encoders); several have equal weight. Without any, the rows must have a teacher's
+            ``scores``.
+        miner: the bi- or poly-encoder that mines negatives, named like a teacher; by default the first
+            teacher that can search, else the model that the student starts from.
         n_negatives: number of negatives to mine for each row, in addition to its own; 0 for none.
         range_max: mined negatives are drawn from this many of the best wrong candidates.
         digests: digests of teachers that a Python caller has in memory.
     """
 
-    models: Annotated[tuple[Path, ...], tyro.conf.arg(name="teacher", prefix_name=False)] = ()
-    miner: Path | None = None
+    models: Annotated[tuple[str, ...], tyro.conf.arg(name="teacher", prefix_name=False)] = ()
+    miner: str | None = None
     n_negatives: int = 8
     range_max: int = 32
     digests: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Raise InputError for an invalid value."""
+        """Write paths in one form, and raise InputError for an invalid value."""
+        object.__setattr__(self, "models", tuple(str(Path(model)) for model in self.models))
         if self.n_negatives < 0:
             raise InputError("teacher.n_negatives", expected="0 (none) or more", got=self.n_negatives)
         if self.range_max < self.n_negatives:
@@ -117,13 +119,13 @@ class GuideConfig:
     """The guide, a model that finds in-batch negatives that are right answers, so that they are masked.
 
     Attributes:
-        model: run directory or folder of a bi-encoder; None for no guide.
+        model: a bi-encoder: a run directory, a folder or a model of the hub; None for no guide.
         margin: a negative's dot product (cosine if vectors have length 1) must be at least this much below
             that of the row's own label.
         relative: whether the margin is a share of the absolute value of the label's product.
     """
 
-    model: Annotated[Path | None, tyro.conf.arg(name="guide", prefix_name=False)] = None
+    model: Annotated[str | None, tyro.conf.arg(name="guide", prefix_name=False)] = None
     margin: float = 0.0
     relative: bool = False
 

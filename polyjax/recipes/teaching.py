@@ -26,6 +26,7 @@ from polyjax.recipes.mining import (
     model_digest,
     score,
 )
+from polyjax.recipes.models import load_ranker
 from polyjax.recipes.run import Run
 from polyjax.recipes.settings import SCRATCH, RunConfig, TeacherConfig
 from polyjax.runs import read_json, saved_steps, write_json
@@ -72,9 +73,9 @@ def as_teacher(given: Any) -> tuple[TeacherConfig | None, list[Ranker]]:
         if isinstance(one, Ranker):
             rankers.append(one)
         elif isinstance(one, Run):
-            models.append(one.folder)
+            models.append(str(one.folder))
         elif isinstance(one, str | os.PathLike):
-            models.append(Path(one))
+            models.append(os.fspath(one))
         else:
             raise InputError("teacher", expected="a Ranker, a Run, a path, or a list of these", got=one)
     return TeacherConfig(models=tuple(models), digests=tuple(map(model_digest, rankers))), rankers
@@ -99,7 +100,7 @@ def taught(
     check_fixed(examples, argument="teacher")
     n_rows = len(examples)
     examples = read_by_steps(config, examples)
-    teachers = [*given, *map(Ranker.load, settings.models)]
+    teachers = [*given, *map(load_ranker, settings.models)]
     folder = config.folder / FOLDER
     if not teachers:
         check_scored(examples)
@@ -176,7 +177,7 @@ def _miner(
     if not settings.n_negatives:
         return None
     if settings.miner is not None:
-        ranker = Ranker.load(settings.miner)
+        ranker = load_ranker(settings.miner)
         check_miner(ranker, argument="teacher.miner")
     else:
         ranker = next((one for one in teachers if one.scorer.is_dual), None) or _starting_point(config)

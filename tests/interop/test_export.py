@@ -16,7 +16,7 @@ from polyjax.data.tokenizers import train_sentencepiece
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.parlai.heads import OverPadding, ParlaiBiConfig
 from polyjax.interop.parlai.layout import ParlaiLayout
-from polyjax.nn.heads import DenseConfig
+from polyjax.nn.heads import DenseConfig, GatedCrossConfig
 from polyjax.nn.scorers import make_scorer
 from polyjax.runs import ModelCard, write_model
 
@@ -117,6 +117,7 @@ SHARED = {"shared_encoder": True}
         (lambda: ranker_of(BiConfig(**SHARED, reduction=OverPadding(kind="max"))), "OverPadding"),
         (lambda: ranker_of(BiConfig(**SHARED), text={"layout": ParlaiLayout()}), "a layout"),
         (lambda: ranker_of(BiConfig(**SHARED), output_scaling=0.06), "encoder.output_scaling"),
+        (lambda: ranker_of(GatedCrossConfig()), "a cross-encoder with settings of GatedCrossConfig"),
         (lambda: ranker_of(CrossConfig(reduction="mean")), "another head than a EncoderConfig's"),
         (lambda: ranker_of(CrossConfig(dense="tanh"), encoder="nomic_bert"), "no classifier"),
         (lambda: ranker_of(CrossConfig(dense="tanh"), text={"candidate_prompt": "d: "}), "candidate_prompt"),
@@ -127,6 +128,7 @@ def test_what_has_no_form_there_is_refused(model, named, tmp_path):
         model().save_pretrained(tmp_path / "out")
     assert error.value.argument == "export" and named in error.value.got
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+    assert error.value.fix, "what to do instead"
 
 
 def test_the_fix_of_a_cross_encoder_names_its_familys_head(tmp_path):

@@ -1,5 +1,6 @@
 """Models of the hub by name: a cache in a temporary folder; no test touches the network."""
 
+import io
 import json
 import shutil
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from conftest import golden_encoder
 from polyjax import InputError, Ranker
+from polyjax.cli import main as cli
 from polyjax.cli.training_flags import parse_run
 from polyjax.interop import hub
 from polyjax.interop.hub import hub_name, local_name, model_folder, pinned
@@ -80,8 +82,36 @@ def test_a_model_that_is_nowhere_is_one_line(offline, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
     with pytest.raises(InputError) as error:
         Ranker.load("org/none")
-    assert (error.value.argument, error.value.got) == ("folder", "org/none")
-    assert error.value.problem == "cannot reach the hub for org/none" and "\n" not in str(error.value)
+    assert error.value.argument == "org/none" and "\n" not in str(error.value)
+    assert "cannot reach the hub for org/none" in error.value.problem
+    with pytest.raises(InputError) as error:
+        pinned("org/none")
+    assert (error.value.argument, error.value.got) == ("encoder", "org/none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("OfflineModeIsEnabled", "HF_HUB_OFFLINE"),
+        ("RepositoryNotFoundError", "neither a folder nor a model of the hub"),
+        ("RevisionNotFoundError", "no revision 'v9'"),
+        ("GatedRepoError", "hf auth login"),
+        ("HFValidationError", "nor a name of the hub"),
+    ],
+)
+def test_why_the_hub_gives_no_model_is_one_line(offline, monkeypatch, capsys, kind, words):
+    raised = type(kind, (getattr(huggingface_hub.errors, kind),), {"__init__": lambda *_: None})
+
+    def refused(*_, **__):
+        raise raised()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", kind == "OfflineModeIsEnabled")
+    with pytest.raises(SystemExit) as stopped:
+        command("doctor", "org/none@v9", monkeypatch=monkeypatch)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("problem: org/none@v9: ") and words in line
 
 
 def test_a_cache_without_weights_is_completed_from_the_hub(cached, monkeypatch):
@@ -155,4 +185,52 @@ def test_without_the_library_a_name_says_what_to_install_and_folders_load(monkey
     assert Ranker.load(folder).embed(TEXTS).shape == (2, 32)
     with pytest.raises(InputError) as error:
         Ranker.load("org/model")
-    assert error.value.argument == "folder" and "polyjax[hub]" in error.value.fix
+    assert error.value.argument == "org/model" and "polyjax[hub]" in error.value.fix
+
+
+ROWS = [{"context": f"say {word}", "candidates": [word, "tea", "milk"], "label": word} for word in "abcd"]
+
+
+def command(*arguments: str, monkeypatch, stdin: str = "") -> None:
+    monkeypatch.setattr("sys.argv", ["polyjax", *arguments])
+    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    cli.main()
+
+
+@pytest.fixture
+def texts_and_rows(tmp_path) -> tuple[str, str]:
+    """A file of candidates and one of rows."""
+    (tmp_path / "texts.txt").write_text("tea\nmilk\nwater with [SEP]\n")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(tmp_path / "texts.txt"), str(tmp_path / "rows.jsonl")
+
+
+def test_commands_take_a_model_of_the_hub_as_they_take_a_folder(
+    cached, texts_and_rows, tmp_path, monkeypatch, capsys
+):
+    texts, rows = texts_and_rows
+    folder = shutil.copytree(golden_encoder("st_bert_prompts")[0], tmp_path / "st")
+
+    def printed(*arguments: str, stdin: str = "") -> list[str]:
+        command(*arguments, monkeypatch=monkeypatch, stdin=stdin)
+        return [line for line in capsys.readouterr().out.splitlines() if "folder:" not in line]
+
+    for number, model in enumerate((MODEL, str(folder))):
+        index, out = str(tmp_path / f"index-{number}"), str(tmp_path / f"mined-{number}.jsonl")
+        data = ("--task", f"jsonl:{rows}")
+        printed("index", "build", model, texts, index)
+        replies = printed("chat", model, "--candidates", texts, "--json", stdin="a\n")
+        printed("mine", model, *data, "--out", out, "--n-negatives", "1", "--rescore", model)
+        found = [
+            printed("doctor", model),
+            printed("rank", model, "--candidates", texts, "--context", "milk", "--json"),
+            printed("search", model, index, "--context", "milk", "--rerank", model, "--json", "--top", "2"),
+            printed("evaluate", model, *data),
+            [json.loads(line)["top"] for line in replies],
+            Path(out).read_text(),
+        ]
+        printed("export", "sentence-transformers", model, str(tmp_path / f"out-{number}"))
+        if number == 0:
+            expected = found
+    assert found == expected and expected[0][-1] == "loads: yes"
+    assert not (cached / "index").exists(), "nothing is written into the hub's cache"

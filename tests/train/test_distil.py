@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -215,7 +214,7 @@ def config_of(*words: str) -> RunConfig:
 
 def test_the_command_has_the_teachers_flags():
     config = config_of("--arch", "poly", "--teacher", "runs/a", "runs/b", "--teacher.n-negatives", "3")
-    assert config.teacher == TeacherConfig(models=(Path("runs/a"), Path("runs/b")), n_negatives=3)
+    assert config.teacher == TeacherConfig(models=("runs/a", "runs/b"), n_negatives=3)
     assert config.loss == teaching.TAUGHT and config.folder.name == "chitchat-poly-minilm-distilled"
     assert config_of("--loss", "margin-mse", "--teacher", "a").loss == MarginLoss()
     kept = json.loads(json.dumps(to_json(config)))
@@ -232,7 +231,7 @@ def test_the_command_has_the_teachers_flags():
         ({"teacher": 3}, "teacher"),
         ({"teacher": TeacherConfig()}, "teacher"),
         ({"teacher": "cross"}, "teacher.miner"),
-        ({"teacher": TeacherConfig(models=(Path("bi"),), miner=Path("cross"))}, "teacher.miner"),
+        ({"teacher": TeacherConfig(models=("bi",), miner="cross")}, "teacher.miner"),
     ],
 )
 def test_what_cannot_work_is_refused(runs, changes, argument, monkeypatch):
@@ -283,7 +282,7 @@ def test_fit_with_a_guide_keeps_its_vectors(runs, tmp_path):
     with pytest.raises(InputError) as refused:
         polyjax.fit(ROWS, **settings | {"arch": "cross"}, run_dir=tmp_path / "other")
     assert refused.value.argument == "guide"
-    for wrong in ({"margin": -1.0, "model": Path("a")}, {"margin": 0.1}):
+    for wrong in ({"margin": -1.0, "model": "a"}, {"margin": 0.1}):
         with pytest.raises(InputError) as refused:
             GuideConfig(**wrong)
         assert refused.value.argument == "guide.margin"

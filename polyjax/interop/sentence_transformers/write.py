@@ -73,7 +73,11 @@ def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None =
         _check(aside, made)
 
 
-def _refused(what: str, fix: str | None = None) -> InputError:
+_OTHERWISE = "`polyjax serve` serves it as it is, `polyjax export RUN_DIR OUT` writes its parameters"
+"""What to do with a model that sentence-transformers has no equivalent of."""
+
+
+def _refused(what: str, fix: str = _OTHERWISE) -> InputError:
     return InputError(
         "export",
         expected="a bi-encoder with one transformer, or a cross-encoder with its family's classifier",
@@ -81,6 +85,18 @@ def _refused(what: str, fix: str | None = None) -> InputError:
         fix=fix,
         is_argument=False,
     )
+
+
+def _other_head(head: Any) -> tuple[str, str]:
+    """A description of a head that has no equivalent in sentence-transformers, and what to do."""
+    arch = getattr(head, "arch", type(head).__name__)
+    if arch == "poly":
+        return "a poly-encoder", f"train a bi-encoder (`arch` bi); {_OTHERWISE}"
+    if arch == "cross":
+        what = f"a cross-encoder with settings of {type(head).__name__}"
+        standard = "`head` joint, `head.reduction` first, `head.dense` tanh with a BERT"
+        return what, f"train with its family's classifier ({standard}); {_OTHERWISE}"
+    return f"a {arch}-encoder with settings of {type(head).__name__}", _OTHERWISE
 
 
 def _made(scorer: TextScorer) -> "_Files":
@@ -95,18 +111,22 @@ def _made(scorer: TextScorer) -> "_Files":
             "dtype", expected="float32", got=encoder.dtype, fix="load the model in float32 to export it"
         )
     if not isinstance(scorer.text.tokenizer, HuggingFaceTokenizer):
-        raise _refused(f"a model whose tokenizer is a {type(scorer.text.tokenizer).__name__}")
+        fix = f"train from a pretrained `encoder`, whose tokenizer can be exported; {_OTHERWISE}"
+        raise _refused(f"a model whose tokenizer is a {type(scorer.text.tokenizer).__name__}", fix)
     if not isinstance(head, BiConfig | CrossConfig):
-        kind = type(head).__name__
-        raise _refused(f"a {getattr(head, 'arch', kind)}-encoder with settings of {kind}")
+        raise _refused(*_other_head(head))
     if isinstance(head, BiConfig) and not head.shared_encoder:
         raise _refused("two separate transformers", "train with `head.shared_encoder`")
     if scorer.text.config.layout != "standard" or scorer.text.config.padding != "bucket":
         raise _refused("a model with a layout or padding other than the default")
     if not isinstance(head.reduction, str):
-        raise _refused(f"the reduction {head.reduction}")
+        raise _refused(
+            f"the reduction {head.reduction}", f"train with `head.reduction` mean or first; {_OTHERWISE}"
+        )
     if getattr(encoder, "output_scaling", 1.0) != 1.0:
-        raise _refused("hidden states that are multiplied by `encoder.output_scaling`")
+        raise _refused(
+            "hidden states that are multiplied by `encoder.output_scaling`", f"train with 1.0; {_OTHERWISE}"
+        )
     return _BiFiles(scorer, head) if isinstance(head, BiConfig) else _CrossFiles(scorer, head)
 
 
@@ -277,7 +297,8 @@ class _CrossFiles(_Files):
         """
         kind = type(self.settings).__name__
         if self.family.classifier is None:
-            raise _refused(f"a cross-encoder with a {kind}, for which transformers has no classifier")
+            fix = f"train from an encoder of another family, such as BERT; {_OTHERWISE}"
+            raise _refused(f"a cross-encoder with a {kind}, for which transformers has no classifier", fix)
         found = None
         with_entries = ConfigJson(Path(CONFIG), {**self.entries, **extra})
         try:
