@@ -17,6 +17,7 @@ from polyjax.data.known import count_known, load_known, ranked_note
 from polyjax.data.rows import RankConfig, Rows, rows_digest
 from polyjax.data.tasks import Task, TaskConfig, beside, prepared_in, read_to_rank
 from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.truncation import ranked_losses
 from polyjax.errors import InputError, shown
 from polyjax.evaluation.rankings import check_candidates, some, write_examples
 from polyjax.evaluation.rankings import evaluate as ranked
@@ -237,6 +238,9 @@ def rows_to_evaluate(config: EvaluateConfig, *, of_run: bool = True) -> Chosen:
 def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Results:
     """Rank the rows, print the table, and write what was asked for."""
     rows, examples, title = chosen.rows, chosen.examples, f"{chosen.task.name} {config.split}"
+    lost = ranked_losses(examples, scorer.text, split=config.split, shared=rows.shared)
+    for note in lost.notes():
+        console.print(note)
     evaluation = ranked(
         f"{scorer.settings.head.arch}-encoder",
         scorer,

@@ -13,6 +13,7 @@ from polyjax.data.rows import Rows
 from polyjax.data.tasks import describe
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
+from polyjax.data.truncation import ranked_losses
 from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
 from polyjax.evaluation.calibration import fit_score_map
 from polyjax.evaluation.metrics import Chance, RankingResult
@@ -77,6 +78,7 @@ def report(
     test, title = some(rows.examples, config.test_examples), f"{config.dataset.name} test"
     ks = config.dataset.ks
     scorer = TextScorer(*load_scorer(config.folder, **config.own_parts), mesh=run.mesh)
+    lost = lost_texts(run, splits, scorer)
     model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
     MetricsLog(config.folder, resume_step=run.outcome.steps, write=is_primary()).write(
         run.outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
@@ -86,7 +88,7 @@ def report(
     calibrate(run, scorer, splits.valid)
     baselines = run_baselines(run, test, list(turns()), rows.shared)
     results = [*baselines, model.ranking]
-    notes = report_notes(run, splits, scorer, n_tested=len(test))
+    notes = report_notes(run, splits, scorer, lost, n_tested=len(test))
     if is_primary():
         counts = len(splits.train.examples), len(splits.valid.examples), len(test)
         write_report(
@@ -111,12 +113,29 @@ def report(
         console.print(f"next: polyjax chat {config.folder} --candidates FILE, one candidate per line")
 
 
-def report_notes(run: Trained, splits: Splits, scorer: TextScorer, *, n_tested: int) -> list[str]:
+def lost_texts(run: Trained, splits: Splits, scorer: TextScorer) -> list[str]:
+    """What of the rows to validate and to test on the model does not see, a line each."""
+    config = run.config
+    most = {"validation": config.train.validate_examples, "test": config.test_examples}
+    ranked = zip(most, (splits.valid, splits.test), strict=True)
+    return [
+        note
+        for split, rows in ranked
+        for note in ranked_losses(
+            some(rows.examples, most[split]), scorer.text, split=split, shared=rows.shared
+        ).notes()
+    ]
+
+
+def report_notes(
+    run: Trained, splits: Splits, scorer: TextScorer, lost: Sequence[str], *, n_tested: int
+) -> list[str]:
     """Facts about the run, a line each; the first is about the test rows."""
     config, outcome = run.config, run.outcome
     return [
         f"task: {describe(config.dataset, 'test', n_tested)}",
         *splits.notes,
+        *lost,
         f"training: {outcome.steps} steps of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
         f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
         f"programs compiled: {outcome.compilations} for training and validation, "

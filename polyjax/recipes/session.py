@@ -14,7 +14,7 @@ from polyjax.data.batches import prepare_texts
 from polyjax.data.tasks import training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.data.truncation import check_losses, loss_notes, losses
+from polyjax.data.truncation import check_losses, losses
 from polyjax.evaluation import check_tfidf
 from polyjax.interop.parlai.cards import PARLAI
 from polyjax.interop.sentence_transformers import check_vocabulary
@@ -199,6 +199,6 @@ def say_losses(config: RunConfig, splits: Splits, text: TextEncoder) -> None:
     found = losses(splits.train.examples, text)
     steps, _ = steps_of(config.train, config.batch.batch_size, len(splits.train.examples))
     check_losses(found, steps=steps)
-    for note in loss_notes(found):
+    for note in found.notes():
         console.print(note)
         splits.notes.append(note)
