@@ -15,6 +15,7 @@ from polyjax.data.corpora.leakage import HeldOut, held_out_of
 from polyjax.data.corpora.prepare import (
     PreparedPiece,
     TaskPiece,
+    corpus_contents,
     corpus_identity,
     prepare_pieces,
     sampled_turns,
@@ -94,7 +95,7 @@ def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int)
     return cast(KnownEncoder, config.encoder.applied_to(base))
 
 
-def check_corpus(run_dir: Path, files: str) -> None:
+def check_corpus(run_dir: Path, files: str, contents: Sequence[str] = ()) -> None:
     """Before anything is prepared: whether the corpus's files are those that the run began with.
 
     Before its first checkpoint a run starts again with the files' present content, and a new vocabulary.
@@ -102,6 +103,7 @@ def check_corpus(run_dir: Path, files: str) -> None:
     Args:
         run_dir: of the run.
         files: see ``corpus_identity``.
+        contents: see ``corpus_contents``.
 
     Raises:
         InputError: they are not, and the run was trained on them.
@@ -110,29 +112,46 @@ def check_corpus(run_dir: Path, files: str) -> None:
     if not path.exists() or read_json(path).get("files") == files:
         return
     if any((run_dir / "checkpoints").glob("[0-9]*")):
-        raise _corpus_changed(run_dir)
+        raise _corpus_changed(run_dir, _other_files(read_json(path).get("contents"), contents))
     console.print("the corpus has changed; its vocabulary is trained again")
     path.unlink()
     shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
 
 
-def note_corpus(run_dir: Path, files: str, state: str) -> None:
+def note_corpus(run_dir: Path, files: str, state: str, contents: Sequence[str] = ()) -> None:
     """Record what a run is trained on; raise InputError if it had another corpus."""
     path = run_dir / CORPUS
     begun = any((run_dir / "checkpoints").glob("[0-9]*"))
     if begun and path.exists() and read_json(path).get("state") != state:
-        raise _corpus_changed(run_dir)
+        raise _corpus_changed(run_dir, "what is left out of it, or the tokenizer, is another")
     if is_primary():
-        write_json(path, {"files": files, "state": state})
+        write_json(path, {"files": files, "state": state, "contents": list(contents)})
 
 
 CORPUS = "corpus.json"
 
 
-def _corpus_changed(run_dir: Path) -> InputError:
+def _other_files(before: Sequence[str] | None, now: Sequence[str]) -> str:
+    """Which files of a corpus are new, changed or missing, in words; "" where that was not kept."""
+    if not before or not now:
+        return ""
+    old, new = (dict(line.rpartition("/")[::2] for line in lines) for lines in (before, now))
+    said = {
+        "new": sorted({*new} - {*old}),
+        "missing": sorted({*old} - {*new}),
+        "changed": sorted(name for name in {*old} & {*new} if old[name] != new[name]),
+    }
+    return "; ".join(
+        f"{what}: {', '.join(name.partition('/')[2] for name in names)}"
+        for what, names in said.items()
+        if names
+    )
+
+
+def _corpus_changed(run_dir: Path, how: str) -> InputError:
     return InputError.in_file(
         run_dir,
-        problem="the corpus has changed since this run began",
+        problem=f"the corpus has changed since this run began{f' ({how})' if how else ''}",
         fix="restore its files, or choose another `run_dir`",
     )
 
@@ -140,7 +159,8 @@ def _corpus_changed(run_dir: Path) -> InputError:
 def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, PreparedCorpus, list[LeftOut]]:
     """The tokenizer, the corpus's tokens, and what was left out; made first where they are not there."""
     files = corpus_identity(config.corpus)
-    check_corpus(config.folder, files)
+    contents = corpus_contents(config.corpus)
+    check_corpus(config.folder, files, contents)
     excluded, left_out = HeldOut(), []
     for name in config.leave_out:
         found = held_out_of(config.corpus.task(name))
@@ -150,7 +170,7 @@ def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, Pre
     tokenizer = make_tokenizer(config, source, pieces, excluded)
     folder = config.folder / "tokenizer"
     corpus = tokens_of(config.corpus, tokenizer, folder, pieces=pieces, excluded=excluded)
-    note_corpus(config.folder, files, corpus.state)
+    note_corpus(config.folder, files, corpus.state, contents)
     return tokenizer, corpus, left_out
 
 
