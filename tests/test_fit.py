@@ -128,6 +128,7 @@ def test_evaluate_takes_a_run_rows_or_a_file(run, folder, capsys):
         (lambda run: polyjax.fit(ROWS, valid=[{"context": "hi"}], **SMALL), "valid[0]"),
         (lambda run: polyjax.fit(ROWS, **SMALL | {"steps": -1}), "steps"),
         (lambda run: polyjax.fit(ROWS, **SMALL | {"seed": -1}), "seed"),
+        (lambda run: polyjax.Run.load(7), "folder"),
     ],
 )
 def test_an_error_names_what_the_caller_wrote(run, act, argument):
@@ -153,7 +154,18 @@ def test_evaluating_on_training_rows_is_said_whatever_holds_the_model(run, capsy
 
 @pytest.mark.parametrize(
     ("changes", "argument"),
-    [({"ks": [4]}, "k"), ({"out": "listed.jsonl"}, "out"), ({"model": 3}, "model"), ({"data": 5}, "data")],
+    [
+        ({"ks": [4]}, "ks"),
+        ({"ks": "4"}, "ks"),
+        ({"ks": [True]}, "ks"),
+        ({"examples": "3"}, "examples"),
+        ({"examples": -1}, "examples"),
+        ({"split": "train"}, "split"),
+        ({"rank": "sampled"}, "rank"),
+        ({"out": "listed.jsonl"}, "out"),
+        ({"model": 3}, "model"),
+        ({"data": 5}, "data"),
+    ],
 )
 def test_evaluate_refuses_before_it_scores(run, changes, argument, folder):
     (folder / "listed.jsonl").write_text("")

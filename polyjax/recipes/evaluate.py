@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import tyro
@@ -22,6 +22,7 @@ from polyjax.errors import InputError, shown
 from polyjax.evaluation.rankings import check_candidates, some, write_examples
 from polyjax.evaluation.rankings import evaluate as ranked
 from polyjax.evaluation.report import console_table
+from polyjax.inference.arguments import check_choice, check_count, check_list
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.cards import load_scorer
 from polyjax.interop.parlai.cards import PARLAI
@@ -107,6 +108,7 @@ def evaluate(
     Raises:
         InputError: a file is missing or bad, the rows cannot be ranked, or the model is not one.
     """
+    _check_arguments(split, ks, examples, rank)
     with hushed(quiet), contextlib.ExitStack() as closing:
         kept: dict[Path, str] = {}
 
@@ -128,9 +130,24 @@ def evaluate(
             rank=rank or RankConfig(),
             out=None if out is None else Path(out),
         )
-        with rows_named(kept):
-            chosen = rows_to_evaluate(config, of_run=run_dir is not None)
+        try:
+            with rows_named(kept):
+                chosen = rows_to_evaluate(config, of_run=run_dir is not None)
+        except InputError as error:
+            raise error.renamed("ks") if error.argument == "k" else error from None
         return scored(config, ranker.scorer, chosen)
+
+
+def _check_arguments(split: object, ks: object, examples: object, rank: object) -> None:
+    """Raise InputError for a Python caller's argument of another type or value."""
+    check_choice("split", split, ("valid", "test"))
+    check_list("ks", ks)
+    for k in cast(Sequence[object], ks):
+        check_count("ks", k)
+    if examples != 0:
+        check_count("examples", examples)
+    if not isinstance(rank, RankConfig | None):
+        raise InputError("rank", expected="a RankConfig", got=rank)
 
 
 def opened(model: Any) -> tuple[Ranker, Path | None]:

@@ -41,6 +41,7 @@ from polyjax.recipes.pretraining_settings import PretrainConfig
 from polyjax.recipes.settings import SCRATCH, scratch_shape
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, LeftOut, owned_run, read_json, write_json
+from polyjax.runtime.forks import refuse_forked
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.memory import device_memory, step_memory
@@ -176,6 +177,7 @@ def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, Pre
 
 def run(config: PretrainConfig) -> TrainResult:
     """Prepare, train or resume, and write the report."""
+    refuse_forked()
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     with owned_run(config.folder, config, incidental=INCIDENTAL):
         return pretrain(config, source, mesh)

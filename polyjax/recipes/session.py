@@ -39,6 +39,7 @@ from polyjax.recipes.start import (
 from polyjax.recipes.teaching import taught
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, owned_run
+from polyjax.runtime.forks import refuse_forked
 from polyjax.runtime.progress import console
 from polyjax.train.config import steps_of
 from polyjax.train.loop import TrainResult, train
@@ -87,6 +88,7 @@ class Parts:
 
 def run(config: RunConfig, parts: Parts | None = None) -> None:
     """Train or resume, evaluate beside the baselines, and write the report; with ``dry_run`` say the plan."""
+    refuse_forked()
     source = pretrained_folder(config)
     mesh = make_mesh(config.mesh)
     if config.dry_run:
