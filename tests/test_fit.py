@@ -12,6 +12,7 @@ from flax import nnx
 
 import polyjax
 from polyjax import Example, InputError, Ranker, Run
+from polyjax.recipes.evaluate import check_arguments
 from polyjax.recipes.notebook import Display
 from polyjax.recipes.results import Results
 from polyjax.runtime.progress import watched_by
@@ -128,7 +129,6 @@ def test_evaluate_takes_a_run_rows_or_a_file(run, folder, capsys):
         (lambda run: polyjax.fit(ROWS, valid=[{"context": "hi"}], **SMALL), "valid[0]"),
         (lambda run: polyjax.fit(ROWS, **SMALL | {"steps": -1}), "steps"),
         (lambda run: polyjax.fit(ROWS, **SMALL | {"seed": -1}), "seed"),
-        (lambda run: polyjax.Run.load(7), "folder"),
     ],
 )
 def test_an_error_names_what_the_caller_wrote(run, act, argument):
@@ -156,12 +156,7 @@ def test_evaluating_on_training_rows_is_said_whatever_holds_the_model(run, capsy
     ("changes", "argument"),
     [
         ({"ks": [4]}, "ks"),
-        ({"ks": "4"}, "ks"),
-        ({"ks": [True]}, "ks"),
-        ({"examples": "3"}, "examples"),
         ({"examples": -1}, "examples"),
-        ({"split": "train"}, "split"),
-        ({"rank": "sampled"}, "rank"),
         ({"out": "listed.jsonl"}, "out"),
         ({"model": 3}, "model"),
         ({"data": 5}, "data"),
@@ -172,6 +167,24 @@ def test_evaluate_refuses_before_it_scores(run, changes, argument, folder):
     settings = {"model": run, "data": None} | changes
     with pytest.raises(InputError) as refused:
         polyjax.evaluate(settings.pop("model"), settings.pop("data"), **settings)
+    assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"ks": "4"}, "ks"),
+        ({"ks": [True]}, "ks"),
+        ({"examples": "3"}, "examples"),
+        ({"split": "train"}, "split"),
+        ({"rank": "sampled"}, "rank"),
+    ],
+)
+def test_evaluates_arguments_of_another_type_are_refused(changes, argument):
+    given = {"split": "test", "ks": [1], "examples": 0, "rank": None}
+    check_arguments(**given)
+    with pytest.raises(InputError) as refused:
+        check_arguments(**given | changes)
     assert refused.value.argument == argument
 
 

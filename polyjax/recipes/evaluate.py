@@ -108,7 +108,7 @@ def evaluate(
     Raises:
         InputError: a file is missing or bad, the rows cannot be ranked, or the model is not one.
     """
-    _check_arguments(split, ks, examples, rank)
+    check_arguments(split, ks, examples, rank)
     with hushed(quiet), contextlib.ExitStack() as closing:
         kept: dict[Path, str] = {}
 
@@ -138,7 +138,7 @@ def evaluate(
         return scored(config, ranker.scorer, chosen)
 
 
-def _check_arguments(split: object, ks: object, examples: object, rank: object) -> None:
+def check_arguments(split: object, ks: object, examples: object, rank: object) -> None:
     """Raise InputError for a Python caller's argument of another type or value."""
     check_choice("split", split, ("valid", "test"))
     check_list("ks", ks)

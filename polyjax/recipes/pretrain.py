@@ -136,7 +136,7 @@ def _other_files(before: Sequence[str] | None, now: Sequence[str]) -> str:
     """Which files of a corpus are new, changed or missing, in words; "" where that was not kept."""
     if not before or not now:
         return ""
-    old, new = (dict(line.rpartition("/")[::2] for line in lines) for lines in (before, now))
+    old, new = ({line.rpartition("/")[0]: line for line in lines} for lines in (before, now))
     said = {
         "new": sorted({*new} - {*old}),
         "missing": sorted({*old} - {*new}),
