@@ -198,6 +198,17 @@ def test_other_rows_or_settings_are_refused(run):
         polyjax.fit(ROWS, **SMALL, run_dir=run.folder, optim={"learning_rate": 1.0})
 
 
+def test_metrics_are_shown_and_saved_where_a_later_stage_fails(folder, monkeypatch, capsys):
+    def broken(*given, **options):
+        raise RuntimeError("no baseline")
+
+    monkeypatch.setattr("polyjax.recipes.outcome.run_baselines", broken)
+    with pytest.raises(RuntimeError, match="no baseline"):
+        polyjax.fit(ROWS, **SMALL, run_dir="broken")
+    assert re.search(r"bi-encoder +[01]\.\d{3}", capsys.readouterr().out)
+    assert "bi-encoder" in json.loads((folder / "broken" / "results.json").read_text())
+
+
 def test_examples_are_rows_too(folder):
     examples = [Example(str(i), (row["context"],), (row["label"],), 0, str(i)) for i, row in enumerate(ROWS)]
     run = polyjax.fit(examples, **SMALL | {"steps": 1, "train": {"validate_every_steps": 1}}, quiet=True)

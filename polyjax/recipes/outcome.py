@@ -85,9 +85,16 @@ def report(
     )
     if is_primary():  # whatever becomes of the baselines
         write_json(config.folder / RESULTS, {model.ranking.name: model.ranking.summary(ks)})
-    calibrate(run, scorer, splits.valid)
-    baselines = run_baselines(run, test, list(turns()), rows.shared)
+    title = f"{title}, {len(test)} rows"
+    try:
+        calibrate(run, scorer, splits.valid)
+        baselines = run_baselines(run, test, list(turns()), rows.shared)
+    except BaseException:  # what was computed is shown, whatever becomes of the rest
+        console.print(console_table([model.ranking], title, ks=ks))
+        raise
     results = [*baselines, model.ranking]
+    if show_table:
+        console.print(console_table(results, title, ks=ks))
     notes = report_notes(run, splits, scorer, lost, n_tested=len(test))
     if is_primary():
         counts = len(splits.train.examples), len(splits.valid.examples), len(test)
@@ -100,8 +107,6 @@ def report(
             log=MetricsLog.read(config.folder),
             ks=ks,
         )
-    if show_table:
-        console.print(console_table(results, f"{title}, {len(test)} rows", ks=ks))
     # With init the question is whether training helped; otherwise, what the best baseline is.
     before = [result for result in baselines if result.name == BEFORE]
     if compared := best_of(before or baselines):
