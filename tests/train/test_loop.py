@@ -306,6 +306,11 @@ def test_a_digest_among_the_settings_is_shortened_and_many_settings_are_counted(
     assert error.value.problem.endswith('`values` was ["0a0a0a0a..."], now ["ffffffff..."]')
 
 
+def test_a_folder_that_checkpoints_cannot_name_is_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="not text in the process's locale"):
+        Checkpoints(tmp_path / "r\udce9")
+
+
 def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):
     """What its config.json lacks had the default then; another value is another run."""
     open_run(tmp_path, OptimConfig())
