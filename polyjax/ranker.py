@@ -23,7 +23,6 @@ from polyjax.inference.arguments import (
 )
 from polyjax.inference.embedding import Output, embed
 from polyjax.inference.explain import Explanation, explain
-from polyjax.inference.forks import refuse_forked
 from polyjax.inference.scorer import TextScorer, check_scorer
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.interop.pretrained import load_model, origin_of, zero_shot_scorer
@@ -37,6 +36,7 @@ from polyjax.retrieval.search.programs import SearchPrograms
 from polyjax.retrieval.search.searcher import Method, Results
 from polyjax.retrieval.searchable import Index, Reranker
 from polyjax.retrieval.stages.faiss import FirstStage
+from polyjax.runtime.forks import refuse_forked
 from polyjax.types import Ranked
 
 

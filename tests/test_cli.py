@@ -372,3 +372,24 @@ def test_output_that_lacks_a_character(converted, tmp_path, encoding):
             if more
             else "\\U0001f600" in text
         )
+
+
+def test_input_that_the_locale_cannot_decode_is_utf_8(converted, tmp_path):
+    """In a process: it is about the encoding of standard input."""
+    (tmp_path / "replies.txt").write_text("hi\nno\n")
+    command = [
+        sys.executable,
+        "-m",
+        "polyjax",
+        "rank",
+        str(converted),
+        "--candidates",
+        "replies.txt",
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "XLA_FLAGS": FAST_COMPILATION}
+    said = "h\N{LATIN SMALL LETTER E WITH ACUTE}\n".encode() + b"\xe9\n"
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, input=said)
+    assert done.returncode == 0, done.stderr.decode()
+    contexts = [json.loads(line)["context"] for line in done.stdout.splitlines()]
+    assert contexts == [["h\N{LATIN SMALL LETTER E WITH ACUTE}"], ["\N{REPLACEMENT CHARACTER}"]]

@@ -147,7 +147,10 @@ def test_own_data(folder, tmp_path):
     file.write_text(file.read_text().replace("stone", "rock") + json.dumps(rows[0] | {"id": 300}) + "\n")
     done = command("run.py", *task, *scratch, "--run-dir", str(tmp_path / "run"), folder=folder)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "belongs to a run with other data, expected train rows of digest" in " ".join(done.stderr.split())
+    words = (
+        r"belongs to a run with other data: \d+ of \d+ train rows are new or changed, \d+ of the \d+ before"
+    )
+    assert re.search(words, " ".join(done.stderr.split())), done.stderr
     assert (tmp_path / "run" / "report.md").read_text() == card
     done = command("evaluate.py", str(tmp_path / "run"), folder=folder)
     assert "these are not the test rows that the run had" in " ".join(done.stdout.split())

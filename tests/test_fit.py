@@ -12,6 +12,7 @@ from flax import nnx
 
 import polyjax
 from polyjax import Example, InputError, Ranker, Run
+from polyjax.recipes.evaluate import check_arguments
 from polyjax.recipes.notebook import Display
 from polyjax.recipes.results import Results
 from polyjax.runtime.progress import watched_by
@@ -153,13 +154,37 @@ def test_evaluating_on_training_rows_is_said_whatever_holds_the_model(run, capsy
 
 @pytest.mark.parametrize(
     ("changes", "argument"),
-    [({"ks": [4]}, "k"), ({"out": "listed.jsonl"}, "out"), ({"model": 3}, "model"), ({"data": 5}, "data")],
+    [
+        ({"ks": [4]}, "ks"),
+        ({"examples": -1}, "examples"),
+        ({"out": "listed.jsonl"}, "out"),
+        ({"model": 3}, "model"),
+        ({"data": 5}, "data"),
+    ],
 )
 def test_evaluate_refuses_before_it_scores(run, changes, argument, folder):
     (folder / "listed.jsonl").write_text("")
     settings = {"model": run, "data": None} | changes
     with pytest.raises(InputError) as refused:
         polyjax.evaluate(settings.pop("model"), settings.pop("data"), **settings)
+    assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"ks": "4"}, "ks"),
+        ({"ks": [True]}, "ks"),
+        ({"examples": "3"}, "examples"),
+        ({"split": "train"}, "split"),
+        ({"rank": "sampled"}, "rank"),
+    ],
+)
+def test_evaluates_arguments_of_another_type_are_refused(changes, argument):
+    given = {"split": "test", "ks": [1], "examples": 0, "rank": None}
+    check_arguments(**given)
+    with pytest.raises(InputError) as refused:
+        check_arguments(**given | changes)
     assert refused.value.argument == argument
 
 
@@ -171,6 +196,17 @@ def test_other_rows_or_settings_are_refused(run):
     assert json.loads((run.folder / "rows.jsonl").read_text().splitlines()[-1]) == ROWS[-1]
     with pytest.raises(InputError, match="learning.rate"):
         polyjax.fit(ROWS, **SMALL, run_dir=run.folder, optim={"learning_rate": 1.0})
+
+
+def test_metrics_are_shown_and_saved_where_a_later_stage_fails(folder, monkeypatch, capsys):
+    def broken(*given, **options):
+        raise RuntimeError("no baseline")
+
+    monkeypatch.setattr("polyjax.recipes.outcome.run_baselines", broken)
+    with pytest.raises(RuntimeError, match="no baseline"):
+        polyjax.fit(ROWS, **SMALL, run_dir="broken")
+    assert re.search(r"bi-encoder +[01]\.\d{3}", capsys.readouterr().out)
+    assert "bi-encoder" in json.loads((folder / "broken" / "results.json").read_text())
 
 
 def test_examples_are_rows_too(folder):

@@ -282,7 +282,7 @@ def test_it_is_written_whole_and_resumes(runs, file, tmp_path, monkeypatch, caps
     assert not done
     with pytest.raises(InputError) as refused:
         polyjax.mine(runs / "bi", file, parts, n_negatives=2, quiet=True)
-    assert refused.value.argument == "out" and "or other rules" in refused.value.problem
+    assert refused.value.argument == "out" and "`n_negatives` (was" in refused.value.problem
     parts.write_text(parts.read_text().replace("lamp", "lamb"))
     with pytest.raises(InputError) as refused:
         polyjax.mine(runs / "bi", file, parts, quiet=True)

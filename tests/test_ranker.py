@@ -14,7 +14,8 @@ import pytest
 
 from polyjax import Index, InputError, Ranker
 from polyjax.data import token_store
-from polyjax.inference import arguments, forks
+from polyjax.inference import arguments
+from polyjax.runtime import forks
 
 CONTEXT = ["hey! what did you do last weekend?", "we went hiking in the mountains"]
 REPLIES = ["which trail did you take?", "my printer is out of ink", "nice, how was the view?"]
@@ -371,6 +372,31 @@ def test_the_process_that_began_to_compute_may_go_on(monkeypatch):
     with pytest.raises(InputError) as error:
         forks.refuse_forked()
     assert not error.value.is_argument
+
+
+FORKED_TRAINING = """
+import os, sys, warnings
+import jax.numpy as jnp
+import polyjax
+
+warnings.simplefilter("ignore")
+if sys.argv[1] == "used":
+    jnp.zeros(3).block_until_ready()  # by the caller, not by polyjax
+if pid := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+try:
+    polyjax.fit("nowhere.jsonl")
+except polyjax.InputError as error:
+    os._exit(7 if error.argument == "fork" else 0)
+os._exit(1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize(("before", "status"), [("used", 7), ("unused", 0)])
+def test_training_in_a_forked_process_is_refused_whoever_started_jax(before, status, tmp_path):
+    command = [sys.executable, "-c", FORKED_TRAINING, before]
+    assert subprocess.run(command, cwd=tmp_path, timeout=120).returncode == status
 
 
 def test_a_score_is_explained_by_its_parts(poly):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 import zlib
@@ -12,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from polyjax.cli.flags import as_json_line, parse_flags, user_errors
+from polyjax.cli.flags import as_json_line, as_text, parse_flags, user_errors
 from polyjax.data.candidates import candidate_lines
 from polyjax.data.identity import text_key
 from polyjax.errors import InputError
@@ -225,7 +226,7 @@ class Chat:
 
 def default_index(run_dir: Path, candidates: Path) -> Path:
     """The folder for the index of a candidate file; it differs for files of one name in different folders."""
-    place = zlib.crc32(str(candidates.resolve()).encode())
+    place = zlib.crc32(os.fsencode(candidates.resolve()))
     return run_dir / "index" / f"{candidates.name}-{place:08x}"
 
 
@@ -269,8 +270,7 @@ def _lines(interactive: bool) -> Iterable[str]:
             return
         if not interactive and not line:
             return
-        # Bytes that are not UTF-8 become lone surrogates, which no tokenizer accepts.
-        yield line.encode("utf-8", "replace").decode("utf-8")
+        yield as_text(line)
 
 
 def _write(text: str) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from polyjax.cli.flags import as_json_line
+from polyjax.cli.flags import as_json_line, as_text
 from polyjax.errors import InputError
 from polyjax.retrieval.search.searcher import Found
 from polyjax.types import Ranked
@@ -18,13 +18,12 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
         InputError: nothing was given, and standard input is a terminal.
     """
     if given:
-        yield list(given)
+        yield [as_text(turn) for turn in given]
         return
     if sys.stdin.isatty():
         raise InputError("context", expected="at least one turn, or lines on standard input", got=())
     for line in sys.stdin:
-        # Bytes that are not UTF-8 become lone surrogates, which no tokenizer accepts.
-        turns = line.rstrip("\r\n").encode("utf-8", "replace").decode("utf-8").split("\t")
+        turns = as_text(line.rstrip("\r\n")).split("\t")
         if any(turn.strip() for turn in turns):
             yield [turn for turn in turns if turn.strip()]
 

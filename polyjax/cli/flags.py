@@ -1,5 +1,6 @@
 """Shared by all commands: flags from dataclasses, and errors as one line with exit status 2."""
 
+import codecs
 import contextlib
 import difflib
 import errno
@@ -132,6 +133,20 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
     return InputError(prog, problem=problem, fix=advice + help_, is_argument=False)
 
 
+def as_text(given: str) -> str:
+    """A text that was typed; what the locale could not decode is read as UTF-8, or else is U+FFFD.
+
+    Python turns such bytes into lone surrogates, which no tokenizer accepts.
+
+    >>> as_text("h\udcc3\udca9"), as_text("\udce9")
+    ('hé', '\ufffd')
+    """
+    try:
+        return given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half a pair
+        return given.encode("utf-8", "replace").decode("utf-8")
+
+
 def as_json_line(value: Any) -> str:
     """A value as one line of JSON that standard output can encode."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
@@ -163,6 +178,10 @@ def user_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escape characters that it cannot encode
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # see ``as_text``
+        is_ascii = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        encoding = "utf-8" if is_ascii else sys.stdin.encoding
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")
     try:
         yield
     except InputError as error:

@@ -20,6 +20,7 @@ from polyjax.retrieval.index.manifest import read_manifest
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import open_index
 from polyjax.retrieval.index.texts import ids_of
+from polyjax.retrieval.making import say_losses
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors, meter
 
@@ -145,6 +146,7 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
             before = read_manifest(command.index).next_id
             with meter("encoding", len(texts), unit="candidates", out=errors) as bar:
                 given = add_to_index(command.index, texts, scorer, progress=bar.add)
+            say_losses(texts, scorer)
             ids = sorted({id_ for id_ in given if id_ >= before})
             added = f"ids {ids[0]} to {ids[-1]}" if ids else "nothing new"
             say(f"{command.index}: {len(ids):,} of {len(texts):,} candidates added ({added})")

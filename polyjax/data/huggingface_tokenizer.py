@@ -58,7 +58,7 @@ class HuggingFaceTokenizer:
         if not path.is_file():
             raise InputError.in_file(path, problem="the file is missing: expected a tokenizer")
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # the library raises bare Exception for a file it cannot parse
             problem = f"not a readable tokenizer.json: {first_line(error)}"
             raise InputError.in_file(path, problem=problem) from None

@@ -201,14 +201,16 @@ class TextEncoder:
         return self._layout.candidate(ids, limit, self.tokenizer)
 
     def cuts_context(self, turns: Sequence[str]) -> bool:
-        """Whether a context has more tokens than fit."""
-        recent = turns[-self.config.max_turns :]
+        """Whether a context has more tokens than fit; never where pairs are cut as a whole."""
+        recent = self.read(turns)
         separators = max(len(recent) - 1, 0) * len(self.tokenizer.separator_ids)
-        return sum(map(self._store.length, recent)) + separators > self.config.context_tokens - 2
+        n = sum(map(self._store.length, recent)) + separators
+        return not self.config.pair_tokens and n > self.config.context_tokens - 2
 
     def cuts_candidate(self, text: str) -> bool:
-        """Whether a candidate has more tokens than fit."""
-        return self._store.length(text) > self.config.candidate_tokens - 2
+        """Whether a candidate has more tokens than fit; never where pairs are cut as a whole."""
+        n = self._store.length(self.config.candidate_prompt + text)
+        return not self.config.pair_tokens and n > self.config.candidate_tokens - 2
 
     def context_length(self, turns: Sequence[str]) -> int:
         """How many tokens ``context`` gives."""

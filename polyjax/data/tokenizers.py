@@ -109,7 +109,8 @@ class SentencePieceTokenizer:
         if not path.is_file():
             raise InputError.in_file(path, problem="the file is missing: expected a SentencePiece model")
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+            # Not by its name, which need not be valid Unicode.
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
         except (RuntimeError, OSError) as error:
             problem = f"not a readable SentencePiece model: {first_line(error)}"
             raise InputError.in_file(path, problem=problem) from None

@@ -13,11 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float
 
-from polyjax.inference.forks import refuse_forked
 from polyjax.mesh.placement import ROWS, everywhere, placed, row_devices, shardings_of, used
 from polyjax.nn.encoders import Dtype
 from polyjax.nn.heads import DualHead
 from polyjax.nn.scorers import CrossScorer, DualScorer, Scorer
+from polyjax.runtime.forks import refuse_forked
 from polyjax.types import AnyArray, Tokens
 
 T = TypeVar("T")

@@ -6,33 +6,30 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-import numpy as np
 import tyro
 
-from polyjax.config import from_json
 from polyjax.data.identity import digests
-from polyjax.data.known import count_known, load_known, ranked_note
-from polyjax.data.rows import RankConfig, Rows, rows_digest
+from polyjax.data.known import ranked_note
+from polyjax.data.rows import RankConfig, Rows
 from polyjax.data.tasks import Task, TaskConfig, beside, prepared_in, read_to_rank
-from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.truncation import ranked_losses
 from polyjax.errors import InputError, shown
 from polyjax.evaluation.rankings import check_candidates, some, write_examples
 from polyjax.evaluation.rankings import evaluate as ranked
 from polyjax.evaluation.report import console_table
+from polyjax.inference.arguments import check_choice, check_count, check_list
 from polyjax.inference.scorer import TextScorer
-from polyjax.interop.parlai.cards import PARLAI
-from polyjax.interop.parlai.model import ConvertedFrom
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
 from polyjax.recipes.models import ModelName, load_ranker, run_folder
+from polyjax.recipes.own_rows import has_settings, rows_of_run, taskless, warn_of_training_rows
 from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import ROWS, rows_named, task_of
 from polyjax.recipes.run import Run
-from polyjax.recipes.settings import RunConfig
-from polyjax.runs import CONFIG, DATA, MODEL, read_json, write_json
+from polyjax.runs import write_json
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
 
@@ -107,6 +104,7 @@ def evaluate(
     Raises:
         InputError: a file is missing or invalid, the rows cannot be ranked, or ``model`` is not a model.
     """
+    check_arguments(split, ks, examples, rank)
     with hushed(quiet), contextlib.ExitStack() as closing:
         kept: dict[Path, str] = {}
 
@@ -128,9 +126,24 @@ def evaluate(
             rank=rank or RankConfig(),
             out=None if out is None else Path(out),
         )
-        with rows_named(kept):
-            chosen = rows_to_evaluate(config, run_dir)
+        try:
+            with rows_named(kept):
+                chosen = rows_to_evaluate(config, run_dir)
+        except InputError as error:
+            raise error.renamed("ks") if error.argument == "k" else error from None
         return scored(config, ranker.scorer, chosen)
+
+
+def check_arguments(split: object, ks: object, examples: object, rank: object) -> None:
+    """Raise InputError for a Python caller's argument of another type or value."""
+    check_choice("split", split, ("valid", "test"))
+    check_list("ks", ks)
+    for k in cast(Sequence[object], ks):
+        check_count("ks", k)
+    if examples != 0:
+        check_count("examples", examples)
+    if not isinstance(rank, RankConfig | None):
+        raise InputError("rank", expected="a RankConfig", got=rank)
 
 
 def opened(model: Any) -> tuple[Ranker, Path | None]:
@@ -145,25 +158,7 @@ def opened(model: Any) -> tuple[Ranker, Path | None]:
         model = Ranker.load(model)
     if not isinstance(model, Ranker):
         raise InputError("model", expected="a Ranker, a Run or the path of a run directory", got=model)
-    return model, model.folder if model.folder is not None and _has_settings(model.folder) else None
-
-
-def _has_settings(folder: Path) -> bool:
-    """Whether a folder is a run directory whose config.json says how the model was trained or converted."""
-    if not ((folder / MODEL).is_file() and (folder / CONFIG).is_file()):
-        return False
-    settings = read_json(folder / CONFIG)
-    known = (RunConfig.__name__, ConvertedFrom.__name__)
-    return isinstance(settings, dict) and settings.get("type") in known
-
-
-def rows_of_run(run_dir: Path) -> tuple[Task, RankConfig]:
-    """The task and ranking settings of a run; for a converted model, the default ones."""
-    origin = read_json(run_dir / CONFIG)
-    if isinstance(origin, dict) and origin.get("type") == ConvertedFrom.__name__:
-        return ChitchatConfig(), RankConfig()
-    config = from_json(RunConfig, origin, source=str(run_dir / CONFIG), foreign=PARLAI)
-    return config.dataset, config.rank
+    return model, model.folder if model.folder is not None and has_settings(model.folder) else None
 
 
 def chosen_rank(before: RankConfig, asked: RankConfig) -> RankConfig:
@@ -205,23 +200,6 @@ class Chosen:
     ks: list[int]
 
 
-def task_of_model(model: str) -> Task:
-    """The task of the run that a command names.
-
-    Raises:
-        InputError: the model is not a run directory, or the run's settings are missing or broken.
-    """
-    run_dir = run_folder(model)
-    if run_dir is None:
-        raise _taskless(model)
-    return rows_of_run(run_dir)[0]
-
-
-def _taskless(model: str) -> InputError:
-    fix = "choose one: jsonl:FILE, or the name of a data set"
-    return InputError("task", problem=f"{model} is not a run directory, and so has no task", fix=fix)
-
-
 def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None) -> Chosen:
     """Read and check the rows, and print warnings, for example if the run was trained on some of them.
 
@@ -238,7 +216,7 @@ def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None) -> Chosen:
     elif own is not None:
         task, rank = own
     else:
-        raise _taskless(config.run_dir)
+        raise taskless(config.run_dir)
     rank = chosen_rank(rank, config.rank)
     of_the_run = (task, rank) == own
     if own is not None:
@@ -257,13 +235,16 @@ def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None) -> Chosen:
         if note:
             console.print(note)
     if run_dir is not None and own is not None:
-        _warn_of_training_rows(run_dir, config.split, own[0], rows, examples, of_the_run=of_the_run)
+        warn_of_training_rows(run_dir, config.split, own[0], rows, examples, of_the_run=of_the_run)
     return Chosen(task, rows, examples, sorted({1, *(config.k or task.ks)}))
 
 
 def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Results:
     """Rank the rows, print the table, and write the requested files."""
     rows, examples, title = chosen.rows, chosen.examples, f"{chosen.task.name} {config.split}"
+    lost = ranked_losses(examples, scorer.text, split=config.split, shared=rows.shared)
+    for note in lost.notes():
+        console.print(note)
     evaluation = ranked(
         f"{scorer.settings.head.arch}-encoder",
         scorer,
@@ -296,39 +277,3 @@ def _make_folder(folder: Path) -> None:
         raise InputError(
             "out", problem=f"{folder} cannot be made ({error})", fix="choose another folder"
         ) from None
-
-
-def _warn_of_training_rows(
-    run_dir: Path, split: str, own: Task, rows: Rows, examples: Sequence[Example], *, of_the_run: bool
-) -> None:
-    """Warn if the rows differ from those of the run, or if the run was trained on some of them."""
-    noted = run_dir / DATA
-    if of_the_run and noted.exists() and read_json(noted).get(split) != rows_digest(rows):
-        console.print(f"warning: these are not the {split} rows that the run had: its data have changed")
-    n = rows_trained_on(run_dir, own, digests(examples).rows)
-    if n is None:
-        console.print("the run's training rows are not known: it may have been trained on these rows")
-    elif n:
-        console.print(f"warning: the run was trained on {n:,} of these {len(examples):,} rows")
-
-
-def rows_trained_on(run_dir: Path, own: Task, rows: np.ndarray) -> int | None:
-    """How many of some rows a run was trained on; None if that cannot be known.
-
-    A run directory has digests of its training rows. For a run of an older version, they are computed from
-    the rows if these can still be read.
-
-    Args:
-        run_dir: the run directory.
-        own: the run's task.
-        rows: digests of the rows to look up.
-    """
-    known = load_known(run_dir)
-    if known is None:
-        if read_json(run_dir / CONFIG).get("type") == ConvertedFrom.__name__:
-            return None
-        try:
-            known = digests(own.read("train").examples).rows
-        except InputError:
-            return None
-    return count_known(rows, known)

@@ -22,9 +22,10 @@ from polyjax.errors import InputError
 from polyjax.inference.arguments import as_texts
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
-from polyjax.recipes.evaluate import opened, task_of_model
-from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner
+from polyjax.recipes.evaluate import opened
+from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner, header_difference
 from polyjax.recipes.models import ModelName, load_ranker
+from polyjax.recipes.own_rows import task_of_model
 from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.runs import read_json, write_json
 from polyjax.runtime.files import exclusive_lock, write_bytes
@@ -225,8 +226,10 @@ def _standing(out: Path, about: Path, header: dict[str, Any]) -> Skipped:
         InputError: it was made from other inputs, or has changed since.
     """
     made = read_json(about) if about.is_file() else {}
-    if made.get("of") != json.loads(json.dumps(header)):
-        problem = f"{out} exists, and was made from other rows, with another model or other rules"
+    now = json.loads(json.dumps(header))
+    if made.get("of") != now:
+        other = header_difference(made.get("of") or {}, now) or "it is not known what differs"
+        problem = f"{out} exists, and was made from other inputs: {other}"
         raise InputError("out", problem=problem, fix="name another file, or remove it")
     if made.get("sha256") != _digest(out.read_bytes()):
         raise InputError("out", problem=f"{out} has changed since it was made", fix="name another file")

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,24 @@ class Miner:
         """The re-scoring model's scores after its activation, as users see them."""
         assert self.rescore is not None
         return [self.rescore.scorer.activated(some) for some in scores]
+
+
+def header_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of two ``Miner.header`` differs, in words."""
+    names = {
+        "format": "the version of polyjax",
+        "model": "the model",
+        "rescore": "the model that scores again",
+        "rows": "the rows",
+        "held_out": "the rows that are held out",
+        "candidates": "the candidates",
+    }
+    said = [words for name, words in names.items() if before.get(name) != now.get(name)]
+    old, new = before.get("rules") or {}, now.get("rules") or {}
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            said.append(f"`{name}` (was {old.get(name)!r}, now {new.get(name)!r})")
+    return " and ".join(said)
 
 
 def model_digest(ranker: Ranker) -> str:

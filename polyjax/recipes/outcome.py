@@ -13,6 +13,7 @@ from polyjax.data.rows import Rows
 from polyjax.data.tasks import describe
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
+from polyjax.data.truncation import ranked_losses
 from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
 from polyjax.evaluation.calibration import fit_score_map
 from polyjax.evaluation.metrics import Chance, RankingResult
@@ -77,16 +78,24 @@ def report(
     test, title = some(rows.examples, config.test_examples), f"{config.dataset.name} test"
     ks = config.dataset.ks
     scorer = TextScorer(*load_scorer(config.folder, **config.own_parts), mesh=run.mesh)
+    lost = lost_texts(run, splits, scorer)
     model = evaluate(f"{config.arch}-encoder", scorer, test, shared=rows.shared, title="testing")
     MetricsLog(config.folder, resume_step=run.outcome.steps, write=is_primary()).write(
         run.outcome.steps, "test", {"loss": model.loss, **model.ranking.summary(ks)}
     )
     if is_primary():  # saved even if a baseline fails
         write_json(config.folder / RESULTS, {model.ranking.name: model.ranking.summary(ks)})
-    calibrate(run, scorer, splits.valid)
-    baselines = run_baselines(run, test, list(turns()), rows.shared)
+    title = f"{title}, {len(test)} rows"
+    try:
+        calibrate(run, scorer, splits.valid)
+        baselines = run_baselines(run, test, list(turns()), rows.shared)
+    except BaseException:  # what was computed is shown, whatever becomes of the rest
+        console.print(console_table([model.ranking], title, ks=ks))
+        raise
     results = [*baselines, model.ranking]
-    notes = report_notes(run, splits, scorer, n_tested=len(test))
+    if show_table:
+        console.print(console_table(results, title, ks=ks))
+    notes = report_notes(run, splits, scorer, lost, n_tested=len(test))
     if is_primary():
         counts = len(splits.train.examples), len(splits.valid.examples), len(test)
         write_report(
@@ -98,8 +107,6 @@ def report(
             log=MetricsLog.read(config.folder),
             ks=ks,
         )
-    if show_table:
-        console.print(console_table(results, f"{title}, {len(test)} rows", ks=ks))
     # With init, compare with the model before training; otherwise with the best baseline.
     before = [result for result in baselines if result.name == BEFORE]
     if compared := best_of(before or baselines):
@@ -111,12 +118,29 @@ def report(
         console.print(f"next: polyjax chat {config.folder} --candidates FILE, one candidate per line")
 
 
-def report_notes(run: Trained, splits: Splits, scorer: TextScorer, *, n_tested: int) -> list[str]:
+def lost_texts(run: Trained, splits: Splits, scorer: TextScorer) -> list[str]:
+    """What the model does not see of the rows to validate and to test on, one line each."""
+    config = run.config
+    most = {"validation": config.train.validate_examples, "test": config.test_examples}
+    ranked = zip(most, (splits.valid, splits.test), strict=True)
+    return [
+        note
+        for split, rows in ranked
+        for note in ranked_losses(
+            some(rows.examples, most[split]), scorer.text, split=split, shared=rows.shared
+        ).notes()
+    ]
+
+
+def report_notes(
+    run: Trained, splits: Splits, scorer: TextScorer, lost: Sequence[str], *, n_tested: int
+) -> list[str]:
     """Facts about the run, one per line; the first is about the test rows."""
     config, outcome = run.config, run.outcome
     return [
         f"task: {describe(config.dataset, 'test', n_tested)}",
         *splits.notes,
+        *lost,
         f"training: {outcome.steps} steps of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
         f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
         f"programs compiled: {outcome.compilations} for training and validation, "

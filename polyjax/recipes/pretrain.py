@@ -15,6 +15,7 @@ from polyjax.data.corpora.leakage import HeldOut, held_out_of
 from polyjax.data.corpora.prepare import (
     PreparedPiece,
     TaskPiece,
+    corpus_contents,
     corpus_identity,
     prepare_pieces,
     sampled_turns,
@@ -40,6 +41,7 @@ from polyjax.recipes.pretraining_settings import PretrainConfig
 from polyjax.recipes.settings import SCRATCH, scratch_shape
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, LeftOut, owned_run, read_json, write_json
+from polyjax.runtime.forks import refuse_forked
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult, train
 from polyjax.train.memory import device_memory, step_memory
@@ -101,7 +103,7 @@ def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int)
     return cast(KnownEncoder, config.encoder.applied_to(base))
 
 
-def check_corpus(run_dir: Path, files: str) -> None:
+def check_corpus(run_dir: Path, files: str, contents: Sequence[str] = ()) -> None:
     """Check, before anything is prepared, that the corpus files are those that the run started with.
 
     If they have changed before the first checkpoint, the run starts again with their present content and a
@@ -110,6 +112,7 @@ def check_corpus(run_dir: Path, files: str) -> None:
     Args:
         run_dir: the run directory.
         files: identity of the corpus files, see ``corpus_identity``.
+        contents: see ``corpus_contents``.
 
     Raises:
         InputError: the files have changed since the run was trained on them.
@@ -118,19 +121,20 @@ def check_corpus(run_dir: Path, files: str) -> None:
     if not path.exists() or read_json(path).get("files") == files:
         return
     if any((run_dir / "checkpoints").glob("[0-9]*")):
-        raise _corpus_changed(run_dir)
+        raise _corpus_changed(run_dir, _other_files(read_json(path).get("contents"), contents))
     console.print("the corpus has changed; its vocabulary is trained again")
     path.unlink()
     shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
 
 
-def note_corpus(run_dir: Path, files: str, state: str) -> None:
+def note_corpus(run_dir: Path, files: str, state: str, contents: Sequence[str] = ()) -> None:
     """Record the corpus of a run in its directory.
 
     Args:
         run_dir: the run directory.
         files: identity of the corpus files.
         state: identity of the prepared corpus.
+        contents: see ``corpus_contents``.
 
     Raises:
         InputError: the run was trained on another corpus.
@@ -138,18 +142,35 @@ def note_corpus(run_dir: Path, files: str, state: str) -> None:
     path = run_dir / CORPUS
     begun = any((run_dir / "checkpoints").glob("[0-9]*"))
     if begun and path.exists() and read_json(path).get("state") != state:
-        raise _corpus_changed(run_dir)
+        raise _corpus_changed(run_dir, "what is left out of it, or the tokenizer, is another")
     if is_primary():
-        write_json(path, {"files": files, "state": state})
+        write_json(path, {"files": files, "state": state, "contents": list(contents)})
 
 
 CORPUS = "corpus.json"
 
 
-def _corpus_changed(run_dir: Path) -> InputError:
+def _other_files(before: Sequence[str] | None, now: Sequence[str]) -> str:
+    """Which files of a corpus are new, changed or missing, in words; "" where that was not kept."""
+    if not before or not now:
+        return ""
+    old, new = ({line.rpartition("/")[0]: line for line in lines} for lines in (before, now))
+    said = {
+        "new": sorted({*new} - {*old}),
+        "missing": sorted({*old} - {*new}),
+        "changed": sorted(name for name in {*old} & {*new} if old[name] != new[name]),
+    }
+    return "; ".join(
+        f"{what}: {', '.join(name.partition('/')[2] for name in names)}"
+        for what, names in said.items()
+        if names
+    )
+
+
+def _corpus_changed(run_dir: Path, how: str) -> InputError:
     return InputError.in_file(
         run_dir,
-        problem="the corpus has changed since this run began",
+        problem=f"the corpus has changed since this run began{f' ({how})' if how else ''}",
         fix="restore its files, or choose another `run_dir`",
     )
 
@@ -157,7 +178,8 @@ def _corpus_changed(run_dir: Path) -> InputError:
 def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, PreparedCorpus, list[LeftOut]]:
     """The tokenizer, the tokens of the corpus, and the excluded tasks; prepared first if they are missing."""
     files = corpus_identity(config.corpus)
-    check_corpus(config.folder, files)
+    contents = corpus_contents(config.corpus)
+    check_corpus(config.folder, files, contents)
     excluded, left_out = HeldOut(), []
     for name in config.leave_out:
         found = held_out_of(config.corpus.task(name))
@@ -167,12 +189,13 @@ def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, Pre
     tokenizer = make_tokenizer(config, source, pieces, excluded)
     folder = config.folder / "tokenizer"
     corpus = tokens_of(config.corpus, tokenizer, folder, pieces=pieces, excluded=excluded)
-    note_corpus(config.folder, files, corpus.state)
+    note_corpus(config.folder, files, corpus.state, contents)
     return tokenizer, corpus, left_out
 
 
 def run(config: PretrainConfig) -> TrainResult:
     """Run a pre-training: prepare the corpus, train or resume, and write the report."""
+    refuse_forked()
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     with owned_run(config.folder, config, incidental=INCIDENTAL):
         return pretrain(config, source, mesh)

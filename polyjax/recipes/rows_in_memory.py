@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,32 @@ class RowFiles:
             if path.is_file() and path.read_bytes() == data:
                 continue
             if begun:
+                other = _difference(path.read_bytes() if path.is_file() else b"", data)
+                if not other:
+                    continue
                 raise InputError(
-                    "data",
-                    problem=f"{folder} belongs to a run with other rows",
+                    "data" if name == ROWS["train"] else name.removesuffix(".jsonl"),
+                    problem=f"{folder} belongs to a run with other rows: {other}",
                     fix=f"choose another `run_dir`, or remove {folder} to start again",
                 )
             path.write_bytes(data)
+
+
+def _difference(before: bytes, now: bytes) -> str:
+    """How rows differ from those in a file, in words; "" where they are the same, however written."""
+    old, new = (
+        [json.dumps(json.loads(line), sort_keys=True) for line in content.splitlines()]
+        for content in (before, now)
+    )
+    if old == new:
+        return ""
+    added, missing = Counter(new) - Counter(old), Counter(old) - Counter(new)
+    if not added and not missing:
+        return "the same in another order"
+    return (
+        f"{added.total():,} of {len(new):,} are new or changed, {missing.total():,} of the {len(old):,} "
+        "before are missing"
+    )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from polyjax.errors import InputError
+from polyjax.inference.arguments import check_folder
 from polyjax.ranker import Ranker
 from polyjax.recipes.results import Results
 from polyjax.runs import CONFIG, MetricsLog, read_json
@@ -34,6 +35,7 @@ class Run:
         Raises:
             InputError: the folder is not a run directory, or the run has not finished.
         """
+        check_folder(folder)
         path = Path(folder)
         read_json(path / CONFIG)  # raises with what is missing
         if not (path / RESULTS).is_file():

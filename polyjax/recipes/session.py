@@ -14,7 +14,7 @@ from polyjax.data.batches import prepare_texts
 from polyjax.data.tasks import training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
-from polyjax.data.truncation import check_losses, loss_notes, losses
+from polyjax.data.truncation import check_losses, losses
 from polyjax.evaluation import check_tfidf
 from polyjax.interop.parlai.cards import PARLAI
 from polyjax.interop.sentence_transformers import check_vocabulary
@@ -39,6 +39,7 @@ from polyjax.recipes.start import (
 from polyjax.recipes.teaching import taught
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, owned_run
+from polyjax.runtime.forks import refuse_forked
 from polyjax.runtime.progress import console
 from polyjax.train.config import steps_of
 from polyjax.train.loop import TrainResult, train
@@ -97,6 +98,7 @@ def run(config: RunConfig, parts: Parts | None = None) -> None:
     Raises:
         InputError: a setting is invalid, a file is missing or invalid, or the directory has another run.
     """
+    refuse_forked()
     source = pretrained_folder(config)
     mesh = make_mesh(config.mesh)
     if config.dry_run:
@@ -209,6 +211,6 @@ def say_losses(config: RunConfig, splits: Splits, text: TextEncoder) -> None:
     found = losses(splits.train.examples, text)
     steps, _ = steps_of(config.train, config.batch.batch_size, len(splits.train.examples))
     check_losses(found, steps=steps)
-    for note in loss_notes(found):
+    for note in found.notes():
         console.print(note)
         splits.notes.append(note)

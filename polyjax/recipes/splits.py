@@ -53,7 +53,8 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
     every = {"train": training, "valid": valid, "test": test}
     found = {split: digests(rows.examples) for split, rows in every.items()}
     with primary_first("rows"):
-        open_data(config.folder, {split: rows_digest(rows) for split, rows in every.items()})
+        digested = {split: rows_digest(rows) for split, rows in every.items()}
+        open_data(config.folder, digested, trained_on=found["train"].rows)
         if is_primary():
             save_known(config.folder, found["train"])
             # The rows are the same, but their files may have moved: save the new paths.

@@ -7,7 +7,7 @@ So a killed run resumes, and each teacher scores only once.
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from polyjax.recipes.mining import (
     check_fixed,
     check_miner,
     examples_digest,
+    header_difference,
     model_digest,
     score,
 )
@@ -156,7 +157,15 @@ def check_scored(examples: Sequence[Example]) -> None:
             )
 
 
-def _open(path: Path, about: object, *, begun: bool) -> None:
+def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    said = [f"other {name}" for name in ("rows", "teachers") if before.get(name) != now.get(name)]
+    if before.get("negatives") != now.get("negatives"):
+        found = header_difference(before.get("negatives") or {}, now.get("negatives") or {})
+        said.append(f"other negatives ({found})")
+    return ", ".join(said)
+
+
+def _open(path: Path, about: Mapping[str, Any], *, begun: bool) -> None:
     """Record what a student learns from, or check that it is the same as before."""
     before = read_json(path) if path.exists() else None
     if before == about:
@@ -164,7 +173,7 @@ def _open(path: Path, about: object, *, begun: bool) -> None:
     if begun:
         raise InputError(
             "teacher",
-            problem=f"{path.parent.parent} was trained with other rows, teachers or negatives",
+            problem=f"{path.parent.parent} was taught otherwise: {_other(before or {}, about)}",
             fix="choose another `run_dir`, or remove that directory to start again",
         )
     write_json(path, about)

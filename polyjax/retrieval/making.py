@@ -7,6 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from polyjax.data.candidates import candidate_lines
+from polyjax.data.truncation import candidate_losses
 from polyjax.inference.arguments import as_texts
 from polyjax.inference.scorer import TextScorer
 from polyjax.retrieval.index.build import build_index
@@ -53,6 +54,7 @@ def make_index(
         kept = [texts[i] for i in places]
         with meter("encoding", len(kept), unit="candidates", out=errors) as bar:
             vectors = scorer.encode_candidates(kept, progress=bar.add)
+        say_losses(kept, scorer)
         found = in_memory(kept, vectors, dtype, ids=places)
         return Index(scorer, found, mesh=mesh, next_id=len(texts), programs=programs)
     found = None
@@ -63,4 +65,16 @@ def make_index(
     if found is None:
         with meter("encoding", len(texts), unit="candidates", out=errors) as bar:
             found = build_index(folder, texts, scorer, dtype=dtype, progress=bar.add)
+        say_losses(texts, scorer)
     return Index(scorer, found, folder=folder, mesh=mesh, programs=programs)
+
+
+def say_losses(texts: Sequence[str], scorer: TextScorer) -> None:
+    """Say on standard error how many candidates are cut, and how many the model cannot tell apart.
+
+    Args:
+        texts: that were just encoded.
+        scorer: encoded them.
+    """
+    for note in candidate_losses(texts, scorer.text).notes():
+        errors.print(note)

@@ -46,12 +46,23 @@ class Checkpoints:
         run_dir: the run directory.
         read_only: open to restore only; nothing is created or cleaned.
         say: called with a message about a damaged checkpoint; printed in red if None.
+
+    Raises:
+        InputError: there are none to restore, or orbax cannot open a folder of this name.
     """
 
     def __init__(self, run_dir: Path, *, read_only: bool = False, say: Callable[[str], None] | None = None):
         from polyjax.runs.arrays import ArrayStore  # orbax is imported where checkpoints are opened
 
         self._run_dir, self._folder = run_dir, (run_dir / CHECKPOINTS).absolute()
+        try:
+            str(self._folder).encode("utf-8")
+        except UnicodeEncodeError:  # before anything is trained, not when it is saved
+            raise InputError.in_file(
+                run_dir,
+                problem="this name is not text in the process's locale, and checkpoints need a name that is",
+                fix="set PYTHONUTF8=1, or use another folder",
+            ) from None
         self._checksums = Checksums(run_dir)
         self._say = say or _print
         if read_only and not self._folder.is_dir():

@@ -2,20 +2,26 @@
 
 import contextlib
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polyjax.config import Foreign, from_json, to_json
-from polyjax.errors import InputError, shown
+from polyjax.data.known import load_known
+from polyjax.errors import InputError
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.runs.layout import CONFIG, DATA, LOCK, TOKENIZER, read_json, saved_steps, write_json
 from polyjax.runtime.files import PARTIAL, exclusive_lock
 
 ELSEWHERE = "choose another `run_dir`"
 ANEW = f"{ELSEWHERE}, or remove that directory to start again"
-_SHOWN = 3
+_SHOWN, _LONGEST = 8, 60
+"""Settings that an error names, and characters of a value."""
+_DIGEST = re.compile(r"\b[0-9a-f]{32,}\b")
 
 
 @contextlib.contextmanager
@@ -119,13 +125,8 @@ def open_run(
             shutil.rmtree(run_dir / TOKENIZER, ignore_errors=True)
             write_json(path, wanted)
         elif differing:
-            raise InputError.in_file(
-                run_dir,
-                problem="belongs to a run with other settings",
-                expected=_listed(f"`{name}` = {old!r}" for name, (old, _) in differing.items()),
-                got=shown(_listed(repr(new) for _, new in differing.values())),
-                fix=ANEW,
-            )
+            problem = f"belongs to a run with other settings: {_in_words(differing)}"
+            raise InputError.in_file(run_dir, problem=problem, fix=ANEW)
         return
     _make_folder(run_dir)
     try:
@@ -134,7 +135,7 @@ def open_run(
         raise _not_written(run_dir, error) from None
 
 
-def open_data(run_dir: Path, digests: dict[str, str]) -> None:
+def open_data(run_dir: Path, digests: Mapping[str, str], *, trained_on: np.ndarray | None = None) -> None:
     """Record which rows a run has, or check that they are the recorded ones.
 
     Settings name files, and files change. Other rows would be split differently, and the run would be tested
@@ -142,10 +143,11 @@ def open_data(run_dir: Path, digests: dict[str, str]) -> None:
 
     Args:
         run_dir: of ``open_run``.
-        digests: of each split's rows.
+        digests: of each split's rows, as ``rows_digest`` gives them.
+        trained_on: digests of the training rows, as ``Digests.rows``.
 
     Raises:
-        InputError: the run was trained on other rows.
+        InputError: the run was trained on other rows; the message counts them.
     """
     path = run_dir / DATA
     if path.exists():
@@ -154,22 +156,45 @@ def open_data(run_dir: Path, digests: dict[str, str]) -> None:
         if not changed:
             return
         if saved_steps(run_dir):
-            raise InputError.in_file(
-                run_dir,
-                problem="belongs to a run with other data",
-                expected=_listed(f"{name} rows of digest {before.get(name)}" for name in changed),
-                got=shown(_listed(changed.values())),
-                fix=ANEW,
-            )
+            known = load_known(run_dir) if trained_on is not None else None
+            counted = [_other_rows(name, before.get(name), now) for name, now in changed.items()]
+            if "train" in changed and known is not None and trained_on is not None:
+                counted[list(changed).index("train")] = _other_training_rows(np.unique(trained_on), known)
+            problem = f"belongs to a run with other data: {'; '.join(counted)}"
+            raise InputError.in_file(run_dir, problem=problem, fix=ANEW)
         shutil.rmtree(run_dir / TOKENIZER, ignore_errors=True)
     write_json(path, digests)
 
 
-def _listed(items: Iterable[str]) -> str:
-    """The first few."""
-    items = list(items)
-    more = f" (and {len(items) - _SHOWN} more)" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
+def _in_words(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """Settings with their former and their present values; the first few."""
+    said = [f"`{name}` was {_value(old)}, now {_value(new)}" for name, (old, new) in differing.items()]
+    more = f" (and {len(said) - _SHOWN} more)" if len(said) > _SHOWN else ""
+    return "; ".join(said[:_SHOWN]) + more
+
+
+def _value(value: Any) -> str:
+    text = _DIGEST.sub(lambda found: f"{found[0][:8]}...", json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _other_rows(split: str, before: str | None, now: str) -> str:
+    """How the rows of a split differ, as far as ``rows_digest`` tells."""
+    old, new = ((text or "no rows").split(" rows")[0] for text in (before, now))
+    if old == new:
+        return f"the {new} {split} rows are others, or have another order or other candidates"
+    return f"{new} {split} rows, {old} before"
+
+
+def _other_training_rows(now: np.ndarray, before: np.ndarray) -> str:
+    """How training rows differ, by their digests."""
+    new, missing = len(np.setdiff1d(now, before)), len(np.setdiff1d(before, now))
+    if not new and not missing:
+        return "the training rows are the same, in another order or with other candidates or answers"
+    return (
+        f"{new:,} of {len(now):,} train rows are new or changed, {missing:,} of the {len(before):,} before "
+        "are missing"
+    )
 
 
 def _completed(old: Any, kind: type, foreign: Foreign) -> Any:

@@ -13,6 +13,7 @@ from polyjax.runtime.files import (
     write_bytes,
     write_text,
 )
+from polyjax.runtime.forks import refuse_forked
 from polyjax.runtime.hardware import cpu_has_bfloat16
 from polyjax.runtime.journal import Journal
 from polyjax.runtime.memory import keep_freed_blocks, restart_with_huge_pages
@@ -33,6 +34,7 @@ __all__ = [
     "keep_freed_blocks",
     "meter",
     "new_folder",
+    "refuse_forked",
     "restart_with_huge_pages",
     "save_array",
     "watched_by",

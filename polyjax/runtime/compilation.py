@@ -14,7 +14,10 @@ def enable_compilation_cache() -> None:
     """
     # jax adds its options to Config at run time, where type checkers do not see them.
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:  # a user without a home, as in a container
+            return
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "polyjax" / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # A process compiles a hundred small programs besides its few large ones: seconds in all.

@@ -1,7 +1,9 @@
 """Files that are written atomically (beside their place, then renamed), and locks between processes."""
 
+import codecs
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +28,34 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, complete or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a UTF-8 text file, complete or not at all.
+
+    Lone surrogates are no characters. Those by which Python names a path whose bytes the locale does not know
+    become these bytes again; others are escaped, as JSON escapes them.
+    """
+    write_bytes(path, text.encode("utf-8", _LONE))
+
+
+_LONE = "polyjax.lone_surrogates"
+
+
+def _lone(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is written in place of lone surrogates, see ``codecs.register_error``."""
+    assert isinstance(error, UnicodeEncodeError)
+    found = error.object[error.start : error.end]
+    escaped = re.match("[\udc80-\udcff]*", found)
+    assert escaped is not None
+    given = escaped[0].encode("utf-8", "surrogateescape")
+    try:
+        given.decode("utf-8")
+    except UnicodeDecodeError:
+        given = b""
+    if given:
+        return given, error.start + escaped.end()
+    return found.encode("ascii", "backslashreplace"), error.end
+
+
+codecs.register_error(_LONE, _lone)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from polyjax.errors import InputError
 from polyjax.mesh.placement import everywhere, one_device, placed, placed_shapes, shardings_of
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.runs import Checkpoints
+from polyjax.runtime.forks import refuse_forked
 from polyjax.train.config import TrainConfig, steps_of
 from polyjax.train.objective import Objective
 from polyjax.train.optim import (
@@ -93,6 +94,7 @@ class Trainer:
         mesh: Mesh | None = None,
         optimizer: Optimizer | None = None,
     ):
+        refuse_forked()
         self.mesh, self.optim = mesh or one_device(), optim
         told = isinstance(optimizer, TellsSchedule)
         self.own_optimizer = optimizer is not None and not told

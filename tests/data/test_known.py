@@ -11,7 +11,10 @@ from polyjax.data.identity import digests
 from polyjax.data.known import KNOWN, count_known, load_known, save_known
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError
-from polyjax.recipes.evaluate import rows_trained_on
+from polyjax.recipes.mining import header_difference
+from polyjax.recipes.own_rows import rows_trained_on
+from polyjax.recipes.pretrain import check_corpus, note_corpus
+from polyjax.recipes.rows_in_memory import RowFiles, as_jsonl
 from polyjax.recipes.session import INCIDENTAL
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import read_splits
@@ -134,6 +137,52 @@ def test_a_run_whose_file_has_moved_is_the_same(opened, tmp_path):
     changed = write(tmp_path / "elsewhere" / "changed.jsonl", ROWS[:-1])
     third = dataclasses.replace(config, task=dataclasses.replace(config.task, train=changed))
     open_run(third.folder, third, incidental=INCIDENTAL)
-    with pytest.raises(InputError, match="belongs to a run with other data"):
+    with pytest.raises(InputError, match=r"other data: \d+ of \d+ train rows are new or changed"):
         read_splits(third, None)
     assert json.loads((config.folder / "config.json").read_text()) == kept
+
+
+def test_rows_in_memory_are_the_same_however_they_are_written_and_others_are_counted(tmp_path):
+    def rows(*given):
+        return RowFiles({"rows.jsonl": as_jsonl("data", given)})
+
+    a, b, c = ({"context": "hi", "label": name} for name in "abc")
+    rows(a, b).write(tmp_path, begun=False)
+    rows({"label": "a", "context": "hi"}, b).write(tmp_path, begun=True)
+    assert (tmp_path / "rows.jsonl").read_bytes() == as_jsonl("data", [a, b]), "what the run read stays"
+    for given, words in (
+        ((a, c, b), "1 of 3 are new or changed, 0 of the 2 before are missing"),
+        ((a,), "0 of 1 are new or changed, 1 of the 2 before are missing"),
+        ((b, a), "the same in another order"),
+    ):
+        with pytest.raises(InputError) as caught:
+            rows(*given).write(tmp_path, begun=True)
+        assert caught.value.argument == "data" and caught.value.problem.endswith(words)
+    with pytest.raises(InputError) as caught:
+        RowFiles({"valid.jsonl": as_jsonl("valid", [a])}).write(tmp_path, begun=True)
+    assert caught.value.argument == "valid" and "1 of 1 are new" in caught.value.problem
+
+
+def test_what_of_mined_negatives_differs_is_named():
+    header = {
+        "format": 1,
+        "model": "aa",
+        "rescore": None,
+        "rows": "bb",
+        "candidates": "cc",
+        "rules": {"k": 1},
+    }
+    assert header_difference(header, header) == ""
+    assert header_difference(header, header | {"rows": "dd", "model": "ee"}) == "the model and the rows"
+    assert header_difference(header, header | {"rules": {"k": 2}}) == "`k` (was 1, now 2)"
+
+
+def test_files_of_a_corpus_that_changed_are_named(tmp_path):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    note_corpus(tmp_path, "f", "s", ["lines/a.txt/11", "lines/b.txt/22"])
+    check_corpus(tmp_path, "f", [])
+    with pytest.raises(InputError) as caught:
+        check_corpus(tmp_path, "g", ["lines/b.txt/33", "lines/c.txt/11"])
+    assert caught.value.problem.endswith("(new: c.txt; missing: a.txt; changed: b.txt)")
+    with pytest.raises(InputError, match="what is left out of it, or the tokenizer"):
+        note_corpus(tmp_path, "f", "t", [])

@@ -22,7 +22,8 @@ TALK = (
         (("x", "hi  THERE", "thank you", "y"), True),
         (("x", TALK[2], "y"), True),
         (("Thank you", "Hi there", "bye"), False),
-        (("hi , there !", "thank you ."), True),
+        (("hi , there !", "thank you ."), False),
+        (("hi , there ! thank you ; one - two - three", TALK[2][14:], TALK[3]), True),
         ((" ".join(TALK[:3]), TALK[3]), True),
         (("\n".join(TALK), "a reply"), True),
         (("before it, " + " ".join(TALK[1:]) + " and after"), True),
@@ -32,7 +33,8 @@ TALK = (
         "two turns",
         "a long turn",
         "short turns",
-        "punctuation",
+        "punctuation makes another turn",
+        "punctuation between words",
         "joined",
         "lines",
         "within",
@@ -86,3 +88,33 @@ def test_a_tasks_rows_are_those_to_validate_and_test_on(tmp_path):
     assert ("a b", "c d") in both and ("e f", "g h") in both
     assert both.digest == HeldOut([("e f", "g h"), ("a b", "c d")]).digest != found.digest
     assert np.all(np.diff(both.keys.astype(object)) > 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("cafe\u0301", "CAFÉ"),
+        ("straße", "STRASSE"),
+        ("a\u200bb\ufe0f", "ab"),
+        ("a\u00a0 b", "A b"),
+    ],
+)
+def test_turns_that_are_one_by_the_rule_are_known(one, other):
+    assert (other, "yes") in HeldOut([(one, "yes")])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("C++", "C#"), ("1+1", "1-1"), ("की", "का"), ("👍", "👎"), ("cafe", "café"), ("ก่อน", "ก้อน")],
+)
+def test_turns_that_are_two_by_the_rule_are_not(one, other):
+    assert (other, "yes") not in HeldOut([(one, "yes")])
+    around = [f"w{i}" for i in range(12)]  # nor in a run of words, symbols and vowel signs apart
+    assert (" ".join([*around, other]),) not in HeldOut([(" ".join([*around, one]),)]) or one in (
+        "C++",
+        "1+1",
+    )
+
+
+def test_half_a_surrogate_pair_is_a_character_like_others():
+    assert ("\ud83d x", "yes") in HeldOut([("\ud83d X", "yes")])

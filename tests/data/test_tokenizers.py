@@ -107,6 +107,19 @@ def test_sentencepiece_training_is_reproducible_and_round_trips(sentencepiece, c
     assert sentencepiece.vocab_size == 400
 
 
+@pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece"])
+def test_a_folder_whose_name_is_not_valid_text_is_read(kind, sentencepiece, wordpiece_file, tmp_path):
+    """As Python names a folder in a locale that lacks its characters."""
+    folder = tmp_path / "r\udce9"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the file system takes valid names only")
+    tokenizer = sentencepiece if kind == "sentencepiece" else HuggingFaceTokenizer(wordpiece_file)
+    tokenizer.save(folder)
+    assert load_tokenizer(folder).encode(["hello"]) == tokenizer.encode(["hello"])
+
+
 def test_a_vocabulary_larger_than_the_corpus_is_refused(corpus, tmp_path):
     with pytest.raises(InputError) as error:
         train_sentencepiece(corpus, tmp_path / "sentencepiece.model", vocab_size=50000)

@@ -431,7 +431,7 @@ def test_a_path_that_no_folder_can_have_is_one_line(tmp_path):
         build_index(tmp_path / ("x" * 300), TEXTS, Encoder())
 
 
-@pytest.mark.parametrize("ids", [[0, 10**20], np.array([0, 1.7]), [0, -1], [0, 4]])
+@pytest.mark.parametrize("ids", [[0, 10**20], np.array([0, 1.7]), [0, -1], [0, 4], [True, False]])
 def test_ids_that_were_never_given_remove_nothing(tmp_path, ids):
     build_index(tmp_path / "i", TEXTS[:4], Encoder())
     with pytest.raises(InputError) as error:

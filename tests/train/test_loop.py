@@ -12,7 +12,9 @@ from flax import nnx
 
 import toy
 from polyjax import InputError, make_scorer
+from polyjax.data.known import KNOWN
 from polyjax.runs import Checkpoints, MetricsLog, open_data, open_run, owned_run, run_lock
+from polyjax.runtime.files import save_array
 from polyjax.train import Trainer
 from polyjax.train.config import TrainConfig, steps_of
 from polyjax.train.losses import ranking_loss
@@ -230,8 +232,9 @@ def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_pa
     (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
     with pytest.raises(InputError) as error:
         open_run(tmp_path / "run", first)
-    assert error.value.argument == str(tmp_path / "run") and "other settings" in error.value.problem
-    assert (error.value.expected, error.value.got) == ("`learning_rate` = 0.001", "0.0001")
+    assert error.value.argument == str(tmp_path / "run")
+    words = "belongs to a run with other settings: `learning_rate` was 0.001, now 0.0001"
+    assert error.value.problem == words
     assert "remove that directory to start again" in error.value.fix
     open_run(tmp_path / "run", first, incidental=("learning_rate",))
 
@@ -252,10 +255,60 @@ def test_data_take_a_directory_over_until_something_was_trained_there(tmp_path):
     assert not (tmp_path / "tokenizer").exists(), "it was learnt from other rows"
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     open_data(tmp_path, {"train": "c", "test": "b"})
+
+
+def digested(train: int, test: int, mark: str = "") -> dict[str, str]:
+    return {"train": f"{train} rows, ab{mark}", "test": f"{test} rows, cd{mark}"}
+
+
+@pytest.mark.parametrize(
+    ("now", "rows", "words"),
+    [
+        (digested(4, 2), [1, 2, 3, 9], "nothing"),
+        (
+            digested(4, 2, "x"),
+            [1, 2, 8, 9],
+            "1 of 4 train rows are new or changed, 1 of the 4 before are missing",
+        ),
+        (digested(5, 3), [1, 2, 3, 9, 9], "the training rows are the same, in another order"),
+        (digested(5, 3), [1, 2, 3, 9, 4], "1 of 5 train rows are new or changed, 0 of the 4 before"),
+        (digested(4, 3), [1, 2, 3, 9], "3 test rows, 2 before"),
+        (digested(4, 2, "x"), None, "the 4 train rows are others, or have another order"),
+    ],
+)
+def test_other_rows_are_counted_where_a_run_is_refused(tmp_path, now, rows, words):
+    open_data(tmp_path, digested(4, 2))
+    save_array(tmp_path / KNOWN, np.array([1, 2, 3, 9], np.uint64))
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    trained_on = None if rows is None else np.array(rows, np.uint64)
+    if words == "nothing":
+        open_data(tmp_path, now, trained_on=trained_on)
+        return
     with pytest.raises(InputError) as error:
-        open_data(tmp_path, {"train": "c", "test": "d"})
-    assert error.value.problem == "belongs to a run with other data"
-    assert (error.value.expected, error.value.got) == ("test rows of digest b", "d")
+        open_data(tmp_path, now, trained_on=trained_on)
+    assert error.value.problem.startswith("belongs to a run with other data: ")
+    assert words in error.value.problem and "start again" in error.value.fix
+
+
+def test_a_digest_among_the_settings_is_shortened_and_many_settings_are_counted(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Many:
+        values: tuple[str, ...] = ()
+        other: dict = dataclasses.field(default_factory=dict)
+
+    open_run(tmp_path, Many(("0a" * 32,), {f"s{i}": i for i in range(20)}))
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    with pytest.raises(InputError) as error:
+        open_run(tmp_path, Many(("f" * 64,), {f"s{i}": i + 1 for i in range(20)}))
+    assert "`other.s0` was 0, now 1" in error.value.problem and "(and 13 more)" in error.value.problem
+    with pytest.raises(InputError) as error:
+        open_run(tmp_path, Many(("f" * 64,), {f"s{i}": i for i in range(20)}))
+    assert error.value.problem.endswith('`values` was ["0a0a0a0a..."], now ["ffffffff..."]')
+
+
+def test_a_folder_that_checkpoints_cannot_name_is_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="not text in the process's locale"):
+        Checkpoints(tmp_path / "r\udce9")
 
 
 def test_a_run_of_before_a_setting_was_added_goes_on(tmp_path):

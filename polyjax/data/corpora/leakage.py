@@ -1,12 +1,13 @@
-"""Conversations that a task is validated and tested on, known again in a corpus by hashes of their words."""
+"""Conversations that a task is validated and tested on, recognised in a corpus by hashes of both."""
 
 import hashlib
-import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
 
+from polyjax.data.identity import text_key
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import Task, read_to_rank
 
@@ -23,23 +24,39 @@ _ROWS_AT_ONCE = 4096
 def word_keys(turns: Sequence[str]) -> np.ndarray:
     """Hashes by which a conversation is known again, uint64 [n].
 
-    Of every 13 successive words, wherever turns end between them, so that a dialogue that was joined to one
-    text is known as well; of every two successive turns, however short; and of turns of ten words or more.
-    Letter case, white space and punctuation do not count.
+    Of every two successive turns, however short, and of turns of ten words or more: turns are the same by
+    the rule of ``data.identity``. And of every 13 successive words, wherever turns end between them, so that
+    a dialogue that was joined to one text is known as well; between these words punctuation does not count,
+    as in the appendix.
     """
-    words = [[_word(word) for word in re.findall(r"\w+", turn.lower())] for turn in turns]
+    keys = [text_key(turn) for turn in turns]
+    words = [[_word(word) for word in key.translate(_SPACES).split()] for key in keys]
     running = np.array([word for turn in words for word in turn], np.uint64)
     runs = running[:0]
     if len(running) >= WORDS:
         runs = np.lib.stride_tricks.sliding_window_view(running, WORDS) @ _POWERS
-    windows = [(*one, _TURN_ENDS, *two) for one, two in zip(words, words[1:], strict=False) if one and two]
-    windows += [(_TURN_ENDS, *turn) for turn in words if len(turn) >= LONG_TURN]
+    said = [(_word(key), turn) for key, turn in zip(keys, words, strict=True)]
+    pairs = zip(said, said[1:], strict=False)
+    windows = [(one, _TURN_ENDS, two) for (one, a), (two, b) in pairs if a and b]
+    windows += [(_TURN_ENDS, key) for key, turn in said if len(turn) >= LONG_TURN]
     return np.concatenate([runs, np.array([_of(window) for window in windows], np.uint64)])
+
+
+class _Spaces(dict[int, int]):
+    """A table for ``str.translate`` by which punctuation becomes white space."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = ord(" ") if unicodedata.category(chr(code)).startswith("P") else code
+        return self[code]
+
+
+_SPACES = _Spaces()
 
 
 @lru_cache(maxsize=1 << 20)
 def _word(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
+    content = word.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def _of(words: Sequence[int]) -> int:
@@ -59,9 +76,9 @@ class HeldOut:
         keys: ``word_keys`` of all, in order, each once, uint64 [n].
 
     >>> held_out = HeldOut([("Hi there!", "Where do you live?")])
-    >>> ("well", "hi there", "where do you live", "in Rome") in held_out
+    >>> ("well", "hi  there!", "WHERE do you live?", "in Rome") in held_out
     True
-    >>> ("where do you live", "hi there") in held_out
+    >>> ("Where do you live?", "Hi there!") in held_out
     False
     """
 
@@ -100,4 +117,5 @@ def held_out_of(task: Task) -> HeldOut:
         InputError: its files are missing, not the official ones, or broken.
     """
     splits = (read_to_rank(task, split, RankConfig()).examples for split in ("valid", "test"))
-    return HeldOut((*example.context, example.label_text) for examples in splits for example in examples)
+    rows = (example for examples in splits for example in examples)
+    return HeldOut((*row.context, answer) for row in rows for answer in (row.label_text, *row.answers))

@@ -192,13 +192,24 @@ def corpus_identity(config: CorpusConfig) -> str:
         InputError: no file is there, or one cannot be read.
     """
     digest = hashlib.sha256(repr(config.reddit).encode())
+    for line in corpus_contents(config):
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:24]
+
+
+def corpus_contents(config: CorpusConfig) -> list[str]:
+    """Kind, name and hash of each file of a corpus: ``kind/name/hash``.
+
+    Raises:
+        InputError: as for ``corpus_identity``.
+    """
     _, files = _sources(config)
+    found = []
     for source in files:
         kind, paths = files_of(source)
         with writing(config.dir):
-            for path in paths:
-                digest.update(f"{kind}/{Path(path).name}/{content_hash(path, _parts(config))}\n".encode())
-    return digest.hexdigest()[:24]
+            found += [f"{kind}/{Path(path).name}/{content_hash(path, _parts(config))}" for path in paths]
+    return found
 
 
 def _sources(config: CorpusConfig) -> tuple[list[str], list[str]]:

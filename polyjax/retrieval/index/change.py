@@ -128,7 +128,8 @@ def removable(index: CandidateIndex, ids: Sequence[int] | np.ndarray, *, next_id
         InputError: an id was never assigned.
     """
     for number in ids:
-        if not isinstance(number, int | np.integer) or not 0 <= number < next_id:
+        is_number = isinstance(number, int | np.integer) and not isinstance(number, bool)  # nor a mask's
+        if not is_number or not 0 <= number < next_id:
             raise InputError("ids", expected=f"ids from 0 to {next_id - 1}", got=number)
     known = np.concatenate([segment.ids for segment in index.segments])
     return np.intersect1d(np.setdiff1d(np.asarray(ids, np.int64), index.removed), known)

@@ -4,11 +4,29 @@ A fork copies the memory of jax's threads and of their locks, but not the thread
 """
 
 import os
+import sys
 
 from polyjax.errors import InputError
 
 _started_in: int | None = None
 """The id of the process that started to compute; a forked process inherits the value."""
+
+
+def _jax_started() -> bool:
+    """Whether jax has opened a device in this process, for polyjax or for its caller."""
+    # jax has no public name for it; without this one only what polyjax computed is known.
+    return bool(getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None))
+
+
+def _note_fork() -> None:
+    """In a new child: remember that its parent had started jax."""
+    global _started_in
+    if _started_in is None and _jax_started():
+        _started_in = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def refuse_forked() -> None:
@@ -24,9 +42,9 @@ def refuse_forked() -> None:
     elif _started_in != process:
         raise InputError(
             "fork",
-            problem="this process was forked from one in which polyjax had started jax, whose threads a fork "
+            problem="this process was forked from one that had started jax, whose threads a fork "
             "does not copy, so that a computation here would hang",
-            fix="load the model in each worker after it has started: gunicorn without --preload, "
+            fix="load the model in each process, after it has started: gunicorn without --preload, "
             "multiprocessing.get_context('spawn')",
             is_argument=False,
         )
