@@ -205,7 +205,9 @@ class Visit:
             keep: the contexts' tokens for a search.
 
         Raises:
-            Problem: 422; a text is too long, and the request or the server does not want it cut.
+            Problem: 422; a text is too long, and the request or the server does not want it cut. 504; there
+                were too many to be done in time.
+            ConnectionError: nobody waits for the answer any more.
         """
         began = time.monotonic()
 
@@ -215,7 +217,9 @@ class Visit:
             return model.tokenise(contexts, candidates, cut, pairs)
 
         try:
-            rows = await self._service.worker.tokenise(tokenise)
+            rows = await self._service.worker.tokenise(tokenise, self._gone, self._ticket.deadline)
+        except (Problem, ConnectionError):
+            raise
         except Exception as error:
             log.error("tokenising failed", exc_info=error)
             raise Problem(422, "a text cannot be tokenised", "Tokenizer") from None

@@ -117,9 +117,34 @@ class Worker:
         self._tickets.discard(ticket)
         self._texts -= ticket.texts
 
-    async def tokenise(self, function: Callable[[], T]) -> T:
-        """What a function gives, called in a thread for tokenising."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenisers, function)
+    async def tokenise(self, function: Callable[[], T], gone: "asyncio.Future[None]", deadline: float) -> T:
+        """What a function gives, called in a thread for tokenising.
+
+        Args:
+            function: a call that has begun by the deadline goes on to its end, unread.
+            gone: done when nobody waits for the answer any more.
+            deadline: on the monotonic clock.
+
+        Raises:
+            Problem: it took too long (504).
+            ConnectionError: nobody waits.
+        """
+        made = asyncio.get_running_loop().run_in_executor(self._tokenisers, function)
+        try:
+            await self._wait(made, gone, deadline)
+            return made.result()
+        finally:
+            made.cancel()
+
+    async def _wait(self, made: "asyncio.Future[Any]", gone: "asyncio.Future[None]", deadline: float) -> None:
+        """Until something is made; see ``tokenise`` for what is raised where it is not."""
+        left = max(deadline - time.monotonic(), 0.0)
+        await asyncio.wait({gone, made}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if made.done():
+            return
+        if gone.done():
+            raise ConnectionError("the client went away")
+        raise Problem(504, f"no answer within {self._config.timeout:g} s", "Overloaded")
 
     async def result(self, job: Job, gone: "asyncio.Future[None]") -> Any:
         """The result of a job, computed with whatever else waits.
@@ -146,15 +171,10 @@ class Worker:
             self._changed.notify()
         finished = asyncio.ensure_future(done.wait())
         try:
-            left = max(job.deadline - time.monotonic(), 0.0)
-            await asyncio.wait({gone, finished}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await self._wait(finished, gone, job.deadline)
             if job.problem is not None:
                 raise job.problem
-            if finished.done():
-                return job.result
-            if gone.done():
-                raise ConnectionError("the client went away")
-            raise Problem(504, f"no answer within {self._config.timeout:g} s", "Overloaded")
+            return job.result
         finally:
             if not job.ended:
                 with self._changed:

@@ -1,6 +1,9 @@
 """The queue: what shares a batch, what is next, who is refused, and what happens to those who go away."""
 
+import contextlib
 import dataclasses
+import http.client
+import json
 import socket
 import threading
 import time
@@ -199,6 +202,57 @@ def test_a_deadline_is_kept_to(ranker):
             assert server.service.worker.requests == 0
             assert len(server.service.worker._waiting) == 0, "what is late is not computed"
         assert waited(server.healthy)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_texts_that_take_long_to_tokenise_hold_up_no_answer(ranker, monkeypatch, leaves):
+    """Four million characters take seconds; the deadline and a client that leaves count meanwhile, too."""
+    config = dataclasses.replace(LIMITS, timeout=30.0 if leaves else 0.5)
+    begun, ended = threading.Event(), threading.Event()
+    with running(ranker, config=config) as server:
+        tokenise = server.service.model.tokenise
+
+        def slow(*given):
+            begun.set()
+            ended.wait(30)
+            return tokenise(*given)
+
+        monkeypatch.setattr(server.service.model, "tokenise", slow)
+        try:
+            if leaves:
+                content = json.dumps({"query": QUERY, "texts": TEXTS}).encode()
+                head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+                with socket.create_connection(("127.0.0.1", server.port)) as client:
+                    client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+                    assert begun.wait(10) and server.service.worker.requests == 1
+            else:
+                late = rerank(server)
+                assert late.status == 504 and "no answer within 0.5 s" in late.json["error"]
+            assert waited(lambda: server.service.worker.requests == 0)
+        finally:
+            monkeypatch.undo()
+            ended.set()
+        assert waited(server.healthy)
+
+
+def test_a_server_that_drains_answers_what_it_admitted_and_refuses_the_rest(ranker):
+    with running(ranker) as server, ThreadPoolExecutor(1) as threads:
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        kept.request("GET", "/health")
+        assert kept.getresponse().read() == b""
+        with contextlib.closing(kept), Gate(server):
+            admitted = threads.submit(rerank, server)
+            assert waited(lambda: server.service.worker.requests == 1)
+            server.service.draining = True  # as SIGTERM does
+            refused = rerank(server)
+            assert refused.status == 503 and "shutting down" in refused.json["error"]
+            assert int(refused.headers["retry-after"]) >= 1
+            assert server.ask("GET", "/health").status == 503
+            body, headers = json.dumps({"query": QUERY, "texts": TEXTS}), {"Content-Type": "application/json"}
+            kept.request("POST", "/rerank", body, headers)
+            assert kept.getresponse().status == 503, "on a connection that was there before, too"
+            assert not admitted.done()
+        assert admitted.result().status == 200
 
 
 def test_a_client_that_goes_away_frees_its_place(ranker):
