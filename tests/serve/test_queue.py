@@ -14,8 +14,10 @@ import pytest
 
 from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from polyjax.serve.model import AS_TRAINED, Model, Rows
+from polyjax.serve.problems import Problem
 from polyjax.serve.waiting import QUANTUM, Waiting, jobs_of
 from polyjax.serve.work import Call, Scoring
+from polyjax.serve.worker import FEW_BATCHES, Worker
 from serving import LIMITS, QUERY, TEXTS, logged, running, sentences, tiny_ranker
 
 
@@ -191,6 +193,21 @@ def test_requests_are_admitted_whole_by_the_number_of_their_texts(ranker):
         assert server.service.worker.texts == 0
 
 
+def test_who_would_wait_longer_than_the_timeout_is_refused_at_once():
+    worker = Worker(dataclasses.replace(LIMITS, timeout=5.0))
+    for _ in range(FEW_BATCHES):
+        worker._measured(2, 16, 2.0)  # a second for each text
+    arrived = time.monotonic()
+    for texts in (3, 2, 4):  # before which 0, 3 and 5 wait
+        worker.admit(texts, arrived=arrived)
+    with pytest.raises(Problem) as refused:
+        worker.admit(1, arrived=arrived)
+    assert refused.value.status == 429 and "longer than the timeout" in refused.value.message
+    assert refused.value.headers == {"Retry-After": "4"}, "when the 9 that wait are 5"
+    assert (worker.requests, worker.texts) == (3, 9)
+    worker.stop()
+
+
 def test_a_deadline_is_kept_to(ranker):
     config = dataclasses.replace(LIMITS, timeout=0.5)
     with running(ranker, config=config) as server:
@@ -251,7 +268,8 @@ def test_a_server_that_drains_answers_what_it_admitted_and_refuses_the_rest(rank
             body, headers = json.dumps({"query": QUERY, "texts": TEXTS}), {"Content-Type": "application/json"}
             kept.request("POST", "/rerank", body, headers)
             assert kept.getresponse().status == 503, "on a connection that was there before, too"
-            assert not admitted.done()
+            time.sleep(0.5)  # in which it looks five times whether it may end
+            assert not admitted.done() and not server.server.should_exit
         assert admitted.result().status == 200
 
 
