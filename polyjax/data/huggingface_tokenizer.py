@@ -27,6 +27,9 @@ _BERT_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "mask",
 _WITHOUT_SEGMENTS = ("Roberta", "XLMRoberta", "Camembert", "MPNet", "DistilBert", "Albert", "Bart")
 """Prefixes of tokenizer classes of transformers that do not number segments, whatever their template says."""
 
+_BARE = "TokenizersBackend"
+"""The class of transformers 5 that numbers segments only where ``model_input_names`` asks for it."""
+
 
 class HuggingFaceTokenizer:
     """A tokenizer.json, with what tokenizer_config.json beside it says.
@@ -146,12 +149,9 @@ class HuggingFaceTokenizer:
         expected = [0] * n_first + [1] * (len(pair.ids) - n_first)
         settings = self._settings or {}
         inputs = settings.get("model_input_names")
-        without = str(settings.get("tokenizer_class", "")).startswith(_WITHOUT_SEGMENTS)
-        self.pair_segments = (
-            pair.type_ids == expected
-            and not without
-            and (not isinstance(inputs, list) or "token_type_ids" in inputs)
-        )
+        kind = str(settings.get("tokenizer_class", ""))
+        made = "token_type_ids" in inputs if isinstance(inputs, list) else kind != _BARE
+        self.pair_segments = pair.type_ids == expected and made and not kind.startswith(_WITHOUT_SEGMENTS)
 
     def _unsupported(self, single: list[str], pair: list[str]) -> InputError:
         return InputError.in_file(

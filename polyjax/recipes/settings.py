@@ -78,6 +78,11 @@ class TokenizerChoice:
     model: Literal["unigram", "bpe"] = "unigram"
 
 
+def _named(model: str | Path | None) -> str | None:
+    """A model's name as a run records it: a path in its plainest form, which a resumed run compares."""
+    return None if model is None else str(Path(model))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The teachers of a student model, and the negatives that they score.
@@ -93,15 +98,19 @@ class TeacherConfig:
         digests: digests of teachers that a Python caller has in memory.
     """
 
-    models: Annotated[tuple[str, ...], tyro.conf.arg(name="teacher", prefix_name=False)] = ()
-    miner: str | None = None
+    models: Annotated[
+        tuple[str | Path, ...],
+        tyro.conf.arg(name="teacher", prefix_name=False, metavar="[MODEL [MODEL ...]]"),
+    ] = ()
+    miner: Annotated[str | Path | None, tyro.conf.arg(metavar="MODEL")] = None
     n_negatives: int = 8
     range_max: int = 32
     digests: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Write paths in one form, and raise InputError for an invalid value."""
-        object.__setattr__(self, "models", tuple(str(Path(model)) for model in self.models))
+        object.__setattr__(self, "models", tuple(map(_named, self.models)))
+        object.__setattr__(self, "miner", _named(self.miner))
         if self.n_negatives < 0:
             raise InputError("teacher.n_negatives", expected="0 (none) or more", got=self.n_negatives)
         if self.range_max < self.n_negatives:
@@ -125,12 +134,15 @@ class GuideConfig:
         relative: whether the margin is a share of the absolute value of the label's product.
     """
 
-    model: Annotated[str | None, tyro.conf.arg(name="guide", prefix_name=False)] = None
+    model: Annotated[str | Path | None, tyro.conf.arg(name="guide", prefix_name=False, metavar="MODEL")] = (
+        None
+    )
     margin: float = 0.0
     relative: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for an invalid value."""
+        """Write a path in one form, and raise InputError for an invalid value."""
+        object.__setattr__(self, "model", _named(self.model))
         if not (0 <= self.margin < math.inf):
             raise InputError("guide.margin", expected="a number of at least 0", got=self.margin)
         if self.model is None and (self.margin or self.relative):

@@ -63,8 +63,9 @@ def create_app(
         InputError: the model cannot be served, or an argument is invalid.
     """
     config = config or ServeConfig()
-    if any(not key or key != key.strip() for key in api_keys):
-        raise InputError("api_keys", expected="keys without white space around them")
+    # Clients encode other characters of a header each in its own way.
+    if any(not key or key != key.strip() or not (key.isascii() and key.isprintable()) for key in api_keys):
+        raise InputError("api_keys", expected="keys of printable ASCII, without white space around them")
     if config.allow_changes and (index is None or not index.can_change):
         raise InputError("allow_changes", expected="an index that is kept in a folder")
     if reranker is not None and index is None:

@@ -56,6 +56,9 @@ class Gate:
 
         response: Response | None = None
         try:
+            if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may believe either
+                message = "the request has Content-Length and Transfer-Encoding; send one of them"
+                raise Problem(400, message, headers=CLOSE)
             self._check_key(scope, headers)
             await self._app(scope, receive, answer)
         except Problem as problem:

@@ -205,7 +205,9 @@ class Visit:
             keep: cache the contexts' token ids for a search.
 
         Raises:
-            Problem: 422; a text cannot be tokenised, or is too long and must not be truncated.
+            Problem: 422; a text cannot be tokenised, or is too long and must not be truncated. 504; the deadline
+                has passed.
+            ConnectionError: the client disconnected.
         """
         began = time.monotonic()
 
@@ -215,7 +217,9 @@ class Visit:
             return model.tokenise(contexts, candidates, cut, pairs)
 
         try:
-            rows = await self._service.worker.tokenise(tokenise)
+            rows = await self._service.worker.tokenise(tokenise, self._gone, self._ticket.deadline)
+        except (Problem, ConnectionError):
+            raise
         except Exception as error:
             log.error("tokenising failed", exc_info=error)
             raise Problem(422, "a text cannot be tokenised", "Tokenizer") from None

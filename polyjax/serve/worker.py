@@ -121,9 +121,34 @@ class Worker:
         self._tickets.discard(ticket)
         self._texts -= ticket.texts
 
-    async def tokenise(self, function: Callable[[], T]) -> T:
-        """Call a function in a thread for tokenising, and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokenisers, function)
+    async def tokenise(self, function: Callable[[], T], gone: "asyncio.Future[None]", deadline: float) -> T:
+        """Call a function in a thread for tokenising, and return its result.
+
+        Args:
+            function: a call that has started by the deadline runs to its end, and its result is dropped.
+            gone: a future that is done when the client disconnects.
+            deadline: on the monotonic clock, in seconds.
+
+        Raises:
+            Problem: the deadline has passed (504).
+            ConnectionError: the client disconnected.
+        """
+        made = asyncio.get_running_loop().run_in_executor(self._tokenisers, function)
+        try:
+            await self._wait(made, gone, deadline)
+            return made.result()
+        finally:
+            made.cancel()
+
+    async def _wait(self, made: "asyncio.Future[Any]", gone: "asyncio.Future[None]", deadline: float) -> None:
+        """Wait until a future is done; raise as ``tokenise`` does if it is not done in time."""
+        left = max(deadline - time.monotonic(), 0.0)
+        await asyncio.wait({gone, made}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if made.done():
+            return
+        if gone.done():
+            raise ConnectionError("the client went away")
+        raise Problem(504, f"no answer within {self._config.timeout:g} s", "Overloaded")
 
     async def result(self, job: Job, gone: "asyncio.Future[None]") -> Any:
         """Compute a job, in batches shared with other jobs, and return its result.
@@ -150,15 +175,10 @@ class Worker:
             self._changed.notify()
         finished = asyncio.ensure_future(done.wait())
         try:
-            left = max(job.deadline - time.monotonic(), 0.0)
-            await asyncio.wait({gone, finished}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await self._wait(finished, gone, job.deadline)
             if job.problem is not None:
                 raise job.problem
-            if finished.done():
-                return job.result
-            if gone.done():
-                raise ConnectionError("the client went away")
-            raise Problem(504, f"no answer within {self._config.timeout:g} s", "Overloaded")
+            return job.result
         finally:
             if not job.ended:
                 with self._changed:

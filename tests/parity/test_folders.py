@@ -9,6 +9,7 @@ import pytest
 
 from conftest import golden_encoder, golden_encoders
 from polyjax import InputError, Ranker
+from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 
 ENCODERS = (
     *("albert", "bert", "bert_bf16", "bert_for_masked_lm", "bert_fp16", "bert_odd_config"),
@@ -193,6 +194,45 @@ def test_modules_in_another_order_are_refused(tmp_path):
 def test_a_max_seq_length_beyond_the_positions_is_cut_to_them(tmp_path):
     folder = changed(MEAN, tmp_path, "sentence_bert_config.json", max_seq_length=512)
     assert Ranker.load(folder).scorer.text.config.candidate_tokens == 48
+
+
+def test_a_pooling_without_a_mode_is_the_mean(tmp_path):
+    folder = changed(MEAN, tmp_path, "config.json")
+    (folder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32}')
+    texts = expected_of(folder)["texts"][:3]
+    vectors = Ranker.load(folder).embed(texts)
+    np.testing.assert_allclose(vectors, golden_encoder(MEAN)[1]["embeddings"][:3], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("entries", "segments"),
+    [
+        ({"tokenizer_class": "TokenizersBackend"}, False),
+        ({"tokenizer_class": "TokenizersBackend", "model_input_names": ["token_type_ids"]}, True),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, True),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids"]}, False),
+    ],
+)
+def test_segments_of_pairs_are_those_of_the_tokenizers_class(tmp_path, entries, segments):
+    folder = changed("ce_bert_identity_classic", tmp_path, "tokenizer_config.json", **entries)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    if "model_input_names" not in entries:
+        settings.pop("model_input_names", None)
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert HuggingFaceTokenizer(folder / "tokenizer.json").pair_segments is segments
+
+
+def test_a_dense_layer_without_an_activation_has_the_librarys_default(tmp_path):
+    """tanh, which is also what the golden folder says."""
+    name = "st_bert_cls_dense_normalize_classic"
+    folder = changed(name, tmp_path, "config.json")
+    path = next(path for path in folder.glob("*_Dense/config.json"))
+    entries = json.loads(path.read_text())
+    assert entries.pop("activation_function").endswith(".Tanh")
+    path.write_text(json.dumps(entries))
+    texts = expected_of(folder)["texts"][:3]
+    vectors = Ranker.load(folder).embed(texts)
+    np.testing.assert_allclose(vectors, golden_encoder(name)[1]["embeddings"][:3], rtol=0, atol=2e-5)
 
 
 def test_dot_products_where_the_folder_says_so(tmp_path):

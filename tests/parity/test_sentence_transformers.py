@@ -4,6 +4,7 @@ It needs torch: `make test-torch`.
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,35 @@ def test_an_exported_cross_encoder_of_each_family(theirs, name, tmp_path):
     np.testing.assert_allclose(model.predict(PAIRS), scores, rtol=0, atol=2e-5)
     ranked = [found["corpus_id"] for found in model.rank(TEXTS[0], TEXTS)]
     assert ranked == [found.index for found in ranker.rank(TEXTS[0], TEXTS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"), [("albert", None), ("mpnet", None), ("roberta", "camembert")]
+)
+def test_classifiers_of_which_there_is_no_golden_folder(theirs, name, model_type, tmp_path):
+    """transformers makes them from an encoder's folder; scores are equal both ways."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    folder = shutil.copytree(golden_encoder(name)[0], tmp_path / "in", copy_function=shutil.copyfile)
+    entries = json.loads((folder / "config.json").read_text())
+    entries |= {"num_labels": 1, "model_type": model_type or entries["model_type"]}
+    (folder / "config.json").write_text(json.dumps(entries))
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    made = transformers.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():  # biases and norms are 0 and 1 at first, which would hide them
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    made.save_pretrained(folder)
+    ranker = Ranker.load(folder)
+    scores = np.concatenate(ranker.score_batch([a for a, _ in PAIRS], [[b] for _, b in PAIRS]))
+    expected = theirs.CrossEncoder(str(folder), device="cpu").predict(PAIRS)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=2e-5)
+    assert np.ptp(expected) > 1e-3
+    ranker.save_pretrained(tmp_path / "out")
+    model = theirs.CrossEncoder(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(model.predict(PAIRS), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -1,6 +1,7 @@
 """The replies that existing clients read, field by field (TEI, Cohere, Jina, vLLM, Infinity, OpenAI)."""
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -184,6 +185,7 @@ def test_times_come_in_headers(server):
 def test_a_text_that_is_cut_is_counted_in_the_reply(server, ranker):
     long = " ".join(["mountain"] * 40)
     body = {"query": QUERY, "documents": [TEXTS[0], long, long]}
+    before = truncated(server)
     answer = server.post("/v1/rerank", body)
     assert answer.headers["x-truncated-texts"] == "2"
     assert answer.json["meta"]["warnings"] == ["2 of 3 documents were cut to 16 tokens"]
@@ -194,6 +196,13 @@ def test_a_text_that_is_cut_is_counted_in_the_reply(server, ranker):
     cut = server.post("/v1/rerank", {"query": long, "documents": TEXTS})
     assert "the query was cut" in cut.json["meta"]["warnings"][0]
     assert cut.headers["x-truncated-queries"] == "1"
+    assert truncated(server) == before + 2 + 1 + 1
+
+
+def truncated(server) -> float:
+    """Texts that were cut, as /metrics counts them."""
+    page = server.ask("GET", "/metrics").body.decode()
+    return float(re.search(r"^polyjax_truncated_texts_total (\S+)$", page, re.MULTILINE)[1])
 
 
 def test_cutting_can_be_refused_and_chosen(server):

@@ -257,6 +257,25 @@ def test_what_is_no_http(server, data, status):
     assert server.healthy()
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_limit_of_a_body_is_the_last_size_that_is_read(server, more):
+    limit = server.service.config.payload_limit
+    content = b" " * (limit - len(body()) + more) + body()  # what counts is in the last part
+    assert server.post("/rerank", content).status == (413 if more else 200)
+    assert statuses(server.raw(chunked(content))) == [413 if more else 200]
+
+
+@pytest.mark.parametrize(("name", "limit"), [("max_client_batch_size", 300), ("max_characters", 40_000)])
+def test_other_limits_are_the_last_size_that_is_served(server, name, limit):
+    assert getattr(server.service.config, name) == limit
+    for more in (0, 1):
+        if name == "max_client_batch_size":
+            fields = {"query": "a", "texts": ["b"] * (limit + more)}
+        else:
+            fields = {"query": "a", "texts": ["b" * 1000] * 39 + ["b" * (999 + more)]}
+        assert server.post("/rerank", fields).status == (413 if more else 200)
+
+
 def chunked(content: bytes) -> bytes:
     head = "POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
     return (
@@ -267,6 +286,14 @@ def chunked(content: bytes) -> bytes:
 def test_a_body_in_chunks(server):
     assert statuses(server.raw(chunked(body()))) == [200]
     assert statuses(server.raw(chunked(b" " * 1_100_000 + body()))) == [413]
+
+
+def test_a_second_request_is_not_smuggled_in_a_body(server):
+    """A proxy that believed Content-Length would have taken it for this request's body."""
+    inner = request(b"", "Connection: close", method="GET", path="/info")
+    found = server.raw(request(b"0\r\n\r\n" + inner, "Transfer-Encoding: chunked"))
+    assert statuses(found) == [400] and b"send one of them" in found
+    assert server.healthy()
 
 
 def test_a_body_that_trickles_in_is_given_up(server):

@@ -1,6 +1,9 @@
 """The queue: what shares a batch, what is next, who is refused, and what happens to those who go away."""
 
+import contextlib
 import dataclasses
+import http.client
+import json
 import socket
 import threading
 import time
@@ -11,8 +14,10 @@ import pytest
 
 from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from polyjax.serve.model import AS_TRAINED, Model, Rows
+from polyjax.serve.problems import Problem
 from polyjax.serve.waiting import QUANTUM, Waiting, jobs_of
 from polyjax.serve.work import Call, Scoring
+from polyjax.serve.worker import FEW_BATCHES, Worker
 from serving import LIMITS, QUERY, TEXTS, logged, running, sentences, tiny_ranker
 
 
@@ -188,6 +193,21 @@ def test_requests_are_admitted_whole_by_the_number_of_their_texts(ranker):
         assert server.service.worker.texts == 0
 
 
+def test_who_would_wait_longer_than_the_timeout_is_refused_at_once():
+    worker = Worker(dataclasses.replace(LIMITS, timeout=5.0))
+    for _ in range(FEW_BATCHES):
+        worker._measured(2, 16, 2.0)  # a second for each text
+    arrived = time.monotonic()
+    for texts in (3, 2, 4):  # before which 0, 3 and 5 wait
+        worker.admit(texts, arrived=arrived)
+    with pytest.raises(Problem) as refused:
+        worker.admit(1, arrived=arrived)
+    assert refused.value.status == 429 and "longer than the timeout" in refused.value.message
+    assert refused.value.headers == {"Retry-After": "4"}, "when the 9 that wait are 5"
+    assert (worker.requests, worker.texts) == (3, 9)
+    worker.stop()
+
+
 def test_a_deadline_is_kept_to(ranker):
     config = dataclasses.replace(LIMITS, timeout=0.5)
     with running(ranker, config=config) as server:
@@ -199,6 +219,58 @@ def test_a_deadline_is_kept_to(ranker):
             assert server.service.worker.requests == 0
             assert len(server.service.worker._waiting) == 0, "what is late is not computed"
         assert waited(server.healthy)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_texts_that_take_long_to_tokenise_hold_up_no_answer(ranker, monkeypatch, leaves):
+    """Four million characters take seconds; the deadline and a client that leaves count meanwhile, too."""
+    config = dataclasses.replace(LIMITS, timeout=30.0 if leaves else 0.5)
+    begun, ended = threading.Event(), threading.Event()
+    with running(ranker, config=config) as server:
+        tokenise = server.service.model.tokenise
+
+        def slow(*given):
+            begun.set()
+            ended.wait(30)
+            return tokenise(*given)
+
+        monkeypatch.setattr(server.service.model, "tokenise", slow)
+        try:
+            if leaves:
+                content = json.dumps({"query": QUERY, "texts": TEXTS}).encode()
+                head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+                with socket.create_connection(("127.0.0.1", server.port)) as client:
+                    client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+                    assert begun.wait(10) and server.service.worker.requests == 1
+            else:
+                late = rerank(server)
+                assert late.status == 504 and "no answer within 0.5 s" in late.json["error"]
+            assert waited(lambda: server.service.worker.requests == 0)
+        finally:
+            monkeypatch.undo()
+            ended.set()
+        assert waited(server.healthy)
+
+
+def test_a_server_that_drains_answers_what_it_admitted_and_refuses_the_rest(ranker):
+    with running(ranker) as server, ThreadPoolExecutor(1) as threads:
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        kept.request("GET", "/health")
+        assert kept.getresponse().read() == b""
+        with contextlib.closing(kept), Gate(server):
+            admitted = threads.submit(rerank, server)
+            assert waited(lambda: server.service.worker.requests == 1)
+            server.service.draining = True  # as SIGTERM does
+            refused = rerank(server)
+            assert refused.status == 503 and "shutting down" in refused.json["error"]
+            assert int(refused.headers["retry-after"]) >= 1
+            assert server.ask("GET", "/health").status == 503
+            body, headers = json.dumps({"query": QUERY, "texts": TEXTS}), {"Content-Type": "application/json"}
+            kept.request("POST", "/rerank", body, headers)
+            assert kept.getresponse().status == 503, "on a connection that was there before, too"
+            time.sleep(0.5)  # in which it looks five times whether it may end
+            assert not admitted.done() and not server.server.should_exit
+        assert admitted.result().status == 200
 
 
 def test_a_client_that_goes_away_frees_its_place(ranker):

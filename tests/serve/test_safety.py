@@ -1,13 +1,15 @@
 """Keys, origins, request ids, and what is written into the log."""
 
 import dataclasses
+import hmac
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 
 from polyjax import InputError
-from polyjax.serve import create_app
+from polyjax.serve import create_app, gate
 from polyjax.serve.telemetry import JsonLines
 from serving import LIMITS, QUERY, TEXTS, logged, running, tiny_ranker
 
@@ -45,6 +47,21 @@ def test_without_the_key_nothing_is_served(server, given):
 def test_each_key_opens(server, key):
     assert server.post("/rerank", BODY, Authorization=f"Bearer {key}").status == 200
     assert server.post("/rerank", BODY, authorization=f"bearer {key}").status == 200
+
+
+def test_every_key_is_compared_in_constant_time(server, monkeypatch):
+    """However the given key begins, and wherever the right one stands among several."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(given: bytes, known: bytes) -> bool:
+        compared.append((given, known))
+        return hmac.compare_digest(given, known)
+
+    monkeypatch.setattr(gate, "hmac", SimpleNamespace(compare_digest=compare))
+    for given in (KEY, OTHER, KEY[:-1], "x", ""):
+        compared.clear()
+        server.ask("GET", "/info", Authorization=f"Bearer {given}")
+        assert compared == [(given.encode(), known.encode()) for known in (KEY, OTHER)]
 
 
 @pytest.mark.parametrize("path", ["/health", "/", "/docs", "/openapi.json", "/page.js", "/page.css"])
@@ -110,7 +127,7 @@ def test_a_log_record_is_one_line():
     assert JsonLines().format(record).count("\n") == 0
 
 
-@pytest.mark.parametrize("keys", [[""], [" a"], ["a\n"]])
+@pytest.mark.parametrize("keys", [[""], [" a"], ["a\n"], ["a", "schl\xfcssel"], ["\ufeffkey"], ["a\0b"]])
 def test_keys_that_no_client_can_send_are_refused(ranker, keys):
     with pytest.raises(InputError) as error:
         create_app(ranker, api_keys=keys)

@@ -169,6 +169,8 @@ def _with_pooling(found: Modules, path: Path) -> Modules:
         modes = given if isinstance(given, list) else [given]
     else:
         modes = [mode for flag, mode in FLAGS.items() if entries.get(flag)]
+        if not modes and "pooling_mode_mean_tokens" not in entries:
+            modes = ["mean"]  # as the library has it where a file does not say
     for mode in modes:
         if mode not in POOLING:
             raise InputError.in_file(path, expected=f"pooling modes of {', '.join(POOLING)}", got=mode)
@@ -192,6 +194,10 @@ def _flag(path: Path, entries: Mapping[str, Any], name: str, default: bool) -> b
     return value
 
 
+_DENSE_ACTIVATION = "torch.nn.modules.activation.Tanh"
+"""The library's default, where a Dense does not say."""
+
+
 def _dense(folder: Path, *, unit_input: bool) -> DenseModule:
     path = folder / CONFIG
     entries = read_object(path)
@@ -201,7 +207,8 @@ def _dense(folder: Path, *, unit_input: bool) -> DenseModule:
         value = entries.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError.in_file(path, expected=f"a positive whole number for {name!r}", got=value)
-    activation = torch_activation(path, "activation_function", entries.get("activation_function"))
+    dotted = entries.get("activation_function", _DENSE_ACTIVATION)
+    activation = torch_activation(path, "activation_function", dotted)
     config = DenseConfig(
         dim=entries["out_features"],
         bias=_flag(path, entries, "bias", True),
