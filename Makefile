@@ -41,6 +41,7 @@ docs: $(VENV)/.docs
 	$(BIN)/python docs/run_notebooks.py
 	rm -rf site
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs docs site
+	$(BIN)/python docs/check_site.py site
 
 # The notebooks of the site with their own numbers; an hour on two cores.
 notebook-outputs: $(VENV)/.docs

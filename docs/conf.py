@@ -14,6 +14,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "edit_links",
     "faces",  # the reference: the names that a package lists
     "mathml",  # formulas without a script or a font from elsewhere
     "two_pictures",  # a light and a dark one
@@ -38,6 +39,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 python_display_short_literal_types = True
 default_role = "literal"
 

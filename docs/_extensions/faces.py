@@ -50,7 +50,9 @@ def entry(face: str, name: str, value: Any) -> list[str]:
         return [f".. autofunction:: {face}.{name}", ""]
     own = constants(SOURCES.parent / Path(*face.split(".")))  # other packages have constants of that name
     text = own.get(name) or constants(SOURCES).get(name, "")
-    return [f".. py:data:: {face}.{name}", "", *(f"   {line}" for line in text.splitlines()), ""]
+    shown = repr(value)
+    literal = [f"   :value: {shown}"] if len(shown) < 200 and " at 0x" not in shown else []
+    return [f".. py:data:: {face}.{name}", *literal, "", *(f"   {line}" for line in text.splitlines()), ""]
 
 
 @lru_cache
@@ -69,7 +71,15 @@ def constants(folder: Path) -> dict[str, str]:
     return found
 
 
+def signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, arguments: str | None, returns: str | None
+) -> tuple[str, None] | None:
+    """A contract is kept, not called: no signature."""
+    return ("", None) if what == "class" and getattr(obj, "_is_protocol", False) else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register."""
     app.add_directive("face", Face)
+    app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
