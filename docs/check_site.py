@@ -1,7 +1,7 @@
 """Check the built site: python docs/check_site.py site (make docs does it).
 
-Every link within the site leads to a file and an anchor that exist, and no page loads anything from elsewhere,
-so that it works from a disk without network.
+Every link within the site leads to a file and an anchor that exist, and no page loads anything from
+elsewhere, so that it works from a disk without network.
 """
 
 import re

@@ -126,7 +126,7 @@ def said(name: str) -> str:
 
 def shown() -> list[str]:
     """The messages of the page; its lines may be folded."""
-    return [" ".join(text.split()) for text in test_docs.blocks(PAGE, "output")]
+    return [" ".join(text.split()) for text in test_docs.blocks(PAGE, "none")]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,6 +13,7 @@ from typing import Any
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.util.docutils import SphinxDirective
 
 import polyjax
@@ -78,8 +79,18 @@ def signature(
     return ("", None) if what == "class" and getattr(obj, "_is_protocol", False) else None
 
 
+def one_sentence(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep a property's text whole: napoleon takes what is before a colon for a type."""
+    if what in ("property", "attribute", "data") and lines and ":" in lines[0]:
+        lines[0] = f": {lines[0]}"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as docstrings name them
+    app.connect("autodoc-process-docstring", one_sentence, priority=100)
     app.add_directive("face", Face)
     app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

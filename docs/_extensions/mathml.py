@@ -16,9 +16,11 @@ def inline(self: HTML5Translator, node: nodes.math) -> None:
 
 def block(self: HTML5Translator, node: nodes.math_block) -> None:
     """A formula on a line of its own, which scrolls where it is wider than the page."""
-    self.body.append(
-        f'<div class="math-block" tabindex="0">{convert(node.astext(), display="block")}</div>\n'
-    )
+    text = node.astext()
+    if "&" in text:  # lines that are aligned
+        text = rf"\begin{{align*}}{text}\end{{align*}}"
+    formula = convert(text, display="block")
+    self.body.append(f'<div class="math-block" tabindex="0">{formula}</div>\n')
     raise nodes.SkipNode
 
 
