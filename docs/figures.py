@@ -1,95 +1,152 @@
-"""Draw the pictures of the documentation: python docs/figures.py (make docs does it).
+"""Draw the pictures of the concepts: python docs/figures.py (make docs does it).
 
-The three architectures of arXiv 1905.01969, figure 1: what is computed for a context, a candidate, and both.
+The three architectures of arXiv 1905.01969, figure 1. Each is written twice, for
+light and dark pages, on a transparent ground: NAME.svg and NAME-dark.svg.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-
 OUT = Path(__file__).parent / "figures"
-CONTEXT, CANDIDATE, BOTH, SCORE = "#c6dbef", "#c7e9c0", "#dadaeb", "#fdd0a2"
-HEIGHT = 0.62
+HEIGHT, STEP = 34, 58
+"""Of a box; from one box's middle to the next one's."""
 
 
-def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 2.1) -> None:
-    """A box around (x, y)."""
-    corner = (x - width / 2, y - HEIGHT / 2)
-    axes.add_patch(
-        FancyBboxPatch(corner, width, HEIGHT, "round,pad=0.03", facecolor=colour, edgecolor="#444")
-    )
-    axes.text(x, y, text, ha="center", va="center", fontsize=11)
+@dataclass(frozen=True)
+class Colours:
+    """Of a theme. Each ground is a fill and the colour of its edge."""
+
+    text: str
+    quiet: str
+    grounds: dict[str, tuple[str, str]]
 
 
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """From one box's upper edge to another's lower one."""
-    begin, finish = (start[0], start[1] + HEIGHT / 2 + 0.05), (end[0], end[1] - HEIGHT / 2 - 0.05)
-    axes.add_patch(FancyArrowPatch(begin, finish, arrowstyle="-|>", mutation_scale=12, color="#444"))
+LIGHT = Colours(
+    "#1b1f24",
+    "#57606a",
+    {
+        "context": ("#dbe7fb", "#5b7fd6"),
+        "candidate": ("#dcf1de", "#4f9a57"),
+        "both": ("#ece5f8", "#8b6cc2"),
+        "score": ("#fde9d2", "#d9822b"),
+    },
+)
+DARK = Colours(
+    "#e6e9ee",
+    "#a9b1bd",
+    {
+        "context": ("#1f3154", "#7f9ff0"),
+        "candidate": ("#1d3b24", "#71bf7b"),
+        "both": ("#352a4d", "#ac90e0"),
+        "score": ("#4a3114", "#f0a35e"),
+    },
+)
 
 
-def tower(axes: Axes, x: float, boxes: list[str], colour: str, width: float = 2.1) -> tuple[float, float]:
-    """Boxes above each other with arrows between them; the place of the last."""
-    for level, text in enumerate(boxes):
-        box(axes, x, level, text, colour, width)
-        if level:
-            arrow(axes, (x, level - 1), (x, level))
-    return x, len(boxes) - 1
+@dataclass
+class Drawing:
+    """An SVG that grows."""
+
+    colours: Colours
+    width: int = 340
+    height: int = 400
+    parts: list[str] = field(default_factory=list)
+
+    def box(self, x: float, y: float, text: str, ground: str, width: float = 136) -> tuple[float, float]:
+        """A box around (x, y), with its text; returns the place."""
+        fill, edge = self.colours.grounds[ground]
+        self.parts.append(
+            f'<rect x="{x - width / 2}" y="{y - HEIGHT / 2}" width="{width}" height="{HEIGHT}" rx="7"'
+            f' fill="{fill}" stroke="{edge}" stroke-width="1.5"/>'
+        )
+        self.text(x, y + 5, text)
+        return x, y
+
+    def text(self, x: float, y: float, text: str, *, quiet: bool = False, size: int = 15) -> None:
+        """Text centred at x, on the line y."""
+        colour = self.colours.quiet if quiet else self.colours.text
+        self.parts.append(
+            f'<text x="{x}" y="{y}" text-anchor="middle" font-size="{size}" fill="{colour}">'
+            f"{escape(text)}</text>"
+        )
+
+    def arrow(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """From one box's upper edge to another's lower one."""
+        (x1, y1), (x2, y2) = (start[0], start[1] - HEIGHT / 2), (end[0], end[1] + HEIGHT / 2 + 6)
+        self.parts.append(
+            f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{self.colours.quiet}" stroke-width="1.5"'
+            ' marker-end="url(#head)"/>'
+        )
+
+    def tower(self, x: float, texts: list[str], ground: str, width: float = 136) -> tuple[float, float]:
+        """Boxes above each other with arrows between them; the place of the uppermost."""
+        place = (x, 0.0)
+        for level, text in enumerate(texts):
+            y = self.height - 60 - STEP * level
+            if level:
+                self.arrow(place, (x, y))
+            place = self.box(x, y, text, ground, width)
+        return place
+
+    def svg(self) -> str:
+        """The file."""
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}"'
+            f' width="{self.width}" height="{self.height}"'
+            ' font-family="system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif">\n'
+            '<defs><marker id="head" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="7" markerHeight="7"'
+            f' orient="auto"><path d="M0 0 8 4 0 8z" fill="{self.colours.quiet}"/></marker></defs>\n'
+            + "\n".join(self.parts)
+            + "\n</svg>\n"
+        )
 
 
-def bi(axes: Axes) -> None:
+def bi(on: Drawing) -> None:
     """Two towers that meet in a product."""
-    left = tower(axes, 1.2, ["context", "transformer", "reduction", "1 vector"], CONTEXT)
-    right = tower(axes, 3.8, ["candidate", "transformer", "reduction", "1 vector"], CANDIDATE)
-    box(axes, 2.5, 5, "score: dot product", SCORE, 2.8)
-    arrow(axes, left, (2.1, 5))
-    arrow(axes, right, (2.9, 5))
+    left = on.tower(88, ["context", "transformer", "reduction", "1 vector"], "context")
+    right = on.tower(252, ["candidate", "transformer", "reduction", "1 vector"], "candidate")
+    on.box(170, 50, "score: dot product", "score", 170)
+    on.arrow(left, (140, 50))
+    on.arrow(right, (200, 50))
+    on.text(170, 378, "once per context, once per candidate", quiet=True, size=14)
 
 
-def poly(axes: Axes) -> None:
+def poly(on: Drawing) -> None:
     """The context keeps several vectors, over which the candidate attends."""
-    left = tower(axes, 1.2, ["context", "transformer", "m codes attend", "m vectors"], CONTEXT)
-    right = tower(axes, 3.8, ["candidate", "transformer", "reduction", "1 vector"], CANDIDATE)
-    box(axes, 1.6, 4, "candidate attends", BOTH, 2.4)
-    box(axes, 2.5, 5, "score: dot product", SCORE, 2.8)
-    arrow(axes, left, (1.4, 4))
-    arrow(axes, right, (2.3, 4))
-    arrow(axes, right, (3.3, 5))
-    arrow(axes, (1.6, 4), (2.1, 5))
+    left = on.tower(88, ["context", "transformer", "m codes attend", "m vectors"], "context")
+    right = on.tower(252, ["candidate", "transformer", "reduction", "1 vector"], "candidate")
+    attends = on.box(112, 108, "candidate attends", "both", 150)
+    on.box(170, 50, "score: dot product", "score", 170)
+    on.arrow(left, (96, 108))
+    on.arrow(right, (160, 108))
+    on.arrow(right, (222, 50))
+    on.arrow(attends, (140, 50))
+    on.text(170, 378, "once per context, once per candidate", quiet=True, size=14)
 
 
-def cross(axes: Axes) -> None:
+def cross(on: Drawing) -> None:
     """Both texts go through one transformer."""
-    last = tower(axes, 2.5, ["context, candidate", "transformer", "reduction", "1 vector"], BOTH, 2.6)
-    box(axes, 2.5, 5, "score: linear layer", SCORE, 2.8)
-    arrow(axes, last, (2.5, 5))
+    last = on.tower(170, ["context, candidate", "transformer", "reduction", "1 vector"], "both", 160)
+    on.box(170, 50, "score: linear layer", "score", 170)
+    on.arrow(last, (170, 50))
+    on.text(170, 378, "once per pair of context and candidate", quiet=True, size=14)
 
 
 def main() -> None:
-    """Write one picture for each architecture, and one of all."""
+    """Write each picture for both themes."""
     OUT.mkdir(exist_ok=True)
-    drawings = {
-        "bi": (bi, "Bi-encoder", "once a context,\nand once a candidate, ever"),
-        "poly": (
-            poly,
-            "Poly-encoder",
-            "once a context, once a\ncandidate, ever; a small attention joins them",
-        ),
-        "cross": (cross, "Cross-encoder", "once\nfor each context and candidate"),
+    drawings: dict[str, Callable[[Drawing], None]] = {
+        "bi": bi,
+        "poly": poly,
+        "cross": cross,
     }
-    for name, (draw, title, note) in drawings.items():
-        figure, axes = plt.subplots(figsize=(3.6, 4.3), layout="constrained")
-        draw(axes)
-        axes.set_title(title, fontsize=14)
-        axes.text(2.5, -0.75, f"the transformer runs {note}", ha="center", va="top", fontsize=10)
-        axes.set(xlim=(-0.1, 5.1), ylim=(-1.6, 5.5))
-        axes.axis("off")
-        figure.savefig(OUT / f"{name}.svg")
-        plt.close(figure)
+    for name, draw in drawings.items():
+        for suffix, colours in (("", LIGHT), ("-dark", DARK)):
+            drawing = Drawing(colours)
+            draw(drawing)
+            (OUT / f"{name}{suffix}.svg").write_text(drawing.svg(), encoding="utf-8")
 
 
 if __name__ == "__main__":

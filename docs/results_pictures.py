@@ -1,6 +1,7 @@
 """Draw the pictures of the results pages from results/: python docs/results_pictures.py (make results).
 
-The newest result of each benchmark is drawn. A picture whose benchmark has no result stays as it is.
+The newest result of each benchmark is drawn twice: NAME.png for light pages and NAME-dark.png for dark ones.
+A picture whose benchmark has no result stays as it is.
 """
 
 import sys
@@ -114,14 +115,16 @@ PICTURES: Mapping[str, Callable[[Result], plt.Figure]] = {
 
 
 def main(results: Path = RESULTS, out: Path = OUT) -> list[Path]:
-    """Draw what has results; the files."""
+    """Draw what has results, for light and for dark pages; the files."""
     written = []
     for name, draw in PICTURES.items():
         for result in read(name, results)[:1]:
-            figure = draw(result)
-            written.append(out / f"{name}.png")
-            figure.savefig(written[-1], dpi=150)
-            plt.close(figure)
+            for suffix, style in (("", "default"), ("-dark", "dark_background")):
+                with plt.style.context(style):
+                    figure = draw(result)
+                    written.append(out / f"{name}{suffix}.png")
+                    figure.savefig(written[-1], dpi=150, transparent=bool(suffix))
+                    plt.close(figure)
     return written
 
 

@@ -17,7 +17,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from record import RESULTS, read, stale  # noqa: E402
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "distributed.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "choose.md",
+    *(ROOT / "docs" / "results" / f"{name}.md" for name in ("accurate", "fast", "scale", "robust")),
+)
 """The pages that have blocks."""
 BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 STALE = " **Older than the code that it measures.**"
@@ -148,6 +152,23 @@ def recall(metrics: Mapping[str, Any]) -> list[str]:
     return [f"{metrics[name]:.3f} of {name.split('/')[1]}", interval]
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A block: the picture that docs/results_pictures.py draws of a benchmark's newest result.
+
+    Attributes:
+        benchmark: whose picture it is.
+        alt: what it shows, in words.
+    """
+
+    benchmark: str
+    alt: str
+
+    def __call__(self, results: Path) -> str:
+        """The Markdown of the block; its pages are in docs/results."""
+        return f"![{self.alt}](../figures/{self.benchmark}.png)\n" if read(self.benchmark, results) else ""
+
+
 def gpu(results: Path) -> str:
     """Everything that benchmarks/gpu.py measured, part by part, or that there is nothing."""
     found = [result for result in read("gpu", results) if result["host"]["device"]]
@@ -170,6 +191,12 @@ def gpu(results: Path) -> str:
     return "\n".join(text)
 
 
+STAGES = ("prepare", "vocabulary", "tokenise")
+CORPUS = (
+    *(Column(f"{stage}, s", stage, "s") for stage in STAGES),
+    Column("all, pairs/s", "all", "pairs/s"),
+    *(Column(f"{stage}, peak MB", stage, "MB") for stage in STAGES),
+)
 PEER = "sentence-transformers"
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "accuracy": accuracy,
@@ -285,6 +312,44 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
             Column("share waiting", "waiting", "share of the steps"),
             Column("share of padding", "padding", "share of the steps"),
         ),
+    ),
+    "corpus_pairs": Table("corpus_pairs", {"pairs": "pairs"}, CORPUS),
+    "corpus_reddit": Table("corpus_reddit", {"pairs": "pairs"}, CORPUS),
+    "encoders": Table(
+        "encoders",
+        {"family": "family", "part": "part"},
+        (Column("PyTorch, ms", "torch"), Column("polyjax, ms", "polyjax", to="torch")),
+    ),
+    "serve": Table(
+        "serve",
+        {"texts": "texts", "tokens": "tokens each"},
+        (
+            Column("Ranker.rank, ms", "ranker"),
+            Column("through the server, ms", "server", to="ranker"),
+            Column("ready after, s", "start", "s"),
+        ),
+    ),
+    "load": Table(
+        "load",
+        {"texts": "texts", "clients": "clients"},
+        (
+            Column("Ranker.rank one by one, requests/s", "Ranker.rank", "requests/s"),
+            Column("server, requests/s", "server", "requests/s", to="Ranker.rank"),
+            Column("alone, before twice that load, ms", "alone before"),
+            Column("alone, afterwards, ms", "alone after"),
+            Column("memory before, MB", "before", "MB"),
+            Column("memory afterwards, MB", "after twice saturation", "MB"),
+        ),
+    ),
+    "picture-millions": Picture(
+        "millions", "Time of a search, and size on disk and in memory, against the number of candidates"
+    ),
+    "picture-certified": Picture(
+        "certified",
+        "Share of the candidates that certified search scores exactly, and its time, over contexts",
+    ),
+    "picture-corpus_pairs": Picture(
+        "corpus_pairs", "Seconds and peak memory of preparing a corpus against its number of pairs"
     ),
 }
 """What a block may be named, with what renders it."""
