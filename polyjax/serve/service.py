@@ -205,8 +205,8 @@ class Visit:
             keep: cache the contexts' token ids for a search.
 
         Raises:
-            Problem: 422; a text cannot be tokenised, or is too long and must not be truncated. 504; the deadline
-                has passed.
+            Problem: 422; a text cannot be tokenised, or is too long and must not be truncated. 504; the
+                deadline has passed.
             ConnectionError: the client disconnected.
         """
         began = time.monotonic()
