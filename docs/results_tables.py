@@ -5,6 +5,7 @@ never typed. A block without any result stays empty. A result that is older than
 marked (benchmarks/record.py says how that is known). Pictures are drawn by docs/results_pictures.py.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,6 +145,41 @@ def accuracy(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ladder(results: Path) -> str:
+    """The table of experiments/ladder.py: means over seeds, and the means of the seeds' own intervals."""
+    found = _json(results / "ladder.json")
+    if not found:
+        return ""
+    heads = ["row", "recall@1 of 20", "95% interval", "seeds", "steps", "contexts", "seconds", "command"]
+    lines = [row(heads), row(["---", "---:", "---", "---:", "---:", "---:", "---:", "---"])]
+    for one in found:
+        words = one["command"].split(" --train.seed")[0]
+        interval = f"[{one['low']:.3f}, {one['high']:.3f}]"
+        counts = [f"{one[name]:,}" for name in ("steps", "contexts", "seconds")]
+        seeds = ", ".join(map(str, one["seeds"]))
+        lines.append(row([one["name"], f"{one['recall_at_1']:.3f}", interval, seeds, *counts, f"`{words}`"]))
+    return "\n".join(lines) + "\n"
+
+
+def gates(results: Path) -> str:
+    """The table of experiments/cross_start.py."""
+    found = _json(results / "cross_start.json")
+    if not found:
+        return ""
+    about = f"`{found['command']}`: {found['task']}, {found['rows']} rows of the {found['split']} split"
+    lines = [row(["gate", "recall@1 of 20", "95% interval", "loss"]), row(["---:", "---:", "---", "---:"])]
+    for one in found["untrained"]:
+        low, high = one["recall@1/20 95% interval"]
+        lines.append(
+            row([one["gate"], f"{one['recall@1/20']:.3f}", f"[{low:.3f}, {high:.3f}]", f"{one['loss']:.3f}"])
+        )
+    return f"{about}, {found['encoder']}, {found['dtype']}.\n\n" + "\n".join(lines) + "\n"
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def recall(metrics: Mapping[str, Any]) -> list[str]:
     """Recall@1 among how many, and its interval."""
     name = next(name for name in metrics if name.startswith("recall@1/"))
@@ -200,6 +236,8 @@ CORPUS = (
 PEER = "sentence-transformers"
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "accuracy": accuracy,
+    "ladder": ladder,
+    "gates": gates,
     "gpu": gpu,
     "scoring": Table(
         "scoring",
