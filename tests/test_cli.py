@@ -279,7 +279,7 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
         (["chat", "x"], "give the replies to choose from:"),
         (["chat", "x", "--candidats", "y"], "chat: unrecognized options: --candidats; did you mean --cand"),
         (["chat", "x", "--candidates", "y", "--topp", "3"], "unrecognized options: --topp; did you mean"),
-        (["convert", "parlai", "x"], "directory to make; must not exist. (required); see polyjax convert"),
+        (["convert", "parlai", "x"], "directory to create; must not exist. (required); see polyjax convert"),
         (["convert", "parlai", str(MODEL), "out"], f"{MODEL}: expected the model file in this folder, such"),
         (
             ["chat", str(CANDIDATES), "--candidates", "y"],
@@ -336,7 +336,7 @@ def test_help_whose_reader_has_seen_enough():
         text=True,
         check=True,
     )
-    assert "RUN_DIR CANDIDATES INDEX" in done.stdout and "Traceback" not in done.stderr
+    assert "MODEL CANDIDATES INDEX" in done.stdout and "Traceback" not in done.stderr
 
 
 def test_rank_and_search_print_lines_or_json(converted, tmp_path, monkeypatch, capsys):

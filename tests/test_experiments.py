@@ -201,7 +201,7 @@ def test_another_config_is_refused_and_nothing_is_lost(finished, folder):
     done = command("run.py", *arguments("poly", folder), "--optim.learning-rate", "1", folder=folder)
     assert done.returncode == 2
     line = done.stderr.strip()
-    assert "expected --optim.learning-rate = 0.0001, got 1.0" in line and "choose another --run-dir" in line
+    assert "--optim.learning-rate was 0.0001, now 1.0" in line and "choose another --run-dir" in line
     assert "\n" not in line
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 

@@ -71,7 +71,7 @@ def test_evaluation_ranks_as_the_run_did_or_as_asked():
     assert chosen(sampled, config()) == sampled
     assert chosen(sampled, config(n=50)) == config(candidates="sampled", n=50)
     assert chosen(sampled, config(candidates="batch", n=5)) == config(candidates="batch", n=5)
-    with pytest.raises(InputError, match="rank.n: does nothing"):
+    with pytest.raises(InputError, match="rank.n: has no effect"):
         chosen(config(), config(n=50))
 
 

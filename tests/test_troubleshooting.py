@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import polyjax
 import test_docs
 from polyjax.cli.flags import flag_of
 from polyjax.cli.main import parse as parse_polyjax
+from polyjax.data.identity import Digests
+from polyjax.data.known import save_known
 from polyjax.data.tasks.jsonl import parse as parse_rows
 from polyjax.errors import InputError
 from polyjax.interop.huggingface import minilm_folder
@@ -52,8 +55,10 @@ def other_settings() -> None:
 
 
 def other_rows() -> None:
-    open_data(trained(), {"train": "4a97d0"})
-    open_data(RUN, {"train": "e8b2c1"})
+    rows = np.arange(160, dtype=np.uint64)
+    save_known(trained(), Digests(rows, rows, rows, ()))
+    open_data(RUN, {"train": "160 rows, 4a97d0"}, trained_on=rows)
+    open_data(RUN, {"train": "161 rows, e8b2c1"}, trained_on=np.append(rows[2:], rows[-3:] + 100))
 
 
 def two_at_once() -> None:

@@ -134,7 +134,7 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
 
 
 def as_text(given: str) -> str:
-    """A text that was typed; what the locale could not decode is read as UTF-8, or else is U+FFFD.
+    r"""A text that was typed; what the locale could not decode is read as UTF-8, or else is U+FFFD.
 
     Python turns such bytes into lone surrogates, which no tokenizer accepts.
 

@@ -48,7 +48,7 @@ class Checkpoints:
         say: called with a message about a damaged checkpoint; printed in red if None.
 
     Raises:
-        InputError: there are none to restore, or orbax cannot open a folder of this name.
+        InputError: there is no checkpoint to restore, or orbax cannot open a folder of this name.
     """
 
     def __init__(self, run_dir: Path, *, read_only: bool = False, say: Callable[[str], None] | None = None):

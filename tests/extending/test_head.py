@@ -91,4 +91,4 @@ def test_its_card_needs_it(run, tmp_path):
         Ranker.load(run.folder)
     with pytest.raises(InputError) as error:
         fitted(run.folder, head=Projected(proven=False))
-    assert "head.settings.proven" in error.value.expected
+    assert "head.settings.proven" in error.value.problem

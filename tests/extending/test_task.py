@@ -40,4 +40,4 @@ def test_it_is_trained_on_ranked_and_recorded(tmp_path):
     assert run.config["task"] == recorded
     with pytest.raises(InputError) as error:
         fitted(run.folder, Repairs(verb="mend"))
-    assert "task.settings.verb" in error.value.expected
+    assert "task.settings.verb" in error.value.problem

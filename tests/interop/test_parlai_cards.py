@@ -97,7 +97,7 @@ def test_a_run_of_before_resumes(tmp_path):
     open_run(tmp_path, config, foreign=PARLAI)
     with pytest.raises(InputError) as error:
         open_run(tmp_path, RunConfig(text=config.text), foreign=PARLAI)
-    assert "own_optimizer" in str(error.value.expected)
+    assert "own_optimizer" in error.value.problem
     assert upgraded(written(RunConfig())) == written(RunConfig())
 
 
