@@ -291,6 +291,10 @@ def in_tables(page: Path) -> list[str]:
     return found
 
 
+EXPERIMENTS = {f"experiments/{name}.py" for name in ("cross_start", "ladder", "samples")}
+"""Scripts with settings of their own; the others are entries of the commands."""
+
+
 def check_command(line: str) -> None:
     """Raise unless a command exists and knows its flags and their values."""
     line = re.sub(r" --init RUN$| \.\.\.", "", line)  # a model of the recipe's architecture is not here
@@ -305,7 +309,7 @@ def check_command(line: str) -> None:
     elif words[0] == "polyjax":
         if words[1:] not in (["--version"], ["--help"]) and words[-1] != "--help":
             parse_polyjax([re.sub(r"^[NM]$", "1", word) for word in words[1:]])
-    elif words[1].startswith("benchmarks/") or words[1] == "experiments/samples.py":
+    elif words[1].startswith("benchmarks/") or words[1] in EXPERIMENTS:
         source = (ROOT / words[1]).read_text()
         for flag in (word.split("=")[0] for word in words if word.startswith("--")):
             field = flag[2:].replace("-", "_")

@@ -34,6 +34,7 @@ def offline(monkeypatch, tmp_path):
 
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.chdir(tmp_path)  # where no folder has a model's name
     (tmp_path / "hub").mkdir()
     taken = huggingface_hub.snapshot_download
 
