@@ -336,7 +336,7 @@ def test_help_whose_reader_has_seen_enough():
         text=True,
         check=True,
     )
-    assert "RUN_DIR CANDIDATES INDEX" in done.stdout and "Traceback" not in done.stderr
+    assert "MODEL CANDIDATES INDEX" in done.stdout and "Traceback" not in done.stderr
 
 
 def test_rank_and_search_print_lines_or_json(converted, tmp_path, monkeypatch, capsys):
