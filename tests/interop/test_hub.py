@@ -13,7 +13,7 @@ import pytest
 
 from conftest import golden_encoder
 from polyjax import InputError, Ranker
-from polyjax.cli import evaluate
+from polyjax.cli import evaluate, serve
 from polyjax.cli import main as cli
 from polyjax.cli.training_flags import parse_run
 from polyjax.interop import hub
@@ -239,3 +239,30 @@ def test_commands_take_a_model_of_the_hub_as_they_take_a_folder(
             expected = found
     assert found == expected and expected[0][-1] == "loads: yes"
     assert not (cached / "index").exists(), "nothing is written into the hub's cache"
+
+
+def test_the_server_takes_a_model_of_the_hub_and_calls_it_by_its_name(cached, texts_and_rows, monkeypatch):
+    apps = []
+
+    def served(app, sock) -> int:
+        sock.close()
+        apps.append(app)
+        return 0
+
+    monkeypatch.setattr(serve, "serve", served)
+    monkeypatch.setattr(serve, "bind", lambda host, port: socket.socket())
+    monkeypatch.setattr(serve, "log_to", lambda file: None)
+    with pytest.raises(SystemExit) as stopped:
+        command(
+            "serve",
+            MODEL,
+            "--candidates",
+            texts_and_rows[0],
+            "--rerank",
+            MODEL,
+            monkeypatch=monkeypatch,
+        )
+    assert stopped.value.code == 0
+    service = apps[0].state.service
+    assert service.name == MODEL and len(service.index) == 3 and not (cached / "index").exists()
+    np.testing.assert_array_equal(service.model.ranker.embed(TEXTS), Ranker.load(MODEL).embed(TEXTS))

@@ -54,8 +54,13 @@ class Process:
             [sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True
         )
         self.statuses: list[int] = []
-        if ready:
-            self.wait(200)
+        try:
+            if ready:
+                self.wait(200)
+        except BaseException:  # or the process would outlive the test
+            self.process.kill()
+            self.process.communicate()
+            raise
 
     def wait(self, status: int) -> None:
         """Until /health answers so; what it answered before is kept in ``statuses``."""
