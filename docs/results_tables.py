@@ -227,9 +227,14 @@ def gpu(results: Path) -> str:
     return "\n".join(text)
 
 
+def seconds(*names: str) -> tuple[Column, ...]:
+    """Columns of seconds."""
+    return tuple(Column(f"{name}, s", name, "s") for name in names)
+
+
 STAGES = ("prepare", "vocabulary", "tokenise")
 CORPUS = (
-    *(Column(f"{stage}, s", stage, "s") for stage in STAGES),
+    *seconds(*STAGES),
     Column("all, pairs/s", "all", "pairs/s"),
     *(Column(f"{stage}, peak MB", stage, "MB") for stage in STAGES),
 )
@@ -304,15 +309,12 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "startup": Table(
         "startup",
         {},
-        tuple(Column(f"{name}, s", name, "s") for name in ("import", "load", "first answer", "in all")),
+        seconds("import", "load", "first answer", "in all"),
     ),
     "startup_search": Table(
         "startup_search",
         {},
-        tuple(
-            Column(f"{name}, s", name, "s")
-            for name in ("import", "load", "open, compile", "first answer", "in all")
-        ),
+        seconds("import", "load", "open, compile", "first answer", "in all"),
     ),
     "zoo": Table(
         "zoo",

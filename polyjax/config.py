@@ -211,6 +211,7 @@ class _Reader:
         self.used: set[str] = set()
 
     def read(self, kind: Any, data: Any, where: str) -> Any:
+        """The value of a type from its JSON; ``where`` names it in an error."""
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         members = _members(kind)
         if any(map(_is_contract, members)) and isinstance(data, dict) and data.get("type") == CUSTOM:

@@ -207,7 +207,7 @@ such as 'data/*.jsonl.gz', got 'pears:x'
 --corpus: expected pairs:FILES or text:FILES or reddit:FILES, where FILES is a file or a pattern such \
 as 'data/*.jsonl.gz', got 'pears:x'
 model.json: head.n_codes: expected at least 1 (the paper uses 16, 64 and 360), got 0
-one.jsonl:2: the key 'label' is missing; is the key 'labels' meant?
+one.jsonl:2: the key 'label' is missing; if 'labels' is meant, rename it to 'label'
 two.jsonl: 3 bad lines
   lines 1, 3: the key 'label' is missing
   line 2: expected an object with a context and a label, got list

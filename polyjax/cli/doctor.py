@@ -9,6 +9,7 @@ import tyro
 
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.interop.doctor import PROBLEM, doctor
+from polyjax.recipes.models import ModelName
 from polyjax.runtime.progress import errors
 
 
@@ -23,7 +24,7 @@ class Doctor:
             the hub, or ``minilm``.
     """
 
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    folder: Annotated[ModelName, tyro.conf.Positional]
 
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax doctor") -> Doctor:

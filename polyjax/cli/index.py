@@ -13,7 +13,7 @@ from polyjax.errors import InputError
 from polyjax.mesh.placement import make_mesh
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
-from polyjax.recipes.models import load_ranker
+from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.retrieval.index.build import add_to_index, check_dual
 from polyjax.retrieval.index.change import compact, remove
 from polyjax.retrieval.index.manifest import read_manifest
@@ -24,7 +24,7 @@ from polyjax.retrieval.making import say_losses
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.progress import errors, meter
 
-Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Model = Annotated[ModelName, tyro.conf.Positional]
 CandidateFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CANDIDATES")]
 IndexFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
 

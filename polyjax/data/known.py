@@ -72,3 +72,20 @@ def ranked_note(examples: Sequence[Example], found: Digests, split: str) -> str:
     best_counts = any(example.answers for example in examples)
     rule = ": the best placed of them counts as the label" if best_counts else ""
     return answers_note(found, split, rule=rule)
+
+
+def changed_rows(new: int, now: int, missing: int, before: int, *, rows: str = "") -> str:
+    """How rows differ from earlier ones, in words.
+
+    Args:
+        new: number of the present rows that were not there before.
+        now: number of present rows.
+        missing: number of the earlier rows that are not there any more.
+        before: number of earlier rows.
+        rows: what they are called.
+
+    >>> changed_rows(3, 161, 2, 160, rows="train rows")
+    '3 of 161 train rows are new or changed, 2 of the 160 before are missing'
+    """
+    named = f"{now:,} {rows}".rstrip()
+    return f"{new:,} of {named} are new or changed, {missing:,} of the {before:,} before are missing"

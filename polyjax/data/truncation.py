@@ -10,9 +10,11 @@ from polyjax.types import Example
 
 TRIAL_STEPS = 10
 """A run of at most this many steps is a trial, which need not learn anything and is not refused."""
+TEXTS_AT_ONCE = 1 << 16
+"""Candidates of an index that are looked at together: a large index's tokens do not fit into memory."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Losses:
     """What texts lose when they become tokens.
 
@@ -42,20 +44,19 @@ class Losses:
 
     def notes(self) -> list[str]:
         """What a report says about it; nothing if nothing is lost."""
-        notes, split = [], self.kind.rpartition(" ")[0]
-        cut = f"{self.cut_candidates:,} of {self.candidates:,} {self.kind}s are cut to {self.limit} tokens"
+        notes = []
+        split, _, noun = self.kind.rpartition(" ")
+        cut = f"{self.cut_candidates:,} of {self.candidates:,}"
         if self.rows and (self.cut_contexts or self.cut_candidates):
-            noun = self.kind.split()[-1]
             notes.append(
                 f"{self.cut_contexts:,} of {self.rows:,} {split} contexts are cut to {self.context_limit} "
-                f"tokens, {self.cut_candidates:,} of {self.candidates:,} {noun}s to {self.limit}"
+                f"tokens, {cut} {noun}s to {self.limit}"
             )
         elif self.cut_candidates:
-            notes.append(cut)
+            notes.append(f"{cut} {self.kind}s are cut to {self.limit} tokens")
         if self.token_rows < self.different:
-            tied = ""
-            if self.ties:
-                tied = f"; in {self.ties:,} of {self.rows:,} rows a wrong one ties with the label"
+            tied = f"; in {self.ties:,} of {self.rows:,} rows a wrong one ties with the label"
+            tied = tied if self.ties else ""
             notes.append(
                 f"warning: {self.different:,} different {self.kind}s are {self.token_rows:,} for the model: "
                 f"the others have the same tokens{tied}"
@@ -97,17 +98,17 @@ def losses(examples: Iterable[Example], text: TextEncoder) -> Losses:
         context, (label,) = _cut(example, [example.label_text], text)
         cut_contexts, cut_labels = cut_contexts + context, cut_labels + label
         seen.tokens(example.label_text, keys[example.label_text])
-    limits = _limits(text)
+    context_limit, limit = _limits(text)
     return Losses(
-        "training label",
-        rows,
-        cut_labels,
-        seen.different,
-        seen.token_rows,
-        limits[1],
-        rows,
-        cut_contexts,
-        limits[0],
+        kind="training label",
+        candidates=rows,
+        cut_candidates=cut_labels,
+        different=seen.different,
+        token_rows=seen.token_rows,
+        limit=limit,
+        rows=rows,
+        cut_contexts=cut_contexts,
+        context_limit=context_limit,
     )
 
 
@@ -144,18 +145,17 @@ def ranked_losses(
         alike = [keys[c] for c in candidates if seen.tokens(c, keys[c]) == own]
         ties += any(key not in right for key in (*alike, *of_shared.get(own, ())))
     context_limit, limit = _limits(text)
-    n, n_cut = len(cut), sum(cut.values())
     return Losses(
-        f"{split} candidate",
-        n,
-        n_cut,
-        seen.different,
-        seen.token_rows,
-        limit,
-        len(examples),
-        cut_contexts,
-        context_limit,
-        ties,
+        kind=f"{split} candidate",
+        candidates=len(cut),
+        cut_candidates=sum(cut.values()),
+        different=seen.different,
+        token_rows=seen.token_rows,
+        limit=limit,
+        rows=len(examples),
+        cut_contexts=cut_contexts,
+        context_limit=context_limit,
+        ties=ties,
     )
 
 
@@ -166,12 +166,21 @@ def candidate_losses(texts: Sequence[str], text: TextEncoder) -> Losses:
         texts: the candidates.
         text: tokenises.
     """
-    text.prepare(texts)
     seen, n_cut = _Seen(text), 0
-    for candidate in texts:
-        seen.tokens(candidate, text_key(candidate))
-        n_cut += text.cuts_candidate(candidate)
-    return Losses("candidate", len(texts), n_cut, seen.different, seen.token_rows, _limits(text)[1])
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = texts[start : start + TEXTS_AT_ONCE]
+        text.prepare(some)
+        for candidate in some:
+            seen.tokens(candidate, text_key(candidate))
+            n_cut += text.cuts_candidate(candidate)
+    return Losses(
+        kind="candidate",
+        candidates=len(texts),
+        cut_candidates=n_cut,
+        different=seen.different,
+        token_rows=seen.token_rows,
+        limit=_limits(text)[1],
+    )
 
 
 def _limits(text: TextEncoder) -> tuple[int, int]:

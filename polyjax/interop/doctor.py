@@ -11,7 +11,7 @@ from polyjax.errors import InputError
 from polyjax.interop.cards import read_card
 from polyjax.interop.hub import model_folder
 from polyjax.interop.huggingface import minilm_folder
-from polyjax.interop.pretrained import is_pretraining_run, is_ranking_run, read_pretraining_card
+from polyjax.interop.pretrained import is_pretraining_run, is_ranking_run, names_minilm, read_pretraining_card
 from polyjax.interop.sentence_transformers import MODULES, PROMPTS, EncoderFolder, load_folder, read_folder
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.runs import TOKENIZER, saved_steps
@@ -35,7 +35,7 @@ def doctor(folder: str | os.PathLike[str]) -> list[str]:
     """
     lines = [f"folder: {os.fspath(folder)}"]
     try:
-        folder = minilm_folder() if _is_minilm(folder) else model_folder(folder)
+        folder = minilm_folder() if names_minilm(folder) else model_folder(folder)
         lines = [f"folder: {folder}"]
         if is_ranking_run(folder):
             lines += _of_run(folder)
@@ -48,10 +48,6 @@ def doctor(folder: str | os.PathLike[str]) -> list[str]:
     except InputError as error:
         return [*lines, f"{PROBLEM}: {error}"]
     return [*lines, "loads: yes"]
-
-
-def _is_minilm(folder: str | os.PathLike[str]) -> bool:
-    return os.fspath(folder) == "minilm" and not Path(folder).is_dir()
 
 
 def describe(found: EncoderFolder) -> list[str]:

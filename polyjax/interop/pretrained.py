@@ -29,6 +29,15 @@ LONGEST = 256
 """Maximum length of a text, in tokens, for an encoder that was not trained to rank."""
 
 
+MINILM = "minilm"
+"""The name of all-MiniLM-L6-v2, whose weights are an installed package."""
+
+
+def names_minilm(model: str | os.PathLike[str]) -> bool:
+    """Whether a command's model is ``minilm`` and not a folder of this name."""
+    return os.fspath(model) == MINILM and not Path(model).is_dir()
+
+
 def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
     """The folder of weights for the name of an encoder; None for an encoder trained from scratch.
 
@@ -41,7 +50,7 @@ def weights_folder(name: str, *, scratch: Sequence[str]) -> Path | None:
     """
     if name in scratch:
         return None
-    if name == "minilm":
+    if name == MINILM:
         return minilm_folder()
     folder = model_folder(name, "encoder")
     if not folder.is_dir():
@@ -185,7 +194,7 @@ def zero_shot_scorer(
     Raises:
         InputError: there is no such folder, or a file in it is missing or broken.
     """
-    if encoder == "minilm":
+    if encoder == MINILM:
         scorer, text = load_folder(minilm_folder(), turns=turns, dtype=dtype or "float32")
         tokenizer = HuggingFaceTokenizer(minilm_folder() / TOKENIZER_FILE, config=False)
         longest = text.config.candidate_tokens

@@ -32,7 +32,7 @@ def command(arguments: Sequence[str]) -> str:
     Args:
         arguments: of the process, its program first.
 
-    >>> command(["/usr/bin/polyjax", "train", "--arch", "bi"])
+    >>> command(["bin/polyjax", "train", "--arch", "bi"])
     '`polyjax train --arch bi`'
     >>> command(["notebook.py"])
     '`polyjax.fit` from Python; config.json has its settings'

@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 from polyjax.errors import InputError
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.hub import hub_name
-from polyjax.interop.pretrained import is_model_folder, zero_shot_scorer
+from polyjax.interop.pretrained import MINILM, is_model_folder, names_minilm, zero_shot_scorer
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
 
-MINILM = "minilm"
 ModelName = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 """A flag or argument that names a model as ``load_ranker`` takes it."""
 
@@ -38,7 +37,7 @@ def load_ranker(
     Raises:
         InputError: there is no such model, a file of it is missing or broken, or an argument is invalid.
     """
-    if not _is_minilm(model):
+    if not names_minilm(model):
         return Ranker.load(model, step=step, dtype=dtype, mesh=mesh)
     if step is not None:
         raise InputError(
@@ -49,9 +48,5 @@ def load_ranker(
 
 def run_folder(model: str | os.PathLike[str]) -> Path | None:
     """The run directory that a command names, whether or not it exists; None for a model from elsewhere."""
-    elsewhere = _is_minilm(model) or hub_name(model) is not None or is_model_folder(Path(model))
+    elsewhere = names_minilm(model) or hub_name(model) is not None or is_model_folder(Path(model))
     return None if elsewhere else Path(model)
-
-
-def _is_minilm(model: str | os.PathLike[str]) -> bool:
-    return os.fspath(model) == MINILM and not Path(model).is_dir()

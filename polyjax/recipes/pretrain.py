@@ -103,7 +103,7 @@ def encoder_config(config: PretrainConfig, source: Path | None, vocab_size: int)
     return cast(KnownEncoder, config.encoder.applied_to(base))
 
 
-def check_corpus(run_dir: Path, files: str, contents: Sequence[str] = ()) -> None:
+def check_corpus(run_dir: Path, files: str, contents: Sequence[str]) -> None:
     """Check, before anything is prepared, that the corpus files are those that the run started with.
 
     If they have changed before the first checkpoint, the run starts again with their present content and a
@@ -127,7 +127,7 @@ def check_corpus(run_dir: Path, files: str, contents: Sequence[str] = ()) -> Non
     shutil.rmtree(run_dir / "tokenizer", ignore_errors=True)
 
 
-def note_corpus(run_dir: Path, files: str, state: str, contents: Sequence[str] = ()) -> None:
+def note_corpus(run_dir: Path, files: str, state: str, contents: Sequence[str]) -> None:
     """Record the corpus of a run in its directory.
 
     Args:
@@ -177,8 +177,8 @@ def _corpus_changed(run_dir: Path, how: str) -> InputError:
 
 def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, PreparedCorpus, list[LeftOut]]:
     """The tokenizer, the tokens of the corpus, and the excluded tasks; prepared first if they are missing."""
-    files = corpus_identity(config.corpus)
     contents = corpus_contents(config.corpus)
+    files = corpus_identity(config.corpus, contents)
     check_corpus(config.folder, files, contents)
     excluded, left_out = HeldOut(), []
     for name in config.leave_out:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from polyjax.data.known import changed_rows
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError
@@ -76,10 +77,7 @@ def _difference(before: bytes, now: bytes) -> str:
     added, missing = Counter(new) - Counter(old), Counter(old) - Counter(new)
     if not added and not missing:
         return "the same in another order"
-    return (
-        f"{added.total():,} of {len(new):,} are new or changed, {missing.total():,} of the {len(old):,} "
-        "before are missing"
-    )
+    return changed_rows(added.total(), len(new), missing.total(), len(old))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from polyjax.config import Foreign, from_json, to_json
-from polyjax.data.known import load_known
+from polyjax.data.known import changed_rows, load_known
 from polyjax.errors import InputError
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.runs.layout import CONFIG, DATA, LOCK, TOKENIZER, read_json, saved_steps, write_json
@@ -191,10 +191,7 @@ def _other_training_rows(now: np.ndarray, before: np.ndarray) -> str:
     new, missing = len(np.setdiff1d(now, before)), len(np.setdiff1d(before, now))
     if not new and not missing:
         return "the training rows are the same, in another order or with other candidates or answers"
-    return (
-        f"{new:,} of {len(now):,} train rows are new or changed, {missing:,} of the {len(before):,} before "
-        "are missing"
-    )
+    return changed_rows(new, len(now), missing, len(before), rows="train rows")
 
 
 def _completed(old: Any, kind: type, foreign: Foreign) -> Any:

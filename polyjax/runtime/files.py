@@ -1,9 +1,7 @@
 """Files that are written atomically (beside their place, then renamed), and locks between processes."""
 
-import codecs
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,34 +26,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, complete or not at all.
+    """Write a UTF-8 text file, complete or not at all; see ``utf8`` for what has no UTF-8."""
+    write_bytes(path, utf8(text))
 
-    Lone surrogates are no characters. Those by which Python names a path whose bytes the locale does not know
-    become these bytes again; others are escaped, as JSON escapes them.
+
+def utf8(text: str) -> bytes:
+    r"""A text in UTF-8, lone surrogates included.
+
+    Python names a path whose bytes the locale does not know by such surrogates. Where they stand for UTF-8,
+    its bytes are written; otherwise they are escaped, as JSON escapes them.
+
+    >>> utf8("h\udcc3\udca9") == "hé".encode(), utf8("\udce9 \ud83d")
+    (True, b'\\udce9 \\ud83d')
     """
-    write_bytes(path, text.encode("utf-8", _LONE))
-
-
-_LONE = "polyjax.lone_surrogates"
-
-
-def _lone(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What is written in place of lone surrogates, see ``codecs.register_error``."""
-    assert isinstance(error, UnicodeEncodeError)
-    found = error.object[error.start : error.end]
-    escaped = re.match("[\udc80-\udcff]*", found)
-    assert escaped is not None
-    given = escaped[0].encode("utf-8", "surrogateescape")
-    try:
+    with contextlib.suppress(UnicodeError):
+        given = text.encode("utf-8", "surrogateescape")
         given.decode("utf-8")
-    except UnicodeDecodeError:
-        given = b""
-    if given:
-        return given, error.start + escaped.end()
-    return found.encode("ascii", "backslashreplace"), error.end
-
-
-codecs.register_error(_LONE, _lone)
+        return given
+    return text.encode("utf-8", "backslashreplace")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

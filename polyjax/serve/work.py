@@ -1,5 +1,6 @@
 """The work of a request: sequences for the model, and how their results are combined."""
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ class Unit:
         return id(self.job.model), self.kind, self.length
 
 
-class Job:
+class Job(abc.ABC):
     """The work of a request for one model; its result is an array, or what a call returns.
 
     Args:
@@ -98,11 +99,13 @@ class Job:
         self.ended = True
         self.on_done(self)
 
+    @abc.abstractmethod
     def _keep(self, unit: Unit, result: Any) -> None:
-        raise NotImplementedError
+        """Keep the result of a unit."""
 
+    @abc.abstractmethod
     def _combined(self) -> Any:
-        raise NotImplementedError
+        """The result of all units."""
 
 
 class Scoring(Job):

@@ -63,7 +63,10 @@ def test_tables(tmp_path, name, tab):
         ("[1]", "expected an object with a context and a label, got list"),
         ('"a text"', "expected an object with a context and a label, got str"),
         ({"context": "a"}, "the key 'label' is missing"),
-        ({"context": "a", "response": "b"}, "the key 'label' is missing; is the key 'response' meant\\?"),
+        (
+            {"context": "a", "response": "b"},
+            "the key 'label' is missing; if 'response' is meant, rename it to 'label'",
+        ),
         ({"label": "a"}, "the key 'context' is missing"),
         (
             row(1, labels=3),

@@ -1,4 +1,4 @@
-"""Pairs, packed rows, hidden tokens."""
+"""Pairs, packed rows, masked tokens."""
 
 import dataclasses
 import pickle

@@ -74,3 +74,10 @@ def test_a_run_directory_and_a_folder_that_is_none(tmp_path):
     assert told["kind"] == "run directory of a bi-encoder" and told["loads"] == "yes"
     assert told["length"] == "contexts 40 tokens, candidates 20" and told["checkpoints"] == "0"
     assert doctor(tmp_path / "nothing")[-1].startswith("problem: ")
+
+
+def test_a_folder_with_its_model_below_says_where(tmp_path):
+    model = tmp_path / "package" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    assert f"there is one in {model}" in doctor(tmp_path / "package")[-1]

@@ -170,7 +170,7 @@ def run(folder, *, callbacks=(), **changes):
 def test_it_learns_both(tmp_path):
     run(tmp_path, steps=300, validate_every_steps=100)
     rows = [row for row in MetricsLog.read(tmp_path) if row["kind"] == "valid"]
-    # One corrupted pair of eight goes on with the same letter by chance.
+    # One corrupted pair of eight continues with the same letter by chance.
     assert rows[-1]["masked_accuracy"] > 0.9 and rows[-1]["next_accuracy"] > 0.8
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
     logged = [row for row in MetricsLog.read(tmp_path) if row["kind"] == "train"]

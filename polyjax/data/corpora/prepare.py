@@ -185,14 +185,18 @@ def _builder(piece: Piece, folder: Path, parts: int) -> PretrainingPiece:
         raise InputError("corpus.dir", problem=f"cannot be read: {error}", got=str(folder)) from None
 
 
-def corpus_identity(config: CorpusConfig) -> str:
+def corpus_identity(config: CorpusConfig, contents: Sequence[str] | None = None) -> str:
     """A digest that changes when a corpus's files do, without preparing them; of paths only the names count.
+
+    Args:
+        config: the corpus.
+        contents: its ``corpus_contents``, if they are known already.
 
     Raises:
         InputError: no file is there, or one cannot be read.
     """
     digest = hashlib.sha256(repr(config.reddit).encode())
-    for line in corpus_contents(config):
+    for line in corpus_contents(config) if contents is None else contents:
         digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:24]
 

@@ -131,7 +131,7 @@ def _check_keys(row: Mapping[Any, Any]) -> None:
     unknown = [str(key) for key in row if key not in KEYS]
     for name in REQUIRED:
         if name not in row:
-            instead = f"is the key {unknown[0]!r} meant?" if unknown else None
+            instead = f"if {unknown[0]!r} is meant, rename it to {name!r}" if unknown else None
             raise InputError.in_row(problem=f"the key {name!r} is missing", fix=instead)
     if unknown:
         key = nearly(unknown[0])

@@ -35,11 +35,13 @@ def read_entries(folder: Path) -> ConfigJson:
     """
     path = folder / CONFIG
     if not path.is_file():
+        below = sorted(found.parent for found in folder.glob(f"*/{CONFIG}"))
         raise InputError(
             "encoder",
             expected="a folder with config.json, model.safetensors and tokenizer.json",
             got=str(folder),
             problem="no config.json there",
+            fix=f"there is one in {below[0]}" if below else None,
         )
     return ConfigJson(path, read_object(path))
 

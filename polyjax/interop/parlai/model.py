@@ -93,6 +93,7 @@ class _Taken:
         self._weights, self._path = weights, path
 
     def array(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """A weight as float32; InputError if it is missing, not finite, or of another shape."""
         value = self._weights.get(name)
         if value is None:
             raise InputError.in_file(self._path, problem=f"the weight {name} is missing", fix=CHECK_FLAGS)
@@ -103,18 +104,21 @@ class _Taken:
         return value.astype(np.float32)
 
     def linear(self, theirs: str, ours: str) -> Weights:
+        """A linear layer; PyTorch stores its kernel transposed."""
         return {
             f"{ours}.kernel": np.ascontiguousarray(self.array(f"{theirs}.weight").T),
             f"{ours}.bias": self.array(f"{theirs}.bias"),
         }
 
     def norm(self, theirs: str, ours: str) -> Weights:
+        """A layer norm."""
         return {
             f"{ours}.scale": self.array(f"{theirs}.weight"),
             f"{ours}.bias": self.array(f"{theirs}.bias"),
         }
 
     def attention(self, theirs: str, ours: str) -> Weights:
+        """The four linear layers of a block's attention."""
         names = {"q_lin": "query", "k_lin": "key", "v_lin": "value", "out_lin": "out"}
         found: Weights = {}
         for name, mine in names.items():
@@ -122,6 +126,7 @@ class _Taken:
         return found
 
     def encoder(self, shape: EncoderConfig, theirs: str, ours: str) -> Weights:
+        """A whole transformer."""
         table = f"{ours}.embeddings"
         found = {
             f"{table}.tokens": self.array(f"{theirs}embeddings.weight", (shape.vocab_size, shape.dim)),

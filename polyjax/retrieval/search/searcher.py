@@ -274,6 +274,7 @@ class _Recalls:
         self._measured: dict[int, tuple[Callable[[], FirstStage | None], float]] = {}
 
     def keep(self, stage: FirstStage, recall: float) -> None:
+        """Keep a first stage's recall until the stage is gone."""
         number = id(stage)
         try:
             there = weakref.ref(stage, lambda _: self._measured.pop(number, None))
@@ -282,6 +283,7 @@ class _Recalls:
         self._measured[number] = there, recall
 
     def of(self, stage: FirstStage) -> float | None:
+        """The kept recall of a first stage; None if none was measured."""
         there, recall = self._measured.get(id(stage), (None, None))
         return recall if there is not None and there() is stage else None
 
