@@ -186,11 +186,19 @@ class Library:
         process.start()
         return cls(process, ours)
 
-    def steps(self, n: int) -> tuple[float, list[float]]:
-        """Make n steps after a pause: the last loss, and milliseconds of each."""
+    def steps(self, n: int) -> list[float]:
+        """Milliseconds of each of n steps after a pause.
+
+        One step before them is not counted: while a process sleeps, the system may take its memory away.
+        """
         time.sleep(PAUSE)
-        self.pipe.send(n)
-        return self.pipe.recv()
+        self.pipe.send(1 + n)
+        return self.pipe.recv()[1][1:]
+
+    def first_loss(self) -> float:
+        """The loss of the first step."""
+        self.pipe.send(1)
+        return self.pipe.recv()[0]
 
     def end(self) -> None:
         """Let the process end."""
@@ -203,17 +211,17 @@ def whole_runs(
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Milliseconds of each library's updates, whole runs in turns; and of ours before the peer starts."""
     libraries = {"polyjax": Library.start("polyjax", arch, dtype, config)}
-    first = {"polyjax": libraries["polyjax"].steps(1)[0]}
+    first = {"polyjax": libraries["polyjax"].first_loss()}
     libraries["polyjax"].steps(WARM_UP)
-    alone = {"polyjax": libraries["polyjax"].steps(config.repeats)[1]}
+    alone = {"polyjax": libraries["polyjax"].steps(config.repeats)}
     libraries["torch"] = Library.start("torch", arch, dtype, config)
-    first["torch"] = libraries["torch"].steps(1)[0]
+    first["torch"] = libraries["torch"].first_loss()
     assert abs(first["polyjax"] - first["torch"]) < tolerance, first
     libraries["torch"].steps(WARM_UP)
     times: dict[str, list[float]] = {name: [] for name in libraries}
     for _ in range(config.rounds):
         for name, library in libraries.items():
-            times[name] += library.steps(config.repeats)[1]
+            times[name] += library.steps(config.repeats)
     for library in libraries.values():
         library.end()
     return times, alone

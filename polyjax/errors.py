@@ -5,6 +5,9 @@ turns those names into what the reader typed.
 """
 
 import contextlib
+import difflib
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -17,6 +20,7 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _NOT_GIVEN: Any = object()
 _NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
 _LONGEST = 200
+_NAMES_LOOKED_AT = 1000
 _naming: ContextVar[Callable[[str], str]] = ContextVar("naming", default=str)
 
 
@@ -99,6 +103,22 @@ class InputError(ValueError):
         """
         place = str(path) if line is None else f"{path}:{line}"
         return cls(place, expected=expected, got=got, problem=problem, fix=fix, is_argument=False)
+
+    @classmethod
+    def missing_file(cls, path: Path, expected: str) -> "InputError":
+        """The error of a file that is not there; it names one beside it whose name is nearly the same.
+
+        >>> print(InputError.missing_file(Path("no-such-folder/a.jsonl"), "rows"))
+        no-such-folder/a.jsonl: the file is missing, expected rows; there is no folder no-such-folder either
+        """
+        fix = None
+        if not path.parent.is_dir():
+            fix = f"there is no folder {path.parent} either"
+        with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _NAMES_LOOKED_AT)]
+            near = difflib.get_close_matches(path.name, names, n=1)
+            fix = f"is {path.with_name(near[0])} meant?" if near else None
+        return cls.in_file(path, problem="the file is missing", expected=expected, fix=fix)
 
     @classmethod
     def in_row(

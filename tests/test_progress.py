@@ -42,6 +42,18 @@ def test_work_done_at_once_is_told_at_its_end(clock):
     assert shown.getvalue().split() == "encoding: 8/8 4 examples/s 0 s left".split()
 
 
+def test_what_the_first_piece_waits_for_is_told(clock):
+    """Compilation takes minutes for a large model, and would pass for a process that hangs."""
+    shown, seen = io.StringIO(), []
+    with meter("training", 8, start=4, out=Console(file=shown), waiting_for="compiling"):
+        assert shown.getvalue() == "training: 4/8  compiling\n"
+    with progress.watched_by(lambda *state: seen.append(state)):
+        with meter("training", 8, out=Console(file=shown), waiting_for="compiling") as bar:
+            bar.add(8)
+    assert seen[0] == ("training", 0, 8, "compiling") and seen[1][:3] == ("training", 8, 8)
+    assert shown.getvalue().count("\n") == 1
+
+
 def test_the_counts_that_are_kept_do_not_grow_with_the_work(clock):
     """100,000 pieces in 100 seconds; the rate is that of the last minute all the same."""
     with meter("reading", 10**6, out=Console(file=io.StringIO())) as bar:

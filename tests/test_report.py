@@ -1,5 +1,6 @@
 """What a run leaves for a reader, and what drawing it leaves of the process."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,9 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from polyjax.evaluation import Chance, RankingResult, write_report
+from polyjax.evaluation import Chance, RankingResult, console_table, write_report
 from polyjax.evaluation import report as report_module
+from polyjax.evaluation.report import metrics_row
 
 GROUPS = tuple(map(str, range(40)))
 LOG = [
@@ -39,6 +42,17 @@ def test_a_report_says_what_was_measured(tmp_path):
     assert all((tmp_path / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
 
 
+def test_no_figure_of_the_table_is_cut_at_80_columns():
+    shown = io.StringIO()
+    name = "TF-IDF, 2 turns (below chance here, for no shared word)"
+    ranked = [Chance(GROUPS, 20), RankingResult(name, np.arange(40) % 11 + 1, GROUPS, 20)]
+    Console(file=shown, width=80).print(console_table(ranked, "mine test, 40 rows"))
+    text = shown.getvalue()
+    assert "…" not in text and all(len(line) <= 80 for line in text.splitlines())
+    for figure in (*metrics_row(ranked[1], with_n=False)[1:], *name.split()):
+        assert figure in text
+
+
 def test_metrics_are_saved_where_pictures_cannot_be(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
@@ -48,6 +62,15 @@ def test_metrics_are_saved_where_pictures_cannot_be(tmp_path, monkeypatch):
         write(tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["model"]["recall@1/20"] == 0.25
     assert "A run" in (tmp_path / "report.md").read_text()
+
+
+def test_a_broken_matplotlib_costs_the_pictures_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)  # importing it fails
+    write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "* warning: no figures, matplotlib cannot be imported: import of matplotlib.backends" in text
+    assert "![" not in text and "## Use\n\n* with care" in text and not [*(tmp_path / "figures").iterdir()]
+    assert "warning: no figures, matplotlib" in capsys.readouterr().out
 
 
 NO_FOLDER = """

@@ -108,7 +108,7 @@ CASES: dict[str, Callable[[], object]] = {
     "choice": lambda: command("polyjax train --arch poli"),
     "value": lambda: command("polyjax train --text.max-turns 0"),
     "dict": lambda: polyjax.fit("mine.jsonl", optim={"learning_rat": 2e-5}),
-    "no file": lambda: polyjax.fit("nothing.jsonl"),
+    "no file": lambda: polyjax.fit("mien.jsonl"),
     "no run": lambda: polyjax.Ranker.load("runs/nothing"),
     "pickle": folder,
     "family": lambda: folder("t5"),

@@ -118,7 +118,7 @@ def candidate_lines(path: Path, *, strip: bool = True) -> list[str]:
             fix="write the texts alone into a .txt file",
         )
     if not path.exists():
-        raise InputError.in_file(path, problem="the file is missing", expected="candidates, one a line")
+        raise InputError.missing_file(path, "candidates, one a line")
     encoding = encoding_of(path)
     try:
         lines = path.read_text(encoding=encoding).split("\n")

@@ -4,6 +4,7 @@ matplotlib is imported only when something is drawn.
 """
 
 import contextlib
+import importlib
 import os
 import shutil
 import tempfile
@@ -45,6 +46,20 @@ def drawing(folder: Path) -> Iterator[None]:
             shutil.rmtree(aside, ignore_errors=True)
     else:
         yield
+
+
+def broken_matplotlib(folder: Path) -> str:
+    """Why matplotlib cannot be imported, in one line; nothing if it can.
+
+    Args:
+        folder: as for ``drawing``.
+    """
+    try:
+        with drawing(folder):
+            importlib.import_module("matplotlib.backends.backend_agg")
+    except ImportError as error:  # it was built for another numpy, for instance
+        return f"matplotlib cannot be imported: {str(error).splitlines()[0] if str(error) else 'ImportError'}"
+    return ""
 
 
 def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":

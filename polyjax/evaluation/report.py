@@ -11,12 +11,26 @@ import jax
 from rich import box
 from rich.table import Table
 
-from polyjax.evaluation.figures import drawing, plot_learning_curve, plot_ranks, plot_recall, save_figure
+from polyjax.evaluation.figures import (
+    broken_matplotlib,
+    drawing,
+    plot_learning_curve,
+    plot_ranks,
+    plot_recall,
+    save_figure,
+)
 from polyjax.evaluation.metrics import RankingResult
 from polyjax.runtime.files import write_text
 from polyjax.runtime.hardware import cpu_has_bfloat16
+from polyjax.runtime.progress import console
 
 KS = (1, 2, 5, 10)
+CAPTIONS = {
+    "learning_curve": "Learning curve",
+    "recall": "Recall of the model against the baselines",
+    "ranks": "Rank of the label",
+}
+"""Of the figures."""
 
 
 def metrics_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int] = KS) -> list[str]:
@@ -54,7 +68,8 @@ def console_table(results: Sequence[RankingResult], title: str, *, ks: Sequence[
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for i, name in enumerate(header_row(results[0], with_n=False, ks=ks)):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        # Where there is too little room, a name takes two lines and no figure is cut.
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
     for result in results:
         table.add_row(
             *metrics_row(result, with_n=False, ks=ks), style="bold" if result is results[-1] else None
@@ -99,6 +114,8 @@ def write_report(
 ) -> None:
     """Write results.json, report.md and figures/ into a run directory, in this order.
 
+    Where matplotlib is broken, a warning takes the place of the figures.
+
     Args:
         run_dir: the run directory.
         results: baselines, then the model, all on the same examples.
@@ -114,18 +131,19 @@ def write_report(
     lines = [f"# {title}", "", markdown_table(results)]
     if best is not None:
         lines += [verdict(model, best), ""]
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    broken = broken_matplotlib(folder)
+    notes = [*notes, *([f"warning: no figures, {broken}"] if broken else [])]
     lines += [*(f"* {note}" for note in notes), f"* hardware: {hardware()}", ""]
-    for name, caption in (
-        ("learning_curve", "Learning curve"),
-        ("recall", "Recall of the model against the baselines"),
-        ("ranks", "Rank of the label"),
-    ):
+    for name, caption in CAPTIONS.items() if not broken else ():
         lines += [f"![{caption}](figures/{name}.png)", ""]
     for section, facts in card.items():
         lines += [f"## {section}", "", *(f"* {fact}" for fact in facts), ""]
     write_text(run_dir / "report.md", "\n".join(lines))
-    folder = run_dir / "figures"
-    folder.mkdir(exist_ok=True)
+    if broken:
+        console.print(f"warning: no figures, {broken}", style="yellow", markup=False)
+        return
     with drawing(folder):
         save_figure(plot_learning_curve(log, best), folder / "learning_curve.png")
         save_figure(plot_recall(results), folder / "recall.png")

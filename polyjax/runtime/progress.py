@@ -89,15 +89,20 @@ class Meter:
         *,
         start: int = 0,
         out: Console = console,
+        waiting_for: str = "",
     ):
         self._out = out
         self._title, self._total, self._unit = title, total, unit
         self._bar = bar
-        self._task = bar.add_task(title, total=total, completed=start, note="") if bar else None
+        self._task = bar.add_task(title, total=total, completed=start, note=waiting_for) if bar else None
         self._done = start
         self._shown = time.monotonic()
         self._marks = deque([(self._shown, start)])
         self._first_piece = True
+        if waiting_for and (watcher := _watcher.get()) is not None:
+            watcher(title, start, total, waiting_for)
+        elif waiting_for and bar is None:
+            out.print(f"{title}: {start}/{total}  {waiting_for}")
 
     @property
     def rate(self) -> float:
@@ -138,7 +143,13 @@ class Meter:
 
 @contextmanager
 def meter(
-    title: str, total: int, *, unit: str = "examples", start: int = 0, out: Console = console
+    title: str,
+    total: int,
+    *,
+    unit: str = "examples",
+    start: int = 0,
+    out: Console = console,
+    waiting_for: str = "",
 ) -> Iterator[Meter]:
     """A Meter for one piece of work.
 
@@ -148,12 +159,13 @@ def meter(
         unit: what is counted.
         start: units done before, by the run that is resumed.
         out: where it is shown.
+        waiting_for: what the first piece waits for, shown until it is done.
     """
     if not out.is_terminal or _watcher.get() is not None:
-        yield Meter(title, total, unit, None, start=start, out=out)
+        yield Meter(title, total, unit, None, start=start, out=out, waiting_for=waiting_for)
         return
     count = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     # Beside a note, a narrow terminal has no room for a bar.
     columns = (*count, BarColumn()) if out.width >= WIDE else count
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=out) as bar:
-        yield Meter(title, total, unit, bar, start=start)
+        yield Meter(title, total, unit, bar, start=start, waiting_for=waiting_for)

@@ -103,7 +103,12 @@ class Session:
         """Show the progress bar; turn exhausted memory and lost processes into InputErrors."""
         with (
             meter(
-                "training", self._events.steps, unit="steps", start=self.first, out=self._screen
+                "training",
+                self._events.steps,
+                unit="steps",
+                start=self.first,
+                out=self._screen,
+                waiting_for="" if self.progress.finished else "compiling the step",
             ) as self._shown,
             errors_named(self._latest_step, lambda: self._objective.too_much),
             contextlib.closing(self._profile),

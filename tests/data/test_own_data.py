@@ -44,6 +44,19 @@ def test_forms_of_a_line(tmp_path):
     ]
 
 
+def test_a_missing_file_names_what_is_beside_it(tmp_path):
+    kinds = ".jsonl, .json, .ndjson, .csv or .tsv"
+    with pytest.raises(InputError, match=rf"replys.jsonl: the file is missing, expected a {kinds} file$"):
+        parse(tmp_path / "replys.jsonl")
+    (tmp_path / "replies.jsonl").touch()
+    with pytest.raises(InputError, match="replys.jsonl: the file is missing.*; is .*/replies.jsonl meant[?]"):
+        parse(tmp_path / "replys.jsonl")
+    with pytest.raises(InputError, match="there is no folder .*/none either"):
+        parse(tmp_path / "none" / "replies.jsonl")
+    with pytest.raises(InputError, match=f"{tmp_path.name}: a folder, expected a .jsonl"):
+        parse(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "tab"), [("f.csv", ","), ("f.tsv", "\t")])
 def test_tables(tmp_path, name, tab):
     listed = '"[""x"", ""no""]"'

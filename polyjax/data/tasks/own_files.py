@@ -35,9 +35,10 @@ def rows_of(path: Path) -> Iterator[Row]:
         InputError: the file is missing, cannot be read, is of another kind, or is a table without the columns
             that are needed.
     """
+    if path.is_dir():
+        raise InputError.in_file(path, problem="a folder", expected=KINDS)
     if not path.is_file():
-        problem = "a folder" if path.is_dir() else "the file is missing"
-        raise InputError.in_file(path, problem=problem, expected=KINDS)
+        raise InputError.missing_file(path, KINDS)
     match path.suffix.casefold():
         case ".jsonl" | ".json" | ".ndjson":
             return _json_rows(path, encoding_of(path))

@@ -206,9 +206,7 @@ def parse_articles(path: Path) -> list[Article]:
         InputError: the file is missing or a line is not an article; the message names file and line.
     """
     if not path.is_file():
-        raise InputError.in_file(
-            path, problem="the file is missing", expected="a file of articles, JSON lines"
-        )
+        raise InputError.missing_file(path, "a file of articles, JSON lines")
     found: list[Article] = []
     titles: set[str] = set()
     for number, line in enumerate(text_lines(path), start=1):
