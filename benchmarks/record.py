@@ -170,8 +170,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read(name: str, results: Path = RESULTS) -> list[dict[str, Any]]:
-    """The results of a benchmark on all kinds of hosts, the newest first."""
+    """The results of a benchmark on all kinds of hosts, the newest first, without files of experiments."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in (results / name).glob("*.json")]
+    found = [result for result in found if "schema" in result]
     return sorted(found, key=lambda result: (result["date"], result["host"]["kind"]), reverse=True)
 
 

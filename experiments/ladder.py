@@ -50,6 +50,7 @@ class Row:
 LADDER = (
     Row("bi demo", "bi", "demo", "train --arch bi"),
     Row("poly demo", "poly", "demo", "train --arch poly"),
+    Row("cross demo", "cross", "demo", "train --arch cross --init {after}", after="poly demo"),
     Row("bi long", "bi", "long", "train --arch bi --preset long"),
     Row("poly long", "poly", "long", "train --arch poly --preset long"),
     Row("cross long", "cross", "long", "train --arch cross --preset long --init {after}", after="poly long"),

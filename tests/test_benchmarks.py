@@ -218,6 +218,8 @@ def test_the_suite_measures_what_is_due_and_resumes(repository, capfd):
     assert "0 of 1 benchmarks to run" in capfd.readouterr().out
     (repository / "polyjax" / "fast.py").write_text("x = 2\n")
     assert state() == "stale"
+    (out / "ladder").mkdir()  # an experiment's rows, which are no benchmark's
+    (out / "ladder" / "bi-demo-0.json").write_text('{"name": "bi demo", "recall_at_1": 0.6}')
     assert suite.main(suite.Suite(out=out, list=True), (speed,)) == 0
     listed = capfd.readouterr().out
     assert "speed           stale" in listed and "polyjax" in listed

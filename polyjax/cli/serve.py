@@ -51,7 +51,7 @@ class Serve(ServeConfig):
         rerank: another model, such as a cross-encoder, that re-ranks search results; it is named like
             ``model``.
         hostname: address to listen on; 0.0.0.0 for all addresses of the machine.
-        port: port to listen on.
+        port: port to listen on; 0 for any free one, which the log names.
         api_key: key that requests must carry. Other users of the machine can see it in the list of processes;
             the variable POLYJAX_API_KEY and ``--api-key-file`` hide it.
         api_key_file: a file with one key per line; each of them is accepted.

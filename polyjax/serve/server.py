@@ -109,6 +109,13 @@ class Server(uvicorn.Server):
             "shutting down: no new requests", extra={"fields": {"admitted": self._service.worker.requests}}
         )
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and log the address."""
+        await super().startup(sockets)
+        for sock in (sockets or ()) if self.started else ():
+            host, port = sock.getsockname()[:2]
+            log.info("listening", extra={"fields": {"host": host, "port": port}})
+
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; returns whether the server should end."""
         if self._service.failure is not None or (self._service.draining and not self._service.busy):

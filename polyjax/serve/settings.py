@@ -54,7 +54,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for an invalid value."""
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(ServeConfig):
             value = getattr(self, field.name)
             if isinstance(value, bool):
                 continue

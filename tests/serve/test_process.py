@@ -110,6 +110,20 @@ def process(*arguments: object, ready: bool = True):
         found.process.communicate()
 
 
+def test_port_0_is_a_free_one_that_the_log_names(run_dir):
+    words = [sys.executable, "-m", "polyjax", "serve", str(run_dir), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            line = next(line for line in map(json.loads, server.stderr) if line["message"] == "listening")
+            connection = http.client.HTTPConnection(line["host"], line["port"], timeout=60)
+            with contextlib.closing(connection):
+                connection.request("GET", "/health")
+                assert line["port"] > 0 and connection.getresponse().status in (200, 503)
+        finally:
+            server.kill()
+
+
 def test_the_command_serves_a_run_with_its_candidates_and_its_score_map(run_dir, tmp_path):
     (tmp_path / "replies.txt").write_text("\n".join(CANDIDATES))
     with process(run_dir, "--candidates", tmp_path / "replies.txt") as server:
