@@ -1,7 +1,7 @@
 """Draw the pictures of the results pages from results/: python docs/results_pictures.py (make results).
 
 The newest result of each benchmark is drawn twice: NAME.png for light pages and NAME-dark.png for dark ones.
-A picture whose benchmark has no result stays as it is.
+A picture whose benchmark has no result stays as it is, and so does one that would have a single point.
 """
 
 import sys
@@ -14,6 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -24,8 +25,23 @@ OUT = ROOT / "docs" / "figures"
 Result = Mapping[str, Any]
 
 
-def scoring(result: Result) -> plt.Figure:
+def plain(axes: plt.Axes, *, x: bool = True, y: bool = True) -> None:
+    """Logarithmic axes with numbers as people write them, a light grid, and no frame above or to the right."""
+    for axis, wanted in ((axes.xaxis, x), (axes.yaxis, y)):
+        if wanted:
+            low, high = axis.get_view_interval()
+            steps = (1.0,) if high / low > 50 else (1.0, 2.0, 5.0)
+            axis.set_major_locator(LogLocator(subs=steps))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+            axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def scoring(result: Result) -> plt.Figure | None:
     """Time against candidates, log-log."""
+    if len({row["candidates"] for row in result["rows"]}) < 2:
+        return None
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for i, codes in enumerate(sorted({row["codes"] for row in result["rows"]})):
         rows = [row for row in result["rows"] if row["codes"] == codes]
@@ -33,12 +49,13 @@ def scoring(result: Result) -> plt.Figure:
             times = [row[key] for row in rows]
             label = f"{library}, {codes:.0f} codes"
             axes.loglog([row["candidates"] for row in rows], times, style, color=f"C{i}", label=label)
-    axes.set(xlabel="candidates", ylabel="ms", title="Exact top 100 of one context, float32")
-    axes.legend(fontsize=8)
+    axes.set(xlabel="candidates", ylabel="ms", title="The 100 best for one context, exactly, float32")
+    plain(axes)
+    axes.legend(fontsize=8, frameon=False)
     return figure
 
 
-def tradeoff(result: Result) -> plt.Figure:
+def tradeoff(result: Result) -> plt.Figure | None:
     """Recall against milliseconds, with intervals."""
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
     rows = result["rows"]
@@ -48,12 +65,12 @@ def tradeoff(result: Result) -> plt.Figure:
     label = "ms for 1,000 candidates of one context"
     axes.set(xscale="log", xlabel=label, ylabel=f"{rows[0]['figure']}, test")
     axes.margins(x=0.25, y=0.2)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    plain(axes, y=False)
+    axes.legend(loc="lower left", frameon=False)
     return figure
 
 
-def certified(result: Result) -> plt.Figure:
+def certified(result: Result) -> plt.Figure | None:
     """Distributions of the share that was scored exactly, and of the time."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for i, row in enumerate(result["rows"]):
@@ -64,30 +81,37 @@ def certified(result: Result) -> plt.Figure:
         right.axvline(row["scan_ms"], color=f"C{i}", linestyle="--")
     left.set(xlabel="candidates scored exactly, %", ylabel="share of contexts", xlim=(0, None))
     right.set(xlabel="ms (dashed: the scan's median)", ylabel="share of contexts", xlim=(0, None))
-    left.legend(fontsize=8, loc="lower right")  # no curve comes there
+    left.legend(fontsize=8, loc="lower right", frameon=False)  # no curve comes there
+    plain(left, x=False, y=False)
+    plain(right, x=False, y=False)
     return figure
 
 
-def millions(result: Result) -> plt.Figure:
+def millions(result: Result) -> plt.Figure | None:
     """Time and memory against candidates, log-log."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     rows = result["rows"]
+    if len(rows) < 2:
+        return None
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     n = [row["candidates"] for row in rows]
     for name in ("scan", "certified"):
         left.loglog(n, [row[f"{name}_ms"] for row in rows], marker="o", label=name)
-    left.set(xlabel="candidates", ylabel="ms")
-    left.legend()
+    left.set(xlabel="candidates", ylabel="ms for one context")
     right.loglog(n, [row["peak_mb"] for row in rows], marker="o", label="peak memory")
     right.loglog(n, [row["file_mb"] for row in rows], marker="o", linestyle="--", label="vectors on disk")
     right.set(xlabel="candidates", ylabel="MB")
-    right.legend()
+    for axes in (left, right):
+        plain(axes)
+        axes.legend(frameon=False)
     return figure
 
 
-def corpus(result: Result) -> plt.Figure:
+def corpus(result: Result) -> plt.Figure | None:
     """Seconds and peak memory of preparing a corpus against pairs."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     rows = result["rows"]
+    if len(rows) < 2:
+        return None
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     pairs = [row["pairs"] for row in rows]
     for stage in ("prepare", "vocabulary", "tokenise", "learn"):
         seconds = "plan_s" if stage == "learn" else f"{stage}_s"
@@ -97,13 +121,15 @@ def corpus(result: Result) -> plt.Figure:
     right.axhline(float(rows[0]["start_mb"]), color="grey", linestyle=":", label="libraries imported")
     for axes, label in ((left, "seconds"), (right, "most resident memory, MB")):
         axes.set(xscale="log", xlabel="pairs", ylabel=label)
-        axes.legend()
+        axes.legend(frameon=False)
     left.set(yscale="log")
     right.set(ylim=(0, None))
+    plain(left)
+    plain(right, y=False)
     return figure
 
 
-PICTURES: Mapping[str, Callable[[Result], plt.Figure]] = {
+PICTURES: Mapping[str, Callable[[Result], plt.Figure | None]] = {
     "scoring": scoring,
     "tradeoff": tradeoff,
     "certified": certified,
@@ -122,6 +148,8 @@ def main(results: Path = RESULTS, out: Path = OUT) -> list[Path]:
             for suffix, style in (("", "default"), ("-dark", "dark_background")):
                 with plt.style.context(style):
                     figure = draw(result)
+                    if figure is None:
+                        continue
                     written.append(out / f"{name}{suffix}.png")
                     figure.savefig(written[-1], dpi=150, transparent=bool(suffix))
                     plt.close(figure)
