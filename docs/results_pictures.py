@@ -26,7 +26,7 @@ Result = Mapping[str, Any]
 
 
 def plain(axes: plt.Axes, *, x: bool = True, y: bool = True) -> None:
-    """Logarithmic axes with numbers as people write them, a light grid, and no frame above or to the right."""
+    """Logarithmic axes with numbers as people write them, a light grid, no frame above or to the right."""
     for axis, wanted in ((axes.xaxis, x), (axes.yaxis, y)):
         if wanted:
             low, high = axis.get_view_interval()
