@@ -73,7 +73,7 @@ class BenchmarkConfig:
     rows: int = 32
     tokens: int = 128
     threads: int = os.cpu_count() or 1
-    repeats: int = 20
+    repeats: int = 7
     quick: bool = False
     out: Path = RESULTS
 
