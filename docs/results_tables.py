@@ -27,6 +27,8 @@ PAGES = (
 BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 STALE = " **Older than the code that it measures.**"
 """Says that a result is stale; whether it is changes with the code, not with the results."""
+STALE_ROW, STALE_ROWS = " †", "\n† Older than the code that it measures.\n"
+"""The same for rows of a table, in a row and below the table."""
 
 Result = Mapping[str, Any]
 
@@ -140,9 +142,9 @@ def accuracy(results: Path) -> str:
         settings = result["settings"]
         size = f"{settings['train']['steps']:,} x {settings['batch']['batch_size']}"
         seed = str(settings["train"]["seed"])
-        mark = STALE if stale(result) else ""
+        mark = STALE_ROW if stale(result) else ""
         lines.append(row([f"{name}{mark}", *recall(metrics), seed, size, f"`{result['run']}`"]))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + (STALE_ROWS if any(map(stale, found)) else "")
 
 
 def ladder(results: Path) -> str:
@@ -420,7 +422,9 @@ def outside(text: str) -> str:
 
 def unmarked(text: str) -> str:
     """A page without the marks of stale results, which come with each change of the code."""
-    return text.replace(STALE, "")
+    for mark in (STALE, STALE_ROWS, STALE_ROW):
+        text = text.replace(mark, "")
+    return text
 
 
 def main() -> None:

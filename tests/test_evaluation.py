@@ -1,6 +1,7 @@
 """What an evaluation writes agrees with an independent library, and can be read again."""
 
 import json
+import unicodedata
 
 import ir_measures
 import numpy as np
@@ -329,6 +330,47 @@ def test_tfidf_of_texts_without_spaces_is_of_characters(language, rng):
     rows = add_candidates(rows, n_candidates=10, seed=0)
     result = tfidf_ranking(rows, [text for row in rows for text in (*row.context, row.label_text)])
     assert result.name == "TF-IDF of characters" and result.recall(1) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("consonants", "marks"),
+    [
+        ("कखगघचछजझटठडढणतथदधनपफबभमयरलव", "ािीुूेो"),
+        ("கஙசஜஞடணதநபமயரல", "ாிீுூ"),
+        ("بتثجحخدذرزسشصضطظعغ", "\u064e\u064f\u0650"),
+        ("אבגדהוזחטיכלמנ", "\u05b0\u05b7\u05b8"),
+    ],
+    ids=["Hindi", "Tamil", "Arabic", "Hebrew"],
+)
+def test_tfidf_does_not_end_a_word_at_its_vowel_signs(consonants, marks, rng):
+    """Its words would be single letters, which are left out."""
+
+    def word() -> str:
+        return "".join(rng.choice(list(consonants)) + rng.choice(list(marks)) for _ in range(2))
+
+    words = [word() for _ in range(300)]
+    rows = []
+    for i in range(60):
+        some = rng.choice(words, 6, replace=False).tolist()
+        context, label = " ".join(some[:4]), " ".join([some[3], some[1], some[4]])
+        rows.append(Example(str(i), (context,), (label,), 0, str(i)))
+    rows = add_candidates(rows, n_candidates=10, seed=0)
+    result = tfidf_ranking(rows, [text for row in rows for text in (*row.context, row.label_text)])
+    assert result.name == "TF-IDF" and result.recall(1) > 0.9
+
+
+@pytest.mark.parametrize(
+    "words", ["안녕 세상 커피 산책 음악 기차 정원", "café déjà naïve señor façade piñata"]
+)
+def test_tfidf_knows_texts_that_are_one(words):
+    """Composed and decomposed letters, as files from different systems have them, and either case."""
+    rows = []
+    for i, word in enumerate(words.split()):
+        context, label = unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word).upper()
+        rows.append(Example(str(i), (context,), (label,), 0, ""))
+    rows = add_candidates(rows, n_candidates=5, seed=0)
+    fit_on = [text for row in rows for text in (*row.context, row.label_text)]
+    assert tfidf_ranking(rows, fit_on).recall(1) == 1
 
 
 def test_a_baseline_below_chance_says_so():

@@ -42,7 +42,7 @@ def test_a_report_says_what_was_measured(tmp_path):
     assert all((tmp_path / "figures" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
 
 
-def test_no_figure_of_the_table_is_cut_at_80_columns():
+def test_no_number_of_the_table_is_cut_at_80_columns():
     shown = io.StringIO()
     name = "TF-IDF, 2 turns (below chance here, for no shared word)"
     ranked = [Chance(GROUPS, 20), RankingResult(name, np.arange(40) % 11 + 1, GROUPS, 20)]
@@ -68,9 +68,9 @@ def test_a_broken_matplotlib_costs_the_pictures_only(tmp_path, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)  # importing it fails
     write(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "* warning: no figures, matplotlib cannot be imported: import of matplotlib.backends" in text
+    assert "* warning: no plots, matplotlib cannot be imported: import of matplotlib.backends" in text
     assert "![" not in text and "## Use\n\n* with care" in text and not [*(tmp_path / "figures").iterdir()]
-    assert "warning: no figures, matplotlib" in capsys.readouterr().out
+    assert "warning: no plots, matplotlib" in capsys.readouterr().out
 
 
 NO_FOLDER = """

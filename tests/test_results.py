@@ -129,6 +129,11 @@ def test_recorded_runs_are_a_table_of_accuracy(measured, tmp_path):
     text = tables.accuracy(tmp_path / "results")
     assert "| chance | 0.050 of 20 | exact |" in text
     assert "| poly-encoder | 0.600 of 20 | [0.550, 0.650] | 3 | 280 x 32 | `chitchat-poly-minilm` |" in text
+    for measured_folder in ("nn", "train"):
+        (measured / "polyjax" / measured_folder).mkdir()
+        (measured / "polyjax" / measured_folder / "new.py").write_text("x = 1\n")
+    marked = tables.accuracy(tmp_path / "results")
+    assert "| poly-encoder † |" in marked and "† Older than" in marked and tables.unmarked(marked) == text
 
 
 # What is typed

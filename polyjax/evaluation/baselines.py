@@ -1,13 +1,17 @@
 """Baselines for a model, on the same rows: TF-IDF, and the encoder before training."""
 
 import dataclasses
+import functools
 import importlib.util
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
+from polyjax.data.identity import text_key
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.errors import InputError
@@ -35,8 +39,10 @@ def tfidf_ranking(
 ) -> RankingResult:
     """Ranking by the cosine of the TF-IDF vectors (scikit-learn) of the last 5 turns and of each candidate.
 
-    Terms are words. For languages without spaces between words (Chinese, Japanese, Thai, ...), terms are
-    single characters and pairs of characters. The result's name says this, and whether it is below chance.
+    Terms are words of two characters and more, vowel signs and accents included, of texts that are one by
+    ``text_key`` the same ones. For languages without spaces between words (Chinese, Japanese, Thai, ...),
+    terms are single characters and pairs of characters. The result's name says this, and whether it is below
+    chance.
 
     Args:
         examples: rows to rank, whose candidates are listed or ``shared``.
@@ -50,11 +56,14 @@ def tfidf_ranking(
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     letters = has_no_spaces([*fit_on, *(e.label_text for e in examples)])
-    terms = {"analyzer": "char", "ngram_range": (1, 2)} if letters else {}
+    vectorizer_of = functools.partial(TfidfVectorizer, sublinear_tf=True, preprocessor=text_key)
+    terms: dict[str, Any] = (
+        {"analyzer": "char", "ngram_range": (1, 2)} if letters else {"token_pattern": _words()}
+    )
     try:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, **terms).fit(fit_on)
+        vectorizer = vectorizer_of(**terms).fit(fit_on)
     except ValueError:  # no text has a word of two letters
-        vectorizer = TfidfVectorizer(sublinear_tf=True, analyzer="char").fit([*fit_on, "a"])
+        vectorizer = vectorizer_of(analyzer="char").fit([*fit_on, "a"])
     contexts = vectorizer.transform(" ".join(e.context[-TFIDF_TURNS:]) for e in examples)
     turns = min(TFIDF_TURNS, max(len(e.context) for e in examples))
     name = f"TF-IDF{' of characters' if letters else ''}{f', {turns} turns' if turns > 1 else ''}"
@@ -71,6 +80,13 @@ def tfidf_ranking(
         chosen = candidates[[unique[e.candidates[column]] for e in examples]]
         scores[:, column] = np.asarray(contexts.multiply(chosen).sum(axis=1)).ravel()
     return _beside_chance(ranking(name, scores, examples))
+
+
+@functools.cache
+def _words() -> str:
+    """A pattern of words. Python's ``\\w`` has no marks, and would end a word at a Hindi vowel sign."""
+    marks = (chr(code) for code in range(0x300, 0x20000) if unicodedata.category(chr(code)).startswith("M"))
+    return rf"(?u)[\w{''.join(marks)}]{{2,}}"
 
 
 def check_tfidf() -> None:

@@ -30,7 +30,7 @@ CAPTIONS = {
     "recall": "Recall of the model against the baselines",
     "ranks": "Rank of the label",
 }
-"""Of the figures."""
+"""Of the plots."""
 
 
 def metrics_row(result: RankingResult, *, with_n: bool = True, ks: Sequence[int] = KS) -> list[str]:
@@ -68,7 +68,7 @@ def console_table(results: Sequence[RankingResult], title: str, *, ks: Sequence[
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     for i, name in enumerate(header_row(results[0], with_n=False, ks=ks)):
-        # Where there is too little room, a name takes two lines and no figure is cut.
+        # Where there is too little room, a name takes two lines and no number is cut.
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
     for result in results:
         table.add_row(
@@ -114,7 +114,7 @@ def write_report(
 ) -> None:
     """Write results.json, report.md and figures/ into a run directory, in this order.
 
-    Where matplotlib is broken, a warning takes the place of the figures.
+    Where matplotlib is broken, a warning takes the place of the plots.
 
     Args:
         run_dir: the run directory.
@@ -134,7 +134,7 @@ def write_report(
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     broken = broken_matplotlib(folder)
-    notes = [*notes, *([f"warning: no figures, {broken}"] if broken else [])]
+    notes = [*notes, *([f"warning: no plots, {broken}"] if broken else [])]
     lines += [*(f"* {note}" for note in notes), f"* hardware: {hardware()}", ""]
     for name, caption in CAPTIONS.items() if not broken else ():
         lines += [f"![{caption}](figures/{name}.png)", ""]
@@ -142,7 +142,7 @@ def write_report(
         lines += [f"## {section}", "", *(f"* {fact}" for fact in facts), ""]
     write_text(run_dir / "report.md", "\n".join(lines))
     if broken:
-        console.print(f"warning: no figures, {broken}", style="yellow", markup=False)
+        console.print(f"warning: no plots, {broken}", style="yellow", markup=False)
         return
     with drawing(folder):
         save_figure(plot_learning_curve(log, best), folder / "learning_curve.png")
