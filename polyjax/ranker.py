@@ -215,7 +215,8 @@ class Ranker(SavesModel):
             InputError: the model is not a bi-encoder, or the prompt is a word that is not a name.
         """
         check_choice("output", output, get_args(Output))
-        texts = as_texts("texts", texts) if len(texts) else []
+        nothing = isinstance(texts, list | tuple | np.ndarray) and not len(texts)
+        texts = [] if nothing else as_texts("texts", texts)
         return embed(self.scorer, texts, prompt=prompt, output=output)
 
     def explain(self, context: Context, candidate: str, *, top: int = 5) -> Explanation:

@@ -16,6 +16,7 @@ from conftest import FAST_COMPILATION
 from polyjax import Ranker
 from polyjax.cli import main as cli
 from polyjax.cli.chat import ChatSession, default_index, load_index
+from polyjax.cli.contexts import contexts_of
 from polyjax.cli.flags import user_errors
 from polyjax.cli.training_flags import parse_run
 from polyjax.data.candidates import read_candidates
@@ -32,6 +33,13 @@ from polyjax.version import __version__
 GOLDEN = Path(__file__).parent / "golden" / "parlai"
 MODEL = GOLDEN / "poly_codes64_fp16_legacy"
 CANDIDATES = MODEL / "fixed_cands.txt"
+
+
+def test_a_closed_standard_input_is_one_line(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it after `<&-`
+    with pytest.raises(InputError) as error:
+        next(contexts_of([]))
+    assert error.value.argument == "context"
 
 
 def polyjax(*arguments: str, monkeypatch, stdin: str = "") -> None:

@@ -18,8 +18,8 @@ from polyjax.data.identity import text_key
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.errors import InputError
 from polyjax.evaluation.baselines import check_tfidf, tfidf_ranking
+from polyjax.evaluation.candidates import check_candidates
 from polyjax.evaluation.rankings import (
-    check_candidates,
     evaluate,
     rank_listed,
     rank_shared,
@@ -371,6 +371,27 @@ def test_tfidf_knows_texts_that_are_one(words):
     rows = add_candidates(rows, n_candidates=5, seed=0)
     fit_on = [text for row in rows for text in (*row.context, row.label_text)]
     assert tfidf_ranking(rows, fit_on).recall(1) == 1
+
+
+def test_a_row_without_a_wrong_candidate_is_refused():
+    """Every model would have it right."""
+    rows = [Example("1", ("q",), ("a", "b"), 0, "1"), Example("2", ("hi",), ("a", "A "), 0, "2")]
+    with pytest.raises(InputError, match="test: 1 rows have no wrong candidate, the first is '2'"):
+        check_candidates(rows, (), source="test")
+    answered = [Example("1", ("q",), ("a",), 0, "1", answers=("b",))]
+    with pytest.raises(InputError, match="no wrong candidate"):
+        check_candidates(answered, ("a", "b"), source="test")
+    assert check_candidates(answered, ("a", "c"), source="test") == 2
+
+
+def test_the_baseline_is_compared_with_chance_among_all_right_ones():
+    """Half of the rows is more than a third, but less than two thirds."""
+    contexts = ["pear", "fig"] * 4
+    rows = [
+        Example(str(i), (c,), ("pear", "plum", "fig"), 0, str(i), ("plum",)) for i, c in enumerate(contexts)
+    ]
+    result = tfidf_ranking(rows, ["apple pear plum fig"])
+    assert result.recall(1) == 0.5 and result.name == "TF-IDF (below chance)"
 
 
 def test_a_baseline_below_chance_says_so():

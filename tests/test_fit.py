@@ -1,9 +1,11 @@
 """polyjax.fit from Python: rows in, a run out, resumed where it was stopped."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,8 +14,10 @@ from flax import nnx
 
 import polyjax
 from polyjax import Example, InputError, Ranker, Run
+from polyjax.recipes.changes import check_types
 from polyjax.recipes.evaluate import check_arguments
 from polyjax.recipes.notebook import Display
+from polyjax.recipes.presets import PRESETS
 from polyjax.recipes.results import Results
 from polyjax.runtime.progress import watched_by
 
@@ -237,6 +241,8 @@ def test_quiet_prints_nothing(capsys, folder):
         ({"preset": "demmo"}, "preset"),
         ({"optim": {"learning_rat": 1e-4}}, "optim['learning_rat']"),
         ({"data": "chitchat", "valid": ROWS}, "valid"),
+        ({"data": None}, "data"),
+        ({"data": [polyjax.Example("1", ("hello",), ("x",), 1, "")]}, "data[0].label"),
     ],
 )
 def test_wrong_arguments_are_named(changes, argument, folder):
@@ -245,6 +251,48 @@ def test_wrong_arguments_are_named(changes, argument, folder):
         polyjax.fit(settings.pop("data"), **settings, run_dir="wrong")
     assert refused.value.argument == argument
     assert not (folder / "wrong").exists()
+
+
+TYPES = """
+import sys, polyjax
+sys.path.insert(0, {tests!r})
+rows = [{{"context": f"q{{i}}", "label": f"l{{i}}"}} for i in range(60)]
+cases = {{
+    "data[0]": {{"data": [polyjax.Example("1", "hello", ("x",), 0, "")]}},
+    "batch": {{"batch": 64}}, "text": {{"text": "x"}}, "head": {{"head": 5}}, "encoder": {{"encoder": None}},
+    "run_dir": {{"run_dir": 5}}, "callbacks": {{"callbacks": print}},
+    "test_examples": {{"test_examples": "5"}},
+    "steps": {{"steps": 1.5}}, "seed": {{"seed": "0"}}, "time_limit": {{"time_limit": "5"}},
+    "early_stopping": {{"early_stopping": "3"}}, "train.best_by": {{"train": {{"best_by": "foo"}}}},
+    "optim.decay": {{"optim": {{"decay": "cosine"}}}},
+    "batch.candidates": {{"batch": {{"candidates": "in"}}}},
+    "none.txt": {{"rank": {{"candidates": "fixed", "file": "none.txt"}}}},
+}}
+for argument, changes in cases.items():
+    try:
+        polyjax.fit(changes.pop("data", rows), **{{"run_dir": "wrong"}} | changes)
+    except polyjax.InputError as error:
+        assert error.argument == argument, (argument, error)
+    else:
+        raise AssertionError(argument)
+"""
+
+
+def test_arguments_of_other_types_are_named(tmp_path):
+    """In a process of its own: the tests check the types of calls."""
+    code = TYPES.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_the_settings_of_every_preset_are_of_their_types():
+    for preset in PRESETS.values():
+        for arch in ("bi", "poly", "cross"):
+            with contextlib.suppress(InputError):  # a recipe has one architecture
+                check_types(preset(arch))
 
 
 def test_explicit_steps_beat_the_presets_limit_of_epochs(run):

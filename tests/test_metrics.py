@@ -94,6 +94,20 @@ def test_chance_is_known_and_is_what_draws_reach_in_the_mean(rng):
     assert low < 1 / 3 - 0.05 < high
 
 
+def test_chance_counts_all_right_candidates(rng):
+    """Of which the best placed one counts: rows of 5 candidates with 1, 2, 3 and 4 right ones."""
+    n_right = np.array([1, 2, 3, 4])
+    chance = Chance(("a", "b", "c", "d"), 5, n_right)
+    order = rng.permuted(np.tile(np.arange(5), (40_000, 1)), axis=1)
+    for i, r in enumerate(n_right.tolist()):
+        ranks = 1 + (order < r).argmax(axis=1)
+        for k in (1, 2, 5):
+            assert chance.hits(k)[i] == pytest.approx(np.mean(ranks <= k), abs=0.01)
+        alone = Chance(("a",), 5, n_right[i : i + 1])
+        assert alone.mrr == pytest.approx(np.mean(1 / ranks), abs=0.01)
+    assert chance.recall(1) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_recall_grows_with_k(k):
     ranks = np.array([1, 2, 3, 4])

@@ -83,6 +83,14 @@ def test_it_says_what_it_is(poly, cross, tmp_path):
     assert repr(cross).startswith("<Ranker: cross-encoder, ")
 
 
+def test_a_table_is_no_list_of_texts(poly):
+    """Its columns' names would be ranked."""
+    frame = pytest.importorskip("pandas").DataFrame({"text": ["one", "two"]})
+    for use in (lambda: poly.rank("q", frame), lambda: poly.index(frame)):
+        with pytest.raises(InputError, match="expected a list of texts, got a value of type DataFrame"):
+            use()
+
+
 def test_several_indexes_of_one_ranker(poly, tmp_path):
     """Each is searched by itself; the ranker searches the latest; programs are shared."""
     one, other = poly.index(["hello", "no"]), poly.index(["yes , sure", "how are you ?"], tmp_path / "i")

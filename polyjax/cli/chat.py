@@ -253,6 +253,8 @@ def run_chat(config: Chat) -> None:
     errors.print(
         f"{programs} programs compiled, or loaded from the cache, in {time.perf_counter() - began:.1f} s"
     )
+    if sys.stdin is None:
+        raise InputError("standard input", problem="it is closed", is_argument=False)
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ModuleNotFoundError):  # not on Windows

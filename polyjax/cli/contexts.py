@@ -15,12 +15,12 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
     """The context on the command line, or one per line of standard input, with turns separated by tabs.
 
     Raises:
-        InputError: nothing was given, and standard input is a terminal.
+        InputError: nothing was given, and standard input is a terminal or closed.
     """
     if given:
         yield [as_text(turn) for turn in given]
         return
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():  # None where it is closed
         raise InputError("context", expected="at least one turn, or lines on standard input", got=())
     for line in sys.stdin:
         turns = as_text(line.rstrip("\r\n")).split("\t")

@@ -31,12 +31,14 @@ class Rows:
 
 
 def rows_digest(rows: Rows) -> str:
-    """A digest of the rows: contexts, candidates, labels and their order."""
+    """A digest of the rows: contexts, candidates, labels, negatives, scores and their order."""
     digest = hashlib.sha256("\0".join(rows.shared).encode("utf-8", "surrogatepass"))
     for example in rows.examples:
         counts = f"{len(example.context)} {len(example.candidates)} {example.label}"
         texts = "\0".join((counts, *example.context, *example.candidates, *example.answers, ""))
         digest.update(texts.encode("utf-8", "surrogatepass"))
+        if example.negatives or example.scores is not None:
+            digest.update(repr((example.negatives, example.scores)).encode("utf-8", "surrogatepass"))
     return f"{len(rows.examples)} rows, {digest.hexdigest()[:16]}"
 
 

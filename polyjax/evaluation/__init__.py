@@ -4,6 +4,7 @@
 """
 
 from polyjax.evaluation.baselines import check_tfidf, tfidf_ranking, zero_shot_rankings
+from polyjax.evaluation.candidates import check_candidates
 from polyjax.evaluation.metrics import (
     Chance,
     RankingResult,
@@ -15,7 +16,6 @@ from polyjax.evaluation.metrics import (
 )
 from polyjax.evaluation.rankings import (
     Evaluation,
-    check_candidates,
     evaluate,
     rank_listed,
     rank_shared,

@@ -15,6 +15,7 @@ from polyjax.data.identity import text_key
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer
 from polyjax.errors import InputError
+from polyjax.evaluation.candidates import chance
 from polyjax.evaluation.metrics import RankingResult
 from polyjax.evaluation.rankings import rank_shared, ranking, shown
 from polyjax.inference.scorer import TextScorer
@@ -72,14 +73,14 @@ def tfidf_ranking(
         own = vectorizer.transform(e.label_text for e in examples)
         right = np.asarray(contexts.multiply(own).sum(axis=1)).ravel()
         parts = ((some, (contexts[some] @ table).toarray(), right[some]) for some in _parts(len(examples)))
-        return _beside_chance(rank_shared(name, examples, shared, parts).ranking)
+        return _beside_chance(rank_shared(name, examples, shared, parts).ranking, examples, shared)
     unique = {text: i for i, text in enumerate(dict.fromkeys(t for e in examples for t in e.candidates))}
     candidates = vectorizer.transform(unique)
     scores = np.empty((len(examples), len(examples[0].candidates)))
     for column in range(scores.shape[1]):
         chosen = candidates[[unique[e.candidates[column]] for e in examples]]
         scores[:, column] = np.asarray(contexts.multiply(chosen).sum(axis=1)).ravel()
-    return _beside_chance(ranking(name, scores, examples))
+    return _beside_chance(ranking(name, scores, examples), examples, shared)
 
 
 @functools.cache
@@ -113,9 +114,11 @@ def has_no_spaces(texts: Iterable[str]) -> bool:
     return 0 < letters <= 5 * unspaced
 
 
-def _beside_chance(result: RankingResult) -> RankingResult:
+def _beside_chance(
+    result: RankingResult, examples: Sequence[Example], shared: Sequence[str]
+) -> RankingResult:
     """The result; "(below chance)" is added to its name if its recall@1 is."""
-    if result.recall(1) * result.n_candidates >= 1:
+    if result.recall(1) >= chance(examples, shared, n_candidates=result.n_candidates).recall(1) - 1e-9:
         return result
     return dataclasses.replace(result, name=f"{result.name} (below chance)")
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from polyjax.errors import InputError
 
@@ -50,14 +50,14 @@ SIGMOID = ScoreMap()
 
 def fit_score_map(
     scores: Float[np.ndarray, "b c"],
-    label: Int[np.ndarray, " b"],
+    right: Bool[np.ndarray, "b c"],
     where: Bool[np.ndarray, "b c"] | None = None,
 ) -> ScoreMap | None:
     """Fit the logistic map by maximum likelihood.
 
     Args:
         scores: scores of the candidates of each row, [b, c]; scores that are not finite count as missing.
-        label: index of the right candidate in each row, [b].
+        right: which candidates are right, [b, c].
         where: True for real candidates; None for all.
 
     Returns:
@@ -67,13 +67,12 @@ def fit_score_map(
     Raises:
         InputError: there are no right candidates, or no wrong ones.
 
-    >>> map_ = fit_score_map(np.array([[4.0, 0.0, 1.0], [0.0, 3.0, 2.0]]), np.array([0, 1]))
+    >>> right = np.array([[True, False, False], [False, True, False]])
+    >>> map_ = fit_score_map(np.array([[4.0, 0.0, 1.0], [0.0, 3.0, 2.0]]), right)
     >>> [f"{chance:.1f}" for chance in map_(np.array([0.0, 4.0]))]
     ['0.1', '0.8']
     """
     real = np.isfinite(scores) if where is None else np.isfinite(scores) & where
-    right = np.zeros(scores.shape, bool)
-    np.put_along_axis(right, label[:, None], True, axis=1)
     values, is_right = scores[real].astype(np.float64), right[real]
     n_right, n_wrong = int(is_right.sum()), int((~is_right).sum())
     if not n_right or not n_wrong:

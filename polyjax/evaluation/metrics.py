@@ -1,6 +1,7 @@
 """Rank of the label, recall@k, mean reciprocal rank, and bootstrap intervals. numpy only."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -175,19 +176,31 @@ class Chance(RankingResult):
     Args:
         groups: group of each example.
         n_candidates: candidates per example.
+        n_right: how many of them are right, of which the best placed one counts, int [b]; 1 by default.
     """
 
-    def __init__(self, groups: tuple[str, ...], n_candidates: int):
-        super().__init__("chance", np.full(len(groups), (n_candidates + 1) / 2), groups, n_candidates)
+    def __init__(
+        self, groups: tuple[str, ...], n_candidates: int, n_right: Int[np.ndarray, " b"] | None = None
+    ):
+        self._n_right = np.ones(len(groups), int) if n_right is None else n_right
+        super().__init__("chance", (n_candidates + 1) / (self._n_right + 1), groups, n_candidates)
 
     def hits(self, k: int) -> Float[np.ndarray, " b"]:
-        """The probability that the label of an example is among the best k, float [b]."""
-        return np.full(len(self.groups), min(k / self.n_candidates, 1.0))
+        """The probability that a right candidate of an example is among the best k, float [b]."""
+        n = self.n_candidates
+        missed = {
+            r: math.comb(n - r, k) / math.comb(n, k) if k < n else 0.0 for r in set(self._n_right.tolist())
+        }
+        return np.array([1.0 - missed[r] for r in self._n_right.tolist()])
 
     @property
     def mrr(self) -> float:
         """Expected reciprocal rank."""
-        return mean_reciprocal_rank(np.arange(1, self.n_candidates + 1))
+        n, expected = self.n_candidates, {}
+        for r in set(self._n_right.tolist()):
+            places = range(1, n - r + 2)  # of the best right one
+            expected[r] = sum(math.comb(n - k, r - 1) / k for k in places) / math.comb(n, r)
+        return float(np.mean([expected[r] for r in self._n_right.tolist()]))
 
     def recall_interval(self, k: int) -> tuple[float, float]:
         """The exact recall as both bounds: nothing is estimated."""

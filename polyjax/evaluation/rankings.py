@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polyjax.data.identity import Keys
-from polyjax.errors import InputError
+from polyjax.evaluation.candidates import check_listed, right_places, right_shared
 from polyjax.evaluation.metrics import RankingResult, rank_of_right
 from polyjax.inference.scorer import Progress, TextScorer, ignore
 from polyjax.runtime.files import write_text
@@ -45,64 +44,6 @@ def some(examples: Sequence[Example], n: int) -> list[Example]:
         return list(examples)
     chosen = np.random.default_rng(0).permutation(len(examples))[:n]
     return [examples[i] for i in sorted(chosen.tolist())]
-
-
-def check_candidates(examples: Sequence[Example], shared: Sequence[str], *, source: str) -> int:
-    """The number of candidates among which each label is ranked; ``source`` is for error messages.
-
-    Raises:
-        InputError: the number differs between rows, there is nothing to rank, or two shared candidates are
-            the same text.
-    """
-    if not shared:
-        return check_listed(examples, source=source)
-    if not examples:
-        raise _nothing(source)
-    return len(shared) + bool((_places(examples, shared) == len(shared)).any())
-
-
-def check_listed(examples: Sequence[Example], *, source: str) -> int:
-    """The number of candidates that each row lists.
-
-    Raises:
-        InputError: there are no rows, the number differs between rows, or rows list only their label.
-    """
-    counts = {len(example.candidates) for example in examples}
-    if not counts:
-        raise _nothing(source)
-    if len(counts) > 1:
-        raise InputError(
-            source,
-            expected="the same number of candidates in every row",
-            got=sorted(counts),
-            is_argument=False,
-        )
-    if counts == {1}:
-        raise InputError(
-            source,
-            problem="the rows list no candidates but their label",
-            fix="set `rank.candidates` to sampled, batch or fixed",
-            is_argument=False,
-        )
-    return counts.pop()
-
-
-def _nothing(source: str) -> InputError:
-    return InputError(source, problem="the split is empty", is_argument=False)
-
-
-def right_places(examples: Sequence[Example]) -> np.ndarray:
-    """Which of the listed candidates are right, bool [b, c].
-
-    The right candidates are the label, its copies (texts that ``data.identity`` treats as the same), and the
-    example's further ``answers``.
-    """
-    keys = Keys()
-    right = np.zeros((len(examples), max((len(e.candidates) for e in examples), default=0)), bool)
-    for i, example in enumerate(examples):
-        answers = {keys[text] for text in (example.label_text, *example.answers)}
-        right[i, : len(example.candidates)] = [keys[text] in answers for text in example.candidates]
-    return right
 
 
 def ranking(name: str, scores: np.ndarray, examples: Sequence[Example]) -> RankingResult:
@@ -183,7 +124,7 @@ def rank_shared(
         InputError: two of the shared candidates are the same text.
     """
     n = len(shared)
-    right = _right_shared(examples, shared)
+    right = right_shared(examples, shared)
     label = np.array([places[0] for places in right])
     joins = bool((label == n).any())
     k = min(KEPT, n + joins)
@@ -206,32 +147,6 @@ def rank_shared(
         kept[places] = np.take_along_axis(values, order, axis=1)
     groups = tuple(example.group for example in examples)
     return Evaluation(RankingResult(name, ranks, groups, n + joins), float(losses.mean()), best, kept)
-
-
-def _right_shared(examples: Sequence[Example], shared: Sequence[str]) -> list[list[int]]:
-    """For each row, the indices of the right ones among n shared candidates, the label's first.
-
-    The label's index is n if it is not among the shared candidates.
-
-    Raises:
-        InputError: two of the shared candidates are the same text.
-    """
-    keys = Keys()
-    place: dict[str, int] = {}
-    for i, text in enumerate(shared):
-        if (first := place.setdefault(keys[text], i)) != i:
-            raise InputError(
-                "shared",
-                problem=f"candidates {first} and {i} are the same text, {text[:40]!r}",
-                fix="give each text once (`polyjax.data.different`)",
-            )
-    others = [[place[key] for text in e.answers if (key := keys[text]) in place] for e in examples]
-    return [[place.get(keys[e.label_text], len(shared)), *o] for e, o in zip(examples, others, strict=True)]
-
-
-def _places(examples: Sequence[Example], shared: Sequence[str]) -> np.ndarray:
-    """The index of each label among n shared candidates [b]; n if it is not among them."""
-    return np.array([places[0] for places in _right_shared(examples, shared)])
 
 
 def _losses(scores: np.ndarray, right: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -268,7 +183,7 @@ def write_examples(
     folder.mkdir(parents=True, exist_ok=True)
     lines, run, qrels = [], [], []
     tag = "_".join(evaluation.ranking.name.split()) or "run"
-    right = _right_shared(examples, shared) if shared else _right_listed(examples)
+    right = right_shared(examples, shared) if shared else _right_listed(examples)
     names = trec_names([example.id for example in examples])
     found = zip(evaluation.ranking.ranks, evaluation.best, evaluation.scores, strict=True)
     for example, name, places, (rank, best, scores) in zip(examples, names, right, found, strict=True):

@@ -92,6 +92,9 @@ def as_texts(name: str, texts: Iterable[str]) -> list[str]:
     """A list of texts that can be encoded, or InputError."""
     if isinstance(texts, str):
         raise InputError(name, expected="a list of texts", got=shown("one text"), fix="write [text]")
+    if hasattr(texts, "columns"):  # a table iterates over their names
+        fix = "give one column of it, frame['text']"
+        raise InputError(name, expected="a list of texts", got=_kind(texts), fix=fix)
     if isinstance(texts, bytes | bytearray | set | frozenset | Mapping) or not isinstance(texts, Iterable):
         raise InputError(name, expected="a list of texts", got=_kind(texts))
     found = list(texts)

@@ -16,8 +16,9 @@ from polyjax.data.rows import RankConfig, Rows
 from polyjax.data.tasks import Task, TaskConfig, beside, prepared_in, read_to_rank
 from polyjax.data.truncation import ranked_losses
 from polyjax.errors import InputError, shown
-from polyjax.evaluation.rankings import check_candidates, some, write_examples
+from polyjax.evaluation.candidates import check_candidates
 from polyjax.evaluation.rankings import evaluate as ranked
+from polyjax.evaluation.rankings import some, write_examples
 from polyjax.evaluation.report import console_table
 from polyjax.inference.arguments import check_choice, check_count, check_list
 from polyjax.inference.scorer import TextScorer
@@ -273,7 +274,9 @@ def run(config: EvaluateConfig) -> Results:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # before anything is scored
+            pass
     except OSError as error:
         raise InputError(
-            "out", problem=f"{folder} cannot be made ({error})", fix="choose another folder"
+            "out", problem=f"{folder} cannot be made or written to ({error})", fix="choose another folder"
         ) from None

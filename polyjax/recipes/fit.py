@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, cast, get_args
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
@@ -16,6 +16,7 @@ from polyjax.interop.hub import local_name, pinned
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.ranker import Ranker
+from polyjax.recipes.changes import changed, check_arguments, check_types
 from polyjax.recipes.encoder_folder import for_encoder, head_for
 from polyjax.recipes.notebook import shown_in_notebook
 from polyjax.recipes.presets import (
@@ -45,7 +46,6 @@ from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, loss_of
 from polyjax.train.optim import OptimConfig
 
-T = TypeVar("T")
 Rows = str | os.PathLike[str] | Sequence[Any]
 
 
@@ -142,8 +142,9 @@ def fit(
     Raises:
         InputError: an argument is invalid, a file is missing or invalid, or ``run_dir`` holds another run.
     """
+    check_arguments(locals())
     files = _row_files(data, valid, test)
-    learnt, teachers = _learnt(loss, teacher, guide)
+    learnt, teachers = _learnt(loss, teacher, guide, optimizer)
     config = _settings(
         _task(data, valid, test, files),
         arch=arch,
@@ -155,7 +156,6 @@ def fit(
         length={"steps": steps, "epochs": epochs, "early_stopping": early_stopping, "time_limit": time_limit},
         seed=seed,
         given={
-            **({} if optimizer is None else {"own_optimizer": optimizer}),
             **learnt,
             "run_dir": None if run_dir is None else Path(run_dir),
             "test_examples": test_examples,
@@ -204,17 +204,20 @@ def _settings(
     config = for_task(defaults, task)
     if own is None and init is None:
         config = for_encoder(config, config.encoder.name, own_head=isinstance(head, HeadSettings))
-    changed = {name: _changed(getattr(config, name), value, name) for name, value in nested.items()}
+    parts = {name: changed(getattr(config, name), value, name) for name, value in nested.items()}
     lengths = {name: value for name, value in length.items() if value is not None}
     try:
-        changed["train"] = _with_length(changed["train"], lengths, seed)
+        parts["train"] = _with_length(parts["train"], lengths, seed)
+        check_types(parts["train"], "train")
     except InputError as error:
         name = error.argument.removeprefix("train.")
         raise error.renamed(name) if name in (*lengths, "seed") else error from None
     optim = nested["optim"]
     if isinstance(optim, OptimConfig) or "warmup" in (optim or ()) or "warmup_steps" in (optim or ()):
         config = dataclasses.replace(config, own_optimizer=None)  # drop a converted model's warm-up
-    return dataclasses.replace(config, arch=arch if init is None else config.arch, **changed, **given)
+    found = dataclasses.replace(config, arch=arch if init is None else config.arch, **parts, **given)
+    check_types(found)
+    return found
 
 
 def _named(encoder: EncoderSettings) -> EncoderChoice:
@@ -296,12 +299,16 @@ def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | No
     return OwnDataConfig(train=train, valid=path("valid", valid), test=path("test", test))
 
 
-def _learnt(loss: Any, teacher: Any, guide: Any) -> tuple[dict[str, Any], list[Ranker]]:
-    """The settings of loss, teacher and guide, and the teachers that are in memory."""
+def _learnt(loss: Any, teacher: Any, guide: Any, optimizer: Any) -> tuple[dict[str, Any], list[Ranker]]:
+    """The settings of loss, teacher, guide and optimizer, and the teachers that are in memory."""
     teaching, teachers = as_teacher(teacher)
     given: dict[str, Any] = {"teacher": teaching}
     if loss is not None or teaching is not None:
         given["loss"] = TAUGHT if loss is None else loss_of(loss)
+    if optimizer is not None:
+        if not callable(optimizer):
+            raise InputError("optimizer", expected="a function that makes an optimizer", got=optimizer)
+        given["own_optimizer"] = optimizer
     if isinstance(guide, GuideConfig):
         given["guide"] = guide
     elif isinstance(guide, Run | str | os.PathLike):
@@ -333,18 +340,3 @@ def _with_length(config: TrainConfig, given: Mapping[str, Any], seed: int) -> Tr
         changes.setdefault("steps", 0)
         changes.setdefault("epochs", 0.0)
     return dataclasses.replace(config, **changes)
-
-
-def _changed(default: T, given: T | Mapping[str, Any] | None, name: str) -> T:
-    """The given configuration, or the default one with the changes in a dict."""
-    if given is None:
-        return default
-    if not isinstance(given, Mapping):
-        return given
-    fields = {field.name for field in dataclasses.fields(default)}  # pyright: ignore[reportArgumentType]
-    for key in given:
-        if key not in fields:
-            raise InputError(
-                f"{name}[{key!r}]", expected=f"one of {', '.join(sorted(fields))}", is_argument=False
-            )
-    return dataclasses.replace(default, **given)  # pyright: ignore[reportArgumentType, reportCallIssue]

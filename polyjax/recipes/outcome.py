@@ -16,8 +16,9 @@ from polyjax.data.tokenizers import Tokenizer
 from polyjax.data.truncation import ranked_losses
 from polyjax.evaluation.baselines import tfidf_ranking, zero_shot_rankings
 from polyjax.evaluation.calibration import fit_score_map
-from polyjax.evaluation.metrics import Chance, RankingResult
-from polyjax.evaluation.rankings import check_candidates, evaluate, some
+from polyjax.evaluation.candidates import chance, check_candidates, right_places
+from polyjax.evaluation.metrics import RankingResult
+from polyjax.evaluation.rankings import evaluate, some
 from polyjax.evaluation.report import best_of, console_table, verdict, write_report
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.cards import load_scorer, read_card
@@ -161,9 +162,8 @@ def calibrate(run: Trained, scorer: TextScorer, valid: Rows) -> None:
         return
     examples = some(valid.examples, run.config.train.validate_examples)
     found = evaluate("valid", scorer, examples, title="calibrating")
-    label = np.array([example.label for example in examples])
-    places = (found.best == label[:, None]).argmax(axis=1)
-    score_map = fit_score_map(found.scores, places)
+    right = np.take_along_axis(right_places(examples), found.best, axis=1)
+    score_map = fit_score_map(found.scores, right)
     card = read_card(run.config.folder, **run.config.own_parts)
     if is_primary():
         write_json(run.config.folder / MODEL, dataclasses.replace(card, scores=score_map))
@@ -176,7 +176,7 @@ def run_baselines(
     config = run.config
     n = check_candidates(examples, shared, source=config.dataset.name)
     results = [
-        Chance(tuple(example.group for example in examples), n),
+        chance(examples, shared, n_candidates=n),
         tfidf_ranking(examples, fit_on, shared=shared),
     ]
     if config.init is not None:

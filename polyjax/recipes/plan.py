@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from polyjax.data.candidates import fixed_candidates
 from polyjax.data.tasks import MissingFile, Split, listed_in_training, read_to_rank
 from polyjax.errors import InputError
-from polyjax.evaluation.rankings import check_candidates
+from polyjax.evaluation.candidates import check_candidates
 from polyjax.mesh.placement import mesh_shape
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.scorers import ModelConfig

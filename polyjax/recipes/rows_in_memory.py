@@ -14,7 +14,7 @@ from typing import Any
 from polyjax.data.known import changed_rows
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.types import Example
 
@@ -139,6 +139,9 @@ def as_jsonl(name: str, data: object) -> bytes:
     b'{"context": "hi", "label": "hello"}\\n'
     """
     if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, without importing it
+        columns = list(data.columns)  # pyright: ignore[reportAttributeAccessIssue]
+        if twice := [column for column in columns if columns.count(column) > 1]:
+            raise InputError(name, problem=f"the column {twice[0]!r} is there twice")
         data = data.to_dict("records")  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise InputError(
@@ -155,6 +158,14 @@ def as_jsonl(name: str, data: object) -> bytes:
 
 def _line(name: str, row: object) -> str:
     if isinstance(row, Example):
+        if isinstance(row.context, str) or isinstance(row.candidates, str):
+            raise InputError(
+                name, expected="a tuple of texts as context and as candidates", got=shown("a text")
+            )
+        if not 0 <= row.label < len(row.candidates):
+            raise InputError(
+                f"{name}.label", expected=f"a place among {len(row.candidates)} candidates", got=row.label
+            )
         row = as_dict(row)
     if not isinstance(row, Mapping):
         raise InputError(name, expected="a dict or an Example", got=type(row).__name__)

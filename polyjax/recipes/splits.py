@@ -6,10 +6,10 @@ from pathlib import Path
 
 from polyjax.data.corpora.leakage import held_out_of
 from polyjax.data.identity import Digests, digests
-from polyjax.data.known import answers_note, count_known, ranked_note, save_known
+from polyjax.data.known import answers_note, count_known, load_known, ranked_note, save_known
 from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks import read_to_rank
-from polyjax.evaluation.rankings import check_candidates
+from polyjax.evaluation.candidates import check_candidates
 from polyjax.interop.pretrained import is_pretraining_run, read_pretraining_card
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.recipes.settings import RunConfig
@@ -89,6 +89,12 @@ def leakage_notes(config: RunConfig, source: Path | None, found: Mapping[str, Di
             notes.append(
                 f"warning: {known:,} of {len(found[split].rows):,} {split} rows are training rows too"
             )
+    before = None if config.init is None else load_known(config.init)
+    if before is not None:
+        for split in ("valid", "test"):
+            if known := count_known(found[split].rows, before):
+                n = len(found[split].rows)
+                notes.append(f"warning: {known:,} of {n:,} {split} rows are training rows of {config.init}")
     if source is not None and is_pretraining_run(source):
         left_out = {found.digest for found in read_pretraining_card(source).left_out}
         if not left_out or held_out_of(config.dataset).digest not in left_out:

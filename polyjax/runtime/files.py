@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,11 +40,18 @@ def utf8(text: str) -> bytes:
     >>> utf8("h\udcc3\udca9") == "hé".encode(), utf8("\udce9 \ud83d")
     (True, b'\\udce9 \\ud83d')
     """
-    with contextlib.suppress(UnicodeError):
-        given = text.encode("utf-8", "surrogateescape")
-        given.decode("utf-8")
-        return given
-    return text.encode("utf-8", "backslashreplace")
+    return _ESCAPED.sub(_unescaped, text).encode("utf-8", "backslashreplace")
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]+")
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    """The characters that escaped bytes are in UTF-8; the surrogates where they are none."""
+    try:
+        return found[0].encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        return found[0]
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -18,7 +18,8 @@ from polyjax.data.negatives import CandidateSource
 from polyjax.data.rows import Rows
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.errors import InputError
-from polyjax.evaluation.rankings import check_candidates, evaluate, some
+from polyjax.evaluation.candidates import check_candidates
+from polyjax.evaluation.rankings import evaluate, some
 from polyjax.inference.scorer import TextScorer
 from polyjax.mesh.placement import ROWS, BatchPlacer, everywhere, one_device, row_devices
 from polyjax.nn.heads import Inputs

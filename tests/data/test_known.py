@@ -9,6 +9,7 @@ import pytest
 from polyjax.config import from_json
 from polyjax.data.identity import digests
 from polyjax.data.known import KNOWN, count_known, load_known, save_known
+from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError
 from polyjax.recipes.mining import header_difference
@@ -16,7 +17,7 @@ from polyjax.recipes.own_rows import rows_trained_on
 from polyjax.recipes.pretrain import check_corpus, note_corpus
 from polyjax.recipes.rows_in_memory import RowFiles, as_jsonl
 from polyjax.recipes.session import INCIDENTAL
-from polyjax.recipes.settings import RunConfig
+from polyjax.recipes.settings import INIT, EncoderChoice, RunConfig, TokenizerChoice
 from polyjax.recipes.splits import read_splits
 from polyjax.runs import open_run
 from polyjax.types import Example
@@ -107,6 +108,35 @@ def test_test_rows_that_are_training_rows_are_said(tmp_path):
     assert "warning: 9 of 10 test rows are training rows too" in notes
     assert "warning: 9 of 10 valid rows are training rows too" in notes
     assert "9 of 10 test labels are training labels too" in notes
+
+
+def test_rows_that_the_model_to_start_from_was_trained_on_are_said(opened, tmp_path):
+    before, _ = opened
+    train = write(tmp_path / "new.jsonl", [{"context": f"new {i}", "label": f"new {i}"} for i in range(20)])
+    test = write(tmp_path / "old.jsonl", [*ROWS, {"context": "newer", "label": "newer"}])
+    config = RunConfig(
+        task=OwnDataConfig(train=train, valid=train, test=test, n_candidates=5),
+        run_dir=tmp_path / "later",
+        init=before.folder,
+        encoder=EncoderChoice(name=INIT),
+        tokenizer=TokenizerChoice(kind="pretrained"),
+    )
+    open_run(config.folder, config)
+    notes = read_splits(config, None).notes
+    n = len(read_splits(before, None).train.examples)
+    assert f"warning: {n} of {len(ROWS) + 1} test rows are training rows of {before.folder}" in notes
+
+
+def test_changed_negatives_and_scores_are_other_rows():
+    row = Example("1", ("q",), ("a",), 0, "1")
+    rows = [
+        row,
+        dataclasses.replace(row, negatives=("x",)),
+        dataclasses.replace(row, negatives=("y",)),
+        dataclasses.replace(row, negatives=("y",), scores=(1.0, 0.5)),
+        dataclasses.replace(row, negatives=("y",), scores=(1.0, 0.6)),
+    ]
+    assert len({rows_digest(Rows([one])) for one in rows}) == len(rows)
 
 
 def test_what_contexts_have_several_answers_is_said(tmp_path):

@@ -14,6 +14,7 @@ from polyjax.data.identity import text_key
 from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import NAMED, jsonl, own_files, read_to_rank, task_named, training_texts
 from polyjax.data.tasks.jsonl import OwnDataConfig, parse, split_of
+from polyjax.data.tasks.own_rows import example_of
 from polyjax.errors import InputError
 from polyjax.evaluation import rank_shared
 from polyjax.types import Example
@@ -42,6 +43,59 @@ def test_forms_of_a_line(tmp_path):
         Example("7", ("a", "b"), ("x", "y", "y"), 1, "7"),
         Example("z", ("ü ☕",), ("c",), 0, "z"),
     ]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['hi', 'there']",
+        "('hi', 'there')",
+        "[np.str_('hi'), np.str_('there')]",
+        "['hi' 'there']",
+        '["hi", "there"]',
+    ],
+)
+def test_a_cell_with_a_list_is_read_as_turns(tmp_path, cell):
+    path = tmp_path / "f.csv"
+    quoted = cell.replace('"', '""')
+    path.write_text(f'context,label\n"{quoted}",a\n')
+    assert parse(path)[0].context == ("hi", "there")
+
+
+@pytest.mark.parametrize("cell", ["(laughs) hi", "[laughs]", "('hi')", "[hi, there]", "(1, 2)"])
+def test_a_text_that_begins_like_a_list_is_a_text(tmp_path, cell):
+    (tmp_path / "f.csv").write_text(f'context,label\n"{cell}",a\n')
+    assert parse(tmp_path / "f.csv")[0].context == (cell,)
+
+
+@pytest.mark.parametrize("cell", ["['hi', None]", "[{'role': 'user', 'content': 'hi'}]"])
+def test_a_list_of_other_things_is_no_text(tmp_path, cell):
+    (tmp_path / "f.csv").write_text(f'context,label\n"{cell}",a\n')
+    with pytest.raises(InputError, match="expected a text"):
+        parse(tmp_path / "f.csv")
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u3164", " \ufeff "])
+def test_a_text_of_ignorable_characters_is_empty(tmp_path, text):
+    for key in ("context", "label"):
+        with pytest.raises(InputError, match="the text is empty"):
+            example_of({"context": "a", "label": "b", key: text}, "1")
+
+
+def test_right_answers_of_the_other_files_are_no_wrong_candidates(tmp_path):
+    write(tmp_path, *({"context": "hi", "label": f"l{i}"} for i in range(1, 4)), name="train.jsonl")
+    test = ({"context": "hi" if i == 0 else f"x{i}", "label": f"l{i}"} for i in range(9))
+    write(tmp_path, *test, name="test.jsonl")
+    task = OwnDataConfig(train=tmp_path / "train.jsonl", test=tmp_path / "test.jsonl", n_candidates=4)
+    row = task.read("test").examples[0]
+    assert set(row.answers) == {"l1", "l2", "l3"} and not set(row.answers) & set(row.candidates)
+    (tmp_path / "train.jsonl").unlink()
+    assert task.read("test").examples[0].answers == (), "the other file need not be there to test"
+
+
+def test_an_id_is_checked_like_a_text():
+    with pytest.raises(InputError, match="id: it holds half a character"):
+        example_of({"context": "a", "label": "b", "id": "\ud800"}, "1")
 
 
 def test_a_missing_file_names_what_is_beside_it(tmp_path):

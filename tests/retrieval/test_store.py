@@ -1,6 +1,7 @@
 """The index on disk: what is committed is kept, whatever happens."""
 
 import errno
+import hashlib
 import json
 import shutil
 import signal
@@ -23,6 +24,7 @@ from polyjax.retrieval.index.change import compact, remove
 from polyjax.retrieval.index.fingerprint import Fingerprint
 from polyjax.retrieval.index.rows import quantise
 from polyjax.retrieval.index.store import CandidateIndex, open_index
+from polyjax.retrieval.index.texts import text_digest
 
 TEXTS = ["one", "two words", "drei", "naïve ☕", "five", "six"]
 
@@ -439,6 +441,17 @@ def test_ids_that_were_never_given_remove_nothing(tmp_path, ids):
     assert (error.value.argument, error.value.expected) == ("ids", "ids from 0 to 3")
     assert len(open_index(tmp_path / "i")) == 4
     assert remove(tmp_path / "i", np.array([1, 2])) == 2
+
+
+@pytest.mark.parametrize("ids", [{1, 2}, {1: "a", 2: "b"}, (n for n in (1, 2)), range(1, 3)])
+def test_ids_may_come_in_any_collection(tmp_path, ids):
+    build_index(tmp_path / "i", TEXTS[:4], Encoder())
+    assert remove(tmp_path / "i", ids) == 2
+
+
+def test_a_text_with_a_nul_is_another_than_two_texts():
+    assert len({text_digest(texts) for texts in (["a\0b"], ["a", "b"], ["a\0", "b"], ["ab"])}) == 4
+    assert text_digest(["a", "é"]) == hashlib.sha256("a\0é\0".encode()).hexdigest(), "as indexes have it"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 9, "segments": [], "next_id": 3}'])

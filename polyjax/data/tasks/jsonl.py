@@ -12,7 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from polyjax.data.candidates import add_candidates
 from polyjax.data.identity import digests, text_key, with_answers
@@ -113,8 +113,15 @@ class OwnDataConfig:
             )
         if split == "train":
             return Rows(chosen)
-        ranked = chosen if self.single_label else with_answers(chosen, file.rows)
+        ranked = chosen if self.single_label else with_answers(chosen, self._known(file))
         return Rows(ranked, copies_note(ranked, split))
+
+    def _known(self, file: "OwnFile") -> list[Example]:
+        """The rows of a file and of the task's others that are there: each may name right answers."""
+        others = [self._file(split) for split in get_args(Split) if self._path(split).is_file()]
+        return [
+            row for one in (file, *others) for row in one.rows if one is file or one.rows is not file.rows
+        ]
 
     def read_all(self) -> Sequence[Example]:
         """All rows of the training file, those that are validated and tested on among them.

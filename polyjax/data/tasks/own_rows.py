@@ -17,6 +17,8 @@ _PLURALS = ("context", "label", "candidates")
 _HALF = range(0xD800, 0xE000)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 _STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
+_NUMPY_TEXT = re.compile(rf"\bnp\.str_\(({_STRING})\)", re.DOTALL)
+"""As numpy 2 shows a text in a list."""
 _PYTHON_LIST = re.compile(rf"\s*\[\s*({_STRING}(?:\s*,\s*|\s+))*{_STRING}\s*,?\s*\]\s*", re.DOTALL)
 
 
@@ -103,6 +105,7 @@ def example_of(row: object, default_id: str) -> Example:
     name = row.get("id", default_id)
     if not isinstance(name, str | int) or not str(name).strip():
         raise _wrong("id", "a text or a number", name)
+    _text("id", str(name))
     return Example(
         str(name),
         tuple(texts),
@@ -151,7 +154,7 @@ def _texts(name: str, value: object) -> list[str]:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise _wrong(name, "a text", value)
-    if not value.strip():
+    if not value.strip() or not (value.isascii() or text_key(value)):
         raise InputError(name, problem="the text is empty", is_argument=False)
     if any(ord(letter) in _HALF for letter in value):
         raise InputError(
@@ -224,7 +227,9 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"label": cells["label"]}
     turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
     found["context"] = turns
-    if cells["context"].lstrip().startswith("["):  # a list as in a JSON file, or a text that begins like one
+    if (
+        cells["context"].lstrip().startswith(("[", "("))
+    ):  # a list as in a JSON file, or a text that begins like one
         listed = _list("context", cells["context"])
         found["context"] = turns if listed is None else listed
     if cells.get("id"):
@@ -240,14 +245,25 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def _python(cell: str) -> list[Any] | None:
+    """A list or tuple with a text or a dict in it, as Python writes it; None for anything else."""
+    try:
+        found = ast.literal_eval(cell.strip())
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    is_list = isinstance(found, list | tuple) and any(isinstance(one, str | dict) for one in found)
+    return list(found) if is_list else None
+
+
 def _list(name: str, cell: str) -> list[Any] | None:
     """The list in a cell, as JSON, Python, pandas or numpy write it; None for anything else."""
     try:
         found = json.loads(cell)
         return found if isinstance(found, list) else None
     except json.JSONDecodeError:
+        cell = _NUMPY_TEXT.sub(r"\1", cell)
         if not _PYTHON_LIST.fullmatch(cell):
-            return None
+            return _python(cell)
         try:
             return [ast.literal_eval(text) for text in re.findall(_STRING, cell, re.DOTALL)]
         except (SyntaxError, ValueError):  # an escape that Python does not know

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -101,7 +101,7 @@ def clear(folder: Path, manifest: Manifest | None) -> None:
             entry.unlink()
 
 
-def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
+def remove(folder: Path, ids: Iterable[int] | np.ndarray) -> int:
     """Remove candidates from an index; returns the number of candidates removed.
 
     Args:
@@ -121,12 +121,15 @@ def remove(folder: Path, ids: Sequence[int] | np.ndarray) -> int:
         return len(fresh)
 
 
-def removable(index: CandidateIndex, ids: Sequence[int] | np.ndarray, *, next_id: int) -> np.ndarray:
+def removable(index: CandidateIndex, ids: Iterable[int] | np.ndarray, *, next_id: int) -> np.ndarray:
     """The ids whose candidates are still in the index, increasing.
 
     Raises:
         InputError: an id was never assigned.
     """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise InputError("ids", expected="a list of ids", got=ids)
+    ids = list(ids)
     for number in ids:
         is_number = isinstance(number, int | np.integer) and not isinstance(number, bool)  # nor a mask's
         if not is_number or not 0 <= number < next_id:

@@ -18,7 +18,8 @@ def text_digest(texts: Iterable[str]) -> str:
     """The sha256 of candidates in their order, hexadecimal."""
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(text.encode("utf-8") + b"\0")
+        # 0xff, which UTF-8 never has, takes the place of a 0 within a text.
+        digest.update(text.encode("utf-8").replace(b"\0", b"\xff") + b"\0")
     return digest.hexdigest()
 
 
