@@ -47,7 +47,7 @@ _ESCAPED = re.compile("[\udc80-\udcff]+")
 
 
 def _unescaped(found: re.Match[str]) -> str:
-    """The characters that escaped bytes are in UTF-8; the surrogates where they are none."""
+    """The characters of escaped bytes; the surrogates themselves if the bytes are not UTF-8."""
     try:
         return found[0].encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeDecodeError:
