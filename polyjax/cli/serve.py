@@ -75,6 +75,12 @@ class Serve(ServeConfig):
         super().__post_init__()
         if self.index is not None and self.candidates is not None:
             raise InputError("candidates", problem="`index` is given as well", fix="give one of them")
+        if self.allow_changes and self.candidates is not None:
+            raise InputError(
+                "allow_changes",
+                problem="changes would be lost at the next start, which reads `candidates` again",
+                fix="build an index of the file (polyjax index build), and give it as `index`",
+            )
         if self.rerank is not None and self.index is None and self.candidates is None:
             raise InputError("rerank", expected="`index` or `candidates`, whose results it orders")
 
@@ -150,7 +156,8 @@ def _index(command: Serve, ranker: Ranker) -> LiveIndex | None:
     else:
         folder = kept_index(command.model, command.candidates)
         index = load_index(ranker, command.candidates, folder, log.info)
-    return LiveIndex(ranker, index, max_top_n=command.max_top_n)
+    again = 0 if command.rerank is None else command.rerank_top
+    return LiveIndex(ranker, index, max_top_n=max(command.max_top_n, again))
 
 
 def _score_map(model: str) -> ScoreMap | None:

@@ -37,7 +37,7 @@ class AboutRoutes:
         self._service = service
         folder = resources.files("polyjax.serve") / "page"
         self._files = {path: (folder / name).read_bytes() for path, (name, _) in FILES.items()}
-        self._description = description(service.name)
+        self._description = description()
 
     async def info(self, request: Request) -> Response:
         """GET /info: the reply of text-embeddings-inference, with an object ``polyjax`` for the page."""

@@ -31,7 +31,11 @@ from polyjax.serve.settings import ServeConfig
 
 OPEN = frozenset({"/health", "/openapi.json", *FILES})
 """Paths that need no API key, because they reveal nothing about the model."""
-EXPOSED = ("x-request-id", "x-total-time", "x-queue-time", "x-inference-time", "x-tokenization-time")
+EXPOSED = (
+    *("x-request-id", "x-total-time", "x-queue-time", "x-inference-time", "x-tokenization-time"),
+    *("x-truncated-texts", "x-truncated-queries", "retry-after"),
+)
+"""Headers that a page of another origin may read."""
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("polyjax.serve")
 

@@ -98,18 +98,14 @@ ERRORS = {
 }
 
 
-def description(model: str) -> dict[str, Any]:
-    """The OpenAPI description as JSON data.
-
-    Args:
-        model: name of the model.
-    """
+def description() -> dict[str, Any]:
+    """The OpenAPI description as JSON data; it needs no key, so it does not name the model."""
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"polyjax: {model}", "version": __version__},
+        "info": {"title": "polyjax", "version": __version__},
         "paths": paths,
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

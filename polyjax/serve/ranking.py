@@ -35,7 +35,7 @@ class RankingRoutes:
             return await self._cohere(request, values, version="1")
         texts = shapes.listed(values, "texts")
         order, scores, _, headers = await self._ranked(request, values, texts, "texts")
-        shown = texts if values["return_text"] else None
+        shown = texts if values["return_text"] else None  # all of them: this format has no `top_n`
         return JSONResponse(shapes.tei_results(order, scores, shown), headers=headers)
 
     async def rerank_v1(self, request: Request) -> Response:
@@ -49,6 +49,7 @@ class RankingRoutes:
     async def _cohere(self, request: Request, values: dict[str, Any], *, version: str) -> Response:
         texts = shapes.listed(values, "documents")
         order, scores, usage, headers = await self._ranked(request, values, texts, "documents")
+        order = order[: values["top_n"]]
         with_texts = values["return_documents"] and version == "1"
         body = {
             "id": shapes.new_id(),
@@ -67,7 +68,7 @@ class RankingRoutes:
         pairs = [(0, place) for place in range(len(texts))]
         raw, usage, headers = await self._scores(request, values, [turns], texts, pairs, name)
         # Sort by the model's own scores, because probabilities near 0 and 1 can tie for different scores.
-        order = np.argsort(-raw, kind="stable")[: values["top_n"]].tolist()
+        order = np.argsort(-raw, kind="stable").tolist()
         return order, self._shown(raw, values), usage, headers
 
     def _shown(self, raw: np.ndarray, values: dict[str, Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from polyjax.errors import InputError
 from polyjax.serve import shapes
 from polyjax.serve.index import LiveIndex, UnknownCandidate
-from polyjax.serve.problems import Problem, unavailable
+from polyjax.serve.problems import Problem, overloaded, unavailable
 from polyjax.serve.service import Service, Visit
 from polyjax.serve.work import Call, Scoring
 
@@ -28,7 +28,7 @@ class SearchRoutes:
 
     def __init__(self, service: Service):
         self._service = service
-        self._changes = asyncio.Lock()
+        self._changes, self._waiting = asyncio.Lock(), 0
 
     async def search(self, request: Request) -> Response:
         """POST /search: the best candidates in the index, in the format of Cohere's results."""
@@ -104,7 +104,7 @@ class SearchRoutes:
         self._service.check_sizes(documents=texts)
         if "" in texts:
             raise Problem(400, f"`documents[{texts.index('')}]`: is empty", "Empty")
-        added, ids = await self._change(lambda: index.add(texts))
+        added, ids = await self._change(request, lambda: index.add(texts))
         return JSONResponse({"added": added, "ids": ids, **self._state(index)})
 
     async def remove(self, request: Request) -> Response:
@@ -116,12 +116,30 @@ class SearchRoutes:
             raise Problem(422, "`ids` and `documents`: give one of them")
         if not (ids or texts):
             raise Problem(400, "there is nothing to remove", "Empty")
-        removed = await self._change(lambda: index.remove(ids=ids or (), texts=texts or ()))
+        self._service.check_sizes(**({"documents": texts} if texts else {"ids": list(map(str, ids))}))
+        removed = await self._change(request, lambda: index.remove(ids=ids or (), texts=texts or ()))
         return JSONResponse({"removed": removed, **self._state(index)})
 
-    async def _change(self, function: Any) -> Any:
-        """Change the index in another thread, one change at a time; searches continue in the meantime."""
-        async with self._changes:
+    async def _change(self, request: Request, function: Any) -> Any:
+        """Change the index in another thread, one change at a time; searches continue in the meantime.
+
+        Raises:
+            Problem: too many changes wait (429), or the change did not begin in time (504).
+            ConnectionError: the client disconnected before its change began.
+        """
+        config = self._service.config
+        if self._waiting >= config.max_concurrent_requests:
+            raise overloaded(1.0, "too many changes of the index wait; try again later")
+        self._waiting += 1
+        try:
+            await asyncio.wait_for(self._changes.acquire(), config.timeout)
+        except TimeoutError:
+            raise Problem(504, f"no answer within {config.timeout:g} s", "Overloaded") from None
+        finally:
+            self._waiting -= 1
+        try:
+            if await request.is_disconnected():
+                raise ConnectionError("the client went away")
             self._service.check_open()
             self._service.changing += 1
             try:
@@ -134,6 +152,8 @@ class SearchRoutes:
             finally:
                 self._service.changing -= 1
                 self._service.metrics.candidates.set(len(self._index()))
+        finally:
+            self._changes.release()
 
     def _index(self) -> LiveIndex:
         if self._service.index is None:

@@ -13,6 +13,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = tuple(float(1 << n) for n in range(0, 15))
+_CREATED = re.compile(r"(# \w+ )?\w+_created\b")
+_TOTAL = re.compile(r"^((?:# \w+ )?)(te_request_(?:count|success|failure))_total\b")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -54,8 +56,14 @@ class Metrics:
         self.batch_tokens.observe(tokens)
 
     def page(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """All metrics in Prometheus' text format.
+
+        Its library adds ``_total`` to the names of counters, which text-embeddings-inference does not, and
+        the times at which they were created.
+        """
+        lines = generate_latest(self._registry).decode("utf-8").splitlines(keepends=True)
+        kept = (line for line in lines if not _CREATED.match(line))
+        return "".join(_TOTAL.sub(r"\1\2", line) for line in kept).encode("utf-8")
 
 
 def request_id(given: str | None) -> str:

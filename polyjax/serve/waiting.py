@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 from collections.abc import Sequence
 
 from polyjax.serve.work import Job, Key, Unit
@@ -23,16 +24,18 @@ class Waiting:
 
     Attributes:
         seconds_per_token: measured time per padded token; it converts a job's work to seconds.
+        tokens_per_batch: of the model with the largest batches so far; 0 before the first job.
     """
 
     def __init__(self) -> None:
-        self.seconds_per_token = 1e-4
+        self.seconds_per_token, self.tokens_per_batch = 1e-4, 0
         self._heaps: dict[Key, list[tuple[float, int, Unit]]] = {}
         self._numbers = itertools.count()
 
     def add(self, job: Job) -> None:
         """Add the units of a job."""
         quantum = QUANTUM * job.model.tokens_per_batch
+        self.tokens_per_batch = max(self.tokens_per_batch, job.model.tokens_per_batch)
         before = 0
         for unit in job.units:
             own_work = before // quantum * quantum * self.seconds_per_token
@@ -40,6 +43,13 @@ class Waiting:
             heap = self._heaps.setdefault(unit.key, [])
             heapq.heappush(heap, (priority, next(self._numbers), unit))
             before += unit.length
+
+    @property
+    def most_before_a_newcomer(self) -> float:
+        """Seconds of work of one job, at most, that keep their place before a job that arrives now."""
+        if not self.tokens_per_batch:
+            return math.inf
+        return QUANTUM * self.tokens_per_batch * self.seconds_per_token
 
     def take(self) -> list[Unit]:
         """The units of the next batch, padded to the length of the first; empty if nothing is waiting."""

@@ -103,7 +103,7 @@ class Worker:
             Problem: 429; the queue is full, or the request would wait longer than the timeout.
         """
         config = self._config
-        wait = self._texts * self._seconds_per_text
+        wait = self._wait_of_a_newcomer
         busy = len(self._tickets) >= config.max_concurrent_requests
         if busy or (self._texts and self._texts + texts > config.max_waiting_texts):
             raise overloaded(wait, "the server is overloaded; try again later")
@@ -246,6 +246,12 @@ class Worker:
         self._recent_seconds = keep * self._recent_seconds + seconds
         self._recent_tokens = keep * self._recent_tokens + sequences * length
         self._waiting.seconds_per_token = self._recent_seconds / self._recent_tokens
+
+    @property
+    def _wait_of_a_newcomer(self) -> float:
+        """Estimated seconds until a new request begins: of a large one, only the first batches precede it."""
+        most, per_text = self._waiting.most_before_a_newcomer, self._seconds_per_text
+        return sum(min(ticket.texts * per_text, most) for ticket in self._tickets)
 
     @property
     def _seconds_per_text(self) -> float:

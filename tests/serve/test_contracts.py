@@ -92,6 +92,22 @@ def test_top_n_beyond_the_documents_gives_all(server, path):
     assert len(server.post(path, {"query": QUERY, "documents": TEXTS, "top_n": 99}).json["results"]) == 3
 
 
+def test_top_n_is_unknown_to_the_format_of_text_embeddings_inference(server):
+    """All come back: clients that send it cut the list themselves."""
+    answer = server.post("/rerank", {"query": QUERY, "texts": TEXTS, "top_n": 1})
+    assert answer.json == server.post("/rerank", {"query": QUERY, "texts": TEXTS}).json
+
+
+def test_metrics_have_the_names_of_text_embeddings_inference(server):
+    server.post("/rerank", {"query": QUERY, "texts": TEXTS})
+    page = server.ask("GET", "/metrics").body.decode()
+    assert re.search(r'^te_request_count{route="/rerank"} [1-9]', page, re.MULTILINE)
+    assert re.search(r"^te_request_duration_count [1-9]", page, re.MULTILINE)
+    for name in ("te_request_count", "te_request_success", "te_request_failure"):
+        assert f"# TYPE {name} counter" in page and f"{name}_total" not in page
+    assert "_created" not in page
+
+
 def test_null_is_a_field_that_is_not_given(server):
     body = {"query": QUERY, "texts": TEXTS, "documents": None, "top_n": None, "raw_scores": None}
     assert server.post("/rerank", body).json == server.post("/rerank", {"query": QUERY, "texts": TEXTS}).json
@@ -284,6 +300,7 @@ def test_max_tokens_per_doc_is_kept_to_and_reported(server):
 def test_the_description_names_every_route_and_field(server):
     description = server.ask("GET", "/openapi.json").json
     assert description["openapi"].startswith("3.1")
+    assert server.service.name not in description["info"]["title"], "it needs no key"
     assert {"/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/embed"} <= set(
         description["paths"]
     )

@@ -176,7 +176,7 @@ def test_a_full_queue_answers_429_at_once(ranker):
             assert server.ask("GET", "/health").status == 200, "busy is not ill"
         assert [one.result().status for one in admitted] == [200] * 3
         assert rerank(server).status == 200
-        assert b'te_request_failure_total{err="Overloaded"} 1.0' in server.ask("GET", "/metrics").body
+        assert b'te_request_failure{err="Overloaded"} 1.0' in server.ask("GET", "/metrics").body
 
 
 def test_requests_are_admitted_whole_by_the_number_of_their_texts(ranker):
@@ -205,6 +205,21 @@ def test_who_would_wait_longer_than_the_timeout_is_refused_at_once():
     assert refused.value.status == 429 and "longer than the timeout" in refused.value.message
     assert refused.value.headers == {"Retry-After": "4"}, "when the 9 that wait are 5"
     assert (worker.requests, worker.texts) == (3, 9)
+    worker.stop()
+
+
+def test_a_large_request_does_not_lock_small_ones_out():
+    """Only its first batches are computed before a request that arrives later."""
+    worker = Worker(dataclasses.replace(LIMITS, timeout=10.0))
+    worker._waiting.tokens_per_batch = 32
+    for _ in range(FEW_BATCHES):
+        worker._measured(2, 16, 2.0)  # a second for each text of 16 tokens: 8 s for four batches of 32
+    arrived = time.monotonic()
+    for texts in (9000, 1, 1):  # before which 0, 8 and 9 wait
+        worker.admit(texts, arrived=arrived)
+    worker.admit(9000, arrived=arrived)
+    with pytest.raises(Problem, match="longer than the timeout"):
+        worker.admit(1, arrived=arrived)
     worker.stop()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax.monitoring
@@ -256,6 +257,29 @@ def test_an_index_that_cannot_be_written_is_said_and_stays(changing, monkeypatch
     assert answer.status == 503 and "secret" not in answer.json["error"]
     monkeypatch.undo()
     assert changing.post("/index", {"documents": ["new"]}).status == 200
+
+
+def test_changes_wait_in_a_queue_with_a_limit_and_a_deadline(ranker, tmp_path, monkeypatch):
+    config = dataclasses.replace(CHANGES, max_concurrent_requests=2, timeout=1.0)
+    index = indexed(ranker, tmp_path / "index")
+    with running(ranker, config=config, index=index) as server, ThreadPoolExecutor(4) as threads:
+        slow, first = threading.Event(), threading.Event()
+
+        def add(texts):
+            first.set()
+            slow.wait(10)
+            return len(texts), [0]
+
+        monkeypatch.setattr(server.service.index, "add", add)
+        begun = threads.submit(server.post, "/index", {"documents": ["a"]})
+        assert first.wait(10)
+        waiting = [threads.submit(server.post, "/index", {"documents": ["b"]}) for _ in range(2)]
+        time.sleep(0.3)
+        refused = server.post("/index", {"documents": ["c"]})
+        assert refused.status == 429 and int(refused.headers["retry-after"]) >= 1
+        assert [one.result(10).status for one in waiting] == [504, 504]
+        slow.set()
+        assert begun.result(10).status == 200
 
 
 def test_what_needs_an_index_is_refused_without_one(ranker):
