@@ -34,7 +34,7 @@ class Observed:
     batch: Callable[[int, int, int], None] = lambda sequences, tokens, requests: None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # two requests alike have a place each
 class Ticket:
     """The place of a request in the queue, until ``Worker.leave``.
 
@@ -251,7 +251,7 @@ class Worker:
     def _wait_of_a_newcomer(self) -> float:
         """Estimated seconds until a new request begins: of a large one, only the first batches precede it."""
         most, per_text = self._waiting.most_before_a_newcomer, self._seconds_per_text
-        return sum(min(ticket.texts * per_text, most) for ticket in self._tickets)
+        return sum((min(ticket.texts * per_text, most) for ticket in self._tickets), 0.0)
 
     @property
     def _seconds_per_text(self) -> float:

@@ -215,9 +215,9 @@ def test_a_large_request_does_not_lock_small_ones_out():
     for _ in range(FEW_BATCHES):
         worker._measured(2, 16, 2.0)  # a second for each text of 16 tokens: 8 s for four batches of 32
     arrived = time.monotonic()
-    for texts in (9000, 1, 1):  # before which 0, 8 and 9 wait
+    for texts in (900, 1, 1):  # before which 0, 8 and 9 wait
         worker.admit(texts, arrived=arrived)
-    worker.admit(9000, arrived=arrived)
+    worker.admit(900, arrived=arrived)
     with pytest.raises(Problem, match="longer than the timeout"):
         worker.admit(1, arrived=arrived)
     worker.stop()
