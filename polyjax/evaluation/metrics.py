@@ -188,10 +188,9 @@ class Chance(RankingResult):
     def hits(self, k: int) -> Float[np.ndarray, " b"]:
         """The probability that a right candidate of an example is among the best k, float [b]."""
         n = self.n_candidates
-        missed = {
-            r: math.comb(n - r, k) / math.comb(n, k) if k < n else 0.0 for r in set(self._n_right.tolist())
-        }
-        return np.array([1.0 - missed[r] for r in self._n_right.tolist()])
+        every = math.comb(n, min(k, n))
+        found = {r: (every - math.comb(n - r, min(k, n))) / every for r in set(self._n_right.tolist())}
+        return np.array([found[r] for r in self._n_right.tolist()])
 
     @property
     def mrr(self) -> float:
