@@ -237,6 +237,8 @@ def kept_index(model: str, candidates: Path) -> Path | None:
 
 def run_chat(config: Chat) -> None:
     """Load the model, build the index if necessary, and chat."""
+    if sys.stdin is None:
+        raise InputError("standard input", problem="it is closed", is_argument=False)
     ranker = load_ranker(config.run_dir, step=config.step, dtype=config.dtype)
     # Only the conversation goes to standard output, for use in a pipe.
     if config.candidates is None:
@@ -253,8 +255,6 @@ def run_chat(config: Chat) -> None:
     errors.print(
         f"{programs} programs compiled, or loaded from the cache, in {time.perf_counter() - began:.1f} s"
     )
-    if sys.stdin is None:
-        raise InputError("standard input", problem="it is closed", is_argument=False)
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ModuleNotFoundError):  # not on Windows

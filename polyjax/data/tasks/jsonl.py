@@ -113,15 +113,14 @@ class OwnDataConfig:
             )
         if split == "train":
             return Rows(chosen)
-        ranked = chosen if self.single_label else with_answers(chosen, self._known(file))
+        ranked = chosen if self.single_label else with_answers(chosen, self._known(split, file))
         return Rows(ranked, copies_note(ranked, split))
 
-    def _known(self, file: "OwnFile") -> list[Example]:
-        """The rows of a file and of the task's others that are there: each may name right answers."""
-        others = [self._file(split) for split in get_args(Split) if self._path(split).is_file()]
-        return [
-            row for one in (file, *others) for row in one.rows if one is file or one.rows is not file.rows
-        ]
+    def _known(self, split: Split, file: "OwnFile") -> list[Example]:
+        """The rows of a split's file and of the task's other files that are there: all may name answers."""
+        own = self._path(split)
+        others = {path: one for one in get_args(Split) if (path := self._path(one)) != own and path.is_file()}
+        return [*file.rows, *(row for one in others.values() for row in self._file(one).rows)]
 
     def read_all(self) -> Sequence[Example]:
         """All rows of the training file, those that are validated and tested on among them.

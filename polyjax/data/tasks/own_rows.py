@@ -227,9 +227,8 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"label": cells["label"]}
     turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
     found["context"] = turns
-    if (
-        cells["context"].lstrip().startswith(("[", "("))
-    ):  # a list as in a JSON file, or a text that begins like one
+    # A list as in a JSON file, or as Python writes it, or a text that begins like one.
+    if cells["context"].lstrip().startswith(("[", "(")):
         listed = _list("context", cells["context"])
         found["context"] = turns if listed is None else listed
     if cells.get("id"):
