@@ -1,11 +1,13 @@
 """Orbax without its own messages, in a process whose settings are restored."""
 
+import asyncio
 import contextlib
 import gc
 import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from polyjax.errors import first_line
 T = TypeVar("T")
 LOGGERS = ("absl", "asyncio")
 """Orbax's own logger, and that of the event loops in which it reads and writes."""
-SETTLED_S, AT_MOST_S = 0.1, 5.0
+SETTLED_S, AT_MOST_S = 0.1, 10.0
 _lock = threading.Lock()
 _within = 0
 _dropped = 0
@@ -39,8 +41,12 @@ def attempt(work: Callable[[], T]) -> T:
         except jax.errors.JaxRuntimeError:  # another process is gone
             raise
         except Exception as error:  # orbax and tensorstore raise bare exceptions
-            problem = first_line(error)
-        _settle()  # the error was released before, and with it the tasks in its frames
+            failed: Exception | None = error
+        problem = first_line(failed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that never began
+            failed = None  # and with it the tasks in its frames
+            _settle()
     raise ArrayError(problem)
 
 
@@ -78,10 +84,26 @@ def _settle() -> None:
         if type(thread).__module__.startswith("orbax"):
             threading.Thread.join(thread, max(until - time.monotonic(), 0.0))  # a failed one raises here
     heard = -1
-    while heard != _dropped and time.monotonic() < until:
+    while (heard != _dropped or _unheard()) and time.monotonic() < until:
         heard = _dropped
         gc.collect()  # tasks log when they are destroyed
         time.sleep(SETTLED_S)
+    for future in _unheard():
+        if future.done() and not future.cancelled():
+            future.exception()  # one that was asked for is not logged
+
+
+def _unheard() -> list[asyncio.Future[Any]]:
+    """What still waits for a write, in closed event loops of orbax: it logs once that has ended."""
+    futures = [found for found in gc.get_objects() if isinstance(found, asyncio.Future)]
+    futures = [future for future in futures if future.get_loop().is_closed()]
+    loops = {id(future.get_loop()) for future in futures if _of_orbax(future)}
+    return [future for future in futures if id(future.get_loop()) in loops]
+
+
+def _of_orbax(future: asyncio.Future[Any]) -> bool:
+    code = getattr(future.get_coro(), "cr_code", None) if isinstance(future, asyncio.Task) else None
+    return code is not None and "orbax" in code.co_filename
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

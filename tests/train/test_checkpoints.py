@@ -1,5 +1,6 @@
 """Checkpoints: readable without this package, of any trees of arrays, in a process that is left alone."""
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -20,7 +21,8 @@ import pytest
 import toy
 from polyjax import InputError
 from polyjax.runs import Checkpoints, MetricsLog
-from polyjax.runs.quiet import quiet
+from polyjax.runs import quiet as quiet_module
+from polyjax.runs.quiet import ArrayError, attempt, quiet
 from runs import parameters
 
 ORBAX_ALONE = """
@@ -183,6 +185,44 @@ def test_a_damaged_checkpoint_leaves_the_process_as_it_was(tmp_path, capfd):
     assert process_state() == before
     assert "cannot be restored" in error.value.problem and "\n" not in str(error.value)
     assert not capfd.readouterr().err
+
+
+LATE = """
+async def part():
+    raise ValueError("disk full")
+
+async def save(held, asyncio):
+    held += [asyncio.gather(part(), part()) for _ in range(3)]
+    await asyncio.sleep(0)
+    held.append(part())  # never begun
+    await asyncio.gather(part(), part())
+"""
+
+
+@pytest.mark.parametrize("at_most", [10.0, 0.5])
+def test_tasks_that_outlive_a_failed_save_are_not_logged(monkeypatch, caplog, recwarn, at_most):
+    """On a slow disk, writes that are still in progress keep tasks alive after the first one has failed."""
+    names, held = {}, []
+    exec(compile(LATE, "/somewhere/orbax/checkpoint.py", "exec"), names)
+
+    def work():
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(names["save"](held, asyncio))
+        finally:
+            loop.close()
+
+    monkeypatch.setattr(quiet_module, "AT_MOST_S", at_most)
+    timer = threading.Timer(1.0, held.clear)
+    timer.start()
+    with pytest.raises(ArrayError, match="disk full"):
+        attempt(work)
+    if at_most < 1:
+        assert len(held) == 4, "still alive, and reported once"
+        held.pop().close()
+    timer.join()
+    gc.collect()
+    assert not held and not caplog.records and not recwarn.list
 
 
 def test_threads_that_are_quiet_at_once_leave_the_process_as_it_was():
