@@ -141,6 +141,28 @@ def test_a_change_by_another_process_is_seen_by_the_next_change(poly, tmp_path):
     assert one.add(["again"]) == [3] and one.texts == ["hello", "no", "again"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.add(["yes"]),
+        lambda index: index.remove(ids=[1]),
+        lambda index: index.remove(texts=["one"]),
+        lambda index: index.compact(),
+    ],
+)
+def test_an_index_that_was_built_again_is_not_changed_by_ids_from_before(poly, tmp_path, change):
+    """Id 1 was "two"; it is "one" now."""
+    folder = tmp_path / "i"
+    stale = poly.index(["one", "two"], folder)
+    poly.open_index(folder).add(["three"])
+    poly.index(["zero", "one", "two"], folder, replace=True)
+    with pytest.raises(InputError, match="was built again, and its ids mean other candidates; open it again"):
+        change(stale)
+    opened = poly.open_index(folder)
+    assert opened.texts == ["zero", "one", "two"] and stale.texts == ["one", "two"]
+    assert opened.remove(ids=[1]) == 1 and opened.texts == ["zero", "two"]
+
+
 def test_another_index_is_replaced_only_where_it_is_asked_for(poly, parlai_models, tmp_path):
     folder = tmp_path / "i"
     index = poly.index(["one", "two"], folder)

@@ -14,6 +14,7 @@ from polyjax.inference.arguments import Context, as_contexts, as_texts, as_turns
 from polyjax.inference.scorer import Progress, TextScorer, ignore
 from polyjax.retrieval.index.build import add_to_index
 from polyjax.retrieval.index.change import compact, removable, remove
+from polyjax.retrieval.index.manifest import rebuilt
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import CandidateIndex, memory_segment, open_index
 from polyjax.retrieval.index.texts import added, ids_of
@@ -80,6 +81,12 @@ class Index:
     def candidates(self) -> CandidateIndex:
         """The candidates with their vectors, after all changes so far."""
         return self._candidates
+
+    @property
+    def build(self) -> str:
+        """Random name of the build that gave the ids; "" in memory, and on disk before polyjax wrote it."""
+        manifest = self._candidates.manifest
+        return "" if manifest is None else manifest.build
 
     @property
     def dtype(self) -> IndexDtype:
@@ -229,12 +236,15 @@ class Index:
             candidate's id.
 
         Raises:
-            InputError: a text is invalid; or the index on disk is broken, or another process is writing it.
+            InputError: a text is invalid; or the index on disk is broken, another process is writing it, or
+                it was built again.
         """
         texts = as_texts("texts", texts)
         with self._changing:
             if self.folder is not None:
-                ids = add_to_index(self.folder, texts, self._scorer, resume=resume, progress=progress)
+                ids = add_to_index(
+                    self.folder, texts, self._scorer, resume=resume, build=self.build, progress=progress
+                )
                 self._reopen(self.folder)
                 return ids
             index = self.candidates
@@ -258,7 +268,7 @@ class Index:
 
         Raises:
             InputError: neither or both are given, an id was never assigned, or a text is not in the index or
-                matches several candidates.
+                matches several candidates; or the index on disk was built again.
         """
         if (ids is None) == (texts is None):
             raise InputError("ids", problem="give what to remove: either `ids` or `texts`")
@@ -270,7 +280,7 @@ class Index:
                 ids = ids_of(index, as_texts("texts", texts))
             assert ids is not None
             if self.folder is not None:
-                count = remove(self.folder, ids)
+                count = remove(self.folder, ids, build=self.build)
                 self._reopen(self.folder)
                 return count
             fresh = removable(index, ids, next_id=self._next_id)
@@ -288,12 +298,14 @@ class Index:
         if self.folder is None:
             raise InputError("folder", problem="an index in memory cannot be compacted", fix="build it again")
         with self._changing:
-            dropped = compact(self.folder)
+            dropped = compact(self.folder, build=self.build)
             self._reopen(self.folder)
             return dropped
 
     def _reopen(self, folder: Path) -> None:
         candidates = open_index(folder, scorer=self._scorer)
+        if candidates.manifest is not None and candidates.manifest.build != self.build:
+            raise rebuilt(folder)
         if candidates.manifest != self._candidates.manifest:
             self._take(candidates)
 

@@ -3,11 +3,11 @@
 import dataclasses
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from polyjax.errors import InputError
 from polyjax.ranker import Ranker
 from polyjax.retrieval import Index, Method, Results
+from polyjax.retrieval.index.manifest import rebuilt
 
 
 class UnknownCandidate(Exception):
@@ -77,10 +77,10 @@ class LiveIndex:
         """Add candidates; returns the number of new ones, and the id of each text, new or not.
 
         Raises:
-            InputError: the index is in memory only, or cannot be written.
+            InputError: the index is in memory only, cannot be written, or was built again by another process.
         """
         with self._changing:
-            index = self._ranker.open_index(self._folder())
+            index = self._current()
             before = len(index)
             # Clients do not repeat a request that a kill interrupted: discard unfinished additions.
             ids = index.add(texts, resume=False)
@@ -92,10 +92,10 @@ class LiveIndex:
 
         Raises:
             UnknownCandidate: an id was never assigned, or a text is not in the index or is ambiguous.
-            InputError: the index is in memory only, or cannot be written.
+            InputError: the index is in memory only, cannot be written, or was built again by another process.
         """
         with self._changing:
-            index = self._ranker.open_index(self._folder())
+            index = self._current()
             try:
                 n = index.remove(texts=texts) if texts else index.remove(ids=ids)
             except InputError as error:
@@ -109,11 +109,19 @@ class LiveIndex:
             self._opened, _ = _compiled(index, self._most)
             return n
 
-    def _folder(self) -> Path:
-        folder = self._opened.index.folder
-        if folder is None:
+    def _current(self) -> Index:
+        """The index as it is on disk now: other processes may have changed it.
+
+        Raises:
+            InputError: it is in memory only, or was built again, so that clients know other ids.
+        """
+        opened = self._opened.index
+        if opened.folder is None:
             raise InputError("index", problem="it is in memory only", fix="build it in a folder")
-        return folder
+        index = self._ranker.open_index(opened.folder)
+        if index.build != opened.build:
+            raise rebuilt(opened.folder)
+        return index
 
 
 def _compiled(index: Index, most: int) -> tuple[_Opened, int]:

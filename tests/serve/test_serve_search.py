@@ -193,6 +193,19 @@ def test_candidates_are_added_and_removed_live(changing, ranker, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("method", "body"),
+    [("POST", {"documents": ["new"]}), ("DELETE", {"ids": [0]}), ("DELETE", {"documents": ["other"]})],
+)
+def test_an_index_that_another_process_built_again_is_not_changed(changing, ranker, tmp_path, method, body):
+    """The clients' ids mean other candidates now."""
+    ranker.index(["other", CANDIDATES[0]], tmp_path / "index", replace=True)
+    answer = changing.ask(method, "/index", body)
+    assert answer.status == 503 and "cannot be changed now" in answer.json["error"], answer.body
+    assert ranker.open_index(tmp_path / "index").texts == ["other", CANDIDATES[0]]
+    assert texts_of(changing.post("/search", {"query": CANDIDATES[0]}))
+
+
+@pytest.mark.parametrize(
     ("method", "body", "status", "text"),
     [
         ("POST", {"documents": []}, 400, "is empty"),

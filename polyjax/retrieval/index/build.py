@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,13 @@ def build_index(
     model, source, places = fingerprint(scorer), text_digest(texts), first_places(texts)
     with writing(folder, new=True) as old:
         manifest = Manifest(
-            model=model, source=source, dtype=dtype, dim=scorer.dim, next_id=len(texts), segments=()
+            model=model,
+            source=source,
+            dtype=dtype,
+            dim=scorer.dim,
+            next_id=len(texts),
+            segments=(),
+            build=uuid.uuid4().hex,
         )
         if old is not None:  # None may mean an index that cannot be read, whose files are kept until the end
             clear(folder, old)
@@ -89,6 +96,7 @@ def add_to_index(
     scorer: TextScorer,
     *,
     resume: bool = True,
+    build: str | None = None,
     progress: Progress = ignore,
 ) -> list[int]:
     """Encode more candidates into an index; those that it already holds are skipped.
@@ -99,6 +107,7 @@ def add_to_index(
         scorer: the model that the index was built with.
         resume: what to do if an addition of other candidates is unfinished: True raises an error, False
             discards it.
+        build: see ``polyjax.retrieval.index.change.writing``.
         progress: called with the number of candidates done since the last call.
 
     Returns:
@@ -106,8 +115,8 @@ def add_to_index(
         candidate's id.
 
     Raises:
-        InputError: the index is missing, broken, locked by another process, or was built with another model;
-            or an addition of other candidates is unfinished.
+        InputError: the index is missing, broken, locked by another process, built again, or was built with
+            another model; or an addition of other candidates is unfinished.
     """
     check_dual(scorer)
     if scorer.text.config.padding == "longest":
@@ -116,7 +125,7 @@ def add_to_index(
             problem="with ParlAI's padding a vector depends on the other candidates",
             fix="build the index again",
         )
-    with writing(folder):
+    with writing(folder, build=build):
         index = open_index(folder, scorer=scorer)
         manifest = index.manifest
         assert manifest is not None

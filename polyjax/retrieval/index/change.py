@@ -31,6 +31,7 @@ from polyjax.retrieval.index.manifest import (
     Manifest,
     SegmentInfo,
     read_manifest,
+    rebuilt,
 )
 from polyjax.retrieval.index.rows import (
     ROWS_AT_ONCE,
@@ -54,15 +55,17 @@ OF_SEGMENT = {TEXTS, ENDS, IDS, VECTORS, ROUNDED, SCALES, NORMS, PLAN, DONE, ROW
 
 
 @contextlib.contextmanager
-def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
+def writing(folder: Path, *, new: bool = False, build: str | None = None) -> Iterator[Manifest | None]:
     """Lock an index folder for writing; yields its manifest, or None if there is no readable index.
 
     Args:
         folder: folder of the index.
         new: create the folder if it does not exist; with False the index must exist.
+        build: ``Manifest.build`` of the index that the caller has opened; None if it has opened none.
 
     Raises:
-        InputError: another process is writing there, the folder is not an index, or it cannot be written.
+        InputError: another process is writing there, the folder is not an index, it cannot be written, or the
+            index was built again.
     """
     try:
         check_replaceable(folder)
@@ -75,6 +78,8 @@ def writing(folder: Path, *, new: bool = False) -> Iterator[Manifest | None]:
                 manifest = read_manifest(folder)
             except InputError:  # a broken index is kept until a new one is committed
                 manifest = None
+            if build is not None and manifest is not None and manifest.build != build:
+                raise rebuilt(folder)
             yield manifest
     except OSError as error:
         raise InputError.in_file(folder, problem=f"cannot be written: {error}") from None
@@ -101,17 +106,19 @@ def clear(folder: Path, manifest: Manifest | None) -> None:
             entry.unlink()
 
 
-def remove(folder: Path, ids: Iterable[int] | np.ndarray) -> int:
+def remove(folder: Path, ids: Iterable[int] | np.ndarray, *, build: str | None = None) -> int:
     """Remove candidates from an index; returns the number of candidates removed.
 
     Args:
         folder: folder of the index.
         ids: ids of the candidates; those already removed are ignored.
+        build: see ``writing``.
 
     Raises:
-        InputError: an id was never assigned, or the index is missing, broken or locked by another process.
+        InputError: an id was never assigned, or the index is missing, broken, locked by another process or
+            built again.
     """
-    with writing(folder):
+    with writing(folder, build=build):
         index = open_index(folder)
         manifest = index.manifest
         assert manifest is not None
@@ -146,17 +153,19 @@ def write_removed(folder: Path, manifest: Manifest, removed: np.ndarray) -> None
     commit(folder, dataclasses.replace(manifest, removed=name, n_removed=len(removed), source=""))
 
 
-def compact(folder: Path, *, rows_at_once: int = 65536) -> int:
+def compact(folder: Path, *, build: str | None = None, rows_at_once: int = 65536) -> int:
     """Rewrite an index as one segment without the removed candidates; returns the number dropped.
 
     Args:
         folder: folder of the index.
+        build: see ``writing``.
         rows_at_once: number of rows copied at a time.
 
     Raises:
-        InputError: all candidates were removed, or the index is missing, broken or locked by another process.
+        InputError: all candidates were removed, or the index is missing, broken, locked by another process or
+            built again.
     """
-    with writing(folder):
+    with writing(folder, build=build):
         index = open_index(folder)
         manifest = index.manifest
         assert manifest is not None

@@ -42,6 +42,8 @@ class Manifest:
         segments: the segments, in the order of their candidates' ids.
         removed: name of the file of removed ids; "" if nothing was removed.
         n_removed: number of removed candidates.
+        build: a random name of the build that gave the ids, kept by additions, removals and compaction; ""
+            before polyjax wrote it.
     """
 
     version: int = VERSION
@@ -53,6 +55,7 @@ class Manifest:
     segments: tuple[SegmentInfo, ...]
     removed: str = ""
     n_removed: int = 0
+    build: str = ""
 
     def mismatch(self, scorer: TextScorer) -> str:
         """How the model of the index differs from this one, for people; "" if it does not."""
@@ -95,6 +98,13 @@ def read_version(folder: Path) -> object:
     except (OSError, ValueError):
         return None
     return data.get("version") if isinstance(data, dict) else None
+
+
+def rebuilt(folder: Path) -> InputError:
+    """The error for an index that was built again since it was opened: its ids mean other candidates now."""
+    return InputError.in_file(
+        folder, problem="the index was built again, and its ids mean other candidates", fix="open it again"
+    )
 
 
 def broken(path: Path, why: str) -> InputError:
