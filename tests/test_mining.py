@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -334,13 +337,46 @@ def test_the_command_writes_what_trains(runs, tmp_path, monkeypatch, capsys):
         ({"range_min": 4, "range_max": 5}, "range_max"),
         ({"relative_margin": -1.0}, "relative_margin"),
         ({"absolute_margin": float("nan")}, "absolute_margin"),
+        ({"max_score": float("nan")}, "max_score"),
         ({"candidates": []}, "candidates"),
+        ({"out": ""}, "out"),
+        ({"out": "."}, "out"),
+        ({"out": "missing/file.jsonl"}, "out"),
     ],
 )
 def test_what_cannot_work_is_refused(bi, changes, argument):
     with pytest.raises(InputError) as refused:
         polyjax.mine(bi, ROWS, **changes, quiet=True)
     assert refused.value.argument == argument
+
+
+TYPES = """
+import polyjax
+rows = [{"context": f"q{i}", "label": f"l{i}"} for i in range(60)]
+cases = {"n_negatives": "7", "max_score": "x", "seed": 1.5, "sampling": "best", "relative_margin": True}
+for argument, value in {**cases, "out": 5}.items():
+    try:
+        polyjax.mine("minilm", rows, **{argument: value})
+    except polyjax.InputError as error:
+        assert error.argument == argument, (argument, error)
+    else:
+        raise AssertionError(argument)
+"""
+
+
+def test_arguments_of_other_types_are_named(tmp_path):
+    """In a process of its own: the tests check the types of calls."""
+    done = subprocess.run(
+        [sys.executable, "-c", TYPES], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_said_before_mining(bi, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="out: .* cannot be written: Permission denied"):
+        polyjax.mine(bi, ROWS, tmp_path / "out.jsonl", quiet=True)
 
 
 def test_a_cross_encoder_cannot_search(cross):

@@ -65,6 +65,10 @@ class MiningConfig:
             margin = getattr(self, name)
             if margin is not None and not (0 <= margin < math.inf):
                 raise InputError(name, expected="a number of at least 0, or None", got=margin)
+        for name in ("max_score", "min_score"):
+            bound = getattr(self, name)
+            if bound is not None and math.isnan(bound):
+                raise InputError(name, expected="a number, or None", got=bound)
         if self.sampling not in ("top", "random"):
             raise InputError("sampling", expected="top or random", got=self.sampling)
 

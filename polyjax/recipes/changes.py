@@ -79,11 +79,27 @@ def check_types(settings: Any, name: str = "") -> None:
     """
     for key, hint in _hints(type(settings)).items():
         value, place = getattr(settings, key), f"{name}.{key}" if name else key
-        kinds = _kinds(hint)
-        if not any(_fits(value, kind) for kind in kinds):
-            raise InputError(place, expected=" or ".join(map(_words, kinds)), got=value)
+        _check_type(value, hint, place)
         if dataclasses.is_dataclass(value):
             check_types(value, place)
+
+
+def settings_of(kind: type[T], **values: Any) -> T:
+    """Settings with these values, whose types are checked before they are compared.
+
+    Raises:
+        InputError: a value is of another type than its field, or is out of range.
+    """
+    for key, hint in _hints(kind).items():
+        if key in values:
+            _check_type(values[key], hint, key)
+    return kind(**values)
+
+
+def _check_type(value: Any, hint: Any, place: str) -> None:
+    kinds = _kinds(hint)
+    if not any(_fits(value, kind) for kind in kinds):
+        raise InputError(place, expected=" or ".join(map(_words, kinds)), got=value)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from polyjax.errors import InputError
 from polyjax.inference.arguments import as_texts
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
+from polyjax.recipes.changes import settings_of
 from polyjax.recipes.evaluate import opened
 from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner, header_difference
 from polyjax.recipes.models import ModelName, load_ranker
@@ -127,7 +128,8 @@ def mine(
         InputError: an argument is invalid, a file is missing or invalid, ``out`` exists and was made from
             other inputs, or the model is a cross-encoder.
     """
-    rules = MiningConfig(
+    rules = settings_of(
+        MiningConfig,
         n_negatives=n_negatives,
         range_min=range_min,
         range_max=range_max,
@@ -138,6 +140,7 @@ def mine(
         sampling=sampling,
         seed=seed,
     )
+    path = None if out is None else _as_file(out)
     with hushed(quiet), contextlib.ExitStack() as closing:
 
         def folder() -> Path:
@@ -145,18 +148,18 @@ def mine(
 
         task = task_of(data, folder, all_tested=False)
         ranker, rescorer = opened(model)[0], None if rescore is None else opened(rescore)[0]
-        path = None if out is None else Path(out)
         return _mined(ranker, task, path, rules, candidates=candidates, rescore=rescorer)
 
 
 def run(config: MineConfig) -> Mined:
     """Mine as the command line asks, print the table and the command to train on the file."""
+    out = _as_file(config.out)
     task = task_of_model(config.run_dir) if config.task is None else config.task
     ranker = load_ranker(config.run_dir, step=config.step, dtype=config.dtype)
     rescorer = None if config.rescore is None else load_ranker(config.rescore, dtype=config.dtype)
     names = [field.name for field in dataclasses.fields(MiningConfig)]
     rules = MiningConfig(**{name: getattr(config, name) for name in names})
-    mined = _mined(ranker, task, config.out, rules, candidates=config.candidates, rescore=rescorer)
+    mined = _mined(ranker, task, out, rules, candidates=config.candidates, rescore=rescorer)
     console.print(f"next: polyjax train --task jsonl:{config.out}")
     return mined
 
@@ -196,12 +199,13 @@ def _mined(
     if out is None:
         return _shown(Mined(*_completed(rows, places, miner.mined(examples))))
     header = miner.header(examples) | {"held_out": _digest(as_jsonl("rows", rows))}
-    if not out.absolute().parent.is_dir():
-        raise InputError("out", expected="a file in an existing folder", got=str(out))
     about, work = out.with_name(f"{out.name}.mined.json"), out.with_name(f"{out.name}.mining")
     if out.exists():
         return _shown(Mined(parse(out), _standing(out, about, header), out), "exists already")
-    work.mkdir(exist_ok=True)
+    try:
+        work.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError("out", problem=f"{out} cannot be written: {error.strerror}") from None
     with exclusive_lock(work / ".lock", "another process is mining there"):
         mined = Mined(*_completed(rows, places, miner.mined(examples, work)), out)
         content = as_jsonl("rows", mined.rows)
@@ -209,6 +213,16 @@ def _mined(
         write_bytes(out, content)
         shutil.rmtree(work, ignore_errors=True)
     return _shown(mined)
+
+
+def _as_file(out: object) -> Path:
+    """The path of the file to write, checked before anything is read."""
+    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+        raise InputError("out", expected="the path of a file", got=out)
+    path = Path(out)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError("out", expected="a file in an existing folder", got=str(out))
+    return path
 
 
 def _completed(
