@@ -54,7 +54,7 @@ class Ranker(SavesModel):
 
     Attributes:
         scorer: the model with its tokenizer.
-        folder: as given; ``polyjax.evaluate`` looks there for the rows that the model was trained on.
+        folder: absolute; ``polyjax.evaluate`` looks there for the rows that the model was trained on.
 
     Raises:
         InputError: it is not a scorer, but for example a path.
@@ -96,7 +96,9 @@ class Ranker(SavesModel):
         check_dtype(dtype)
         check_mesh(mesh)
         loaded = load_model(folder, step=step, dtype=dtype, head=head, encoder=encoder)
-        return with_origin(cls(TextScorer(*loaded, mesh=mesh), folder=Path(folder)), origin_of(folder))
+        return with_origin(
+            cls(TextScorer(*loaded, mesh=mesh), folder=Path(folder).absolute()), origin_of(folder)
+        )
 
     @classmethod
     def from_encoder(
@@ -254,6 +256,8 @@ class Ranker(SavesModel):
         check_dual(self.scorer)
         check_mesh(mesh)
         check_choice("dtype", dtype, get_args(IndexDtype))
+        if isinstance(candidates, str | os.PathLike):
+            check_folder(candidates, "candidates")
         self._index = make_index(
             self.scorer,
             candidates,

@@ -279,10 +279,15 @@ def test_shared_candidates_that_are_one_text_are_refused():
     assert caught.value.argument == "shared"
 
 
-def test_a_score_that_is_nan_is_none_of_the_best():
-    examples = [listed("x", "a", "b", label=1, answers=("b",))] * 2
-    scores = np.array([[0.0, np.nan, 1.0], [0.0, np.nan, np.nan]])
-    assert rank_listed("model", examples, scores).ranking.ranks.tolist() == [1, 2]
+@pytest.mark.parametrize("shared", [False, True])
+def test_scores_that_are_nan_are_refused(shared):
+    examples = [listed("x", "a", "b", label=1)] * 3
+    scores = np.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0], [0.0, np.nan, np.nan]], np.float32)
+    with pytest.raises(InputError, match=r"not numbers \(NaN\) in 2 of 3 rows; use float32"):
+        if shared:
+            rank_shared("model", examples, ["x", "a", "b"], [(np.arange(3), scores, scores[:, 1])])
+        else:
+            rank_listed("model", examples, scores)
 
 
 def test_trec_files_have_a_name_for_each_row_and_all_that_is_right(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import polyjax
 from polyjax import Index, InputError, Ranker
 from polyjax.data import token_store
 from polyjax.inference import arguments
@@ -83,12 +84,27 @@ def test_it_says_what_it_is(poly, cross, tmp_path):
     assert repr(cross).startswith("<Ranker: cross-encoder, ")
 
 
-def test_a_table_is_no_list_of_texts(poly):
+def test_a_table_is_no_list_of_texts():
     """Its columns' names would be ranked."""
     frame = pytest.importorskip("pandas").DataFrame({"text": ["one", "two"]})
-    for use in (lambda: poly.rank("q", frame), lambda: poly.index(frame)):
-        with pytest.raises(InputError, match="expected a list of texts, got a value of type DataFrame"):
+    with pytest.raises(InputError, match="expected a list of texts, got a value of type DataFrame"):
+        arguments.as_texts("candidates", frame)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b"])
+def test_texts_that_are_no_path_are_refused(poly, path):
+    for name, use in {
+        "candidates": lambda: poly.index(path),
+        "folder": lambda: poly.index(["a"], path),
+        "run_dir": lambda: polyjax.fit([{"context": "a", "label": "b"}], run_dir=path),
+        "data": lambda: polyjax.evaluate(poly, path),
+        "out": lambda: polyjax.mine(poly, [{"context": "a", "label": "b"}], path),
+    }.items():
+        with pytest.raises(InputError, match=f"^{name}: expected a path that a file or folder can have"):
             use()
+    for use in (Ranker.load, poly.open_index, polyjax.Run, polyjax.Run.load):
+        with pytest.raises(InputError, match="expected a path that a file or folder can have"):
+            use(path)
 
 
 def test_several_indexes_of_one_ranker(poly, tmp_path):

@@ -2,7 +2,6 @@
 
 import io
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -12,7 +11,7 @@ import sentencepiece
 from polyjax.data.dictionary import DICTIONARY_FILE, DictionaryTokenizer
 from polyjax.data.huggingface_tokenizer import TOKENIZER_FILE, HuggingFaceTokenizer
 from polyjax.errors import InputError, first_line, shown
-from polyjax.runtime.files import copy_file, write_bytes
+from polyjax.runtime.files import copy_file, temporary_folder, write_bytes
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
 MAX_BYTES = 1 << 20
@@ -90,9 +89,9 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """What a tokenizer's ``save`` writes: contents by file name."""
     if isinstance(tokenizer, InFiles):
         return tokenizer.files()
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    with temporary_folder() as folder:
+        tokenizer.save(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 class SentencePieceTokenizer:

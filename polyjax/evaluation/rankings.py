@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polyjax.errors import InputError
 from polyjax.evaluation.candidates import check_listed, right_places, right_shared
 from polyjax.evaluation.metrics import RankingResult, rank_of_right
 from polyjax.inference.scorer import Progress, TextScorer, ignore
@@ -100,7 +101,12 @@ def shown(title: str, scorer: TextScorer, n: int, shared: Sequence[str]) -> Iter
 
 
 def rank_listed(name: str, examples: Sequence[Example], scores: np.ndarray) -> Evaluation:
-    """The evaluation of scores [b, c] of listed candidates; ``name`` is for tables."""
+    """The evaluation of scores [b, c] of listed candidates; ``name`` is for tables.
+
+    Raises:
+        InputError: a score is not a number.
+    """
+    _check_numbers(scores)
     label = np.array([example.label for example in examples])
     loss = float(_losses(scores, right_places(examples), label).mean())
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -121,7 +127,7 @@ def rank_shared(
     counts that label; rows whose label is among the shared candidates then have one candidate fewer.
 
     Raises:
-        InputError: two of the shared candidates are the same text.
+        InputError: two of the shared candidates are the same text, or a score is not a number.
     """
     n = len(shared)
     right = right_shared(examples, shared)
@@ -135,6 +141,7 @@ def rank_shared(
         if joins:
             joined = np.where(label[places] == n, own, np.float32(-np.inf))
             scores = np.concatenate([scores, joined[:, None]], axis=1)
+        _check_numbers(scores)
         is_right = np.zeros(scores.shape, bool)
         for row, place in enumerate(places.tolist()):
             is_right[row, right[place]] = True
@@ -147,6 +154,18 @@ def rank_shared(
         kept[places] = np.take_along_axis(values, order, axis=1)
     groups = tuple(example.group for example in examples)
     return Evaluation(RankingResult(name, ranks, groups, n + joins), float(losses.mean()), best, kept)
+
+
+def _check_numbers(scores: np.ndarray) -> None:
+    """Raise InputError for NaN, which has no place in a ranking."""
+    n = int(np.isnan(scores).any(axis=1).sum())
+    if n:
+        raise InputError(
+            "model",
+            problem=f"its scores are not numbers (NaN) in {n:,} of {len(scores):,} rows",
+            fix="use float32, or an earlier step",
+            is_argument=False,
+        )
 
 
 def _losses(scores: np.ndarray, right: np.ndarray, label: np.ndarray) -> np.ndarray:

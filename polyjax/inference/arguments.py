@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from polyjax.errors import InputError, shown
 from polyjax.nn.encoders import Dtype
+from polyjax.runtime.files import is_possible
 
 Context = str | Sequence[str]
 """The turns so far, oldest first; a text is a single turn."""
@@ -40,9 +41,11 @@ def check_dtype(dtype: object) -> None:
 
 
 def check_folder(folder: object, name: str = "folder") -> None:
-    """Raise InputError unless it is a path."""
+    """Raise InputError unless it is a path that a file or folder could have."""
     if not isinstance(folder, str | os.PathLike):
         raise InputError(name, expected="a path", got=folder)
+    if not is_possible(folder):
+        raise InputError(name, expected="a path that a file or folder can have", got=os.fspath(folder))
 
 
 def as_path(folder: object) -> Path | None:

@@ -7,12 +7,12 @@ the newest commit. For a folder, huggingface_hub is not imported and no network 
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from polyjax.errors import InputError, first_line
+from polyjax.runtime.files import temporary_folder
 
 _NAME = re.compile(r"(?P<model>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _READ = ("*.json", "*.txt", "*.safetensors", "README.md")
@@ -124,8 +124,8 @@ def folder_to_upload(model: str) -> Iterator[Path]:
     if hub_name(model) != (model, None) and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
         raise InputError("model", expected="organisation/model", got=model)
     hub = _library("model", model)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / model.rpartition("/")[2]
+    with temporary_folder() as place:
+        folder = place / model.rpartition("/")[2]
         yield folder
         try:
             upload(hub, model, folder)

@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
 from polyjax.errors import InputError
+from polyjax.inference.arguments import check_folder
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.settings import EncoderChoice
 
@@ -67,6 +68,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         value = given[name]
         if not isinstance(value, kind) or isinstance(value, bool) or (name == "data" and value is None):
             raise InputError(name, expected=expected, got=value)
+        if isinstance(value, str | os.PathLike):
+            check_folder(value, name)
 
 
 def check_types(settings: Any, name: str = "") -> None:

@@ -20,7 +20,7 @@ from polyjax.evaluation.candidates import check_candidates
 from polyjax.evaluation.rankings import evaluate as ranked
 from polyjax.evaluation.rankings import some, write_examples
 from polyjax.evaluation.report import console_table
-from polyjax.inference.arguments import check_choice, check_count, check_list
+from polyjax.inference.arguments import check_choice, check_count, check_folder, check_list
 from polyjax.inference.scorer import TextScorer
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
@@ -31,6 +31,7 @@ from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import ROWS, rows_named, task_of
 from polyjax.recipes.run import Run
 from polyjax.runs import write_json
+from polyjax.runtime.files import temporary_folder
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
 
@@ -106,11 +107,13 @@ def evaluate(
         InputError: a file is missing or invalid, the rows cannot be ranked, or ``model`` is not a model.
     """
     check_arguments(split, ks, examples, rank)
+    if out is not None:
+        check_folder(out, "out")
     with hushed(quiet), contextlib.ExitStack() as closing:
         kept: dict[Path, str] = {}
 
         def folder() -> Path:  # created only for rows in memory: not every system has a temporary folder
-            made = Path(closing.enter_context(tempfile.TemporaryDirectory()))
+            made = closing.enter_context(temporary_folder())
             kept[made / ROWS["train"]] = "data"
             return made
 

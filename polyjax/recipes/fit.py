@@ -89,8 +89,8 @@ def fit(
 
     Args:
         data: the path of a .jsonl, .csv or .tsv file; rows in memory (dicts with ``context``, ``label`` and
-            optional ``candidates`` and ``id``, or Examples, or a pandas.DataFrame); the name of a data set
-            (``chitchat``, ``convai2``, ...); or the settings of a task.
+            optional ``candidates`` and ``id``, or Examples, or a DataFrame of pandas or polars); the name
+            of a data set (``chitchat``, ``convai2``, ...); or the settings of a task.
         arch: ``bi``, ``poly`` or ``cross``. With ``init`` it is the model's architecture, or ``cross`` to
             start a cross-encoder from the encoder of a bi- or poly-encoder.
         encoder: ``minilm``; ``tiny``, ``small`` or ``paper`` from scratch, with a vocabulary learnt from the

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +18,7 @@ from polyjax.data.mining import MiningConfig
 from polyjax.data.tasks import Task, TaskConfig
 from polyjax.data.tasks.jsonl import parse
 from polyjax.errors import InputError
-from polyjax.inference.arguments import as_texts
+from polyjax.inference.arguments import as_texts, check_folder
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
 from polyjax.recipes.changes import settings_of
@@ -29,7 +28,7 @@ from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.recipes.own_rows import task_of_model
 from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.runs import read_json, write_json
-from polyjax.runtime.files import exclusive_lock, write_bytes
+from polyjax.runtime.files import exclusive_lock, temporary_folder, write_bytes
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
 
@@ -144,7 +143,7 @@ def mine(
     with hushed(quiet), contextlib.ExitStack() as closing:
 
         def folder() -> Path:
-            return Path(closing.enter_context(tempfile.TemporaryDirectory()))
+            return closing.enter_context(temporary_folder())
 
         task = task_of(data, folder, all_tested=False)
         ranker, rescorer = opened(model)[0], None if rescore is None else opened(rescore)[0]
@@ -192,6 +191,7 @@ def _mined(
     if candidates is None:
         texts = candidates_of(examples)
     elif isinstance(candidates, str | os.PathLike):
+        check_folder(candidates, "candidates")
         texts = fixed_candidates(Path(candidates))
     else:
         texts = different(as_texts("candidates", candidates))
@@ -215,10 +215,9 @@ def _mined(
     return _shown(mined)
 
 
-def _as_file(out: object) -> Path:
+def _as_file(out: str | os.PathLike[str]) -> Path:
     """The path of the file to write, checked before anything is read."""
-    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
-        raise InputError("out", expected="the path of a file", got=out)
+    check_folder(out, "out")
     path = Path(out)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError("out", expected="a file in an existing folder", got=str(out))

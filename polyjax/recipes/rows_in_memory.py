@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -11,10 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polyjax.data.known import changed_rows
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.errors import InputError, shown
+from polyjax.errors import InputError, first_line, shown
+from polyjax.inference.arguments import check_folder
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.types import Example
 
@@ -130,7 +134,7 @@ def as_jsonl(name: str, data: object) -> bytes:
     Args:
         name: the caller's argument, for error messages.
         data: Examples, or dicts with the keys of a JSONL file's rows (docs/howto/own-data.md), or a
-            pandas.DataFrame with such columns.
+            DataFrame of pandas or polars with such columns.
 
     Raises:
         InputError: ``data`` is something else or empty, or a row has values that JSON cannot represent.
@@ -138,11 +142,8 @@ def as_jsonl(name: str, data: object) -> bytes:
     >>> as_jsonl("data", [{"context": "hi", "label": "hello"}])
     b'{"context": "hi", "label": "hello"}\\n'
     """
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # pandas, without importing it
-        columns = list(data.columns)  # pyright: ignore[reportAttributeAccessIssue]
-        if twice := [column for column in columns if columns.count(column) > 1]:
-            raise InputError(name, problem=f"the column {twice[0]!r} is there twice")
-        data = data.to_dict("records")  # pyright: ignore[reportAttributeAccessIssue]
+    if hasattr(data, "columns"):
+        data = _table_rows(name, data)
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise InputError(
             name,
@@ -154,6 +155,35 @@ def as_jsonl(name: str, data: object) -> bytes:
     if not lines:
         raise InputError(name, expected="at least one row", got=0)
     return "".join(lines).encode("utf-8", "surrogatepass")
+
+
+def _table_rows(name: str, table: Any) -> Any:
+    """The rows of a pandas or polars DataFrame as dicts, without importing either; else the object itself.
+
+    Missing values, which pandas shows as NaN, are left out.
+    """
+    columns = list(table.columns)
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise InputError(name, problem=f"the column {twice[0]!r} is there twice")
+    if hasattr(table, "to_dicts"):
+        return table.to_dicts()
+    if not hasattr(table, "to_dict"):
+        return table
+    return [
+        {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+        for row in table.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A numpy array or number as JSON data.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 def _line(name: str, row: object) -> str:
@@ -170,11 +200,10 @@ def _line(name: str, row: object) -> str:
     if not isinstance(row, Mapping):
         raise InputError(name, expected="a dict or an Example", got=type(row).__name__)
     try:
-        return json.dumps(dict(row), ensure_ascii=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            name, problem=f"cannot be written as JSON ({error})", fix="use texts and lists of texts"
-        ) from None
+        return json.dumps(dict(row), ensure_ascii=False, default=_plain) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = f"cannot be written as JSON ({first_line(error)})"
+        raise InputError(name, problem=problem, fix="use texts and lists of texts") from None
 
 
 def as_dict(example: Example) -> dict[str, Any]:
@@ -186,6 +215,8 @@ def as_dict(example: Example) -> dict[str, Any]:
     }
     if len(example.candidates) > 1:
         row["candidates"] = list(example.candidates)
+    if example.group not in ("", example.id):
+        row["group"] = example.group
     for name in ("answers", "negatives", "scores"):
         if getattr(example, name):
             row[name] = list(getattr(example, name))
@@ -209,6 +240,7 @@ def task_of(data: Any, folder: Callable[[], Path], *, all_tested: bool = True) -
     if isinstance(data, str) and data in NAMED:
         return task_named(data)
     if isinstance(data, str | os.PathLike):
+        check_folder(data, "data")
         path = Path(os.fspath(data).removeprefix(OWN))
     else:
         path = folder() / ROWS["train"]

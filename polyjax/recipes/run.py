@@ -20,8 +20,9 @@ class Run:
         folder: the run directory, which holds all files of the run.
     """
 
-    def __init__(self, folder: Path, **parts: Any):
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str], **parts: Any):
+        check_folder(folder)
+        self.folder = Path(folder)
         self._parts = {name: part for name, part in parts.items() if part is not None}
 
     @classmethod

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from polyjax.errors import InputError, shown
 from polyjax.inference.arguments import Context, as_contexts, as_texts, as_turns, check_choice, check_count
-from polyjax.inference.scorer import Progress, TextScorer, ignore
+from polyjax.inference.scorer import Progress, TextScorer, check_scorer, ignore
 from polyjax.retrieval.index.build import add_to_index
 from polyjax.retrieval.index.change import compact, removable, remove
 from polyjax.retrieval.index.manifest import rebuilt
@@ -61,7 +61,7 @@ class Index:
         programs: SearchPrograms | None = None,
     ):
         self.folder = folder
-        self._scorer, self._mesh = scorer, mesh
+        self._scorer, self._mesh = check_scorer(scorer), mesh
         self._programs = programs or SearchPrograms(scorer.head)
         self._candidates = candidates
         self._searcher: Searcher | None = None  # made on first use

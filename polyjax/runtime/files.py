@@ -1,9 +1,11 @@
 """Files that are written atomically (beside their place, then renamed), and locks between processes."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,41 @@ from polyjax.errors import InputError
 
 PARTIAL = ".partial"
 """Ending of a file or folder that is still being written."""
+
+
+def is_possible(path: str | os.PathLike[str]) -> bool:
+    r"""Whether a file or folder could have this path; ``Path.is_file`` raises for such as could not.
+
+    >>> is_possible("nowhere"), is_possible("a" * 5000), is_possible("a\0b")
+    (True, False, False)
+    """
+    try:
+        os.stat(path)
+    except ValueError:  # a null character
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end.
+
+    Raises:
+        InputError: the system has no folder for temporary files that can be written.
+    """
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise InputError(
+            "TMPDIR",
+            problem=f"no temporary folder can be made ({error.strerror})",
+            fix="set it to a folder that can be written",
+            is_argument=False,
+        ) from None
+    with made as folder:
+        yield Path(folder)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

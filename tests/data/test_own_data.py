@@ -234,6 +234,13 @@ def test_a_file_is_read_once_for_all_splits_and_again_when_it_changes(tmp_path, 
     os.utime(path, ns=(1, 1))
     assert sum(len(config.read(split).examples) for split in ("train", "valid", "test")) == 100
     assert len(calls) == 2
+    state = path.stat()
+    write(
+        tmp_path,
+        *(row(i) | {"label": f"another number {i}"[: len(f"answer number {i}")]} for i in range(100)),
+    )
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size and "another" in config.read("train").examples[0].label_text
 
 
 def test_splits_by_fraction_are_stable_and_keep_equal_contexts_together(tmp_path):
@@ -360,6 +367,25 @@ def test_optional_keys(tmp_path):
     assert first.scores == (3.0, 0.5, -1.0)
     assert second.label_text == "ANSWER  number 2", "the candidate that is one text with the label"
     assert second.scores == (0.0, 1.0, 2.0)
+
+
+def test_a_key_without_a_value_is_absent(tmp_path):
+    """As pandas and databases write rows that have no value in a column."""
+    nothing = dict.fromkeys(("candidates", "id", "answers", "negatives", "scores", "group"))
+    found = parse(write(tmp_path, row(1, **nothing), row(2, candidates=[])))
+    assert found == parse(write(tmp_path, row(1), row(2)))
+    with pytest.raises(InputError, match="label: expected a text"):
+        parse(write(tmp_path, {"context": "a", "label": None}))
+
+
+def test_rows_of_a_group_share_it(tmp_path):
+    first, second = parse(write(tmp_path, row(1, group="talk 1"), row(2, group=7)))
+    assert (first.group, second.group) == ("talk 1", "7") and first.id == "line-1"
+    path = tmp_path / "f.csv"
+    path.write_text("context,label,group\na,b,talk\nc,d,\n")
+    assert [one.group for one in parse(path)] == ["talk", "line-3"]
+    with pytest.raises(InputError, match="group: expected a text or a number"):
+        parse(write(tmp_path, row(1, group=["a"])))
 
 
 SEVERAL = [

@@ -178,6 +178,12 @@ REFUSED = {
         2,
         "cell 2: expected a delimiter or the end",
     ),
+    "a header in the middle": (
+        "f.csv",
+        "context,label\na,b\ncontext,label\nc,d\n",
+        3,
+        "the column names once more, as where files were joined; remove this line",
+    ),
     "a list that does not end": ("f.json", '[{"context": "a", "label": "b"}\n', 2, "the list does not end"),
     "a list without a comma": (
         "f.json",

@@ -2,9 +2,10 @@
 
 A row has ``context`` (a text, or a list of turns, oldest first) and ``label``. Optional are ``candidates``
 (texts to rank, including the label), ``id``, ``answers`` (further right ones), ``negatives`` (wrong ones to
-train with) and ``scores`` (a teacher's, of the candidates and then of the negatives). CSV and TSV have a
-header line with these names; there, turns are the lines of a cell, and lists are JSON. All lines are
-checked before any is used.
+train with), ``scores`` (a teacher's, of the candidates and then of the negatives) and ``group`` (shared by
+rows of one source, such as a conversation: intervals are drawn over groups). CSV and TSV have a header line
+with these names; there, turns are the lines of a cell, and lists are JSON. All lines are checked before any
+is used.
 """
 
 import dataclasses
@@ -174,7 +175,7 @@ class FileCache:
 
     def __init__(self, limit: int):
         self._limit = limit
-        self._kept: dict[tuple[Path, int, int], OwnFile] = {}
+        self._kept: dict[tuple[Path, int, tuple[int, ...]], OwnFile] = {}
 
     def read(self, path: Path) -> OwnFile:
         """A file's content.
@@ -185,7 +186,8 @@ class FileCache:
         if not path.is_file():
             parse(path)
         state = path.stat()
-        key = (path.absolute(), state.st_size, state.st_mtime_ns)
+        # Copying tools restore the time of the last change of the content, but not that of the state.
+        key = (path.absolute(), state.st_size, (state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
         if key in self._kept:
             return self._kept[key]
         rows = parse(path)

@@ -191,6 +191,9 @@ def _cells(path: Path, rows: Iterator[tuple[int, list[str] | InputError]]) -> It
                 yield number, row
         elif any(map(_HALF.search, row)):
             yield number, InputError.in_row(problem="not valid UTF-8")
+        elif row == header:
+            problem = "the column names once more, as where files were joined"
+            yield number, InputError.in_row(problem=problem, fix="remove this line")
         elif len(row) != len(header):
             yield number, InputError.in_row(expected=f"{len(header)} columns", got=len(row))
         else:

@@ -11,7 +11,7 @@ from polyjax.data.identity import text_key
 from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
-KEYS = ("context", "label", "candidates", "id", "answers", "negatives", "scores")
+KEYS = ("context", "label", "candidates", "id", "answers", "negatives", "scores", "group")
 REQUIRED = ("context", "label")
 _PLURALS = ("context", "label", "candidates")
 _HALF = range(0xD800, 0xE000)
@@ -87,13 +87,14 @@ def example_of(row: object, default_id: str) -> Example:
     if isinstance(row, Twice):
         raise InputError.in_row(problem=f"the key {row.key!r} is given twice")
     _check_keys(row)
+    row = {key: value for key, value in row.items() if value is not None or key in REQUIRED}
     context = row["context"]
     turns = [context] if isinstance(context, str) else context
     if not isinstance(turns, list | tuple) or not turns:
         raise _wrong("context", "a text or a list of turns", context)
     texts = [_text(f"context[{i}]", turn) for i, turn in enumerate(turns)]
     label = _text("label", row["label"])
-    listed = _texts("candidates", row.get("candidates", [label]))
+    listed = _texts("candidates", row.get("candidates", [])) or [label]
     place = _place(label, listed)
     answers = _texts("answers", row.get("answers", []))
     negatives = _texts("negatives", row.get("negatives", []))
@@ -102,20 +103,23 @@ def example_of(row: object, default_id: str) -> Example:
         if text_key(text) in right:
             raise InputError(f"negatives[{i}]", expected="a wrong answer", got=text[:40], is_argument=False)
     scores = _scores(row.get("scores"), len(listed) + len(negatives))
-    name = row.get("id", default_id)
-    if not isinstance(name, str | int) or not str(name).strip():
-        raise _wrong("id", "a text or a number", name)
-    _text("id", str(name))
+    name = _name("id", row.get("id", default_id))
     return Example(
-        str(name),
+        name,
         tuple(texts),
         tuple(listed),
         place,
-        str(name),
+        _name("group", row.get("group", name)),
         answers=tuple(answers),
         negatives=tuple(negatives),
         scores=scores,
     )
+
+
+def _name(key: str, value: object) -> str:
+    if not isinstance(value, str | int) or not str(value).strip():
+        raise _wrong(key, "a text or a number", value)
+    return _text(key, str(value))
 
 
 def _place(label: str, listed: Sequence[str]) -> int:
@@ -231,8 +235,9 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     if cells["context"].lstrip().startswith(("[", "(")):
         listed = _list("context", cells["context"])
         found["context"] = turns if listed is None else listed
-    if cells.get("id"):
-        found["id"] = cells["id"]
+    for name in ("id", "group"):
+        if cells.get(name):
+            found[name] = cells[name]
     for name in ("candidates", "answers", "negatives", "scores"):
         if cells.get(name, "").strip():
             found[name] = _list(name, cells[name])

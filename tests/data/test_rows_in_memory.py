@@ -1,0 +1,77 @@
+"""Rows that Python passes in memory: dicts, Examples, tables, and what cannot be one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from polyjax.errors import InputError
+from polyjax.recipes.rows_in_memory import as_jsonl, task_of
+from polyjax.types import Example
+
+ROWS = [
+    {"context": "hi", "label": "hello", "candidates": ["hello", "no"], "answers": ["hey"]},
+    {"context": "bye", "label": "see you", "candidates": ["see you", "no"]},
+]
+
+
+def read(data, folder):
+    return task_of(data, lambda: folder).read("test").examples
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+def test_a_table_of_pandas_gives_its_rows(folder):
+    """Without the cells that have no value, and with arrays as parquet files have them."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(ROWS)
+    table["candidates"] = [np.array(row["candidates"], object) for row in ROWS]
+    assert read(table, folder) == read(ROWS, folder)
+
+
+def test_a_table_of_polars_gives_its_rows(folder):
+    table = pytest.importorskip("polars").DataFrame(ROWS)
+    assert read(table, folder) == read(ROWS, folder)
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(InputError, match="data: the column 'label' is there twice"):
+        as_jsonl("data", pandas.DataFrame([["a", "b", "c"]], columns=["context", "label", "label"]))
+
+
+def test_an_example_keeps_all_its_fields(folder):
+    examples = [
+        Example(
+            "1", ("a", "b"), ("x", "y"), 1, "talk", answers=("z",), negatives=("n",), scores=(1.0, 2.0, 3.0)
+        ),
+        Example("2", ("c",), ("x", "y"), 0, "2"),
+        Example("3", ("d",), ("x", "y"), 0, ""),
+    ]
+    first, second, third = read(examples, folder)
+    assert [first, second] == examples[:2], "intervals are drawn over groups"
+    assert third.group == "3", "a row without a group is one of its own"
+
+
+def test_rows_nested_too_deeply_are_named():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InputError, match=r"^data\[1\]: cannot be written as JSON"):
+        as_jsonl("data", [ROWS[0], {"context": "a", "label": "b", "answers": deep}])
+
+
+@pytest.mark.parametrize("data", ["a" * 5000, "a\0b"])
+def test_a_text_that_is_no_path_is_refused(data):
+    with pytest.raises(InputError, match="^data: expected a path that a file or folder can have, got"):
+        task_of(data, lambda: None)
+
+
+def test_values_are_plain():
+    rows = [{"context": "a", "label": "b", "id": np.int64(3), "scores": np.float32([0.5, 2.0])}]
+    assert json.loads(as_jsonl("data", rows)) == rows[0] | {"id": 3, "scores": [0.5, 2.0]}
+    with pytest.raises(InputError, match=r"data\[0\]: cannot be written as JSON \(a value of type set\)"):
+        as_jsonl("data", [{"context": "a", "label": "b", "answers": {"c"}}])
