@@ -187,6 +187,7 @@ def main(config: BenchmarkConfig) -> None:
         "p99": "{p99_ms:.0f}",
         "most": "{p100_ms:.0f}",
         "refused": "{refused}",
+        "too late": "{late}",
         "lost": "{lost}",
     }
     print_table("open-loop arrivals", columns, found["offered"])

@@ -72,6 +72,13 @@ def create_app(
         raise InputError("api_keys", expected="keys of printable ASCII, without white space around them")
     if config.allow_changes and (index is None or not index.can_change):
         raise InputError("allow_changes", expected="an index that is kept in a folder")
+    needed = max(config.max_top_n, config.rerank_top if reranker is not None else 0)
+    if index is not None and index.max_top_n < needed:
+        raise InputError(
+            "index",
+            expected=f"a LiveIndex with max_top_n={needed} or more, for which programs are compiled",
+            got=index.max_top_n,
+        )
     if reranker is not None and index is None:
         raise InputError("reranker", expected="an index, whose results it orders")
     service = Service(

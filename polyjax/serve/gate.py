@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from polyjax.serve.telemetry import Metrics, request_id
 
 GONE = 499
 """Status that is logged if the client disconnected; no reply is sent."""
+_ABSOLUTE = re.compile("^https?://[^/]*", re.IGNORECASE)
+"""Origin of a request target in absolute form, which HTTP allows to any client."""
 log = logging.getLogger("polyjax.serve")
 
 
@@ -39,6 +42,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = _ABSOLUTE.sub("", scope["path"]) or "/"
         began, headers = time.perf_counter(), Headers(scope=scope)
         notes: dict[str, Any] = {"request_id": request_id(headers.get("x-request-id"))}
         scope.setdefault("state", {})["notes"] = notes

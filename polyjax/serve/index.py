@@ -37,7 +37,7 @@ class LiveIndex:
     """
 
     def __init__(self, ranker: Ranker, index: Index, *, max_top_n: int = 100):
-        self._ranker, self._most = ranker, max_top_n
+        self._ranker, self.max_top_n = ranker, max_top_n
         self._opened = _Opened(index)
         self._changing = threading.Lock()
 
@@ -57,7 +57,7 @@ class LiveIndex:
 
     def compile(self) -> int:
         """Compile the programs of searches; returns their number."""
-        self._opened, programs = _compiled(self._opened.index, self._most)
+        self._opened, programs = _compiled(self._opened.index, self.max_top_n)
         return programs
 
     def search(self, turns: Sequence[str], top_n: int, method: Method) -> Results:
@@ -84,7 +84,7 @@ class LiveIndex:
             before = len(index)
             # Clients do not repeat a request that a kill interrupted: discard unfinished additions.
             ids = index.add(texts, resume=False)
-            self._opened, _ = _compiled(index, self._most)
+            self._opened, _ = _compiled(index, self.max_top_n)
             return len(index) - before, ids
 
     def remove(self, *, ids: Sequence[int] = (), texts: Sequence[str] = ()) -> int:
@@ -106,7 +106,7 @@ class LiveIndex:
                 else:
                     problem = "`ids`: one of them was never given"
                 raise UnknownCandidate(problem) from error
-            self._opened, _ = _compiled(index, self._most)
+            self._opened, _ = _compiled(index, self.max_top_n)
             return n
 
     def _current(self) -> Index:

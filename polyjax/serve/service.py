@@ -96,11 +96,12 @@ class Service:
     def check_open(self) -> None:
         """Raise Problem (503) unless the server accepts requests."""
         if self.failure is not None:
-            raise unavailable("the server could not start; its log says why", 60)
+            raise unavailable("the server could not start; its log says why", 60.0)
+        self.worker.check()
         if self.draining:
             raise unavailable("the server is shutting down")
         if not self.ready:
-            raise unavailable("the model is being compiled; try again soon", 2)
+            raise unavailable("the model is being compiled; try again soon", 2.0)
 
     async def fields(self, request: Request, fields: Sequence[Field]) -> dict[str, Any]:
         """The fields of a request's body.
@@ -217,7 +218,10 @@ class Visit:
             return model.tokenise(contexts, candidates, cut, pairs)
 
         try:
-            rows = await self._service.worker.tokenise(tokenise, self._gone, self._ticket.deadline)
+            characters = sum(map(len, candidates)) + sum(len(turn) for turns in contexts for turn in turns)
+            rows = await self._service.worker.tokenise(
+                tokenise, characters, self._gone, self._ticket.deadline
+            )
         except (Problem, ConnectionError):
             raise
         except Exception as error:

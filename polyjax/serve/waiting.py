@@ -77,6 +77,12 @@ class Waiting:
             room -= len(more)
         return units
 
+    def left(self) -> list[Unit]:
+        """All waiting units, which wait no more."""
+        heaps = list(self._heaps.values())
+        self._heaps.clear()
+        return [unit for heap in heaps for _, _, unit in heap if not unit.job.ended]
+
     def sweep(self) -> None:
         """Drop the units of ended jobs if they are more than half of all units."""
         dead = sum(unit.job.ended for heap in self._heaps.values() for _, _, unit in heap)

@@ -1,4 +1,4 @@
-"""The threads of the queue: one computes, two tokenise. It admits requests and waits for their results."""
+"""The threads of the queue: one computes, others tokenise. It admits requests and waits for their results."""
 
 import asyncio
 import dataclasses
@@ -15,6 +15,8 @@ from polyjax.serve.waiting import Waiting, jobs_of
 from polyjax.serve.work import Job, Unit, compute
 
 TOKENISERS = 2
+LONG = 100_000
+"""Characters of a request that is tokenised in a thread of its own, so that others do not wait for it."""
 SMOOTHING = 0.05
 """Weight of the latest batch in the exponential average of the measured speed."""
 FEW_BATCHES = 20
@@ -55,6 +57,9 @@ class Worker:
     Args:
         config: limits.
         observed: called for each batch.
+
+    Attributes:
+        failure: why the model's thread ended; None if it did not fail.
     """
 
     def __init__(self, config: ServeConfig, observed: Observed | None = None):
@@ -62,11 +67,13 @@ class Worker:
         self._waiting = Waiting()
         self._changed = threading.Condition()
         self._stopped = False
+        self.failure: str | None = None
         self._tickets: set[Ticket] = set()
         self._texts = 0
         self._batches = 0
         self._recent_sequences = self._recent_seconds = self._recent_tokens = 0.0
         self._tokenisers = ThreadPoolExecutor(TOKENISERS, "tokenise")
+        self._long_tokeniser = ThreadPoolExecutor(1, "tokenise-long")
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -78,7 +85,8 @@ class Worker:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._tokenisers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._tokenisers, self._long_tokeniser):
+            pool.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -121,11 +129,14 @@ class Worker:
         self._tickets.discard(ticket)
         self._texts -= ticket.texts
 
-    async def tokenise(self, function: Callable[[], T], gone: "asyncio.Future[None]", deadline: float) -> T:
+    async def tokenise(
+        self, function: Callable[[], T], characters: int, gone: "asyncio.Future[None]", deadline: float
+    ) -> T:
         """Call a function in a thread for tokenising, and return its result.
 
         Args:
             function: a call that has started by the deadline runs to its end, and its result is dropped.
+            characters: number of characters that it tokenises.
             gone: a future that is done when the client disconnects.
             deadline: on the monotonic clock, in seconds.
 
@@ -133,7 +144,8 @@ class Worker:
             Problem: the deadline has passed (504).
             ConnectionError: the client disconnected.
         """
-        made = asyncio.get_running_loop().run_in_executor(self._tokenisers, function)
+        pool = self._tokenisers if characters < LONG else self._long_tokeniser
+        made = asyncio.get_running_loop().run_in_executor(pool, function)
         try:
             await self._wait(made, gone, deadline)
             return made.result()
@@ -170,7 +182,7 @@ class Worker:
         job.on_done = tell
         with self._changed:
             if self._stopped:
-                raise unavailable("the server is shutting down")
+                raise self._ended()
             self._waiting.add(job)
             self._changed.notify()
         finished = asyncio.ensure_future(done.wait())
@@ -187,21 +199,39 @@ class Worker:
             finished.cancel()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # without this thread, requests would only time out
+            log.critical("the queue failed", exc_info=error)
+            with self._changed:
+                self._stopped, self.failure = True, type(error).__name__
+                self._give_up(self._waiting.left())
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 while not (units := self._waiting.take()) and not self._stopped:
                     self._changed.wait()
                 if self._stopped:
-                    self._give_up(units)
+                    self._give_up([*units, *self._waiting.left()])
                     return
             self._batch(units)
             units = []  # an idle thread must not keep references
 
     def _give_up(self, units: list[Unit]) -> None:
-        while units:
-            for job in jobs_of(units):
-                job.fail(unavailable("the server is shutting down"))
-            units = self._waiting.take()
+        for job in jobs_of(units):
+            job.fail(self._ended())
+
+    def _ended(self) -> Problem:
+        """Why there is no result after the model's thread has ended."""
+        if self.failure is None:
+            return unavailable("the server is shutting down")
+        return unavailable("the server failed and must be restarted; its log says why", 60.0)
+
+    def check(self) -> None:
+        """Raise Problem (503) if the model's thread has failed."""
+        if self.failure is not None:
+            raise self._ended()
 
     def _batch(self, units: list[Unit]) -> None:
         """Compute a batch; if it fails, compute each job separately, so that only the faulty one fails."""

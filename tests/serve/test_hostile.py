@@ -21,12 +21,12 @@ HUGE = 10_000_000
 DEEP = 10_000
 
 
-@pytest.fixture(scope="module")
-def server():
+@pytest.fixture(scope="module", params=["poly", "cross"])
+def server(request):
     config = dataclasses.replace(LIMITS, payload_limit=1_000_000, body_timeout=1.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(http_server, "HEAD_TIMEOUT", 1.0)
-        with running(tiny_ranker("poly"), config=config) as found:
+        with running(tiny_ranker(request.param), config=config) as found:
             yield found
 
 
@@ -216,6 +216,25 @@ def test_methods(server):
     for path in ("/nothing", "/rerank/", "/page/../../etc/passwd", "/%2e%2e/x", "/%00", "//rerank"):
         check(server.ask("GET", path), 404, "no such route")
     assert server.healthy()
+
+
+def test_a_target_in_absolute_form_is_the_same_route(server):
+    """Clients send it through a proxy, and HTTP lets them send it to any server."""
+    origin = f"HTTP://127.0.0.1:{server.port}"
+    first = request(body(), path=f"{origin}/rerank")
+    found = server.raw(first + request(b"", "Connection: close", method="GET", path=f"{origin}/health"))
+    assert statuses(found) == [200, 200]
+
+
+def test_a_long_text_takes_nothing_from_the_query():
+    """WeKnora 2160 and MiniSearch 2260: the query was cut away, or cut by characters instead of tokens."""
+    ranker = tiny_ranker("folder")  # query and text together have 32 tokens
+    with running(ranker) as server:
+        long = "山" * 300 + " garden" * 1000
+        scores = [server.post("/rerank", {"query": q, "texts": [long]}).json[0]["score"] for q in TEXTS]
+        assert len(set(scores)) == len(TEXTS)
+        whole = server.post("/rerank", {"query": "山" * 5, "texts": ["山" * 5]})
+        assert "x-truncated-texts" not in whole.headers and "x-truncated-queries" not in whole.headers
 
 
 def request(content: bytes, *more: str, method: str = "POST", path: str = "/rerank") -> bytes:

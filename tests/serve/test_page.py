@@ -146,6 +146,24 @@ def test_what_was_said_is_context_and_is_not_said_again(opened, ranker):
     assert json.loads(asked.value.post_data)["context"] == [QUERY]
 
 
+def test_an_answer_after_a_reset_is_not_shown(opened):
+    """It belongs to the conversation before."""
+    page, held = opened.page, []
+    page.route("**/search", held.append)
+    page.fill("#say", "hello")
+    page.press("#say", "Enter")
+    page.wait_for_function("document.getElementById('send').disabled")
+    page.click("#reset")
+    assert page.is_enabled("#send")
+    with page.expect_response("**/search"):
+        held.pop().continue_()
+    page.wait_for_timeout(200)
+    assert page.locator("#turns li").count() == 0 and shown(page) == []
+    page.unroute("**/search")
+    opened.say(QUERY)
+    assert page.locator("#turns li").count() == 2 and len(shown(page)) == 10
+
+
 def test_a_click_shows_what_a_score_is_made_of(opened, ranker):
     page = opened.page
     opened.say(QUERY)

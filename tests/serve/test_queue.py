@@ -17,7 +17,7 @@ from polyjax.serve.model import AS_TRAINED, Model, Rows
 from polyjax.serve.problems import Problem
 from polyjax.serve.waiting import QUANTUM, Waiting, jobs_of
 from polyjax.serve.work import Call, Scoring
-from polyjax.serve.worker import FEW_BATCHES, Worker
+from polyjax.serve.worker import FEW_BATCHES, LONG, Worker
 from serving import LIMITS, QUERY, TEXTS, logged, running, sentences, tiny_ranker
 
 
@@ -265,6 +265,44 @@ def test_texts_that_take_long_to_tokenise_hold_up_no_answer(ranker, monkeypatch,
             monkeypatch.undo()
             ended.set()
         assert waited(server.healthy)
+
+
+def test_two_long_texts_hold_up_no_short_one(ranker, monkeypatch):
+    """Megabytes take seconds to tokenise; they have a thread of their own."""
+    config = dataclasses.replace(LIMITS, max_characters=1_000_000, payload_limit=2_000_000)
+    with running(ranker, config=config) as server:
+        model, go_on, begun = server.service.model, threading.Event(), threading.Event()
+        tokenise = model.tokenise
+
+        def slow(contexts, candidates, *more):
+            if sum(map(len, candidates)) >= LONG:
+                begun.set()
+                go_on.wait(30)
+            return tokenise(contexts, candidates, *more)
+
+        monkeypatch.setattr(model, "tokenise", slow)
+        with ThreadPoolExecutor(4) as threads:
+            long = [threads.submit(rerank, server, ["a" * LONG]) for _ in range(3)]
+            assert begun.wait(10)
+            assert [rerank(server).status for _ in range(3)] == [200] * 3
+            assert not any(one.done() for one in long)
+            go_on.set()
+            assert [one.result(30).status for one in long] == [200] * 3
+
+
+def test_a_fault_in_the_queue_itself_is_said_at_once(ranker, monkeypatch):
+    """Requests would only time out, one after the other, while /health said that all is well."""
+    with running(ranker) as server, logged() as records:
+
+        def broken():
+            raise IndexError("a bug")
+
+        monkeypatch.setattr(server.service.worker._waiting, "take", broken)
+        answer = rerank(server)
+        assert answer.status == 503 and "failed and must be restarted" in answer.json["error"]
+        assert server.ask("GET", "/health").status == 503 and not server.healthy()
+        assert rerank(server).json["error"].startswith("the server failed and must be restarted")
+        assert any("the queue failed" in record.getMessage() for record in records)
 
 
 def test_a_server_that_drains_answers_what_it_admitted_and_refuses_the_rest(ranker):

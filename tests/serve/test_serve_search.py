@@ -302,3 +302,13 @@ def test_what_needs_an_index_is_refused_without_one(ranker):
     with pytest.raises(InputError) as error:
         create_app(ranker, reranker=ranker)
     assert error.value.argument == "reranker"
+
+
+def test_an_index_without_programs_for_the_largest_request_is_refused(ranker, tmp_path):
+    """A request would compile them."""
+    index = LiveIndex(ranker, ranker.index(CANDIDATES), max_top_n=20)
+    config = dataclasses.replace(LIMITS, max_top_n=20, rerank_top=50)
+    assert create_app(ranker, config=config, index=index)
+    for changed, reranker in ((LIMITS, None), (config, ranker)):
+        with pytest.raises(InputError, match="index: expected a LiveIndex with max_top_n=.* got 20"):
+            create_app(ranker, config=changed, index=index, reranker=reranker)

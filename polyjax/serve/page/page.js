@@ -2,7 +2,7 @@
 
 const SHOWN = 10;
 const at = (id) => document.getElementById(id);
-const state = { turns: [], info: null, last: null, busy: false };
+const state = { turns: [], info: null, last: null, busy: false, resets: 0 };
 
 /** An element with a class, text and children; nothing is ever parsed as HTML. */
 function make(tag, name, ...children) {
@@ -83,15 +83,18 @@ async function best() {
 async function send(text) {
   if (state.busy || !text.trim()) return;
   const before = at("status").textContent;
+  const resets = state.resets;
   busy(true);
   tell(null);
   state.turns.push({ mine: true, text: text.trim() });
   try {
     const found = await best();
+    if (state.resets !== resets) return;
     at("say").value = "";
     if (found.results.length) state.turns.push({ mine: false, text: found.results[0].text });
     show(found);
   } catch (error) {
+    if (state.resets !== resets) return;
     state.turns.pop();
     at("status").textContent = before;
     tell(error);
@@ -284,6 +287,8 @@ at("say").addEventListener("keydown", (event) => {
 });
 at("reset").addEventListener("click", () => {
   state.turns = [];
+  state.resets += 1;  // an answer that is still to come belongs to the conversation before
+  busy(false);
   at("results").replaceChildren();
   at("status").textContent = "The conversation begins again.";
   tell(null);
