@@ -91,7 +91,7 @@ class Ranker(SavesModel):
         Raises:
             InputError: an argument cannot work, a file is missing or broken, or a part is not given.
         """
-        refuse_forked()
+        refuse_forked(computes=False)
         check_folder(folder)
         check_dtype(dtype)
         check_mesh(mesh)
@@ -115,7 +115,7 @@ class Ranker(SavesModel):
         Raises:
             InputError: there is no such folder, or a file of it is missing or broken.
         """
-        refuse_forked()
+        refuse_forked(computes=False)
         check_folder(encoder, "encoder")
         check_count("turns", turns)
         check_dtype(dtype)
@@ -135,7 +135,7 @@ class Ranker(SavesModel):
         Raises:
             InputError: a file is missing, broken or foreign, or the model is of another kind.
         """
-        refuse_forked()
+        refuse_forked(computes=False)
         check_folder(model_file, "model_file")
         check_choice("padding", padding, ("none", "parlai"))
         return cls(TextScorer(*load_parlai(Path(model_file), padding=padding)[:2]))

@@ -195,7 +195,7 @@ def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, Pre
 
 def run(config: PretrainConfig) -> TrainResult:
     """Run a pre-training: prepare the corpus, train or resume, and write the report."""
-    refuse_forked()
+    refuse_forked(computes=False)
     source, mesh = weights_folder(config.encoder.name, scratch=SCRATCH), make_mesh(config.mesh)
     with owned_run(config.folder, config, incidental=INCIDENTAL):
         return pretrain(config, source, mesh)

@@ -98,7 +98,7 @@ def run(config: RunConfig, parts: Parts | None = None) -> None:
     Raises:
         InputError: a setting is invalid, a file is missing or invalid, or the directory has another run.
     """
-    refuse_forked()
+    refuse_forked(computes=False)
     source = pretrained_folder(config)
     mesh = make_mesh(config.mesh)
     if config.dry_run:

@@ -29,8 +29,11 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def refuse_forked() -> None:
+def refuse_forked(*, computes: bool = True) -> None:
     """Raise InputError in a process that was forked from one that had started to compute.
+
+    Args:
+        computes: whether the caller computes next; False where arguments may still be refused.
 
     Raises:
         InputError: see above; the message says what to do.
@@ -38,7 +41,7 @@ def refuse_forked() -> None:
     global _started_in
     process = os.getpid()
     if _started_in is None:
-        _started_in = process
+        _started_in = process if computes else None
     elif _started_in != process:
         raise InputError(
             "fork",
