@@ -178,6 +178,23 @@ def gates(results: Path) -> str:
     return f"{about}, {found['encoder']}, {found['dtype']}.\n\n" + "\n".join(lines) + "\n"
 
 
+def offered(results: Path) -> str:
+    """Latency against offered load, from benchmarks/load.py."""
+    heads = ["offered, of saturation", "requests/s", "median, ms", "p90, ms", "p99, ms"]
+    ends = {"refused at once": (429, 503), "too late": (504,), "lost": (0,)}
+    text = []
+    for result in read("load", results):
+        lines = [row([*heads, *ends]), row(["---:"] * len([*heads, *ends]))]
+        for one in result["offered"]:
+            statuses = [status for status, _ in result["samples"][f"share {one['share']:g}"]]
+            times = [number(one[f"p{share}_ms"]) for share in (50, 90, 99)]
+            counts = [f"{sum(status in some for status in statuses):,}" for some in ends.values()]
+            counts = [f"{n} of {len(statuses):,}" for n in counts]
+            lines.append(row([f"{one['share']:.0%}", number(one["per_s"]), *times, *counts]))
+        text.append(caption(result) + "\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(text)
+
+
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -245,6 +262,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "accuracy": accuracy,
     "ladder": ladder,
     "gates": gates,
+    "offered": offered,
     "gpu": gpu,
     "scoring": Table(
         "scoring",
