@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -245,3 +247,29 @@ def test_a_function_is_a_part_too():
     with pytest.raises(InputError) as error:
         to_json(Objective(loss=lambda score: score))
     assert (error.value.argument, error.value.got) == ("loss", "<lambda>")
+
+
+CHOICES = """
+import dataclasses, sys
+from flax import nnx
+from polyjax import BiConfig, CrossConfig, EncoderConfig, InputError, PolyConfig, make_scorer
+shape = EncoderConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, mlp_dim=32, n_positions=32)
+for argument, encoder, head in (
+    ("head.reduction", shape, BiConfig(reduction="foo")),
+    ("head.n_codes", shape, PolyConfig(n_codes=4.0)),
+    ("head.norm", shape, CrossConfig(reduction="mean", norm="x")),
+    ("encoder.norm", dataclasses.replace(shape, norm="middle"), BiConfig()),
+):
+    try:
+        make_scorer(encoder, head, rngs=nnx.Rngs(0))
+    except InputError as error:
+        assert error.argument == argument, (argument, error)
+    else:
+        raise AssertionError(argument)
+"""
+
+
+def test_a_model_of_settings_that_there_are_not_is_refused():
+    """An unknown reduction was taken for another one. In a process of its own: tests check types of calls."""
+    done = subprocess.run([sys.executable, "-c", CHOICES], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

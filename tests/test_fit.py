@@ -14,11 +14,11 @@ from flax import nnx
 
 import polyjax
 from polyjax import Example, InputError, Ranker, Run
-from polyjax.recipes.changes import check_types
 from polyjax.recipes.evaluate import check_arguments
 from polyjax.recipes.notebook import Display
 from polyjax.recipes.presets import PRESETS
 from polyjax.recipes.results import Results
+from polyjax.runtime.fields import check_types
 from polyjax.runtime.progress import watched_by
 
 WORDS = "printer lamp phone screen router keyboard mouse fan heater camera".split()

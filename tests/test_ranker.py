@@ -406,7 +406,11 @@ for name, call in calls.items() if sys.argv[2] == "used" else [("load", calls["l
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize(
     ("before", "statuses"),
-    [("used", {"rank": 7, "search": 7, "load": 7, "encoder": 7}), ("unused", {"load": 0}), ("failed", {"load": 0})],
+    [
+        ("used", {"rank": 7, "search": 7, "load": 7, "encoder": 7}),
+        ("unused", {"load": 0}),
+        ("failed", {"load": 0}),
+    ],
 )
 def test_a_forked_worker_is_told_instead_of_waiting_for_ever(parlai_models, before, statuses):
     """As gunicorn --preload and multiprocessing's fork make them; one that was forked before is as any."""

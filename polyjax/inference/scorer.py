@@ -19,6 +19,7 @@ from polyjax.inference.batching import Batching, column_bucket, column_buckets, 
 from polyjax.inference.programs import Compiled
 from polyjax.nn.heads import ActivatesScores, DualHead
 from polyjax.nn.scorers import Scorer
+from polyjax.runtime.fields import check_types
 from polyjax.types import Tokens
 
 TOKENS_PER_BATCH, CPU_TOKENS_PER_BATCH = 4096, 1024
@@ -72,6 +73,7 @@ class TextScorer:
     """
 
     def __init__(self, scorer: Scorer, text: TextEncoder, *, mesh: Mesh | None = None):
+        check_types(text.config, "text")
         self.model, self.text, self.settings = Compiled(scorer, mesh=mesh), text, scorer.settings
         self.is_dual = scorer.inputs == "dual"
         tokens = CPU_TOKENS_PER_BATCH if jax.default_backend() == "cpu" else TOKENS_PER_BATCH

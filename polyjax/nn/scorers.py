@@ -29,6 +29,7 @@ from polyjax.nn.heads import (
     SetsWidth,
     TiesEncoders,
 )
+from polyjax.runtime.fields import check_types
 from polyjax.types import DualInputs, PairInputs, Tokens
 
 
@@ -244,9 +245,12 @@ def make_scorer(encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs)
         rngs: source of the initial values.
 
     Raises:
-        InputError: ``head`` does not implement the contract of ``polyjax.nn.heads``, or the encoder cannot be
-            used with it.
+        InputError: ``head`` does not implement the contract of ``polyjax.nn.heads``, the encoder cannot be
+            used with it, or a setting is of another type or not among its choices.
     """
+    for name, settings in {"encoder": encoder, "head": head}.items():
+        if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+            check_types(settings, name)
     inputs = None if isinstance(head, type) else getattr(head, "inputs", None)
     if inputs == "dual" and isinstance(head, DualSettings):
         return DualScorer(encoder, head, rngs=rngs)

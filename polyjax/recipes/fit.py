@@ -16,7 +16,7 @@ from polyjax.interop.hub import local_name, pinned
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.ranker import Ranker
-from polyjax.recipes.changes import changed, check_arguments, check_types
+from polyjax.recipes.changes import changed, check_arguments
 from polyjax.recipes.encoder_folder import for_encoder, head_for
 from polyjax.recipes.notebook import shown_in_notebook
 from polyjax.recipes.presets import (
@@ -41,6 +41,7 @@ from polyjax.recipes.settings import (
     TokenizerChoice,
 )
 from polyjax.recipes.teaching import TAUGHT, as_teacher
+from polyjax.runtime.fields import check_types
 from polyjax.runtime.progress import hushed
 from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, loss_of

@@ -21,13 +21,13 @@ from polyjax.errors import InputError
 from polyjax.inference.arguments import as_texts, check_folder
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
-from polyjax.recipes.changes import settings_of
 from polyjax.recipes.evaluate import opened
 from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner, header_difference
 from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.recipes.own_rows import task_of_model
 from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.runs import read_json, write_json
+from polyjax.runtime.fields import settings_of
 from polyjax.runtime.files import exclusive_lock, temporary_folder, write_bytes
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
