@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -65,6 +65,12 @@ class Ranker(SavesModel):
         self.folder = folder
         self._index: Index | None = None
         self._programs = SearchPrograms(scorer.head) if scorer.is_dual else None
+
+    def __reduce__(self) -> NoReturn:
+        """Raise InputError: a ranker cannot be pickled, copied or sent to another process."""
+        problem = "a Ranker cannot be pickled: its programs and threads belong to this process"
+        fix = "load it in each process; in this one, threads may share it"
+        raise InputError("ranker", problem=problem, fix=fix)
 
     @classmethod
     def load(

@@ -53,6 +53,22 @@ def test_interval_covers_the_truth_as_often_as_it_says(rng):
     assert 0.88 <= covered / 200 <= 0.99
 
 
+def test_few_groups_are_no_reason_for_a_narrow_interval(rng):
+    """Two sources of about the same recall gave an interval of one point."""
+    values = np.array([1.0] * 50 + [0.0] * 50 + [1.0] * 51 + [0.0] * 49)
+    two = bootstrap_interval(values, ["a"] * 100 + ["b"] * 100, bounds=(0.0, 1.0))
+    rows = bootstrap_interval(values, [str(i) for i in range(200)], bounds=(0.0, 1.0))
+    assert two[0] <= rows[0] + 0.01 and two[1] >= rows[1] - 0.01  # draws differ with the order of names
+    covered = 0
+    for _ in range(300):  # sources differ by .15: what matters is their number
+        means = rng.normal(0.5, 0.15, 4)
+        values = np.repeat(means, 50) + rng.normal(0, 0.1, 200)
+        names = list(np.repeat(list("abcd"), 50))
+        low, high = bootstrap_interval(values, names, bounds=(0.0, 1.0), draws=200)
+        covered += low <= 0.5 <= high
+    assert covered >= 270
+
+
 def test_summary_names_the_candidate_count():
     result = RankingResult("m", np.array([1, 2, 11, 20]), ("a", "a", "b", "b"), 20)
     summary = result.summary()

@@ -342,6 +342,11 @@ def test_the_command_writes_what_trains(runs, tmp_path, monkeypatch, capsys):
         ({"out": ""}, "out"),
         ({"out": "."}, "out"),
         ({"out": "missing/file.jsonl"}, "out"),
+        ({"out": "file.csv"}, "out"),
+        ({"out": "file"}, "out"),
+        ({"min_score": 0.9, "max_score": 0.1}, "min_score"),
+        ({"min_score": float("inf")}, "min_score"),
+        ({"rescore": True}, "rescore"),
     ],
 )
 def test_what_cannot_work_is_refused(bi, changes, argument):

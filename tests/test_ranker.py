@@ -1,7 +1,9 @@
 """The Ranker: what it is, what it compiles, and how several threads and indexes share it."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -89,6 +91,12 @@ def test_a_table_is_no_list_of_texts():
     frame = pytest.importorskip("pandas").DataFrame({"text": ["one", "two"]})
     with pytest.raises(InputError, match="expected a list of texts, got a value of type DataFrame"):
         arguments.as_texts("candidates", frame)
+
+
+def test_a_ranker_is_not_pickled_or_copied(poly):
+    for use in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(InputError, match="a Ranker cannot be pickled.*load it in each process"):
+            use(poly)
 
 
 @pytest.mark.parametrize("path", ["a" * 5000, "a\0b"])

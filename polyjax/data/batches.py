@@ -20,6 +20,7 @@ from absl import flags
 from polyjax.data.candidates import fixed_candidates
 from polyjax.data.collate import CandidateSource, Collator, PlannedBatch
 from polyjax.data.guide import Guide
+from polyjax.data.negatives import Negatives
 from polyjax.data.text import TextEncoder
 from polyjax.errors import InputError
 from polyjax.types import Example
@@ -103,12 +104,7 @@ class BatchPlan:
     """
 
     def __init__(self, shapes: np.ndarray, config: BatchConfig, *, seed: int, n_batches: int):
-        if len(shapes) < config.batch_size:
-            raise InputError(
-                "batch.batch_size",
-                expected=f"at most the {len(shapes)} examples of the training split",
-                got=config.batch_size,
-            )
+        check_enough(len(shapes), config)
         self._shapes = shapes
         self._config = config
         self._seed = seed
@@ -168,6 +164,36 @@ def padded_shapes(examples: Sequence[Example], text: TextEncoder) -> np.ndarray:
             for e in examples
         ]
     )
+
+
+def check_enough(n: int, config: BatchConfig) -> None:
+    """Raise InputError where n training rows are too few for a batch."""
+    if n < config.batch_size:
+        expected = f"at most the {n} examples of the training split"
+        raise InputError("batch.batch_size", expected=expected, got=config.batch_size)
+
+
+def check_training_rows(
+    examples: Sequence[Example], config: BatchConfig, *, inputs: Literal["dual", "pairs"], needs_teacher: bool
+) -> None:
+    """Check rows before anything is tokenised or compiled; arguments as for ``make_loader``.
+
+    Raises:
+        InputError: they are fewer than a batch, or a row has no candidates or scores that training needs.
+    """
+    check_enough(len(examples), config)
+    source = config.source(inputs)
+    if needs_teacher or source == "inline":
+        negatives = Negatives(
+            examples,
+            source=source,
+            seed=0,
+            n_negatives=config.n_negatives,
+            fixed=(),
+            n_hard=config.hard_negatives,
+            mask=False,
+        )
+        negatives.check(needs_teacher=needs_teacher)
 
 
 def make_loader(

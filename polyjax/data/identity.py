@@ -115,6 +115,18 @@ def digests(examples: Iterable[Example]) -> Digests:
     return Digests(contexts, labels, rows, tuple(answered))
 
 
+def right_digests(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Digests of rows with each of their right answers, as ``Digests.rows``, and the places of those rows."""
+    keys = Keys()
+    found, places = [], []
+    for i, example in enumerate(examples):
+        context = "\n".join([keys[turn] for turn in example.context])
+        for text in (example.label_text, *example.answers):
+            found.append(_digest(f"{context}\n\n{keys[text]}"))
+            places.append(i)
+    return np.array(found, np.uint64), np.array(places, int)
+
+
 def other_answers(examples: Sequence[Example]) -> dict[int, frozenset[str]]:
     """Further right answers, to be excluded from a row's negatives: keys by the row's place.
 

@@ -1,11 +1,11 @@
 """Digests of the rows that a run was trained on, which recognise them in any file or format."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from polyjax.data.identity import Digests
+from polyjax.data.identity import Digests, right_digests
 from polyjax.errors import InputError, first_line
 from polyjax.runtime.files import save_array
 from polyjax.types import Example
@@ -51,6 +51,17 @@ def _read(path: Path) -> np.ndarray:
 def count_known(rows: np.ndarray, known: np.ndarray) -> int:
     """How many rows are among the known ones, by their digests."""
     return int(np.isin(rows, known).sum())
+
+
+def count_trained(examples: Iterable[Example], known: np.ndarray) -> int:
+    """How many rows have a right answer, the label or a further one, that is known for their context.
+
+    Args:
+        examples: the rows.
+        known: digests of the rows that a model was trained on.
+    """
+    found, places = right_digests(examples)
+    return len(np.unique(places[np.isin(found, known)]))
 
 
 def answers_note(found: Digests, split: str, *, rule: str) -> str:

@@ -69,6 +69,9 @@ class MiningConfig:
             bound = getattr(self, name)
             if bound is not None and math.isnan(bound):
                 raise InputError(name, expected="a number, or None", got=bound)
+        low, high = self.min_score, self.max_score
+        if low is not None and (low == math.inf or (high is not None and low > high)):
+            raise InputError("min_score", expected=f"at most `max_score` ({high}), and finite", got=low)
         if self.sampling not in ("top", "random"):
             raise InputError("sampling", expected="top or random", got=self.sampling)
 

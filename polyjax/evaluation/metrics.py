@@ -1,4 +1,4 @@
-"""Rank of the label, recall@k, mean reciprocal rank, and bootstrap intervals. numpy only."""
+"""Rank of the label, recall@k, mean reciprocal rank, and bootstrap intervals."""
 
 import dataclasses
 import math
@@ -7,6 +7,10 @@ from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import stdtrit
+
+FEW_GROUPS = 10
+"""Below so many groups, resampling them alone gives intervals that are far too narrow."""
 
 
 def rank_of_label(
@@ -84,7 +88,8 @@ def bootstrap_interval(
 
     Rows of one conversation are not independent, so resampling rows would give too narrow intervals. If all
     groups have the same mean, every sample has it too, and the interval would have no width. Then the result
-    is Wilson's interval (JASA 22, 1927) with the groups as trials.
+    is Wilson's interval (JASA 22, 1927) with the groups as trials. A few groups say little about how groups
+    differ: with fewer than 10, the interval includes Student's over groups, and the bootstrap's over rows.
 
     >>> low, high = bootstrap_interval(np.ones(17), [str(i) for i in range(17)], bounds=(0.0, 1.0))
     >>> f"{low:.3f}, {high:.3f}"  # 17 right of 17
@@ -107,6 +112,21 @@ def bootstrap_interval(
         mean, squared = float(values.mean()), NormalDist().inv_cdf((1 + level) / 2) ** 2
         share = squared / (n + squared)
         return mean + share * (bounds[0] - mean), mean + share * (bounds[1] - mean)
+    low, high = _resampled(sums, sizes, draws=draws, seed=seed, level=level)
+    if n >= FEW_GROUPS:
+        return low, high
+    mean = float(values.mean())
+    spread = sizes * (sums / sizes - mean) / sizes.mean()
+    half = stdtrit(n - 1, (1 + level) / 2) * math.sqrt(float((spread**2).sum()) / (n - 1) / n)
+    rows = _resampled(values, np.ones(len(values)), draws=draws, seed=seed, level=level)
+    return max(min(low, mean - half, rows[0]), bounds[0]), min(max(high, mean + half, rows[1]), bounds[1])
+
+
+def _resampled(
+    sums: np.ndarray, sizes: np.ndarray, *, draws: int, seed: int, level: float
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of sum over size, resampling units with these sums and sizes."""
+    n = len(sums)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=draws).astype(float)
     means = (times @ sums) / (times @ sizes)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from polyjax.errors import InputError
 from polyjax.evaluation.candidates import check_listed, right_places, right_shared
 from polyjax.evaluation.metrics import RankingResult, rank_of_right
+from polyjax.inference.numbers import check_numbers
 from polyjax.inference.scorer import Progress, TextScorer, ignore
 from polyjax.runtime.files import write_text
 from polyjax.runtime.progress import meter
@@ -106,7 +106,7 @@ def rank_listed(name: str, examples: Sequence[Example], scores: np.ndarray) -> E
     Raises:
         InputError: a score is not a number.
     """
-    _check_numbers(scores)
+    check_numbers(scores)
     label = np.array([example.label for example in examples])
     loss = float(_losses(scores, right_places(examples), label).mean())
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -141,7 +141,7 @@ def rank_shared(
         if joins:
             joined = np.where(label[places] == n, own, np.float32(-np.inf))
             scores = np.concatenate([scores, joined[:, None]], axis=1)
-        _check_numbers(scores)
+        check_numbers(scores)
         is_right = np.zeros(scores.shape, bool)
         for row, place in enumerate(places.tolist()):
             is_right[row, right[place]] = True
@@ -154,18 +154,6 @@ def rank_shared(
         kept[places] = np.take_along_axis(values, order, axis=1)
     groups = tuple(example.group for example in examples)
     return Evaluation(RankingResult(name, ranks, groups, n + joins), float(losses.mean()), best, kept)
-
-
-def _check_numbers(scores: np.ndarray) -> None:
-    """Raise InputError for NaN, which has no place in a ranking."""
-    n = int(np.isnan(scores).any(axis=1).sum())
-    if n:
-        raise InputError(
-            "model",
-            problem=f"its scores are not numbers (NaN) in {n:,} of {len(scores):,} rows",
-            fix="use float32, or an earlier step",
-            is_argument=False,
-        )
 
 
 def _losses(scores: np.ndarray, right: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, shown
 from polyjax.inference.batching import lengths_of
+from polyjax.inference.numbers import check_numbers
 from polyjax.inference.scorer import TextScorer
 from polyjax.nn.heads import EmbedsTexts
 from polyjax.nn.scorers import DualScorer
@@ -32,6 +33,8 @@ def prompt_text(config: TextConfig, prompt: str | None) -> str:
     """
     if prompt is None:
         return config.embedding_prompt
+    if not isinstance(prompt, str):
+        raise InputError("prompt", expected="a text, the name of a prompt, or None", got=prompt)
     roles = {"query": "", "document": ""}
     if not config.prompts:  # a run's own
         roles = {"query": config.context_prompt, "document": config.candidate_prompt}
@@ -75,7 +78,7 @@ def embed(
             found[place] = values if output == "vectors" else values[: len(rows[place])]
     if output == "tokens":
         return found
-    return np.stack(found) if found else np.empty((0, scorer.dim), np.float32)
+    return check_numbers(np.stack(found), "vectors") if found else np.empty((0, scorer.dim), np.float32)
 
 
 def _token_outputs(scorer: DualScorer, tokens: Tokens) -> Float[Array, "n t d"]:

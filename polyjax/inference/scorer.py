@@ -16,6 +16,7 @@ from polyjax.data.text import TextEncoder
 from polyjax.data.token_store import Ids
 from polyjax.errors import InputError, shown
 from polyjax.inference.batching import Batching, column_bucket, column_buckets, filled, lengths_of, real
+from polyjax.inference.numbers import check_numbers
 from polyjax.inference.programs import Compiled
 from polyjax.nn.heads import ActivatesScores, DualHead
 from polyjax.nn.scorers import Scorer
@@ -150,18 +151,22 @@ class TextScorer:
             contexts: turns of each context, oldest first.
             candidates: texts for each context, c of them at most; places of missing ones get -inf.
             progress: called with the number of contexts done.
+
+        Raises:
+            InputError: a score is not a number.
         """
         self._prepare(contexts, *candidates)
         rows = self._context_rows(contexts)
         if not self.is_dual:
-            return self._pair_scores(rows, [self._candidate_rows(row) for row in candidates], progress)
+            listed = [self._candidate_rows(row) for row in candidates]
+            return check_numbers(self._pair_scores(rows, listed, progress))
         places = {text: i for i, text in enumerate(dict.fromkeys(t for row in candidates for t in row))}
         vectors = self._vectors(self._candidate_rows(list(places)), ignore)
         there = real(candidates)
         index = np.zeros(there.shape, int)
         index[there] = [places[text] for row in candidates for text in row]
         scores = self._listed_scores(rows, vectors, index, progress)
-        return np.where(there, scores, np.float32(-np.inf))
+        return check_numbers(np.where(there, scores, np.float32(-np.inf)))
 
     def score_shared(
         self,

@@ -150,18 +150,22 @@ def check_arguments(split: object, ks: object, examples: object, rank: object) -
         raise InputError("rank", expected="a RankConfig", got=rank)
 
 
-def opened(model: Any) -> tuple[Ranker, Path | None]:
+def opened(model: Any, name: str = "model") -> tuple[Ranker, Path | None]:
     """The ranker of a model, and its run directory; None if it has none.
 
+    Args:
+        model: of the caller.
+        name: the caller's argument.
+
     Raises:
-        InputError: ``model`` is not a Ranker, a Run or a path.
+        InputError: it is not a Ranker, a Run or a path.
     """
     if isinstance(model, Run):
         return model.ranker(), model.folder
     if isinstance(model, str | os.PathLike):
         model = Ranker.load(model)
     if not isinstance(model, Ranker):
-        raise InputError("model", expected="a Ranker, a Run or the path of a run directory", got=model)
+        raise InputError(name, expected="a Ranker, a Run or the path of a run directory", got=model)
     return model, model.folder if model.folder is not None and has_settings(model.folder) else None
 
 

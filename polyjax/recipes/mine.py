@@ -25,12 +25,15 @@ from polyjax.recipes.evaluate import opened
 from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner, header_difference
 from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.recipes.own_rows import task_of_model
-from polyjax.recipes.rows_in_memory import as_jsonl, task_of
+from polyjax.recipes.rows_in_memory import ROWS, as_jsonl, rows_named, task_of
 from polyjax.runs import read_json, write_json
 from polyjax.runtime.fields import settings_of
 from polyjax.runtime.files import exclusive_lock, temporary_folder, write_bytes
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
+
+ENDINGS = (".jsonl", ".json", ".ndjson")
+"""Of files with JSON lines, as training reads them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,13 +144,18 @@ def mine(
     )
     path = None if out is None else _as_file(out)
     with hushed(quiet), contextlib.ExitStack() as closing:
+        kept: dict[Path, str] = {}
 
         def folder() -> Path:
-            return closing.enter_context(temporary_folder())
+            made = closing.enter_context(temporary_folder())
+            kept[made / ROWS["train"]] = "data"
+            return made
 
         task = task_of(data, folder, all_tested=False)
-        ranker, rescorer = opened(model)[0], None if rescore is None else opened(rescore)[0]
-        return _mined(ranker, task, path, rules, candidates=candidates, rescore=rescorer)
+        ranker = opened(model)[0]
+        rescorer = None if rescore is None else opened(rescore, "rescore")[0]
+        with rows_named(kept):
+            return _mined(ranker, task, path, rules, candidates=candidates, rescore=rescorer)
 
 
 def run(config: MineConfig) -> Mined:
@@ -221,6 +229,8 @@ def _as_file(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError("out", expected="a file in an existing folder", got=str(out))
+    if path.suffix.casefold() not in ENDINGS:
+        raise InputError("out", expected=f"a file that ends in {', '.join(ENDINGS)}", got=str(out))
     return path
 
 
@@ -240,7 +250,9 @@ def _standing(out: Path, about: Path, header: dict[str, Any]) -> Skipped:
     """
     made = read_json(about) if about.is_file() else {}
     now = json.loads(json.dumps(header))
-    if made.get("of") != now:
+    if "of" not in made:
+        raise InputError("out", problem=f"{out} exists, and no mining made it", fix="name another file")
+    if made["of"] != now:
         other = header_difference(made.get("of") or {}, now) or "it is not known what differs"
         problem = f"{out} exists, and was made from other inputs: {other}"
         raise InputError("out", problem=problem, fix="name another file, or remove it")
@@ -257,6 +269,8 @@ def _shown(mined: Mined, outcome: str = "is written") -> Mined:
     """Print the table, and return ``mined``."""
     for line in mined.skipped.lines():
         console.print(line)
+    if not mined.skipped.negatives:
+        console.print("warning: no negatives were found; the table says which rule left all candidates out")
     if mined.file is not None:
         console.print(f"{mined.file} {outcome}")
     return mined

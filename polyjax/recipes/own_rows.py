@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from polyjax.config import from_json
 from polyjax.data.identity import digests
-from polyjax.data.known import count_known, load_known
+from polyjax.data.known import count_trained, load_known
 from polyjax.data.rows import RankConfig, Rows, rows_digest
 from polyjax.data.tasks import Task
 from polyjax.data.tasks.chitchat import ChitchatConfig
@@ -64,14 +62,14 @@ def warn_of_training_rows(
     noted = run_dir / DATA
     if of_the_run and noted.exists() and read_json(noted).get(split) != rows_digest(rows):
         console.print(f"warning: these are not the {split} rows that the run had: its data have changed")
-    n = rows_trained_on(run_dir, own, digests(examples).rows)
+    n = rows_trained_on(run_dir, own, examples)
     if n is None:
         console.print("the run's training rows are not known: it may have been trained on these rows")
     elif n:
         console.print(f"warning: the run was trained on {n:,} of these {len(examples):,} rows")
 
 
-def rows_trained_on(run_dir: Path, own: Task, rows: np.ndarray) -> int | None:
+def rows_trained_on(run_dir: Path, own: Task, rows: Sequence[Example]) -> int | None:
     """How many of some rows a run was trained on; None if that cannot be known.
 
     A run directory has digests of its training rows. For a run of an older version, they are computed from
@@ -80,7 +78,7 @@ def rows_trained_on(run_dir: Path, own: Task, rows: np.ndarray) -> int | None:
     Args:
         run_dir: the run directory.
         own: the run's task.
-        rows: digests of the rows to look up.
+        rows: to look up, with the label or any further right answer.
     """
     known = load_known(run_dir)
     if known is None:
@@ -90,4 +88,4 @@ def rows_trained_on(run_dir: Path, own: Task, rows: np.ndarray) -> int | None:
             known = digests(own.read("train").examples).rows
         except InputError:
             return None
-    return count_known(rows, known)
+    return count_trained(rows, known)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -17,6 +16,7 @@ import numpy as np
 from polyjax.data.known import changed_rows
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
+from polyjax.data.tasks.own_rows import KEYS, cells_object, check_header
 from polyjax.errors import InputError, first_line, shown
 from polyjax.inference.arguments import check_folder
 from polyjax.mesh.processes import is_primary, primary_first
@@ -160,19 +160,50 @@ def as_jsonl(name: str, data: object) -> bytes:
 def _table_rows(name: str, table: Any) -> Any:
     """The rows of a pandas or polars DataFrame as dicts, without importing either; else the object itself.
 
-    Missing values, which pandas shows as NaN, are left out.
+    They are read as those of a file with a table: texts in cells may be lists, the lines of a context are its
+    turns, further columns are ignored. Missing values are left out.
+
+    Raises:
+        InputError: a column is missing, there twice or nearly named as one of ours, or a cell is not a list.
     """
     columns = list(table.columns)
     if twice := [column for column in columns if columns.count(column) > 1]:
         raise InputError(name, problem=f"the column {twice[0]!r} is there twice")
     if hasattr(table, "to_dicts"):
-        return table.to_dicts()
-    if not hasattr(table, "to_dict"):
+        records = table.to_dicts()
+    elif hasattr(table, "to_dict"):
+        records = table.to_dict("records")
+    else:
         return table
-    return [
-        {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
-        for row in table.to_dict("records")
-    ]
+    try:
+        check_header([str(column) for column in columns])
+    except InputError as error:
+        raise error.at(name) from None
+    rows = []
+    for i, record in enumerate(records):
+        row = {key: record[key] for key in KEYS if key in record and not _is_missing(record[key])}
+        try:
+            texts = cells_object({key: value for key, value in row.items() if isinstance(value, str)})
+        except InputError as error:
+            raise error.at(f"{name}[{i}]") from None
+        names = {key: int(row[key]) for key in ("id", "group") if _is_whole(row.get(key))}
+        rows.append({key: value for key, value in row.items() if not isinstance(value, str)} | texts | names)
+    return rows
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell has no value: None, NaN, NaT or NA."""
+    if value is None or isinstance(value, str | list | tuple | np.ndarray):
+        return value is None
+    try:
+        return bool(value != value)  # noqa: PLR0124
+    except TypeError:  # pandas.NA
+        return True
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a float of a whole number, as pandas makes them of a column with missing values."""
+    return isinstance(value, float) and value.is_integer()
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from polyjax.data.batches import prepare_texts
+from polyjax.data.batches import check_training_rows, prepare_texts
 from polyjax.data.tasks import training_texts
 from polyjax.data.text import TextEncoder
 from polyjax.data.tokenizers import Tokenizer
@@ -43,6 +43,7 @@ from polyjax.runtime.forks import refuse_forked
 from polyjax.runtime.progress import console
 from polyjax.train.config import steps_of
 from polyjax.train.loop import TrainResult, train
+from polyjax.train.losses import loss_of
 from polyjax.train.optim import trainable_filter
 from polyjax.train.ranking import Ranking
 from polyjax.train.session import Callback
@@ -120,6 +121,10 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
             splits, train=dataclasses.replace(splits.train, examples=examples), notes=[*splits.notes, note]
         )
         console.print(note)
+    needs_teacher = bool(getattr(loss_of(cast(Any, config.loss)), "needs_teacher", False))
+    check_training_rows(
+        splits.train.examples, config.batch, inputs=config.inputs, needs_teacher=needs_teacher
+    )
     for line in encoder_lines(config, source):
         console.print(line, markup=False)
     for note in encoder_notes(config, source):

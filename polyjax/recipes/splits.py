@@ -6,7 +6,7 @@ from pathlib import Path
 
 from polyjax.data.corpora.leakage import held_out_of
 from polyjax.data.identity import Digests, digests
-from polyjax.data.known import answers_note, count_known, load_known, ranked_note, save_known
+from polyjax.data.known import answers_note, count_known, count_trained, load_known, ranked_note, save_known
 from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks import read_to_rank
 from polyjax.evaluation.candidates import check_candidates
@@ -63,7 +63,7 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
     console.print(f"{name}: {counts} examples in train / valid / test")
     notes = list(dict.fromkeys(rows.note for rows in every.values() if rows.note))
     notes += [note for split in every if (note := _answers(every[split], found[split], split))]
-    notes += leakage_notes(config, source, found)
+    notes += leakage_notes(config, source, every, found)
     for note in notes:
         console.print(note)
     return Splits(training, valid, test, notes)
@@ -75,24 +75,27 @@ def _answers(rows: Rows, found: Digests, split: str) -> str:
     return ranked_note(rows.examples, found, split)
 
 
-def leakage_notes(config: RunConfig, source: Path | None, found: Mapping[str, Digests]) -> list[str]:
+def leakage_notes(
+    config: RunConfig, source: Path | None, every: Mapping[str, Rows], found: Mapping[str, Digests]
+) -> list[str]:
     """Notes about validation and test rows that the model may have seen in training or pre-training.
 
     Args:
         config: settings of the run.
         source: folder of the initial weights; None for none.
-        found: digests of the rows of each split.
+        every: the rows of each split.
+        found: digests of these rows.
     """
     notes = []
     for split in ("valid", "test"):
-        if known := count_known(found[split].rows, found["train"].rows):
+        if known := count_trained(every[split].examples, found["train"].rows):
             notes.append(
                 f"warning: {known:,} of {len(found[split].rows):,} {split} rows are training rows too"
             )
     before = None if config.init is None else load_known(config.init)
     if before is not None:
         for split in ("valid", "test"):
-            if known := count_known(found[split].rows, before):
+            if known := count_trained(every[split].examples, before):
                 n = len(found[split].rows)
                 notes.append(f"warning: {known:,} of {n:,} {split} rows are training rows of {config.init}")
     if source is not None and is_pretraining_run(source):

@@ -52,6 +52,8 @@ class TrainConfig:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not (0 <= value < math.inf):
                 raise InputError(f"train.{field.name}", expected="0 or more, and finite", got=value)
+        if isinstance(self.seed, int) and self.seed >= 1 << 32:  # of SentencePiece's vocabularies, too
+            raise InputError("train.seed", expected=f"less than {1 << 32}", got=self.seed)
         self.profiled()
         if self.validate_examples < 1:
             raise InputError("train.validate_examples", expected="at least 1", got=self.validate_examples)

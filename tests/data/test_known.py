@@ -76,13 +76,17 @@ def test_training_rows_are_known_in_every_file(opened, tmp_path):
         task = OwnDataConfig(train=write(tmp_path / "other" / "x.jsonl", rows), n_candidates=5)
         examples = task.beside(config.task).read("test").examples
         assert len(examples) == len(rows)
-        return rows_trained_on(config.folder, config.task, digests(examples).rows)
+        return rows_trained_on(config.folder, config.task, examples)
 
     assert count(ROWS) == len(training) == len(ROWS) - len(test) - len(splits.valid.examples)
     new = [{"context": f"new {i}", "label": f"new {i}"} for i in range(20)]
     assert count(new) == 0
     some = [{"context": list(e.context), "label": e.label_text.upper()} for e in training[:7]]
     assert count([*new, *some]) == 7
+    further = [
+        {"context": list(e.context), "label": "another", "answers": [e.label_text]} for e in training[:5]
+    ]
+    assert count([*new, *further]) == 5, "the best placed of them counts as the label"
     config.task.train.unlink()
     assert count(ROWS) == len(training), "the run keeps what is needed to know"
 
@@ -90,7 +94,7 @@ def test_training_rows_are_known_in_every_file(opened, tmp_path):
 def test_a_run_that_kept_no_digests(opened, tmp_path):
     config, splits = opened
     (config.folder / KNOWN).unlink()
-    rows = digests(splits.train.examples).rows
+    rows = splits.train.examples
     assert rows_trained_on(config.folder, config.task, rows) == len(rows), "its rows are read again"
     config.task.train.unlink()
     assert rows_trained_on(config.folder, config.task, rows) is None

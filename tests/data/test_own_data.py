@@ -17,6 +17,7 @@ from polyjax.data.tasks.jsonl import OwnDataConfig, parse, split_of
 from polyjax.data.tasks.own_rows import example_of
 from polyjax.errors import InputError
 from polyjax.evaluation import rank_shared
+from polyjax.evaluation.rankings import ranking
 from polyjax.types import Example
 
 
@@ -146,8 +147,8 @@ def test_tables(tmp_path, name, tab):
         (row(1, candidates=["x"]), "label: expected one of the 1 candidates, got 'answer number 1'"),
         (row(1, candidates="x"), "candidates: expected a list of texts, got str 'x'"),
         (row(1, candidates=["answer number 1", ""]), r"candidates\[1\]: the text is empty"),
-        (row(1, id=[1]), r"id: expected a text or a number, got list \[1\]"),
-        (row(1, id=""), "id: expected a text or a number, got str ''"),
+        (row(1, id=[1]), r"id: expected a text or a whole number, got list \[1\]"),
+        (row(1, id=""), "id: expected a text or a whole number, got str ''"),
         ('{"id": ' + "1" * 5000 + "}", "expected JSON, got a number of thousands of digits"),
         ("[" * 100_000, "expected JSON, got lists nested too deeply"),
         ('{"context": "a", "label": "b", "label": "c"}', "the key 'label' is given twice"),
@@ -384,8 +385,19 @@ def test_rows_of_a_group_share_it(tmp_path):
     path = tmp_path / "f.csv"
     path.write_text("context,label,group\na,b,talk\nc,d,\n")
     assert [one.group for one in parse(path)] == ["talk", "line-3"]
-    with pytest.raises(InputError, match="group: expected a text or a number"):
-        parse(write(tmp_path, row(1, group=["a"])))
+    for wrong in (["a"], True, 1.5):
+        with pytest.raises(InputError, match="group: expected a text or a whole number"):
+            parse(write(tmp_path, row(1, group=wrong)))
+
+
+def test_with_a_single_label_the_other_answers_do_not_count(tmp_path):
+    path = write(
+        tmp_path, *(row(i, answers=["b"], candidates=[f"answer number {i}", "b", "c"]) for i in range(9))
+    )
+    for single, rank in ((False, 1), (True, 2)):
+        config = OwnDataConfig(train=path, valid=path, test=path, single_label=single)
+        examples = config.read("test").examples
+        assert set(ranking("x", np.array([[1.0, 3.0, 0.0]] * 9), examples).ranks) == {rank}
 
 
 SEVERAL = [

@@ -93,6 +93,7 @@ def test_a_file_is_read_as_it_is_meant(tmp_path, name, content, expected):
     assert [(row.context, row.candidates) for row in parse(path)] == expected
 
 
+AGAIN = "the column names once more, as where files were joined; remove this line"
 REFUSED = {
     "another kind": ("f.txt", "a", 0, "expected a .jsonl, .json, .ndjson, .csv or .tsv file, got '.txt'"),
     "nothing": ("f.jsonl", "", 0, "is empty"),
@@ -178,11 +179,20 @@ REFUSED = {
         2,
         "cell 2: expected a delimiter or the end",
     ),
-    "a header in the middle": (
+    "a header in the middle": ("f.csv", "context,label\na,b\ncontext,label\nc,d\n", 3, AGAIN),
+    "a header in another order, with a mark": (
         "f.csv",
-        "context,label\na,b\ncontext,label\nc,d\n",
+        "\ufeffcontext,label\na,b\n\ufeffLabel, context\nc,d\n",
         3,
-        "the column names once more, as where files were joined; remove this line",
+        AGAIN,
+    ),
+    "a column answer": ("f.csv", "context,label,answer\na,b,c\n", 1, "'answer' is nearly 'answers'"),
+    "a column Groups": ("f.csv", "context,label,Groups\na,b,c\n", 1, "'Groups' is nearly 'group'"),
+    "a list as label": (
+        "f.csv",
+        "context,label\na,\"['b', 'c']\"\n",
+        2,
+        "further right answers into a column",
     ),
     "a list that does not end": ("f.json", '[{"context": "a", "label": "b"}\n', 2, "the list does not end"),
     "a list without a comma": (

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from polyjax.data.tasks.jsonl import parse
 from polyjax.errors import InputError
 from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.types import Example
@@ -16,7 +17,7 @@ ROWS = [
 
 
 def read(data, folder):
-    return task_of(data, lambda: folder).read("test").examples
+    return parse(task_of(data, lambda: folder).train)
 
 
 @pytest.fixture
@@ -30,6 +31,30 @@ def test_a_table_of_pandas_gives_its_rows(folder):
     table = pandas.DataFrame(ROWS)
     table["candidates"] = [np.array(row["candidates"], object) for row in ROWS]
     assert read(table, folder) == read(ROWS, folder)
+
+
+def test_a_table_is_read_as_its_file(tmp_path):
+    """Turns on lines, lists as text, columns without values, numbers as floats, further columns."""
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "f.csv"
+    path.write_text(
+        "context,label,candidates,id,group,Unnamed: 0\n"
+        "\"one\ntwo\",a,\"['a', 'b']\",1,7,x\n"
+        '"[\'three\', \'four\']",b,"[""a"", ""b""]",2,,y\n'
+    )
+    table = pandas.read_csv(path)
+    assert table["group"].dtype == float
+    assert read(table, tmp_path) == parse(path)
+    whole = pandas.DataFrame({"context": ["a", "b"], "label": ["c", "d"], "id": [pandas.NA, pandas.NaT]})
+    assert [one.id for one in read(whole, tmp_path)] == ["line-1", "line-2"]
+    for columns, message in (
+        (["context", "label", "answer"], "data: the column 'answer' is nearly 'answers'"),
+        (["context", "text"], "data: expected columns named"),
+    ):
+        with pytest.raises(InputError, match=message):
+            as_jsonl("data", pandas.DataFrame([["a"] * len(columns)], columns=columns))
+    with pytest.raises(InputError, match=r"data\[0\]: label: expected a text, got"):
+        as_jsonl("data", pandas.DataFrame({"context": ["a"], "label": ["['b', 'c']"]}))
 
 
 def test_a_table_of_polars_gives_its_rows(folder):

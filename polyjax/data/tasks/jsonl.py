@@ -114,7 +114,10 @@ class OwnDataConfig:
             )
         if split == "train":
             return Rows(chosen)
-        ranked = chosen if self.single_label else with_answers(chosen, self._known(split, file))
+        if self.single_label:
+            ranked = [dataclasses.replace(row, answers=()) for row in chosen]
+        else:
+            ranked = with_answers(chosen, self._known(split, file))
         return Rows(ranked, copies_note(ranked, split))
 
     def _known(self, split: Split, file: "OwnFile") -> list[Example]:

@@ -177,6 +177,11 @@ def _table_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
             raise not_valid(path, encoding, error) from None
 
 
+def _names(cells: list[str]) -> list[str]:
+    """Column names, however they are ordered and written, and after the mark at the start of a file."""
+    return sorted(cell.strip("\ufeff \t").casefold() for cell in cells)
+
+
 def _cells(path: Path, rows: Iterator[tuple[int, list[str] | InputError]]) -> Iterator[Row]:
     _, header = next(rows, (1, []))
     try:
@@ -191,7 +196,7 @@ def _cells(path: Path, rows: Iterator[tuple[int, list[str] | InputError]]) -> It
                 yield number, row
         elif any(map(_HALF.search, row)):
             yield number, InputError.in_row(problem="not valid UTF-8")
-        elif row == header:
+        elif _names(row) == _names(header):
             problem = "the column names once more, as where files were joined"
             yield number, InputError.in_row(problem=problem, fix="remove this line")
         elif len(row) != len(header):

@@ -13,7 +13,6 @@ from polyjax.types import Example
 
 KEYS = ("context", "label", "candidates", "id", "answers", "negatives", "scores", "group")
 REQUIRED = ("context", "label")
-_PLURALS = ("context", "label", "candidates")
 _HALF = range(0xD800, 0xE000)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 _STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
@@ -56,14 +55,14 @@ def json_fault(error: Exception) -> InputError:
 def nearly(name: str) -> str | None:
     """The key that a misspelt name probably means: other case, spaces, singular or plural.
 
-    >>> nearly(" Candidate"), nearly("Labels"), nearly("label"), nearly("score")
-    ('candidates', 'label', None, None)
+    >>> nearly(" Candidate"), nearly("Labels"), nearly("label"), nearly("answer"), nearly("ids")
+    ('candidates', 'label', None, 'answers', None)
     """
     if name in KEYS:
         return None
     plain = re.sub(r"[\W_]+", "", name).casefold()
     for key in KEYS:
-        if key != "id" and (plain == key or (key in _PLURALS and plain.rstrip("s") == key.rstrip("s"))):
+        if key != "id" and plain.rstrip("s") == key.rstrip("s"):
             return key
     return None
 
@@ -117,8 +116,8 @@ def example_of(row: object, default_id: str) -> Example:
 
 
 def _name(key: str, value: object) -> str:
-    if not isinstance(value, str | int) or not str(value).strip():
-        raise _wrong(key, "a text or a number", value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise _wrong(key, "a text or a whole number", value)
     return _text(key, str(value))
 
 
@@ -221,22 +220,31 @@ def check_header(header: Sequence[str]) -> None:
 
 
 def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
-    """The object that a row of a table stands for.
+    """The object that cells of a row of a table stand for.
 
     Turns are the lines of a cell, or a list; lists are as JSON, Python, pandas or numpy write them.
 
     Raises:
-        InputError: a cell that should be a list is not one.
+        InputError: a cell that should be a list is not one, or a label is a list.
     """
-    found: dict[str, Any] = {"label": cells["label"]}
-    turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
-    found["context"] = turns
-    # A list as in a JSON file, or as Python writes it, or a text that begins like one.
-    if cells["context"].lstrip().startswith(("[", "(")):
-        listed = _list("context", cells["context"])
+    found: dict[str, Any] = {}
+    if "label" in cells:
+        found["label"] = cells["label"]
+        listed = _listed("label", cells["label"])
+        if listed and all(isinstance(one, str) for one in listed):
+            raise InputError(
+                "label",
+                expected="a text",
+                got=cells["label"][:40],
+                fix="put further right answers into a column `answers`",
+                is_argument=False,
+            )
+    if "context" in cells:
+        turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
+        listed = _listed("context", cells["context"])
         found["context"] = turns if listed is None else listed
     for name in ("id", "group"):
-        if cells.get(name):
+        if cells.get(name, "").strip():
             found[name] = cells[name]
     for name in ("candidates", "answers", "negatives", "scores"):
         if cells.get(name, "").strip():
@@ -247,6 +255,11 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
                     name, expected=f"a JSON list of {kind}", got=cells[name][:40], is_argument=False
                 )
     return found
+
+
+def _listed(name: str, cell: str) -> list[Any] | None:
+    """The list in a cell, as in a JSON file or as Python writes it; None for a text that begins like one."""
+    return _list(name, cell) if cell.lstrip().startswith(("[", "(")) else None
 
 
 def _python(cell: str) -> list[Any] | None:
