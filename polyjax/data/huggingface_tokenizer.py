@@ -13,6 +13,7 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
 
+from polyjax.data.tokenizer_settings import apply_settings, check_marks, content_of
 from polyjax.errors import InputError, first_line, shown
 from polyjax.runtime.files import write_bytes
 
@@ -67,6 +68,8 @@ class HuggingFaceTokenizer:
             raise InputError.in_file(path, problem=problem) from None
         there = config and path.with_name(TOKENIZER_CONFIG_FILE).is_file()
         settings = read_settings(path.parent) if there else None if markers is None else {}
+        if settings:
+            apply_settings(tokenizer, settings, path.with_name(TOKENIZER_CONFIG_FILE))
         self._init(tokenizer, path, settings, markers, pad_id)
 
     @classmethod
@@ -101,10 +104,12 @@ class HuggingFaceTokenizer:
             as_text = markers == "text"
         self.markers: Markers = "text" if as_text else "special"
         self._read_template()
+        about = path.with_name(TOKENIZER_CONFIG_FILE)
+        check_marks(tokenizer, settings or {}, about, self.start_id, self.end_id)
         # After the template was read, which special tokens in texts would not be.
         tokenizer.encode_special_tokens = as_text
         self.separator_ids = (self.end_id, *self.between_ids)
-        found = {name: self._id(named.get(name)) for name in ("pad_token", "mask_token", "unk_token")}
+        found = {name: self._id(name, named.get(name)) for name in ("pad_token", "mask_token", "unk_token")}
         pad = found["pad_token"] if found["pad_token"] is not None else pad_id
         if pad is None:
             raise InputError.in_file(
@@ -123,9 +128,9 @@ class HuggingFaceTokenizer:
                 got=(settings or {})["truncation_side"],
             )
 
-    def _id(self, token: Any) -> int | None:
-        content = token.get("content") if isinstance(token, dict) else token
-        return self._tokenizer.token_to_id(content) if isinstance(content, str) else None
+    def _id(self, name: str, token: Any) -> int | None:
+        content = content_of(token, name, self._path.with_name(TOKENIZER_CONFIG_FILE))
+        return None if content is None else self._tokenizer.token_to_id(content)
 
     def _read_template(self) -> None:
         """The special tokens around one text, and around and between two."""
@@ -255,16 +260,15 @@ def _wordpiece(path: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
         raise InputError.in_file(path, problem=f"not readable as UTF-8: {error}") from None
     vocabulary = {piece.rstrip("\r"): i for i, piece in enumerate(pieces) if piece or i < len(pieces) - 1}
     names = {name: settings.get(name, default) for name, default in _BERT_TOKENS.items()}
-    names = {name: t["content"] if isinstance(t, dict) else t for name, t in names.items()}
+    about = path.with_name(TOKENIZER_CONFIG_FILE)
+    names = {name: content_of(t, name, about) or _BERT_TOKENS[name] for name, t in names.items()}
     missing = sorted({token for token in names.values() if token not in vocabulary} - {names["mask_token"]})
     if missing:
         raise InputError.in_file(path, problem=f"the pieces {', '.join(missing)} are missing")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token=names["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(  # pyright: ignore[reportAttributeAccessIssue]
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )
+    tokenizer.normalizer = normalizers.BertNormalizer()  # pyright: ignore[reportAttributeAccessIssue]
+    known = {"tokenizer_class": "MPNetTokenizer" if roberta_like else "BertTokenizer"}
+    apply_settings(tokenizer, {**settings, **known}, about)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.add_special_tokens([token for token in names.values() if token in vocabulary])
     start, end = ((names[name], vocabulary[names[name]]) for name in ("cls_token", "sep_token"))

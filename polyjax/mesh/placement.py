@@ -33,6 +33,7 @@ TABLE: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(qkv|mlp_in|query|key|value|position_query|position_key)\.kernel", P("fsdp", "model")),
     (r"(qkv|mlp_in|query|key|value|position_query|position_key)\.bias", P("model")),
     (r"(out|mlp_out)\.kernel", P("model", "fsdp")),
+    (r"project\.kernel", P(None, "fsdp")),
 )
 """The first entry that ends a parameter's path says how it is split; others are on all devices."""
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -41,8 +42,45 @@ def test_a_bi_encoder_comes_back_with_its_vectors(name, tmp_path):
     back = Ranker.load(tmp_path / "out")
     np.testing.assert_allclose(back.embed(expected["texts"]), golden["embeddings"], rtol=0, atol=1e-5)
     for prompt in expected.get("prompts", ()):
+        if prompt == "document" and "passage" in expected["prompts"]:
+            continue  # it was empty, and becomes the one that candidates have
         vectors = back.embed(expected["texts"], prompt=prompt)
         np.testing.assert_allclose(vectors, golden[f"embeddings_prompt_{prompt}"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "used", "written"),
+    [
+        ({"query": "q: ", "document": "", "passage": "p: "}, None, ("q: ", "p: "), ("q: ", "p: ")),
+        ({"query": "", "document": "", "task": "t: "}, "task", ("", ""), ("", "")),
+        ({"query": "", "task": "t: "}, "task", ("", "t: "), ("", "t: ")),
+        ({"query": "q: ", "corpus": "c: "}, "query", ("q: ", "c: "), ("q: ", "c: ")),
+        ({"query": "q: "}, "query", ("q: ", ""), ("q: ", "")),
+    ],
+)
+def test_prompts_of_roles_are_those_that_sentence_transformers_reads(
+    tmp_path, prompts, default, used, written
+):
+    """``encode_query`` and ``encode_document`` take the first name that is there, and else the default."""
+    folder = tmp_path / "in"
+    shutil.copytree(golden_encoder("st_bert_prompts")[0], folder, copy_function=shutil.copyfile)
+    path = folder / "config_sentence_transformers.json"
+    entries = json.loads(path.read_text()) | {"prompts": prompts, "default_prompt_name": default}
+    path.write_text(json.dumps(entries))
+    ranker = Ranker.load(folder)
+    config = ranker.scorer.text.config
+    assert (config.context_prompt, config.candidate_prompt) == used
+    ranker.save_pretrained(tmp_path / "out")
+    out = json.loads((tmp_path / "out" / path.name).read_text())
+
+    def first(*names):
+        name = next((name for name in names if name in out["prompts"]), out["default_prompt_name"])
+        return "" if name is None else out["prompts"][name]
+
+    assert (first("query"), first("document", "passage", "corpus")) == written
+    again = Ranker.load(tmp_path / "out").scorer.text.config
+    assert (again.context_prompt, again.candidate_prompt) == used
+    assert again.embedding_prompt == config.embedding_prompt
 
 
 @pytest.mark.parametrize("name", CROSS)

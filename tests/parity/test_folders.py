@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from conftest import golden_encoder, golden_encoders
 from polyjax import InputError, Ranker
@@ -170,7 +171,12 @@ MEAN, NORMALIZED = "st_bert_mean", "st_bert_cls_normalize_classic"
         ("config_sentence_transformers.json", {"similarity_fn_name": "euclidean"}, "euclidean"),
         ("config_sentence_transformers.json", {"default_prompt_name": "nobody"}, "nobody"),
         ("config_sentence_transformers.json", {"truncate_dim": 8}, "truncate_dim"),
+        ("config_sentence_transformers.json", {"default_prompt_name": {"a": 1}}, "default_prompt_name"),
         ("config.json", {"hidden_act": "mish"}, "mish"),
+        ("config.json", {"quantization_config": {"bits": 8}}, "quantization_config"),
+        ("config.json", {"model_type": []}, "model_type"),
+        ("config.json", {"architectures": 5}, "architectures"),
+        ("adapter_config.json", {"r": 8}, "adapter"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(tmp_path, file, entries, named):
@@ -179,6 +185,32 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, file, entries, named):
         Ranker.load(folder)
     assert error.value.argument.endswith(Path(file).name) or error.value.argument.endswith("modules.json")
     assert named in str(error.value)
+
+
+def test_whole_numbers_as_weights_are_refused(tmp_path):
+    folder = changed(MEAN, tmp_path, "config.json")
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("dense.weight"))
+    save_file(tensors | {name: tensors[name].astype(np.int8)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=f"{name} in a floating-point dtype, got int8"):
+        Ranker.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("modernbert", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        ("nomic_bert", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    ],
+)
+def test_scaled_rotary_positions_are_refused(tmp_path, name, entries):
+    with pytest.raises(InputError, match="rope_scaling"):
+        Ranker.load(changed(name, tmp_path, "config.json", **entries))
+
+
+def test_the_base_of_rotary_positions_may_stand_above(tmp_path):
+    folder = changed("nomic_bert", tmp_path, "config.json", rope_theta=5000.0, rope_parameters=None)
+    assert Ranker.load(folder).scorer.settings.encoder.theta == 5000.0
 
 
 def test_modules_in_another_order_are_refused(tmp_path):

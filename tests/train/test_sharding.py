@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from conftest import HEADS, random_tokens, tiny
+from conftest import ENCODERS, HEADS, random_tokens, tiny
 from polyjax import BiConfig, CrossConfig, InputError, PolyConfig, make_scorer
 from polyjax.mesh.placement import (
     BatchPlacer,
@@ -152,6 +152,15 @@ def test_every_large_matrix_is_in_the_table():
         for path, leaf in nnx.to_flat_state(state):
             large = leaf.get_value().ndim == 2 and min(leaf.get_value().shape) >= 32
             assert not large or spec_of(".".join(map(str, path))) != P(), path
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_matrix_of_a_family_is_in_the_table(name):
+    state = nnx.state(ENCODERS[name].build(rngs=nnx.Rngs(0)))
+    for path, leaf in nnx.to_flat_state(state):
+        where = ".".join(map(str, path))
+        small = leaf.get_value().ndim < 2 or where == "distances"  # a number for each distance and head
+        assert small or spec_of(where) != P(), where
 
 
 @pytest.mark.parametrize(

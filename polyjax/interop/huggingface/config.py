@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.nn.encoders import FAMILIES, ConfigJson, EncoderSettings, Family
 
-CONFIG = "config.json"
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -50,11 +50,20 @@ def family_of(entries: ConfigJson) -> Family:
     """The encoder family for the ``model_type`` in config.json.
 
     Raises:
-        InputError: no family in ``FAMILIES`` has that model_type.
+        InputError: no family in ``FAMILIES`` has that model_type, or the folder has quantized weights or an
+            adapter.
     """
     model_type = entries.entries.get("model_type")
+    if quantized := entries.entries.get("quantization_config"):
+        got = shown(f"quantization_config {quantized}")
+        raise InputError.in_file(entries.path, expected="weights that are not quantized", got=got)
+    adapter = entries.path.with_name(ADAPTER)
+    if adapter.is_file():
+        raise InputError.in_file(
+            adapter, problem="an adapter, which is not read", fix="merge it into the model, then save that"
+        )
     for family in FAMILIES:
-        if model_type in family.architectures:
+        if isinstance(model_type, str) and model_type in family.architectures:
             return family
     known = ", ".join(sorted(name for family in FAMILIES for name in family.architectures))
     raise InputError.in_file(entries.path, expected=f"a model_type of {known}", got=model_type)

@@ -107,7 +107,12 @@ class TensorFiles:
                     expected=f"{full} of shape {list(shape)}, as config.json says",
                     got=shown(list(found)),
                 )
-            value = file.get_tensor(full).astype(np.float32)
+            value = file.get_tensor(full)
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise InputError.in_file(
+                    path, expected=f"{full} in a floating-point dtype", got=shown(str(value.dtype))
+                )
+            value = value.astype(np.float32)
         except SafetensorError as error:
             raise InputError.in_file(path, problem=f"{full} cannot be read: {error}") from None
         if not np.isfinite(value).all():

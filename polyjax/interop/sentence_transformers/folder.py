@@ -15,13 +15,12 @@ from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, shown
 from polyjax.interop.huggingface import family_of, read_entries, read_object
 from polyjax.interop.sentence_transformers.modules import MODULES, Modules, read_modules, torch_activation
+from polyjax.interop.sentence_transformers.prompts import PROMPTS, read_prompts, role_prompts
 from polyjax.nn.activations import Activation
 from polyjax.nn.encoders import Classifier, ConfigJson, EncoderSettings, Family
 from polyjax.nn.heads import BiConfig, CrossConfig
 from polyjax.nn.reduce import Reduction
 
-PROMPTS = "config_sentence_transformers.json"
-"""Name of the file with the prompts, the similarity and the activation."""
 LENGTHS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -30,15 +29,6 @@ LENGTHS = tuple(
 CLASSIFIER = "ForSequenceClassification"
 SCORE_ACTIVATIONS: tuple[Activation, ...] = ("identity", "sigmoid", "tanh")
 """Activations of a cross-encoder's score that preserve the order of scores."""
-_PROMPT_ENTRIES = (
-    "__version__",
-    "activation_fn",
-    "default_prompt_name",
-    "model_type",
-    "prompts",
-    "similarity_fn_name",
-)
-_OF_QUERIES, _OF_DOCUMENTS = ("query",), ("document", "passage", "corpus")
 _LONG_BUCKETS = (768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768)
 
 
@@ -144,28 +134,11 @@ class EncoderFolder:
     def role_prompts(self) -> tuple[str, str]:
         """The prompts of contexts and of candidates: those that the folder names for queries and documents.
 
-        A side without a prompt gets the default prompt, unless that is the other side's.
+        A side for which it names none gets the default prompt, unless that is the other side's. Of several
+        names, the first whose prompt is not empty is taken: sentence-transformers adds an empty ``document``
+        to the ``passage: `` of models such as e5.
         """
         return role_prompts(self.prompts, self.default_prompt)
-
-
-def role_prompts(prompts: Mapping[str, str], default: str | None) -> tuple[str, str]:
-    """The prompts of contexts and of candidates; see ``EncoderFolder.role_prompts``.
-
-    Args:
-        prompts: prompts by name.
-        default: the name of the default prompt; None for none.
-
-    >>> role_prompts({"query": "q: ", "document": "d: "}, "query"), role_prompts({"task": "t: "}, "task")
-    (('q: ', 'd: '), ('t: ', 't: '))
-    """
-
-    def of(names: tuple[str, ...], others: tuple[str, ...]) -> str:
-        own = [prompts[name] for name in names if prompts.get(name)]
-        fall_back = "" if default is None or default in others else prompts[default]
-        return own[0] if own else fall_back
-
-    return of(_OF_QUERIES, _OF_DOCUMENTS), of(_OF_DOCUMENTS, _OF_QUERIES)
 
 
 def buckets_for(longest: int) -> tuple[int, ...]:
@@ -191,7 +164,7 @@ def read_folder(folder: Path) -> EncoderFolder:
     family = family_of(entries)
     settings = family.read(entries)
     classifier = _classifier(entries, family)
-    spoken = _spoken(folder)
+    spoken = read_prompts(folder)
     lengths = _lengths(transformer, paired=classifier is not None)
     max_length, origin = _max_length(transformer, lengths, settings)
     if classifier is not None and modules is not None and modules.names != ("Transformer",):
@@ -250,6 +223,8 @@ def _reductions(
 def _classifier(entries: ConfigJson, family: Family) -> Classifier | None:
     """The head of a cross-encoder; None if the folder is a bi-encoder."""
     architectures = entries.entries.get("architectures") or [""]
+    if not isinstance(architectures, list):
+        raise InputError.in_file(entries.path, expected="a list for 'architectures'", got=architectures)
     if not str(architectures[0]).endswith(CLASSIFIER):
         return None
     if family.classifier is None:
@@ -263,29 +238,6 @@ def _classifier(entries: ConfigJson, family: Family) -> Classifier | None:
             entries.path, expected="one label ('id2label'), whose score ranks", got=shown(f"{n} labels")
         )
     return family.classifier(entries)
-
-
-def _spoken(folder: Path) -> dict[str, Any]:
-    """Prompts, similarity and activation from config_sentence_transformers.json."""
-    path = folder / PROMPTS
-    entries = read_object(path) if path.is_file() else {}
-    for name in entries:
-        if name not in _PROMPT_ENTRIES:
-            raise InputError.in_file(path, expected=f"entries of {', '.join(_PROMPT_ENTRIES)}", got=name)
-    prompts, default = entries.get("prompts") or {}, entries.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise InputError.in_file(path, expected="texts by name for 'prompts'", got=prompts)
-    if default is not None and default not in prompts:
-        raise InputError.in_file(path, expected=f"a default_prompt_name of {', '.join(prompts)}", got=default)
-    similarity = entries.get("similarity_fn_name") or "cosine"
-    if similarity not in ("cosine", "dot"):
-        raise InputError.in_file(path, expected="'cosine' or 'dot' for 'similarity_fn_name'", got=similarity)
-    return {
-        "prompts": prompts,
-        "default": default,
-        "similarity": similarity,
-        "activation_fn": entries.get("activation_fn"),
-    }
 
 
 def _lengths(transformer: Path, *, paired: bool) -> dict[str, Any]:
@@ -303,6 +255,8 @@ def _lengths(transformer: Path, *, paired: bool) -> dict[str, Any]:
     kinds = {"max_seq_length": int, "do_lower_case": bool, "unpad_inputs": bool}  # the last is about speed
     fixed |= dict.fromkeys(("processing_kwargs", "query_length", "document_length", "query_expansion"))
     for name, value in entries.items():
+        if name in ("model_args", "tokenizer_args", "config_args") and not value:
+            continue
         if name in fixed:
             if value != fixed[name]:
                 raise InputError.in_file(path, expected=f"{fixed[name]!r} for {name!r}", got=value)

@@ -232,6 +232,7 @@ def torch_activation(path: Path, name: str, dotted: Any) -> Activation:
     known: dict[str, Activation] = {
         f"torch.nn.modules.{ending}": ours for ending, ours in ACTIVATIONS.items()
     }
+    known |= {f"torch.nn.{ending.rpartition('.')[2]}": ours for ending, ours in ACTIVATIONS.items()}
     if not isinstance(dotted, str) or dotted not in known:
         raise InputError.in_file(path, expected=f"one of {', '.join(known)} for {name!r}", got=dotted)
     return known[dotted]

@@ -5,7 +5,7 @@ Classes and entries are those of version 5 and earlier; version 6 reads them too
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,16 +257,24 @@ class _BiFiles(_Files):
                 self.json(f"{i}_{name}", CONFIG, SENTENCE)
 
     def _named_prompts(self) -> dict[str, str]:
-        """The model's prompts, under names from which a reader derives those of contexts and candidates."""
+        """The model's prompts, under names from which any reader takes those of contexts and candidates."""
         config = self.config
         prompts, wanted = dict(config.prompts), (config.context_prompt, config.candidate_prompt)
         default = _name_of(config.embedding_prompt, prompts)
-        if role_prompts(prompts, default) == wanted:
+        first = tuple(_first_named(prompts, names, default) for names in _ROLES.values())
+        if role_prompts(prompts, default) == wanted == first:
             return prompts
         for (name, names), prompt in zip(_ROLES.items(), wanted, strict=True):
-            prompts = {n: p for n, p in prompts.items() if n not in names}
-            prompts |= {name: prompt} if prompt else {}
+            if not prompt:  # a further name of the role would be read instead
+                prompts = {n: p for n, p in prompts.items() if n not in names}
+            prompts[name] = prompt
         return prompts
+
+
+def _first_named(prompts: Mapping[str, str], names: Sequence[str], default: str | None) -> str:
+    """The prompt of a role as sentence-transformers reads it: the first of its names, else the default."""
+    name = next((name for name in names if name in prompts), default)
+    return "" if name is None else prompts[name]
 
 
 class _CrossFiles(_Files):

@@ -11,6 +11,7 @@ from polyjax.nn.heads import CrossConfig
 
 _REQUIRED: Any = object()
 _THEIR_ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -123,7 +124,7 @@ def their_activation(name: Activation) -> str:
     >>> their_activation("gelu_tanh"), their_activation("relu")
     ('gelu_new', 'relu')
     """
-    return next((theirs for theirs, ours in _THEIR_ACTIVATIONS.items() if ours == name), name)
+    return "gelu_new" if name == "gelu_tanh" else name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

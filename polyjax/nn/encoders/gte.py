@@ -31,7 +31,7 @@ class GteConfig(NomicBertConfig):
 
 
 def _read(entries: ConfigJson) -> GteConfig:
-    if entries.entries.get("rope_scaling") is not None:
+    if entries.has("rope_scaling"):
         entries.expect("rope_scaling", None)
     entries.expect("position_embedding_type", "rope")
     entries.expect("layer_norm_type", "layer_norm")

@@ -177,6 +177,8 @@ def _global_every(entries: ConfigJson) -> int:
 
 
 def _read(entries: ConfigJson) -> ModernBertConfig:
+    if entries.has("rope_scaling"):
+        entries.expect("rope_scaling", None)
     rope = entries.section("rope_parameters")
     theta = {
         kind: rotary_theta(rope.section(kind), entries.real(older, default))

@@ -107,6 +107,8 @@ class RotaryEncoder(nnx.Module):
 def _read(entries: ConfigJson) -> NomicBertConfig:
     if entries.has("n_embd"):
         return _read_original(entries)
+    if entries.has("rope_scaling"):
+        entries.expect("rope_scaling", None)
     n_heads, dim = entries.number("num_attention_heads"), entries.number("hidden_size")
     entries.expect("head_dim", dim // n_heads)
     return NomicBertConfig(
@@ -119,7 +121,7 @@ def _read(entries: ConfigJson) -> NomicBertConfig:
         n_segments=entries.number("type_vocab_size", 2),
         activation=entries.activation("hidden_act", "silu"),
         norm_eps=entries.real("layer_norm_eps", 1e-12),
-        theta=rotary_theta(entries.section("rope_parameters"), 1000.0),
+        theta=rotary_theta(entries.section("rope_parameters"), entries.real("rope_theta", 1000.0)),
     )
 
 
