@@ -136,7 +136,7 @@ class EncoderFolder:
 
         A side for which it names none gets the default prompt, unless that is the other side's. Of several
         names, the first whose prompt is not empty is taken: sentence-transformers adds an empty ``document``
-        to the ``passage: `` of models such as e5.
+        to the ``passage:`` of models such as e5.
         """
         return role_prompts(self.prompts, self.default_prompt)
 
