@@ -51,6 +51,14 @@ LADDER = (
     Row("bi demo", "bi", "demo", "train --arch bi"),
     Row("poly demo", "poly", "demo", "train --arch poly"),
     Row("cross demo", "cross", "demo", "train --arch cross --init {after}", after="poly demo"),
+    Row(
+        "cross mined",
+        "cross",
+        "demo",
+        # The poly-encoder finds the negatives; its scores are not learnt.
+        "distil --arch cross --init {after} --teacher {after} --teacher.n-negatives 6 --loss softmax",
+        after="poly demo",
+    ),
     Row("bi long", "bi", "long", "train --arch bi --preset long"),
     Row("poly long", "poly", "long", "train --arch poly --preset long"),
     Row("cross long", "cross", "long", "train --arch cross --preset long --init {after}", after="poly long"),

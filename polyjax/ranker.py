@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -32,15 +32,16 @@ from polyjax.retrieval.index.build import check_dual
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import open_index
 from polyjax.retrieval.making import make_index
+from polyjax.retrieval.reranking import Reranker
 from polyjax.retrieval.search.programs import SearchPrograms
 from polyjax.retrieval.search.searcher import Method, Results
-from polyjax.retrieval.searchable import Index, Reranker
+from polyjax.retrieval.searchable import Index
 from polyjax.retrieval.stages.faiss import FirstStage
-from polyjax.runtime.forks import refuse_forked
+from polyjax.runtime.forks import OfThisProcess, refuse_forked
 from polyjax.types import Ranked
 
 
-class Ranker(SavesModel):
+class Ranker(OfThisProcess, SavesModel):
     """Ranks candidate texts for a context with a trained model. Threads may share one.
 
     Use: ``Ranker.load(run_dir).rank(context, candidates)``. Load it in each process that uses it: a process
@@ -65,12 +66,6 @@ class Ranker(SavesModel):
         self.folder = folder
         self._index: Index | None = None
         self._programs = SearchPrograms(scorer.head) if scorer.is_dual else None
-
-    def __reduce__(self) -> NoReturn:
-        """Raise InputError: a ranker cannot be pickled, copied or sent to another process."""
-        problem = "a Ranker cannot be pickled: its programs and threads belong to this process"
-        fix = "load it in each process; in this one, threads may share it"
-        raise InputError("ranker", problem=problem, fix=fix)
 
     @classmethod
     def load(

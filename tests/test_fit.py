@@ -267,6 +267,12 @@ cases = {{
     "optim.decay": {{"optim": {{"decay": "cosine"}}}},
     "batch.candidates": {{"batch": {{"candidates": "in"}}}},
     "none.txt": {{"rank": {{"candidates": "fixed", "file": "none.txt"}}}},
+    "text.context_tokens": {{"text": {{"context_tokens": "256"}}}},
+    "optim.learning_rate": {{"optim": {{"learning_rate": "1e-3"}}}},
+    "batch.batch_size": {{"batch": {{"batch_size": "8"}}}},
+    "head.n_codes": {{"head": {{"n_codes": "4"}}}}, "rank.n": {{"rank": {{"n": "3"}}}},
+    "callbacks[1]": {{"callbacks": [print, 3]}},
+    "batch.chunk": {{"batch": {{"chunk": 2.5}}, "steps": 1}},
 }}
 for argument, changes in cases.items():
     try:

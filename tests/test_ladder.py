@@ -113,6 +113,7 @@ def test_the_ladder_has_the_rows_of_the_claim(script):
         "bi demo",
         "poly demo",
         "cross demo",
+        "cross mined",
         "bi long",
         "poly long",
         "cross long",

@@ -359,9 +359,16 @@ TYPES = """
 import polyjax
 rows = [{"context": f"q{i}", "label": f"l{i}"} for i in range(60)]
 cases = {"n_negatives": "7", "max_score": "x", "seed": 1.5, "sampling": "best", "relative_margin": True}
+import numpy as np
+
+numpy = {"n_negatives": np.int64(2), "seed": np.int64(3), "absolute_margin": np.float32(0.125), "quiet": True}
+ranker = polyjax.Ranker.from_encoder("minilm")
+made = polyjax.mine(ranker, rows, "x.jsonl", **numpy)
+python = {"n_negatives": 2, "seed": 3, "absolute_margin": 0.125, "quiet": True}
+assert polyjax.mine(ranker, rows, "x.jsonl", **python).rows == made.rows
 for argument, value in {**cases, "out": 5}.items():
     try:
-        polyjax.mine("minilm", rows, **{argument: value})
+        polyjax.mine(ranker, rows, **{argument: value})
     except polyjax.InputError as error:
         assert error.argument == argument, (argument, error)
     else:

@@ -93,10 +93,40 @@ def test_a_table_is_no_list_of_texts():
         arguments.as_texts("candidates", frame)
 
 
-def test_a_ranker_is_not_pickled_or_copied(poly):
+def test_a_ranker_and_an_index_are_not_pickled_or_copied(poly):
     for use in (pickle.dumps, copy.deepcopy):
-        with pytest.raises(InputError, match="a Ranker cannot be pickled.*load it in each process"):
-            use(poly)
+        for name, one in {"Ranker": poly, "Index": poly.index(["a", "b"])}.items():
+            with pytest.raises(InputError, match=f"^{name}: it cannot be pickled.*load it in each process"):
+                use(one)
+
+
+class OwnReranker:
+    """A model of somebody else's."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def score_batch(self, contexts, candidates):
+        return self.scores(candidates)
+
+
+def test_scores_of_ones_own_reranker_are_checked(poly):
+    index = poly.index(["a", "b", "c"])
+    found = index.search(
+        "hi", 2, rerank=OwnReranker(lambda some: [[float(len(t) + (t == "b")) for t in row] for row in some])
+    )
+    assert found[0].text == "b" and len(found) == 2, "lists will do"
+    for scores, message in (
+        (lambda some: [np.full(len(row), np.nan) for row in some], "model: its scores are not numbers"),
+        (lambda some: [np.ones(1) for _ in some], "rerank: expected scores of each list"),
+        (lambda some: [np.ones((len(row), 1)) for row in some], "rerank: expected scores of each list"),
+        (lambda some: [np.arange(9.0) for _ in some], "rerank: expected scores of each list"),
+        (lambda some: [["x"] * len(row) for row in some], "rerank: expected scores of each list"),
+        (lambda some: [], "rerank: expected scores of each list"),
+        (lambda some: None, "rerank: expected scores of each list"),
+    ):
+        with pytest.raises(InputError, match=message):
+            index.search("hi", 2, rerank=OwnReranker(scores))
 
 
 @pytest.mark.parametrize("path", ["a" * 5000, "a\0b"])

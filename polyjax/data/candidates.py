@@ -127,12 +127,14 @@ def candidate_lines(path: Path, *, strip: bool = True) -> list[str]:
     except OSError as error:
         raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
     texts = [line.strip() if strip else line.removesuffix("\r") for line in lines]
-    while texts and not texts[-1].strip():
+    empty = [not text_key(text) for text in texts]
+    while empty and empty[-1]:
         texts.pop()
+        empty.pop()
     if not texts:
         raise InputError.in_file(path, problem="holds no candidate", expected="one a line")
-    if "" in texts:
+    if any(empty):
         raise InputError.in_file(
-            path, texts.index("") + 1, expected="a candidate", got=shown("an empty line")
+            path, empty.index(True) + 1, expected="a candidate", got=shown("an empty line")
         )
     return texts

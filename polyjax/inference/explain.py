@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from polyjax.data.token_store import Ids
 from polyjax.errors import InputError
+from polyjax.inference.numbers import check_numbers
 from polyjax.inference.scorer import TextScorer
 from polyjax.nn.scorers import DualScorer
 from polyjax.types import Tokens
@@ -92,6 +93,7 @@ def explain_ids(scorer: TextScorer, ids: Ids, vector: np.ndarray, *, top: int) -
     reads = token_reads(scorer, tokens)[0][chosen, : len(ids)]
     name = getattr(text.tokenizer, "token", str)  # a custom tokenizer need not have it
     named = [name(int(id_)) for id_ in ids]
+    check_numbers(products[None])
     score = form.scale * float((weights * products).sum())
     return Explanation(score, form.scale, weights, products, chosen, named, reads)
 

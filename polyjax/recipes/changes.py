@@ -11,7 +11,7 @@ from polyjax.errors import InputError
 from polyjax.inference.arguments import check_folder
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.settings import EncoderChoice
-from polyjax.runtime.fields import hints_of, kinds_of
+from polyjax.runtime.fields import check_values, hints_of, kinds_of, plain
 
 T = TypeVar("T")
 
@@ -40,9 +40,10 @@ def changed(default: T, given: T | Mapping[str, Any] | None, name: str) -> T:
                 f"{name}[{key!r}]", expected=f"one of {', '.join(sorted(hints))}", is_argument=False
             )
     values = {
-        key: Path(value) if isinstance(value, str) and Path in kinds_of(hints[key]) else value
+        key: Path(value) if isinstance(value, str) and Path in kinds_of(hints[key]) else plain(value)
         for key, value in given.items()
     }
+    check_values(type(default), values, name)
     return dataclasses.replace(default, **values)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
@@ -68,3 +69,6 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             raise InputError(name, expected=expected, got=value)
         if isinstance(value, str | os.PathLike):
             check_folder(value, name)
+    for i, callback in enumerate(given["callbacks"]):
+        if not callable(callback):
+            raise InputError(f"callbacks[{i}]", expected="a function", got=callback)

@@ -31,6 +31,7 @@ from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import ROWS, rows_named, task_of
 from polyjax.recipes.run import Run
 from polyjax.runs import write_json
+from polyjax.runtime.fields import check_types
 from polyjax.runtime.files import temporary_folder
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
@@ -148,6 +149,8 @@ def check_arguments(split: object, ks: object, examples: object, rank: object) -
         check_count("examples", examples)
     if not isinstance(rank, RankConfig | None):
         raise InputError("rank", expected="a RankConfig", got=rank)
+    if rank is not None:
+        check_types(rank, "rank")
 
 
 def opened(model: Any, name: str = "model") -> tuple[Ranker, Path | None]:

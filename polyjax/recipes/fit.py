@@ -41,7 +41,7 @@ from polyjax.recipes.settings import (
     TokenizerChoice,
 )
 from polyjax.recipes.teaching import TAUGHT, as_teacher
-from polyjax.runtime.fields import check_types
+from polyjax.runtime.fields import check_types, plain
 from polyjax.runtime.progress import hushed
 from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, loss_of
@@ -206,9 +206,9 @@ def _settings(
     if own is None and init is None:
         config = for_encoder(config, config.encoder.name, own_head=isinstance(head, HeadSettings))
     parts = {name: changed(getattr(config, name), value, name) for name, value in nested.items()}
-    lengths = {name: value for name, value in length.items() if value is not None}
+    lengths = {name: plain(value) for name, value in length.items() if value is not None}
     try:
-        parts["train"] = _with_length(parts["train"], lengths, seed)
+        parts["train"] = _with_length(parts["train"], lengths, plain(seed))
         check_types(parts["train"], "train")
     except InputError as error:
         name = error.argument.removeprefix("train.")

@@ -16,7 +16,15 @@ import numpy as np
 from polyjax.data.known import changed_rows
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
-from polyjax.data.tasks.own_rows import KEYS, cells_object, check_header
+from polyjax.data.tasks.own_rows import (
+    HEADER_AGAIN,
+    KEYS,
+    REQUIRED,
+    cells_object,
+    check_header,
+    example_of,
+    repeats_header,
+)
 from polyjax.errors import InputError, first_line, shown
 from polyjax.inference.arguments import check_folder
 from polyjax.mesh.processes import is_primary, primary_first
@@ -72,16 +80,24 @@ class RowFiles:
 
 def _difference(before: bytes, now: bytes) -> str:
     """How rows differ from those in a file, in words; "" where they are the same, however written."""
-    old, new = (
-        [json.dumps(json.loads(line), sort_keys=True) for line in content.splitlines()]
-        for content in (before, now)
-    )
-    if old == new:
+    was, now_is = ([json.loads(line) for line in content.splitlines()] for content in (before, now))
+    numbered = [[_normal(row, f"line-{i}") for i, row in enumerate(rows, 1)] for rows in (was, now_is)]
+    if numbered[0] == numbered[1]:
         return ""
+    old, new = ([_normal(row, "-") for row in rows] for rows in (was, now_is))
     added, missing = Counter(new) - Counter(old), Counter(old) - Counter(new)
     if not added and not missing:
         return "the same in another order"
     return changed_rows(added.total(), len(new), missing.total(), len(old))
+
+
+def _normal(row: Any, default_id: str) -> str:
+    """A row in the one form of all that say the same; ``default_id`` is its id if it has none."""
+    try:
+        example = example_of(row, default_id)
+    except InputError:  # refused when it is read
+        return json.dumps(row, sort_keys=True)
+    return json.dumps(as_dict(example), sort_keys=True)
 
 
 @contextlib.contextmanager
@@ -182,6 +198,10 @@ def _table_rows(name: str, table: Any) -> Any:
     rows = []
     for i, record in enumerate(records):
         row = {key: record[key] for key in KEYS if key in record and not _is_missing(record[key])}
+        if repeats_header(record.values()):
+            raise InputError(f"{name}[{i}]", problem=HEADER_AGAIN, fix="remove this row")
+        numbers = (key for key in REQUIRED if isinstance(row.get(key), int) and row[key] is not True)
+        row |= {key: str(row[key]) for key in numbers}  # a label 4 is "4" in the file
         try:
             texts = cells_object({key: value for key, value in row.items() if isinstance(value, str)})
         except InputError as error:

@@ -1,10 +1,9 @@
 """An index with the model that it was built with: search, add, remove."""
 
-import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, get_args, runtime_checkable
+from typing import get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -18,23 +17,14 @@ from polyjax.retrieval.index.manifest import rebuilt
 from polyjax.retrieval.index.rows import IndexDtype
 from polyjax.retrieval.index.store import CandidateIndex, memory_segment, open_index
 from polyjax.retrieval.index.texts import added, ids_of
+from polyjax.retrieval.reranking import Reranker, reranked
 from polyjax.retrieval.search.programs import SearchPrograms
 from polyjax.retrieval.search.searcher import Method, Results, Searcher
 from polyjax.retrieval.stages.faiss import FirstStage, check_stage
+from polyjax.runtime.forks import OfThisProcess
 
 
-@runtime_checkable
-class Reranker(Protocol):
-    """A model that can re-rank the best candidates, such as a ``Ranker``."""
-
-    def score_batch(
-        self, contexts: Sequence[Context], candidates: Sequence[Sequence[str]]
-    ) -> list[np.ndarray]:
-        """Scores of the candidates of each context: a list of float32 arrays [n], in the given order."""
-        ...
-
-
-class Index:
+class Index(OfThisProcess):
     """Encoded candidates and the model that searches them. Several threads may use one index.
 
     Create it with ``Ranker.index`` or ``Ranker.open_index``. The id of a candidate is its index in the list
@@ -184,7 +174,7 @@ class Index:
         if rerank_top < top_k:
             raise InputError("rerank_top", expected=f"at least `top_k`, which is {top_k}", got=rerank_top)
         found = searcher.search(turns, rerank_top, method=method, first_stage=first_stage)
-        return _reranked(rerank, turns, found, top_k)
+        return reranked(rerank, turns, found, top_k)
 
     def measure_recall(
         self, contexts: Sequence[Context], first_stage: FirstStage, *, top_k: int = 10
@@ -324,20 +314,3 @@ class Index:
 
     def _searcher_of(self, candidates: CandidateIndex) -> Searcher:
         return Searcher(self._scorer, candidates, mesh=self._mesh, programs=self._programs)
-
-
-def _reranked(
-    model: Reranker, contexts: Sequence[Sequence[str]], found: Sequence[Results], top_k: int
-) -> list[Results]:
-    """Re-rank the found candidates with another model, with the pairs of all contexts in one call."""
-    scored = [i for i, results in enumerate(found) if len(results)]
-    scores = model.score_batch([contexts[i] for i in scored], [[f.text for f in found[i]] for i in scored])
-    again = list(found)
-    for i, row in zip(scored, scores, strict=True):
-        order = np.argsort(-row, kind="stable")[:top_k].tolist()
-        best = (
-            dataclasses.replace(found[i][j], score=float(row[j]), first_score=found[i][j].score)
-            for j in order
-        )
-        again[i] = dataclasses.replace(found[i], found=tuple(best), certified=False, recall=None)
-    return again

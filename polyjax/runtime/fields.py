@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-import numbers
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from polyjax.errors import InputError
 
@@ -35,10 +36,25 @@ def settings_of(kind: type[T], **values: Any) -> T:
     Raises:
         InputError: a value is of another type than its field, or is out of range.
     """
+    values = {key: plain(value) for key, value in values.items()}
+    check_values(kind, values)
+    return kind(**values)
+
+
+def check_values(kind: type, values: Mapping[str, Any], name: str = "") -> None:
+    """Check the types of some values of the fields of settings, which are called ``name``.
+
+    Raises:
+        InputError: a value is of another type than its field.
+    """
     for key, hint in hints_of(kind).items():
         if key in values:
-            _check_type(values[key], hint, key)
-    return kind(**values)
+            _check_type(values[key], hint, f"{name}.{key}" if name else key)
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as one of Python, which files can hold; anything else as it is."""
+    return value.item() if isinstance(value, np.number | np.bool_) else value
 
 
 def _check_type(value: Any, hint: Any, place: str) -> None:
@@ -70,7 +86,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind in (int, float):
-        number = numbers.Integral if kind is int else numbers.Real
+        number = int if kind is int else int | float
         return isinstance(value, number) and not isinstance(value, bool)
     if kind in (str, Path, NoneType):
         return isinstance(value, kind)

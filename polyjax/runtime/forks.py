@@ -5,6 +5,7 @@ A fork copies the memory of jax's threads and of their locks, but not the thread
 
 import os
 import sys
+from typing import NoReturn
 
 from polyjax.errors import InputError
 
@@ -27,6 +28,19 @@ def _note_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_note_fork)
+
+
+class OfThisProcess:
+    """A base of objects whose compiled programs and threads belong to the process that made them."""
+
+    def __reduce__(self) -> NoReturn:
+        """Raise InputError: such an object cannot be pickled, copied or sent to another process."""
+        raise InputError(
+            type(self).__name__,
+            problem="it cannot be pickled: its programs and threads belong to this process",
+            fix="load it in each process; in this one, threads may share it",
+            is_argument=False,
+        )
 
 
 def refuse_forked(*, computes: bool = True) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from polyjax.errors import InputError
 from polyjax.ranker import Ranker
 from polyjax.retrieval import Index, Method, Results
-from polyjax.retrieval.index.manifest import rebuilt
 
 
 class UnknownCandidate(Exception):
     """A candidate to be removed is not in the index."""
+
+
+class RebuiltIndex(Exception):
+    """Another process built the index again, so that clients know ids of other candidates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,8 @@ class LiveIndex:
         """Add candidates; returns the number of new ones, and the id of each text, new or not.
 
         Raises:
-            InputError: the index is in memory only, cannot be written, or was built again by another process.
+            InputError: the index is in memory only, or cannot be written.
+            RebuiltIndex: another process built it again.
         """
         with self._changing:
             index = self._current()
@@ -92,7 +96,8 @@ class LiveIndex:
 
         Raises:
             UnknownCandidate: an id was never assigned, or a text is not in the index or is ambiguous.
-            InputError: the index is in memory only, cannot be written, or was built again by another process.
+            InputError: the index is in memory only, or cannot be written.
+            RebuiltIndex: another process built it again.
         """
         with self._changing:
             index = self._current()
@@ -113,14 +118,15 @@ class LiveIndex:
         """The index as it is on disk now: other processes may have changed it.
 
         Raises:
-            InputError: it is in memory only, or was built again, so that clients know other ids.
+            InputError: it is in memory only.
+            RebuiltIndex: another process built it again.
         """
         opened = self._opened.index
         if opened.folder is None:
             raise InputError("index", problem="it is in memory only", fix="build it in a folder")
         index = self._ranker.open_index(opened.folder)
         if index.build != opened.build:
-            raise rebuilt(opened.folder)
+            raise RebuiltIndex("the index was built again by another process; the server must be restarted")
         return index
 
 

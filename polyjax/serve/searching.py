@@ -9,9 +9,10 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from polyjax.data.identity import text_key
 from polyjax.errors import InputError
 from polyjax.serve import shapes
-from polyjax.serve.index import LiveIndex, UnknownCandidate
+from polyjax.serve.index import LiveIndex, RebuiltIndex, UnknownCandidate
 from polyjax.serve.problems import Problem, overloaded, unavailable
 from polyjax.serve.service import Service, Visit
 from polyjax.serve.work import Call, Scoring
@@ -102,8 +103,9 @@ class SearchRoutes:
         values = await self._service.fields(request, shapes.ADD)
         texts = shapes.listed(values, "documents")
         self._service.check_sizes(documents=texts)
-        if "" in texts:
-            raise Problem(400, f"`documents[{texts.index('')}]`: is empty", "Empty")
+        for i, text in enumerate(texts):
+            if not text_key(text):
+                raise Problem(400, f"`documents[{i}]`: is empty", "Empty")
         added, ids = await self._change(request, lambda: index.add(texts))
         return JSONResponse({"added": added, "ids": ids, **self._state(index)})
 
@@ -146,6 +148,9 @@ class SearchRoutes:
                 return await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(function)))
             except UnknownCandidate as error:
                 raise Problem(404, str(error), "NotFound") from None
+            except RebuiltIndex as error:
+                log.error(str(error))
+                raise unavailable(str(error), 60.0) from None
             except (InputError, OSError) as error:  # another process is writing, the disk is full, ...
                 log.error("the index was not changed", exc_info=error)
                 raise unavailable("the index cannot be changed now; the server's log says why") from None

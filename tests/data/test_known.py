@@ -183,6 +183,8 @@ def test_rows_in_memory_are_the_same_however_they_are_written_and_others_are_cou
     a, b, c = ({"context": "hi", "label": name} for name in "abc")
     rows(a, b).write(tmp_path, begun=False)
     rows({"label": "a", "context": "hi"}, b).write(tmp_path, begun=True)
+    written = {"context": ["hi"], "label": "a", "answers": [], "candidates": None}
+    rows(written, Example("line-2", ("hi",), ("b",), 0, "line-2")).write(tmp_path, begun=True)
     assert (tmp_path / "rows.jsonl").read_bytes() == as_jsonl("data", [a, b]), "what the run read stays"
     for given, words in (
         ((a, c, b), "1 of 3 are new or changed, 0 of the 2 before are missing"),

@@ -186,6 +186,18 @@ REFUSED = {
         3,
         AGAIN,
     ),
+    "a header with other columns": (
+        "f.csv",
+        "context,label,source\na,b,s\nlabel,context,url\nc,d,u\n",
+        3,
+        AGAIN,
+    ),
+    "a quoted header with a mark": (
+        "f.csv",
+        '\ufeff"context","label"\na,b\n\ufeff"context","label"\nc,d\n',
+        3,
+        AGAIN,
+    ),
     "a column answer": ("f.csv", "context,label,answer\na,b,c\n", 1, "'answer' is nearly 'answers'"),
     "a column Groups": ("f.csv", "context,label,Groups\na,b,c\n", 1, "'Groups' is nearly 'group'"),
     "a list as label": (
@@ -257,6 +269,7 @@ def test_candidates_are_plain_lines(tmp_path, name, content, expected):
         (None, 0, "is missing"),
         (b"\n", 0, "holds no candidate"),
         (b"a\n\nb\n", 2, "expected a candidate, got an empty line"),
+        ("a\n\u200b\nb\n".encode(), 2, "expected a candidate, got an empty line"),
         (b"\xff", 0, "not valid UTF-8"),
         (b"a\0b\0\n\0", 0, "UTF-16 without a byte order mark"),
     ],

@@ -57,6 +57,15 @@ def test_a_table_is_read_as_its_file(tmp_path):
         as_jsonl("data", pandas.DataFrame({"context": ["a"], "label": ["['b', 'c']"]}))
 
 
+def test_a_table_with_numbers_as_texts_and_one_with_its_header_within():
+    pandas = pytest.importorskip("pandas")
+    numbers = pandas.DataFrame({"context": ["what is 2 + 2 ?", "5"], "label": [4, 5]})
+    assert json.loads(as_jsonl("data", numbers).splitlines()[0])["label"] == "4"
+    joined = pandas.DataFrame({"context": ["a", "context"], "label": ["b", "label"]})
+    with pytest.raises(InputError, match=r"data\[1\]: the column names once more"):
+        as_jsonl("data", joined)
+
+
 def test_a_table_of_polars_gives_its_rows(folder):
     table = pytest.importorskip("polars").DataFrame(ROWS)
     assert read(table, folder) == read(ROWS, folder)

@@ -200,7 +200,7 @@ def test_an_index_that_another_process_built_again_is_not_changed(changing, rank
     """The clients' ids mean other candidates now."""
     ranker.index(["other", CANDIDATES[0]], tmp_path / "index", replace=True)
     answer = changing.ask(method, "/index", body)
-    assert answer.status == 503 and "cannot be changed now" in answer.json["error"], answer.body
+    assert answer.status == 503 and "the server must be restarted" in answer.json["error"], answer.body
     assert ranker.open_index(tmp_path / "index").texts == ["other", CANDIDATES[0]]
     assert texts_of(changing.post("/search", {"query": CANDIDATES[0]}))
 
@@ -209,7 +209,8 @@ def test_an_index_that_another_process_built_again_is_not_changed(changing, rank
     ("method", "body", "status", "text"),
     [
         ("POST", {"documents": []}, 400, "is empty"),
-        ("POST", {"documents": ["a", ""]}, 400, "is empty"),
+        ("POST", {"documents": ["a", ""]}, 400, "`documents[1]`: is empty"),
+        ("POST", {"documents": [" \u200b"]}, 400, "is empty"),
         ("POST", {"documents": ["\ud800"]}, 422, "half a character"),
         ("POST", {}, 422, "`documents`: missing"),
         ("POST", {"documents": ["a"] * 301}, 413, "too many"),

@@ -13,7 +13,14 @@ from typing import Any
 
 from polyjax.data.encodings import encoding_of, not_valid
 from polyjax.data.tables import read_table
-from polyjax.data.tasks.own_rows import cells_object, check_header, json_fault, json_object
+from polyjax.data.tasks.own_rows import (
+    HEADER_AGAIN,
+    cells_object,
+    check_header,
+    json_fault,
+    json_object,
+    repeats_header,
+)
 from polyjax.errors import InputError
 
 LONGEST_LINE = 10_000_000
@@ -177,11 +184,6 @@ def _table_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
             raise not_valid(path, encoding, error) from None
 
 
-def _names(cells: list[str]) -> list[str]:
-    """Column names, however they are ordered and written, and after the mark at the start of a file."""
-    return sorted(cell.strip("\ufeff \t").casefold() for cell in cells)
-
-
 def _cells(path: Path, rows: Iterator[tuple[int, list[str] | InputError]]) -> Iterator[Row]:
     _, header = next(rows, (1, []))
     try:
@@ -196,9 +198,8 @@ def _cells(path: Path, rows: Iterator[tuple[int, list[str] | InputError]]) -> It
                 yield number, row
         elif any(map(_HALF.search, row)):
             yield number, InputError.in_row(problem="not valid UTF-8")
-        elif _names(row) == _names(header):
-            problem = "the column names once more, as where files were joined"
-            yield number, InputError.in_row(problem=problem, fix="remove this line")
+        elif repeats_header(row):
+            yield number, InputError.in_row(problem=HEADER_AGAIN, fix="remove this line")
         elif len(row) != len(header):
             yield number, InputError.in_row(expected=f"{len(header)} columns", got=len(row))
         else:

@@ -4,7 +4,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from polyjax.data.identity import text_key
@@ -217,6 +217,15 @@ def check_header(header: Sequence[str]) -> None:
             expected=f"columns named {', '.join(KEYS)}, of which context and label are required",
             got=shown(", ".join(header) or "nothing"),
         )
+
+
+def repeats_header(cells: Iterable[object]) -> bool:
+    """Whether a row names the columns once more, in any order and writing, as where files were joined."""
+    names = {cell.strip('\ufeff\t "').casefold() for cell in cells if isinstance(cell, str)}
+    return names.issuperset(REQUIRED)
+
+
+HEADER_AGAIN = "the column names once more, as where files were joined"
 
 
 def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
