@@ -149,7 +149,7 @@ def test_what_was_said_is_context_and_is_not_said_again(opened, ranker):
 def test_an_answer_after_a_reset_is_not_shown(opened):
     """It belongs to the conversation before."""
     page, held = opened.page, []
-    page.route("**/search", held.append)
+    page.route("**/search", lambda route: held.append(route))
     page.fill("#say", "hello")
     page.press("#say", "Enter")
     page.wait_for_function("document.getElementById('send').disabled")
