@@ -108,7 +108,7 @@ def digests(examples: Iterable[Example]) -> Digests:
     answered = []
     for i, example in enumerate(examples):
         context, label = "\n".join([keys[turn] for turn in example.context]), keys[example.label_text]
-        found.append((_digest(context), _digest(label), _digest(f"{context}\n\n{label}")))
+        found.append((_digest(context), _digest(label), _row_digest(context, label)))
         if example.answers:
             answered.append(i)
     contexts, labels, rows = np.array(found, np.uint64).reshape(-1, 3).T
@@ -122,7 +122,7 @@ def right_digests(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
     for i, example in enumerate(examples):
         context = "\n".join([keys[turn] for turn in example.context])
         for text in (example.label_text, *example.answers):
-            found.append(_digest(f"{context}\n\n{keys[text]}"))
+            found.append(_row_digest(context, keys[text]))
             places.append(i)
     return np.array(found, np.uint64), np.array(places, int)
 
@@ -177,6 +177,11 @@ def with_answers(examples: Sequence[Example], pool: Sequence[Example] = ()) -> l
             answers = tuple(text for key, text in texts.items() if key != own)
             completed[i] = dataclasses.replace(example, answers=answers)
     return completed
+
+
+def _row_digest(context: str, answer: str) -> int:
+    """Of the keys of a context's turns, a line each, and of a right answer's key."""
+    return _digest(f"{context}\n\n{answer}")
 
 
 def _digest(text: str) -> int:

@@ -91,9 +91,9 @@ REFUSED = {
     "another unknown token": (wordpiece, "Bert", {"unk_token": "[MASK]"}),
     "an added token of another id": (wordpiece, "Bert", {"added_tokens_decoder": {"20": "tok1"}}),
     "a token that is no text": (wordpiece, "Bert", {"pad_token": 5}),
-    "a switch that is none": (wordpiece, "Bert", {"do_lower_case": "yes"}),
+    "a switch that is a text": (wordpiece, "Bert", {"do_lower_case": "yes"}),
     "a list of tokens by id": (wordpiece, "Bert", {"added_tokens_decoder": [1]}),
-    "special tokens that are none": (wordpiece, "Bert", {"additional_special_tokens": "tok1"}),
+    "special tokens that are a text": (wordpiece, "Bert", {"additional_special_tokens": "tok1"}),
 }
 
 

@@ -13,6 +13,7 @@ from polyjax.types import Example
 
 KEYS = ("context", "label", "candidates", "id", "answers", "negatives", "scores", "group")
 REQUIRED = ("context", "label")
+HEADER_AGAIN = "the column names once more, as where files were joined"
 _HALF = range(0xD800, 0xE000)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 _STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
@@ -223,9 +224,6 @@ def repeats_header(cells: Iterable[object]) -> bool:
     """Whether a row names the columns once more, in any order and writing, as where files were joined."""
     names = {cell.strip('\ufeff\t "').casefold() for cell in cells if isinstance(cell, str)}
     return names.issuperset(REQUIRED)
-
-
-HEADER_AGAIN = "the column names once more, as where files were joined"
 
 
 def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:

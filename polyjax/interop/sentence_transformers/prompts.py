@@ -17,7 +17,8 @@ _PROMPT_ENTRIES = (
     "prompts",
     "similarity_fn_name",
 )
-_OF_QUERIES, _OF_DOCUMENTS = ("query",), ("document", "passage", "corpus")
+ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""Names of the prompts of queries (contexts) and of documents (candidates)."""
 
 
 def role_prompts(prompts: Mapping[str, str], default: str | None) -> tuple[str, str]:
@@ -39,7 +40,8 @@ def role_prompts(prompts: Mapping[str, str], default: str | None) -> tuple[str, 
             return next(filter(None, own), "")
         return "" if default is None or default in others else prompts[default]
 
-    return of(_OF_QUERIES, _OF_DOCUMENTS), of(_OF_DOCUMENTS, _OF_QUERIES)
+    queries, documents = ROLES.values()
+    return of(queries, documents), of(documents, queries)
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:

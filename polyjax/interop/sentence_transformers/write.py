@@ -20,9 +20,7 @@ from polyjax.interop.huggingface import WEIGHTS, family_for, tensors_of
 from polyjax.interop.sentence_transformers.folder import (
     CLASSIFIER,
     LENGTHS,
-    PROMPTS,
     read_folder,
-    role_prompts,
 )
 from polyjax.interop.sentence_transformers.model_card import model_card
 from polyjax.interop.sentence_transformers.modules import (
@@ -33,6 +31,7 @@ from polyjax.interop.sentence_transformers.modules import (
     SENTENCE,
     torch_class,
 )
+from polyjax.interop.sentence_transformers.prompts import PROMPTS, ROLES, role_prompts
 from polyjax.nn.encoders import Classifier, ConfigJson
 from polyjax.nn.heads import BiConfig, CrossConfig
 from polyjax.runtime.files import new_folder, write_text
@@ -41,7 +40,6 @@ _CLASSES = "sentence_transformers.models"
 _VERSION = {"sentence_transformers": "5.1.2"}
 """The version of sentence-transformers whose file format is written."""
 _ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", "scan")
-_ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None = None) -> None:
@@ -261,10 +259,10 @@ class _BiFiles(_Files):
         config = self.config
         prompts, wanted = dict(config.prompts), (config.context_prompt, config.candidate_prompt)
         default = _name_of(config.embedding_prompt, prompts)
-        first = tuple(_first_named(prompts, names, default) for names in _ROLES.values())
+        first = tuple(_first_named(prompts, names, default) for names in ROLES.values())
         if role_prompts(prompts, default) == wanted == first:
             return prompts
-        for (name, names), prompt in zip(_ROLES.items(), wanted, strict=True):
+        for (name, names), prompt in zip(ROLES.items(), wanted, strict=True):
             if not prompt:  # a further name of the role would be read instead
                 prompts = {n: p for n, p in prompts.items() if n not in names}
             prompts[name] = prompt
