@@ -402,3 +402,10 @@ def test_the_margin_of_a_negative_score_is_below_it():
     right = {"right answer": np.array([True, False, False])}
     places, skipped = choose(np.array([-1.0, -1.05, -1.2]), right, -1.0, rules, row=0)
     assert places.tolist() == [2] and skipped["relative_margin"] == 1
+
+
+def test_python_names_models_as_the_commands_do(tmp_path):
+    mined = polyjax.mine("minilm", ROWS[:8], n_negatives=1, relative_margin=None, quiet=True)
+    assert mined.skipped.negatives == sum(len(row.negatives) for row in mined.rows) - 2 > 0
+    results = polyjax.evaluate("minilm", ROWS, quiet=True)
+    assert next(iter(results.values()))["n"] == len(ROWS)

@@ -28,11 +28,10 @@ from polyjax.ranker import Ranker
 from polyjax.recipes.models import ModelName, load_ranker, run_folder
 from polyjax.recipes.own_rows import has_settings, rows_of_run, taskless, warn_of_training_rows
 from polyjax.recipes.results import Results
-from polyjax.recipes.rows_in_memory import ROWS, rows_named, task_of
+from polyjax.recipes.rows_in_memory import task_of
 from polyjax.recipes.run import Run
 from polyjax.runs import write_json
 from polyjax.runtime.fields import check_types
-from polyjax.runtime.files import temporary_folder
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
 
@@ -91,7 +90,8 @@ def evaluate(
     """Evaluate a model: rank the rows of a file, of a data set or in memory, and compute recalls and MRR.
 
     Args:
-        model: a Ranker, a Run, or the path of a run directory or of a folder that ``Ranker.load`` reads.
+        model: a Ranker, a Run, or what ``polyjax evaluate`` takes (the path of a run directory or of a folder
+            that ``Ranker.load`` reads, ``organisation/model``, or ``minilm``).
         data: the path of a file, all of whose rows are ranked; rows in memory; the name of a data set; the
             settings of a task; or None for the rows of the model's own run.
         split: split of the data set, or of the run's own rows.
@@ -110,15 +110,7 @@ def evaluate(
     check_arguments(split, ks, examples, rank)
     if out is not None:
         check_folder(out, "out")
-    with hushed(quiet), contextlib.ExitStack() as closing:
-        kept: dict[Path, str] = {}
-
-        def folder() -> Path:  # created only for rows in memory: not every system has a temporary folder
-            made = closing.enter_context(temporary_folder())
-            kept[made / ROWS["train"]] = "data"
-            return made
-
-        task = None if data is None else task_of(data, folder)
+    with hushed(quiet), contextlib.nullcontext() if data is None else task_of(data) as task:
         ranker, run_dir = opened(model)
         if run_dir is None and task is None:
             raise InputError("data", expected="rows, a file or a task for this ranker", got=None)
@@ -132,8 +124,7 @@ def evaluate(
             out=None if out is None else Path(out),
         )
         try:
-            with rows_named(kept):
-                chosen = rows_to_evaluate(config, run_dir)
+            chosen = rows_to_evaluate(config, run_dir)
         except InputError as error:
             raise error.renamed("ks") if error.argument == "k" else error from None
         return scored(config, ranker.scorer, chosen)
@@ -166,7 +157,7 @@ def opened(model: Any, name: str = "model") -> tuple[Ranker, Path | None]:
     if isinstance(model, Run):
         return model.ranker(), model.folder
     if isinstance(model, str | os.PathLike):
-        model = Ranker.load(model)
+        model = load_ranker(model)
     if not isinstance(model, Ranker):
         raise InputError(name, expected="a Ranker, a Run or the path of a run directory", got=model)
     return model, model.folder if model.folder is not None and has_settings(model.folder) else None

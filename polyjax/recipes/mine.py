@@ -1,6 +1,5 @@
 """Hard negatives: ``polyjax.mine`` and ``polyjax mine``."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +16,7 @@ from polyjax.data.identity import different
 from polyjax.data.mining import MiningConfig
 from polyjax.data.tasks import Task, TaskConfig
 from polyjax.data.tasks.jsonl import parse
+from polyjax.data.tasks.own_files import JSON_LINES
 from polyjax.errors import InputError
 from polyjax.inference.arguments import as_texts, check_folder
 from polyjax.nn.encoders import Dtype
@@ -25,15 +25,12 @@ from polyjax.recipes.evaluate import opened
 from polyjax.recipes.mining import Miner, Skipped, candidates_of, check_fixed, check_miner, header_difference
 from polyjax.recipes.models import ModelName, load_ranker
 from polyjax.recipes.own_rows import task_of_model
-from polyjax.recipes.rows_in_memory import ROWS, as_jsonl, rows_named, task_of
+from polyjax.recipes.rows_in_memory import as_jsonl, task_of
 from polyjax.runs import read_json, write_json
 from polyjax.runtime.fields import settings_of
-from polyjax.runtime.files import exclusive_lock, temporary_folder, write_bytes
+from polyjax.runtime.files import exclusive_lock, write_bytes
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
-
-ENDINGS = (".jsonl", ".json", ".ndjson")
-"""Of files with JSON lines, as training reads them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,8 @@ def mine(
     the context, including those of its other rows, are never negatives.
 
     Args:
-        model: the bi- or poly-encoder that searches: a Ranker, a Run, or the path of a run directory.
+        model: the bi- or poly-encoder that searches: a Ranker, a Run, or what ``polyjax mine`` takes (the
+            path of a run directory or of a folder with an encoder, ``organisation/model``, or ``minilm``).
         data: the path of a .jsonl, .csv or .tsv file; rows in memory (dicts or Examples); the name of a data
             set, whose training rows are mined; or the settings of a task.
         out: JSONL file to write, completely or not at all; None for rows in memory only. The same call
@@ -143,19 +141,10 @@ def mine(
         seed=seed,
     )
     path = None if out is None else _as_file(out)
-    with hushed(quiet), contextlib.ExitStack() as closing:
-        kept: dict[Path, str] = {}
-
-        def folder() -> Path:
-            made = closing.enter_context(temporary_folder())
-            kept[made / ROWS["train"]] = "data"
-            return made
-
-        task = task_of(data, folder, all_tested=False)
+    with hushed(quiet), task_of(data, all_tested=False) as task:
         ranker = opened(model)[0]
         rescorer = None if rescore is None else opened(rescore, "rescore")[0]
-        with rows_named(kept):
-            return _mined(ranker, task, path, rules, candidates=candidates, rescore=rescorer)
+        return _mined(ranker, task, path, rules, candidates=candidates, rescore=rescorer)
 
 
 def run(config: MineConfig) -> Mined:
@@ -229,8 +218,8 @@ def _as_file(out: str | os.PathLike[str]) -> Path:
     path = Path(out)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError("out", expected="a file in an existing folder", got=str(out))
-    if path.suffix.casefold() not in ENDINGS:
-        raise InputError("out", expected=f"a file that ends in {', '.join(ENDINGS)}", got=str(out))
+    if path.suffix.casefold() not in JSON_LINES:
+        raise InputError("out", expected=f"a file that ends in {', '.join(JSON_LINES)}", got=str(out))
     return path
 
 

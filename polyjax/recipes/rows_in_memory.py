@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from polyjax.data.tasks.own_rows import (
 from polyjax.errors import InputError, first_line, shown
 from polyjax.inference.arguments import check_folder
 from polyjax.mesh.processes import is_primary, primary_first
+from polyjax.runtime.files import temporary_folder
 from polyjax.types import Example
 
 ROWS = {"train": "rows.jsonl", "valid": "valid.jsonl", "test": "test.jsonl"}
@@ -274,12 +275,12 @@ def as_dict(example: Example) -> dict[str, Any]:
     return row
 
 
-def task_of(data: Any, folder: Callable[[], Path], *, all_tested: bool = True) -> Task:
-    """The task for some data.
+@contextlib.contextmanager
+def task_of(data: Any, *, all_tested: bool = True) -> Iterator[Task]:
+    """A context with the task for some data; rows in memory are in a temporary file until it ends.
 
     Args:
         data: the path of a file, rows in memory, the name of a data set, or a task.
-        folder: returns a temporary folder for the file of rows in memory.
         all_tested: whether all rows of a file, or in memory, are validation and test rows; otherwise some
             are held out, as in training.
 
@@ -287,14 +288,21 @@ def task_of(data: Any, folder: Callable[[], Path], *, all_tested: bool = True) -
         InputError: the data are something else.
     """
     if isinstance(data, Task):
-        return data
-    if isinstance(data, str) and data in NAMED:
-        return task_named(data)
-    if isinstance(data, str | os.PathLike):
+        yield data
+    elif isinstance(data, str) and data in NAMED:
+        yield task_named(data)
+    elif isinstance(data, str | os.PathLike):
         check_folder(data, "data")
-        path = Path(os.fspath(data).removeprefix(OWN))
+        yield _task_of_file(Path(os.fspath(data).removeprefix(OWN)), all_tested=all_tested)
     else:
-        path = folder() / ROWS["train"]
-        path.write_bytes(as_jsonl("data", data))
+        content = as_jsonl("data", data)
+        with temporary_folder() as folder:  # only for rows in memory: not every system has one
+            path = folder / ROWS["train"]
+            path.write_bytes(content)
+            with rows_named({path: "data"}):
+                yield _task_of_file(path, all_tested=all_tested)
+
+
+def _task_of_file(path: Path, *, all_tested: bool) -> OwnDataConfig:
     held_out = path if all_tested else None
     return OwnDataConfig(train=path, valid=held_out, test=held_out)

@@ -160,7 +160,6 @@ def test_tables(tmp_path, name, tab):
         ('{"context": "a", "label": "b", "scores": [NaN]}', "scores: expected 1 finite numbers, .*"),
         ('{"context": "a", "label": "b", "scores": [1' + "0" * 400 + "]}", "scores: expected 1 finite .*"),
         ('{"context": "a\\ud800", "label": "b"}', "context.*half a character.*"),
-        (row(0, id="line-1"), "the id 'line-1' is also that of line 1"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -169,6 +168,13 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         parse(path)
     assert caught.value.argument.startswith(f"{path}:2") and not caught.value.is_argument
     assert re.fullmatch(message, str(caught.value).removeprefix(f"{path}:2: "))
+
+
+def test_an_id_is_given_once(tmp_path):
+    path = write(tmp_path, row(0, id="a"), row(1), row(2, id="a"))
+    with pytest.raises(InputError, match="the id 'a' is also that of line 1") as caught:
+        parse(path)
+    assert caught.value.argument == f"{path}:3"
 
 
 def test_all_bad_lines_are_counted_and_some_shown(tmp_path):

@@ -76,6 +76,11 @@ READ = {
     ),
     "escapes in Python's lists": ("f.tsv", "context\tlabel\tcandidates\nq\tb\t['b', 'it\\'s']\n", LISTED),
     "no candidates in a cell": ("f.csv", "context,label,candidates\nhi,hello, \n", HELLO),
+    "files with byte order marks, joined": (
+        "f.jsonl",
+        b'\xef\xbb\xbf{"context": "hi", "label": "hello"}\n\xef\xbb\xbf{"context": "a", "label": "b"}\n',
+        [*HELLO, (("a",), ("b",))],
+    ),
     "quotation marks within": ("f.csv", 'context,label\nhi,5" disk\n', [(("hi",), ('5" disk',))]),
     "doubled quotation marks": (
         "f.csv",
@@ -91,6 +96,32 @@ def test_a_file_is_read_as_it_is_meant(tmp_path, name, content, expected):
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     assert [(row.context, row.candidates) for row in parse(path)] == expected
+
+
+SCORES = {
+    "JSON": "[0.5, -2]",
+    "a tuple": "(0.5, -2.)",
+    "an array": "[ 0.5 -2. ]",
+    "a long array": "[ 5.e-01\n -2.0e+00]",
+    "numpy's numbers": "[np.float64(0.5), np.int64(-2)]",
+}
+
+
+@pytest.mark.parametrize("cell", SCORES.values(), ids=SCORES)
+def test_scores_are_read_as_json_python_and_numpy_write_them(tmp_path, cell):
+    path = tmp_path / "f.csv"
+    path.write_text(f'context,label,negatives,scores\nq,a,"[""b""]","{cell}"\n')
+    assert [row.scores for row in parse(path)] == [(0.5, -2.0)]
+
+
+def test_rows_without_an_id_get_one_that_no_other_row_has(tmp_path):
+    path = tmp_path / "f.jsonl"  # a file with such ids, as mining keeps them, between rows without
+    ids = (None, "line-3", None, "line-1", "line-1+")
+    rows = [{"context": f"q{i}", "label": "a"} | ({"id": name} if name else {}) for i, name in enumerate(ids)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(row.id, row.group) for row in parse(path)] == [
+        (name, name) for name in ("line-1++", "line-3", "line-3+", "line-1", "line-1+")
+    ]
 
 
 AGAIN = "the column names once more, as where files were joined; remove this line"
@@ -111,6 +142,18 @@ REFUSED = {
         '[\n{"context": "q",\n"label": "a", "label": "b"}]',
         2,
         "the key 'label' is given twice",
+    ),
+    "an object of splits": (
+        "f.json",
+        '{\n"train": [{"context": "q", "label": "a"}],\n"test": []}',
+        1,
+        "the key 'context' is missing; write the rows of 'train' to a file of their own, without the object",
+    ),
+    "an object around the rows": (
+        "f.json",
+        '{"version": 1, "data": [{"context": "q", "label": "a"}]}',
+        1,
+        "the key 'context' is missing; write the rows of 'data' to a file of their own, without the object",
     ),
     "a column in the singular": (
         "f.csv",

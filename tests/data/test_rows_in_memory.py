@@ -16,21 +16,17 @@ ROWS = [
 ]
 
 
-def read(data, folder):
-    return parse(task_of(data, lambda: folder).train)
+def read(data):
+    with task_of(data) as task:
+        return parse(task.train)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path
-
-
-def test_a_table_of_pandas_gives_its_rows(folder):
+def test_a_table_of_pandas_gives_its_rows():
     """Without the cells that have no value, and with arrays as parquet files have them."""
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(ROWS)
     table["candidates"] = [np.array(row["candidates"], object) for row in ROWS]
-    assert read(table, folder) == read(ROWS, folder)
+    assert read(table) == read(ROWS)
 
 
 def test_a_table_is_read_as_its_file(tmp_path):
@@ -44,9 +40,9 @@ def test_a_table_is_read_as_its_file(tmp_path):
     )
     table = pandas.read_csv(path)
     assert table["group"].dtype == float
-    assert read(table, tmp_path) == parse(path)
+    assert read(table) == parse(path)
     whole = pandas.DataFrame({"context": ["a", "b"], "label": ["c", "d"], "id": [pandas.NA, pandas.NaT]})
-    assert [one.id for one in read(whole, tmp_path)] == ["line-1", "line-2"]
+    assert [one.id for one in read(whole)] == ["line-1", "line-2"]
     for columns, message in (
         (["context", "label", "answer"], "data: the column 'answer' is nearly 'answers'"),
         (["context", "text"], "data: expected columns named"),
@@ -66,9 +62,9 @@ def test_a_table_with_numbers_as_texts_and_one_with_its_header_within():
         as_jsonl("data", joined)
 
 
-def test_a_table_of_polars_gives_its_rows(folder):
+def test_a_table_of_polars_gives_its_rows():
     table = pytest.importorskip("polars").DataFrame(ROWS)
-    assert read(table, folder) == read(ROWS, folder)
+    assert read(table) == read(ROWS)
 
 
 def test_a_column_that_is_there_twice_is_refused():
@@ -77,7 +73,7 @@ def test_a_column_that_is_there_twice_is_refused():
         as_jsonl("data", pandas.DataFrame([["a", "b", "c"]], columns=["context", "label", "label"]))
 
 
-def test_an_example_keeps_all_its_fields(folder):
+def test_an_example_keeps_all_its_fields():
     examples = [
         Example(
             "1", ("a", "b"), ("x", "y"), 1, "talk", answers=("z",), negatives=("n",), scores=(1.0, 2.0, 3.0)
@@ -85,7 +81,7 @@ def test_an_example_keeps_all_its_fields(folder):
         Example("2", ("c",), ("x", "y"), 0, "2"),
         Example("3", ("d",), ("x", "y"), 0, ""),
     ]
-    first, second, third = read(examples, folder)
+    first, second, third = read(examples)
     assert [first, second] == examples[:2], "intervals are drawn over groups"
     assert third.group == "3", "a row without a group is one of its own"
 
@@ -101,7 +97,7 @@ def test_rows_nested_too_deeply_are_named():
 @pytest.mark.parametrize("data", ["a" * 5000, "a\0b"])
 def test_a_text_that_is_no_path_is_refused(data):
     with pytest.raises(InputError, match="^data: expected a path that a file or folder can have, got"):
-        task_of(data, lambda: None)
+        task_of(data).__enter__()
 
 
 def test_values_are_plain():

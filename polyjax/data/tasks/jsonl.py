@@ -11,7 +11,7 @@ is used.
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -264,7 +264,8 @@ def parse(path: Path) -> list[Example]:
     examples: list[Example] = []
     bad: dict[str, list[int]] = {}
     faults: dict[str, InputError] = {}
-    lines: dict[str, int] = {}
+    lines: dict[str, int] = {}  # of the ids that rows have
+    unnamed: list[int] = []  # places of the others
     in_line: Counter[int] = Counter()
     for number, row in rows_of(path):
         try:
@@ -273,10 +274,13 @@ def parse(path: Path) -> list[Example]:
             in_line[number] += 1  # several, if a list is written on one line
             nth = f"-{in_line[number]}" if in_line[number] > 1 else ""
             example = example_of(row, f"line-{number}{nth}")
-            if example.id in lines:
+            if row.get("id") is None:
+                unnamed.append(len(examples))
+            elif example.id in lines:
                 problem = f"the id {example.id!r} is also that of line {lines[example.id]}"
                 raise InputError.in_row(problem=problem)
-            lines[example.id] = number
+            else:
+                lines[example.id] = number
             examples.append(example)
         except InputError as error:
             bad.setdefault(str(faults.setdefault(str(error), error)), []).append(number)
@@ -286,7 +290,18 @@ def parse(path: Path) -> list[Example]:
         raise _bad_lines(path, bad)
     if not examples:
         raise InputError.in_file(path, problem="the file is empty", expected="an example a line")
+    for i in unnamed:
+        examples[i] = _with_free_id(examples[i], lines)
     return examples
+
+
+def _with_free_id(example: Example, taken: Container[str]) -> Example:
+    """The example under an id that no row has, such as one that a file made of this one has kept."""
+    name = example.id
+    while name in taken:
+        name += "+"
+    group = name if example.group == example.id else example.group
+    return example if name == example.id else dataclasses.replace(example, id=name, group=group)
 
 
 def _bad_lines(path: Path, bad: Mapping[str, Sequence[int]]) -> InputError:

@@ -26,6 +26,9 @@ from polyjax.errors import InputError
 LONGEST_LINE = 10_000_000
 """Characters; a longer line is more likely a file of another kind than a dialogue."""
 
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+"""Endings of files of JSON."""
+
 KINDS = "a .jsonl, .json, .ndjson, .csv or .tsv file"
 _LIST = re.compile(r"\s*\[\s*(?:\{|\]\s*$)")
 _HEAD = 1 << 16
@@ -47,7 +50,7 @@ def rows_of(path: Path) -> Iterator[Row]:
     if not path.is_file():
         raise InputError.missing_file(path, KINDS)
     match path.suffix.casefold():
-        case ".jsonl" | ".json" | ".ndjson":
+        case ending if ending in JSON_LINES:
             return _json_rows(path, encoding_of(path))
         case ".csv":
             return _table_rows(path, encoding_of(path), ",")
@@ -147,7 +150,7 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
         if not raw:
             continue
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = raw.decode("utf-8-sig")  # files that begin with a mark may have been joined
             yield number, json.loads(text, object_pairs_hook=json_object)
         except UnicodeDecodeError as error:
             problem = f"not valid UTF-8: {error.reason} at byte {error.start}"

@@ -17,8 +17,10 @@ HEADER_AGAIN = "the column names once more, as where files were joined"
 _HALF = range(0xD800, 0xE000)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 _STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
-_NUMPY_TEXT = re.compile(rf"\bnp\.str_\(({_STRING})\)", re.DOTALL)
-"""As numpy 2 shows a text in a list."""
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMPY_TEXT = re.compile(rf"\bnp\.(?:str_|u?int\d+|float\d+)\(({_STRING}|{_NUMBER})\)", re.DOTALL)
+"""As numpy 2 shows a text or a number in a list."""
+_NUMBERS = re.compile(rf"\s*([\[(])\s*({_NUMBER}(?:\s*,\s*|\s+))*{_NUMBER}\s*,?\s*[\])]\s*")
 _PYTHON_LIST = re.compile(rf"\s*\[\s*({_STRING}(?:\s*,\s*|\s+))*{_STRING}\s*,?\s*\]\s*", re.DOTALL)
 
 
@@ -139,6 +141,10 @@ def _check_keys(row: Mapping[Any, Any]) -> None:
     for name in REQUIRED:
         if name not in row:
             instead = f"if {unknown[0]!r} is meant, rename it to {name!r}" if unknown else None
+            if lists := [key for key in unknown if _holds_rows(row[key])]:
+                instead = (
+                    f"write the rows of {lists[0]!r} to a file of their own, without the object around them"
+                )
             raise InputError.in_row(problem=f"the key {name!r} is missing", fix=instead)
     if unknown:
         key = nearly(unknown[0])
@@ -147,6 +153,11 @@ def _check_keys(row: Mapping[Any, Any]) -> None:
             expected=", ".join(KEYS),
             fix=f"is it meant to be {key!r}?" if key else None,
         )
+
+
+def _holds_rows(value: object) -> bool:
+    """Whether it is a list of rows, as in one object with the rows of several splits."""
+    return isinstance(value, list) and any(isinstance(row, dict) and "label" in row for row in value)
 
 
 def _texts(name: str, value: object) -> list[str]:
@@ -279,6 +290,11 @@ def _python(cell: str) -> list[Any] | None:
     return list(found) if is_list else None
 
 
+def _numbers(cell: str) -> list[Any] | None:
+    """A list, tuple or array of numbers, as Python or numpy write it; None for anything else."""
+    return [float(one) for one in re.findall(_NUMBER, cell)] if _NUMBERS.fullmatch(cell) else None
+
+
 def _list(name: str, cell: str) -> list[Any] | None:
     """The list in a cell, as JSON, Python, pandas or numpy write it; None for anything else."""
     try:
@@ -286,6 +302,8 @@ def _list(name: str, cell: str) -> list[Any] | None:
         return found if isinstance(found, list) else None
     except json.JSONDecodeError:
         cell = _NUMPY_TEXT.sub(r"\1", cell)
+        if name == "scores":
+            return _numbers(cell)
         if not _PYTHON_LIST.fullmatch(cell):
             return _python(cell)
         try:
