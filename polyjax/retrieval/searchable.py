@@ -7,6 +7,7 @@ from typing import get_args
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float
 
 from polyjax.errors import InputError, shown
 from polyjax.inference.arguments import Context, as_contexts, as_texts, as_turns, check_choice, check_count
@@ -22,6 +23,7 @@ from polyjax.retrieval.search.programs import SearchPrograms
 from polyjax.retrieval.search.searcher import Method, Results, Searcher
 from polyjax.retrieval.stages.faiss import FirstStage, check_stage
 from polyjax.runtime.forks import OfThisProcess
+from polyjax.types import AnyArray
 
 
 class Index(OfThisProcess):
@@ -150,6 +152,29 @@ class Index(OfThisProcess):
         It is faster than single searches: the contexts share the scan and the batches of the re-ranker.
         """
         return self._found(as_contexts(contexts), top_k, method, first_stage, rerank, rerank_top)
+
+    def search_encoded(
+        self,
+        vectors: Float[AnyArray, "b m d"],
+        mask: Bool[AnyArray, "b m"],
+        top_k: int = 10,
+        *,
+        method: Method = "auto",
+    ) -> list[Results]:
+        """The best candidates of contexts that were encoded elsewhere, as in a server's batches.
+
+        Args:
+            vectors: of the contexts, as the scorer's model returns them.
+            mask: which of the vectors there are.
+            top_k: maximum number of candidates.
+            method: see ``search``.
+
+        Raises:
+            InputError: an argument is out of range, or a vector is not finite.
+        """
+        check_count("top_k", top_k)
+        check_choice("method", method, get_args(Method))
+        return self._searching().search_encoded(vectors, mask, top_k, method=method)
 
     def _found(
         self,

@@ -4,6 +4,8 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+
 from polyjax.errors import InputError
 from polyjax.ranker import Ranker
 from polyjax.retrieval import Index, Method, Results
@@ -63,18 +65,20 @@ class LiveIndex:
         self._opened, programs = _compiled(self._opened.index, self.max_top_n)
         return programs
 
-    def search(self, turns: Sequence[str], top_n: int, method: Method) -> Results:
+    def search(self, vectors: np.ndarray, mask: np.ndarray, top_n: int, method: Method) -> Results:
         """The best candidates of a context.
 
         If a scan is the fastest method, it is used whatever ``method`` is; its results are always exact.
 
         Args:
-            turns: the context's turns, oldest first.
+            vectors: of the context, float32 [m, d].
+            mask: which of them there are, [m].
             top_n: maximum number of results.
             method: see ``Index.search``.
         """
         opened = self._opened
-        return opened.index.search(list(turns), top_n, method="scan" if opened.only_scans else method)
+        method = "scan" if opened.only_scans else method
+        return opened.index.search_encoded(vectors[None], mask[None], top_n, method=method)[0]
 
     def add(self, texts: Sequence[str]) -> tuple[int, list[int]]:
         """Add candidates; returns the number of new ones, and the id of each text, new or not.

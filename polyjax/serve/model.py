@@ -158,10 +158,6 @@ class Model:
         """Scores after the head's activation, as ``Ranker`` returns them."""
         return self._scorer.activated(scores)
 
-    def keep(self, turns: Sequence[str]) -> None:
-        """Tokenise the turns of a context and cache their ids for a following search."""
-        self._text.prepare(turns)
-
     def tokenise(
         self,
         contexts: Sequence[Sequence[str]],

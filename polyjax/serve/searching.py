@@ -1,6 +1,7 @@
 """Routes that search and change the server's index."""
 
 import asyncio
+import functools
 import logging
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from polyjax.serve import shapes
 from polyjax.serve.index import LiveIndex, RebuiltIndex, UnknownCandidate
 from polyjax.serve.problems import Problem, overloaded, unavailable
 from polyjax.serve.service import Service, Visit
-from polyjax.serve.work import Call, Scoring
+from polyjax.serve.work import Scoring, Searching
 
 log = logging.getLogger("polyjax.serve")
 
@@ -43,10 +44,9 @@ class SearchRoutes:
         n = max(values["top_n"], service.config.rerank_top) if again else values["top_n"]
         async with service.visit(request, n if again else 1) as visit:
             began = time.perf_counter()
-            _, usage = await visit.tokenise(service.model, [turns], truncate=values["truncate"], keep=True)
-            read = turns[-service.model.max_turns :]
-            call = Call(service.model, lambda: index.search(read, n, values["method"]), **visit.times)
-            found = await visit.result(call)
+            rows, usage = await visit.tokenise(service.model, [turns], truncate=values["truncate"])
+            search = functools.partial(index.search, top_n=n, method=values["method"])
+            found = await visit.result(Searching(service.model, rows, search, **visit.times))
             results = [(one.id, one.text, one.score) for one in found]
             if again and results:
                 results = await self._reranked(visit, turns, results)

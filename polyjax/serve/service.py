@@ -192,7 +192,6 @@ class Visit:
         pairs: Sequence[tuple[int, int]] = (),
         truncate: bool | None,
         cut: Cut = AS_TRAINED,
-        keep: bool = False,
     ) -> tuple[Rows, Usage]:
         """The token ids of a request's texts, and the usage with warnings about truncated texts.
 
@@ -203,7 +202,6 @@ class Visit:
             pairs: indices of contexts and candidates that are scored together.
             truncate: True truncates too long texts, False refuses them; None as configured for the server.
             cut: truncation of candidates.
-            keep: cache the contexts' token ids for a search.
 
         Raises:
             Problem: 422; a text cannot be tokenised, or is too long and must not be truncated. 504; the
@@ -211,16 +209,13 @@ class Visit:
             ConnectionError: the client disconnected.
         """
         began = time.monotonic()
-
-        def tokenise() -> Rows:
-            for turns in contexts if keep else ():
-                model.keep(turns[-model.max_turns :])
-            return model.tokenise(contexts, candidates, cut, pairs)
-
         try:
             characters = sum(map(len, candidates)) + sum(len(turn) for turns in contexts for turn in turns)
             rows = await self._service.worker.tokenise(
-                tokenise, characters, self._gone, self._ticket.deadline
+                lambda: model.tokenise(contexts, candidates, cut, pairs),
+                characters,
+                self._gone,
+                self._ticket.deadline,
             )
         except (Problem, ConnectionError):
             raise

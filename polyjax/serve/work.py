@@ -55,7 +55,6 @@ class Job(abc.ABC):
         problem: why there is no result.
         ended: whether the job is done, has failed, or is no longer waited for.
         began: start of its first batch on the monotonic clock; None before.
-        took: seconds of all batches with its units.
     """
 
     def __init__(self, model: Model, *, arrived: float, deadline: float):
@@ -66,7 +65,6 @@ class Job(abc.ABC):
         self.problem: Problem | None = None
         self.ended = False
         self.began: float | None = None
-        self.took = 0.0
         self._left = 0
 
     def _planned(self, units: list[Unit]) -> None:
@@ -197,8 +195,40 @@ class Embedding(Job):
         return self._vectors[self._of]
 
 
+class Searching(Job):
+    """A search with a context that is encoded in a batch with those of other requests.
+
+    Args:
+        model: the model that computes.
+        rows: token ids of the context.
+        search: called in the model's thread with the context's vectors, float32 [m, d], and their mask [m].
+        arrived: see ``Job``.
+        deadline: see ``Job``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        rows: Rows,
+        search: Callable[[np.ndarray, np.ndarray], Any],
+        *,
+        arrived: float,
+        deadline: float,
+    ):
+        super().__init__(model, arrived=arrived, deadline=deadline)
+        self._search = search
+        (row,) = rows.contexts
+        self._planned([Unit(self, "context", 0, model.padded("context", len(row)), row)])
+
+    def _keep(self, unit: Unit, result: Any) -> None:
+        self._encoded = result
+
+    def _combined(self) -> Any:
+        return self._search(*self._encoded)
+
+
 class Call(Job):
-    """A function that must run in the model's thread, such as a search.
+    """A function that must run in the model's thread, such as an explanation.
 
     Args:
         model: the model that the function uses.

@@ -249,9 +249,6 @@ class Worker:
                 return
             self._failed(jobs[0], error)
             return
-        took = time.perf_counter() - began
-        for job in jobs:
-            job.took += took
         for unit, result in zip(units, results, strict=True):
             try:
                 unit.job.take(unit, result)

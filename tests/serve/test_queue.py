@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
+from polyjax.serve import LiveIndex
 from polyjax.serve.model import AS_TRAINED, Model, Rows
 from polyjax.serve.problems import Problem
 from polyjax.serve.waiting import QUANTUM, Waiting, jobs_of
 from polyjax.serve.work import Call, Scoring
-from polyjax.serve.worker import FEW_BATCHES, LONG, Worker
+from polyjax.serve.worker import FEW_BATCHES, LONG, Observed, Worker
 from serving import LIMITS, QUERY, TEXTS, logged, running, sentences, tiny_ranker
 
 
@@ -160,6 +161,28 @@ def waited(condition, seconds: float = 10) -> bool:
 
 def rerank(server, texts=TEXTS, **headers):
     return server.post("/rerank", {"query": QUERY, "texts": texts}, **headers)
+
+
+def test_searches_share_their_batches(ranker):
+    texts = list(dict.fromkeys(sentences(200, seed=3, longest=9)))
+    queries = sentences(8, seed=4, longest=6)
+    with running(ranker, index=LiveIndex(ranker, ranker.index(texts))) as server:
+        worker, sizes = server.service.worker, []
+        worker._observed = Observed(batch=lambda sequences, tokens, requests: sizes.append(requests))
+        with ThreadPoolExecutor(8) as threads:
+            with Gate(server):
+                asked = [
+                    threads.submit(server.post, "/search", {"query": query, "raw_scores": True, "top_n": 5})
+                    for query in queries
+                ]
+                assert waited(lambda: len(worker._waiting) == len(queries))
+            replies = [one.result().json["results"] for one in asked]
+        assert sum(sizes) == len(queries) and max(sizes) > 1
+    for query, results in zip(queries, replies, strict=True):
+        expected = ranker.rank(query, texts, 5)
+        assert [one["document"]["text"] for one in results] == [one.text for one in expected]
+        scores = [one["relevance_score"] for one in results]
+        np.testing.assert_allclose(scores, [one.score for one in expected], rtol=1e-5, atol=1e-5)
 
 
 def test_a_full_queue_answers_429_at_once(ranker):

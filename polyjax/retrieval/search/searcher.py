@@ -174,9 +174,7 @@ class Searcher:
                 problem=f"{method!r} has no effect with a `first_stage`",
                 fix="leave out one of them",
             )
-        if method in ("certified", "quick") and self._certified is None:
-            why = "over a mesh" if self._mesh is not None else "with a head that has no product form"
-            raise InputError("method", expected=f"auto or scan for a search {why}", got=method)
+        self._check_method(method)
         results: dict[int, Results] = {}
         for places, vectors, mask in self._batches(contexts):
             _check_finite(places, vectors)
@@ -188,6 +186,34 @@ class Searcher:
             for place, outcome in zip(places, outcomes, strict=False):
                 results[place] = self._results(outcome, top_k)
         return [results[i] for i in range(len(contexts))]
+
+    def search_encoded(
+        self, vectors: Float[AnyArray, "b m d"], mask: Bool[AnyArray, "b m"], top_k: int, *, method: Method
+    ) -> list[Results]:
+        """The best candidates of contexts that the model has encoded; each is searched for separately.
+
+        Args:
+            vectors: of the contexts.
+            mask: which of the vectors there are.
+            top_k: see ``search``.
+            method: see ``search``.
+
+        Raises:
+            InputError: see ``search``.
+        """
+        self._check_method(method)
+        _check_finite(np.arange(len(vectors)), vectors)
+        found = []
+        for i in range(len(vectors)):
+            one = slice(i, i + 1)
+            (outcome,) = self._outcomes(vectors[one], mask[one], 1, self.rows_wanted(top_k), method)
+            found.append(self._results(outcome, top_k))
+        return found
+
+    def _check_method(self, method: Method) -> None:
+        if method in ("certified", "quick") and self._certified is None:
+            why = "over a mesh" if self._mesh is not None else "with a head that has no product form"
+            raise InputError("method", expected=f"auto or scan for a search {why}", got=method)
 
     def measure_recall(self, contexts: Sequence[Sequence[str]], top_k: int, first_stage: FirstStage) -> float:
         """Share of the scan's ``top_k`` best candidates that a search through a first stage finds.
