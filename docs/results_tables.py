@@ -128,23 +128,22 @@ def row(cells: Iterable[str]) -> str:
 
 
 def accuracy(results: Path) -> str:
-    """Test metrics of the recorded runs, and of the newest one's baselines."""
+    """Baselines of the newest recorded run, and the rows of the ladder."""
     found = read("accuracy", results)
     if not found:
         return ""
-    lines = [row(["model", "recall@1", "95% interval", "seed", "steps x contexts", "run"])]
-    lines.append(row(["---", "---:", "---", "---:", "---:", "---"]))
+    heads = ["model", "recall@1", "95% interval", "seeds", "steps x contexts", "command"]
+    lines = [row(heads), row(["---", "---:", "---", "---:", "---:", "---"])]
     *baselines, _ = found[0]["results"].items()
     for name, metrics in baselines:
         lines.append(row([name, *recall(metrics), "", "", ""]))
-    for result in sorted(found, key=lambda one: one["run"]):
-        name, metrics = list(result["results"].items())[-1]
-        settings = result["settings"]
-        size = f"{settings['train']['steps']:,} x {settings['batch']['batch_size']}"
-        seed = str(settings["train"]["seed"])
-        mark = STALE_ROW if stale(result) else ""
-        lines.append(row([f"{name}{mark}", *recall(metrics), seed, size, f"`{result['run']}`"]))
-    return "\n".join(lines) + "\n" + (STALE_ROWS if any(map(stale, found)) else "")
+    rungs = _json(results / "ladder.json") or []
+    for one in rungs:
+        arch, kind = one["name"].split(" ", 1)
+        size = f"{one['steps']:,} x {one['contexts'] // one['steps']}"
+        cells = [f"{one['recall_at_1']:.3f} of 20", _interval(one), _seeds(one), size, _command(one)]
+        lines.append(row([f"{arch}-encoder, {kind}{_mark(one)}", *cells]))
+    return "\n".join(lines) + "\n" + (STALE_ROWS if any(map(stale, rungs)) else "")
 
 
 def ladder(results: Path) -> str:
@@ -155,12 +154,26 @@ def ladder(results: Path) -> str:
     heads = ["row", "recall@1 of 20", "95% interval", "seeds", "steps", "contexts", "seconds", "command"]
     lines = [row(heads), row(["---", "---:", "---", "---:", "---:", "---:", "---:", "---"])]
     for one in found:
-        words = one["command"].split(" --train.seed")[0]
-        interval = f"[{one['low']:.3f}, {one['high']:.3f}]"
         counts = [f"{one[name]:,}" for name in ("steps", "contexts", "seconds")]
-        seeds = ", ".join(map(str, one["seeds"]))
-        lines.append(row([one["name"], f"{one['recall_at_1']:.3f}", interval, seeds, *counts, f"`{words}`"]))
-    return "\n".join(lines) + "\n"
+        cells = [f"{one['recall_at_1']:.3f}", _interval(one), _seeds(one), *counts, _command(one)]
+        lines.append(row([f"{one['name']}{_mark(one)}", *cells]))
+    return "\n".join(lines) + "\n" + (STALE_ROWS if any(map(stale, found)) else "")
+
+
+def _mark(rung: Mapping[str, Any]) -> str:
+    return STALE_ROW if stale(rung) else ""
+
+
+def _interval(rung: Mapping[str, Any]) -> str:
+    return f"[{rung['low']:.3f}, {rung['high']:.3f}]"
+
+
+def _seeds(rung: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, rung["seeds"]))
+
+
+def _command(rung: Mapping[str, Any]) -> str:
+    return f"`{rung['command'].split(' --train.seed')[0]}`"
 
 
 def gates(results: Path) -> str:

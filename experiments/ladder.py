@@ -26,6 +26,10 @@ from polyjax.errors import InputError
 from polyjax.runtime.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from accuracy import MEASURES  # noqa: E402
+from record import digest  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +138,14 @@ class Ladder:
                 self.train(row.after, seed)
         arguments = shlex.split(row.arguments.format(after=after))
         arguments += ["--train.seed", str(seed), "--run-dir", str(self.folder(row, seed))]
+        code = {path: digest(path) for path in MEASURES}  # an edit during the training makes it stale
         if not _finished(self.folder(row, seed)):
             self._run(arguments)
         found = measured(self.folder(row, seed))
         facts = {"name": row.name, "arch": row.arch, "preset": row.preset, "seed": seed, **found}
         _write(
             self.file(row, seed),
-            {**facts, "command": shlex.join(["polyjax", *arguments]), "commit": commit()},
+            {**facts, "command": shlex.join(["polyjax", *arguments]), "commit": commit(), "code": code},
         )
 
     def collect(self) -> list[dict[str, Any]]:
@@ -192,7 +197,11 @@ def _together(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     row |= {name: round(mean(name), 4) for name in means}
     row["each"] = [one["recall_at_1"] for one in seeds]
     row |= {"steps": first["steps"], "contexts": first["contexts"], "seconds": round(mean("seconds"))}
-    return row | {"command": first["command"], "commit": sorted({one["commit"] for one in seeds})}
+    row |= {"command": first["command"], "commit": sorted({one["commit"] for one in seeds})}
+    versions = {path: {one["code"][path] for one in seeds} for path in first["code"]}
+    return row | {
+        "code": {path: some.pop() if len(some) == 1 else "several" for path, some in versions.items()}
+    }
 
 
 def _finished(folder: Path) -> bool:

@@ -93,10 +93,12 @@ def test_the_mean_over_seeds_is_rendered(ladder, tmp_path):
         }
         path = tmp_path / "results" / "ladder" / f"bi-tiny-{seed}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**facts, "command": "polyjax train", "commit": f"c{seed}"}))
+        facts |= {"command": "polyjax train", "commit": f"c{seed}", "code": {"nn": "a", "train": f"b{seed}"}}
+        path.write_text(json.dumps(facts))
     (row,) = ladder.collect()
     assert (row["recall_at_1"], row["low"], row["high"], row["seconds"]) == (0.6, 0.5, 0.7, 15)
     assert row["each"] == [0.5, 0.7] and row["seeds"] == [0, 1] and row["commit"] == ["c0", "c1"]
+    assert row["code"] == {"nn": "a", "train": "several"}
 
 
 def test_a_row_that_is_not_there_is_refused_before_training(ladder):

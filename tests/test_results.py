@@ -126,14 +126,30 @@ def test_recorded_runs_are_a_table_of_accuracy(measured, tmp_path):
     )
     path = accuracy.record_run(run, tmp_path / "results")
     assert path.name == "chitchat-poly-minilm.json" and json.loads(path.read_text())["seeds"] == [3]
+    rung = {"name": "poly long", "recall_at_1": 0.6, "low": 0.55, "high": 0.65, "seeds": [0, 3], "steps": 280}
+    rung |= {
+        "contexts": 8960,
+        "seconds": 9,
+        "command": "polyjax train --arch poly --train.seed 0 --run-dir x",
+    }
+    rung["code"] = json.loads(path.read_text())["code"]
+    (tmp_path / "results" / "ladder.json").write_text(json.dumps([rung]))
     text = tables.accuracy(tmp_path / "results")
     assert "| chance | 0.050 of 20 | exact |" in text
-    assert "| poly-encoder | 0.600 of 20 | [0.550, 0.650] | 3 | 280 x 32 | `chitchat-poly-minilm` |" in text
+    cells = "0.600 of 20 | [0.550, 0.650] | 0, 3 | 280 x 32 | `polyjax train --arch poly` |"
+    assert f"| poly-encoder, long | {cells}" in text
+    table = tables.ladder(tmp_path / "results")
+    assert (
+        "| poly long | 0.600 | [0.550, 0.650] | 0, 3 | 280 | 8,960 | 9 | `polyjax train --arch poly` |"
+        in table
+    )
     for measured_folder in ("nn", "train"):
         (measured / "polyjax" / measured_folder).mkdir()
         (measured / "polyjax" / measured_folder / "new.py").write_text("x = 1\n")
     marked = tables.accuracy(tmp_path / "results")
-    assert "| poly-encoder † |" in marked and "† Older than" in marked and tables.unmarked(marked) == text
+    assert (
+        "| poly-encoder, long † |" in marked and "† Older than" in marked and tables.unmarked(marked) == text
+    )
 
 
 # What is typed
