@@ -23,8 +23,9 @@ from typing import Any
 import tyro
 from record import RESULTS, ROOT, commits_since, host_of, read, stale
 
-RUNS = {arch: f"runs/chitchat-{arch}-minilm" for arch in ("bi", "poly", "cross")}
-TRAINED = "`make demo` and `polyjax train --arch ARCH` train them"
+POLY = "runs/chitchat-poly-minilm"
+LADDER = tuple(f"runs/ladder/{row}-0" for row in ("bi-demo", "poly-demo", "poly-long", "cross-mined"))
+TRAINED = "`make demo` and `python experiments/ladder.py` train them"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,27 +77,27 @@ JOBS = (
     Job(name="roofline", full="--measure", quick="--measure --repeats 3", minutes=(0.4, 1)),
     Job(name="input", quick="--updates 8", minutes=(0.8, 3)),
     Job(name="zoo", quick="--candidates 100 --replies 3", minutes=(0.8, 3)),
-    Job(name="certified", full=RUNS["poly"], minutes=(0, 7), runs=(RUNS["poly"],)),
+    Job(name="certified", full=POLY, minutes=(0, 7), runs=(POLY,)),
     Job(
         name="startup",
-        full=RUNS["poly"],
-        quick=f"{RUNS['poly']} --repeats 2",
+        full=POLY,
+        quick=f"{POLY} --repeats 2",
         minutes=(0.4, 1),
-        runs=(RUNS["poly"],),
+        runs=(POLY,),
     ),
     Job(
         name="startup_search",
         script="startup",
-        full=f"{RUNS['poly']} --index {RUNS['poly']}/index-100000-float32",
+        full=f"{POLY} --index {POLY}/index-100000-float32",
         minutes=(0, 1),
-        runs=(f"{RUNS['poly']}/index-100000-float32",),
+        runs=(f"{POLY}/index-100000-float32",),
     ),
     Job(
         name="tradeoff",
-        full=" ".join(RUNS.values()),
-        quick=f"{' '.join(RUNS.values())} --contexts 3",
+        full=" ".join(LADDER),
+        quick=f"{' '.join(LADDER)} --contexts 3",
         minutes=(0.8, 5),
-        runs=tuple(RUNS.values()),
+        runs=LADDER,
     ),
     Job(name="serve", full="minilm", minutes=(0, 2)),
     Job(name="load", full="minilm", minutes=(0, 4)),

@@ -61,7 +61,7 @@ def tradeoff(result: Result) -> plt.Figure | None:
     rows = result["rows"]
     for row in rows:
         errors = [[row["recall"] - row["low"]], [row["high"] - row["recall"]]]
-        axes.errorbar(row["ms"], row["recall"], errors, fmt="o", capsize=4, label=row["model"])
+        axes.errorbar(row["ms"], row["recall"], errors, fmt="o", capsize=4, label=row["run"])
     label = "ms for 1,000 candidates of one context"
     axes.set(xscale="log", xlabel=label, ylabel=f"{rows[0]['figure']}, test")
     axes.margins(x=0.25, y=0.2)
