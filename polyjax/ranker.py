@@ -335,9 +335,9 @@ class Ranker(OfThisProcess, SavesModel):
         programs = 0
         if n_candidates is not None:
             check_count("n_candidates", n_candidates)
-            programs += self.scorer.compile_scores(n_candidates)
+            programs += self.scorer.compile_scores(int(n_candidates))
         if n_candidates is None or self._index is not None:
-            programs += self._latest().compile(top_k)
+            programs += self._latest().compile(int(top_k))
         return programs
 
     def _latest(self) -> Index:

@@ -132,6 +132,18 @@ def test_bytes_that_are_no_text_do_not_end_a_chat(converted, monkeypatch, capsys
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_standard_input_in_utf_16(converted, monkeypatch, capsys):
+    """As PowerShell pipes it."""
+    arguments = ["rank", str(converted), "--candidates", str(CANDIDATES), "--json"]
+    for encoding in ("utf-8", "utf-16", "utf-8-sig"):
+        lines = io.TextIOWrapper(io.BufferedReader(io.BytesIO("hi\tthére\nwell\n".encode(encoding))), "utf-8")
+        monkeypatch.setattr("sys.stdin", lines)
+        monkeypatch.setattr("sys.argv", ["polyjax", *arguments])
+        cli.main()
+        found = [json.loads(line)["context"] for line in capsys.readouterr().out.splitlines()]
+        assert found == [["hi", "thére"], ["well"]]
+
+
 def test_replies_are_the_rankers_best(converted):
     texts = read_candidates(CANDIDATES)
     ranker = Ranker.load(converted)

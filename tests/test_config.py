@@ -250,18 +250,22 @@ def test_a_function_is_a_part_too():
 
 
 CHOICES = """
-import dataclasses, sys
-from flax import nnx
-from polyjax import BiConfig, CrossConfig, EncoderConfig, InputError, PolyConfig, make_scorer
+import dataclasses
+from polyjax import BiConfig, CrossConfig, EncoderConfig, InputError, PolyConfig
+from polyjax.nn.heads import GatedCrossConfig
 shape = EncoderConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, mlp_dim=32, n_positions=32)
-for argument, encoder, head in (
-    ("head.reduction", shape, BiConfig(reduction="foo")),
-    ("head.n_codes", shape, PolyConfig(n_codes=4.0)),
-    ("head.norm", shape, CrossConfig(reduction="mean", norm="x")),
-    ("encoder.norm", dataclasses.replace(shape, norm="middle"), BiConfig()),
+for argument, make in (
+    ("head.reduction", lambda: BiConfig(reduction="foo")),
+    ("head.n_codes", lambda: PolyConfig(n_codes=4.0)),
+    ("head.n_codes", lambda: PolyConfig(n_codes="4")),
+    ("head.score_scale", lambda: PolyConfig(score_scale="x")),
+    ("head.score_scale", lambda: GatedCrossConfig(score_scale="x")),
+    ("head.norm", lambda: CrossConfig(reduction="mean", norm="x")),
+    ("encoder.norm", lambda: dataclasses.replace(shape, norm="middle")),
+    ("encoder.vocab_size", lambda: EncoderConfig.small(vocab_size="8")),
 ):
     try:
-        make_scorer(encoder, head, rngs=nnx.Rngs(0))
+        make()
     except InputError as error:
         assert error.argument == argument, (argument, error)
     else:
@@ -269,7 +273,7 @@ for argument, encoder, head in (
 """
 
 
-def test_a_model_of_settings_that_there_are_not_is_refused():
+def test_settings_that_there_are_not_are_refused():
     """An unknown reduction was taken for another one. In a process of its own: tests check types of calls."""
     done = subprocess.run([sys.executable, "-c", CHOICES], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

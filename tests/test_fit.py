@@ -125,6 +125,18 @@ def test_evaluate_takes_a_run_rows_or_a_file(run, folder, capsys):
     assert written["mrr"] == of_file.model["mrr"] and (folder / "metrics" / "examples.jsonl").is_file()
 
 
+def test_evaluating_into_a_run_directory_replaces_nothing(run, folder, tmp_path):
+    before = (run.folder / "results.json").read_bytes()
+    (tmp_path / "odd" / "results.json").mkdir(parents=True)
+    for out in (run.folder, str(run.folder), tmp_path / "odd"):
+        with pytest.raises(InputError) as refused:
+            polyjax.evaluate(run, out=out, quiet=True)
+        assert refused.value.argument == "out" and refused.value.fix == "choose another folder"
+    assert (run.folder / "results.json").read_bytes() == before
+    with pytest.raises(InputError, match="report.md: the file is missing"):
+        Run(tmp_path / "odd").report()
+
+
 @pytest.mark.parametrize(
     ("act", "argument"),
     [
@@ -258,7 +270,12 @@ import sys, polyjax
 sys.path.insert(0, {tests!r})
 rows = [{{"context": f"q{{i}}", "label": f"l{{i}}"}} for i in range(60)]
 cases = {{
-    "data[0]": {{"data": [polyjax.Example("1", "hello", ("x",), 0, "")]}},
+    "data[0].context": {{"data": [polyjax.Example("1", "hello", ("x",), 0, "")]}},
+    "data[0].answers": {{"data": [polyjax.Example("1", ("hello",), ("x",), 0, "", answers="yz")]}},
+    "data[0].negatives": {{"data": [polyjax.Example("1", ("hello",), ("x",), 0, "", negatives="bad")]}},
+    "data[0].candidates": {{"data": [polyjax.Example("1", ("hello",), None, 0, "")]}},
+    "data[0].label": {{"data": [polyjax.Example("1", ("hello",), ("x",), "0", "")]}},
+    "arch": {{"arch": "bi", "head": polyjax.PolyConfig(n_codes=4)}},
     "batch": {{"batch": 64}}, "text": {{"text": "x"}}, "head": {{"head": 5}}, "encoder": {{"encoder": None}},
     "run_dir": {{"run_dir": 5}}, "callbacks": {{"callbacks": print}},
     "test_examples": {{"test_examples": "5"}},

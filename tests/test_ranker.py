@@ -412,12 +412,14 @@ def test_a_library_leaves_its_users_process_alone(parlai_models):
 FORK = """
 import os, sys, warnings
 warnings.simplefilter("ignore")
-from polyjax import InputError, Ranker
+from flax import nnx
+from polyjax import BiConfig, EncoderConfig, InputError, Ranker, make_scorer
 model = sys.argv[1]
 if sys.argv[2] == "used":
     ranker = Ranker.from_parlai(model)
     ranker.index(["a", "b"])
     ranker.search("hi")
+    rngs = nnx.Rngs(0)
 if sys.argv[2] == "failed":
     try:
         Ranker.load("nowhere")
@@ -428,6 +430,7 @@ calls = {
     "search": lambda: ranker.search("hello there"),
     "load": lambda: Ranker.from_parlai(model),
     "encoder": lambda: Ranker.from_encoder("minilm"),
+    "scorer": lambda: make_scorer(EncoderConfig.tiny(50), BiConfig(), rngs=rngs),
 }
 for name, call in calls.items() if sys.argv[2] == "used" else [("load", calls["load"])]:
     child = os.fork()
@@ -445,7 +448,7 @@ for name, call in calls.items() if sys.argv[2] == "used" else [("load", calls["l
 @pytest.mark.parametrize(
     ("before", "statuses"),
     [
-        ("used", {"rank": 7, "search": 7, "load": 7, "encoder": 7}),
+        ("used", {"rank": 7, "search": 7, "load": 7, "encoder": 7, "scorer": 7}),
         ("unused", {"load": 0}),
         ("failed", {"load": 0}),
     ],

@@ -1,11 +1,13 @@
 """Shared by ranking commands: reading contexts and printing results."""
 
 import dataclasses
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from polyjax.cli.flags import as_json_line, as_text
+from polyjax.data.encodings import by_mark
 from polyjax.errors import InputError
 from polyjax.retrieval.search.searcher import Found
 from polyjax.types import Ranked
@@ -22,10 +24,18 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
         return
     if sys.stdin is None or sys.stdin.isatty():  # None where it is closed
         raise InputError("context", expected="at least one turn, or lines on standard input", got=())
-    for line in sys.stdin:
+    for line in _lines(sys.stdin):
         turns = as_text(line.rstrip("\r\n")).split("\t")
         if any(turn.strip() for turn in turns):
             yield [turn for turn in turns if turn.strip()]
+
+
+def _lines(stream: Any) -> Iterable[str]:
+    """The lines of standard input, in the encoding that a byte order mark names if there is one."""
+    if not isinstance(binary := getattr(stream, "buffer", None), io.BufferedReader):
+        return stream
+    marked = by_mark(binary.peek(4))
+    return stream if marked is None else io.TextIOWrapper(binary, encoding=marked, errors="replace")
 
 
 def show(

@@ -183,7 +183,7 @@ def check_training_rows(
     """
     check_enough(len(examples), config)
     source = config.source(inputs)
-    if needs_teacher or source == "inline":
+    if needs_teacher or source in ("inline", "sampled"):
         negatives = Negatives(
             examples,
             source=source,
@@ -191,7 +191,7 @@ def check_training_rows(
             n_negatives=config.n_negatives,
             fixed=(),
             n_hard=config.hard_negatives,
-            mask=False,
+            mask=config.mask_duplicates,
         )
         negatives.check(needs_teacher=needs_teacher)
 

@@ -11,6 +11,9 @@ from polyjax.data.identity import Keys, different, text_key, with_answers
 from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
+TRIES = 100
+"""Draws for each candidate, after which those that are left are listed and drawn from."""
+
 
 def words(text: str) -> list[str]:
     """The words of a text, lower-cased: runs of a-z, 0-9 and '.
@@ -48,7 +51,8 @@ def add_candidates(
     rows = examples if pool is None else pool
     texts = [row.label_text for row in rows]
     keys = [text_key(text) for text in texts]
-    known = set(keys)
+    by_key = dict(zip(reversed(keys), reversed(texts), strict=True))  # the first text of each key
+    known = by_key.keys()
     turn_keys = Keys()
     right = with_answers(examples, () if pool is None else pool)
     taken = [_taken(example, turn_keys) for example in right]
@@ -65,11 +69,16 @@ def add_candidates(
     for example, used in zip(examples, taken, strict=True):
         draw = random.Random(f"{seed}/{example.id}")
         candidates: list[str] = []
-        while len(candidates) < n_candidates - 1:
+        for _ in range(TRIES * n_candidates):
+            if len(candidates) == n_candidates - 1:
+                break
             i = draw.randrange(len(texts))
             if keys[i] not in used:
                 used.add(keys[i])
                 candidates.append(texts[i])
+        if missing := n_candidates - 1 - len(candidates):  # a few frequent labels hide the others
+            left = [text for key, text in by_key.items() if key not in used]
+            candidates += draw.sample(left, missing)
         label = draw.randrange(n_candidates)
         candidates.insert(label, example.label_text)
         found.append(dataclasses.replace(example, candidates=tuple(candidates), label=label))

@@ -21,6 +21,15 @@ _OTHER_KINDS = (
 _LOOKED_AT = 1000
 
 
+def by_mark(head: bytes) -> str | None:
+    """The encoding that a byte order mark names; None without one.
+
+    >>> by_mark(b"\xff\xfeh\0"), by_mark(b"hi")
+    ('utf-16', None)
+    """
+    return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+
+
 def encoding_of(path: Path) -> str:
     """The encoding of a text file: UTF-8, or what its byte order mark says.
 
@@ -34,9 +43,8 @@ def encoding_of(path: Path) -> str:
         raise InputError.in_file(path, expected="a file", got=shown("a folder")) from None
     except OSError as error:
         raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return name
+    if marked := by_mark(head):
+        return marked
     for mark, kind in _OTHER_KINDS:
         if head.startswith(mark):
             raise InputError.in_file(path, expected="UTF-8 text", got=shown(kind), fix="unpack or convert it")

@@ -10,14 +10,25 @@ from polyjax.errors import InputError, first_line
 from polyjax.runtime.files import save_array
 from polyjax.types import Example
 
-KNOWN = "trained_on.npy"
-"""The file of a run directory: digests of the training rows, 8 bytes each."""
+KNOWN, BEFORE = "trained_on.npy", "trained_before.npy"
+"""Files of a run directory: digests of its training rows, and of those of the runs before that it started
+from, 8 bytes each."""
 
 
-def save_known(folder: Path, found: Digests) -> None:
-    """Keep the digests of training rows in a run directory, each once; no effect if they are there."""
-    rows = np.unique(found.rows)
-    path = folder / KNOWN
+def save_known(folder: Path, found: Digests, *, before: np.ndarray | None = None) -> None:
+    """Keep the digests of training rows in a run directory, each once; no effect if they are there.
+
+    Args:
+        folder: the run directory.
+        found: digests of the run's training rows.
+        before: digests of the training rows of the run that it starts from, as ``load_seen`` returns them.
+    """
+    _save(folder / KNOWN, np.unique(found.rows))
+    if before is not None and len(before):
+        _save(folder / BEFORE, before)
+
+
+def _save(path: Path, rows: np.ndarray) -> None:
     try:
         if path.exists() and np.array_equal(_read(path), rows):
             return
@@ -34,6 +45,16 @@ def load_known(folder: Path) -> np.ndarray | None:
     """
     path = folder / KNOWN
     return _read(path) if path.exists() else None
+
+
+def load_seen(folder: Path) -> np.ndarray | None:
+    """The digests of all rows that a run's model was trained on, by this run or by those before.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    found = [_read(folder / name) for name in (KNOWN, BEFORE) if (folder / name).exists()]
+    return np.unique(np.concatenate(found)) if found else None
 
 
 def _read(path: Path) -> np.ndarray:

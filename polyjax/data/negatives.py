@@ -12,8 +12,8 @@ from polyjax.errors import InputError
 from polyjax.types import Example
 
 CandidateSource = Literal["batch", "inline", "sampled", "fixed"]
-_TRIES = 100
-"""Draws for each sampled negative before the split counts as having too few labels."""
+TRIES = 100
+"""Draws for each sampled negative, after which those that are left are listed and drawn from."""
 
 
 @runtime_checkable
@@ -121,6 +121,34 @@ class Negatives:
                 self.choice(Row(example, i, frozenset()), 0, [], 0)
             if needs_teacher:
                 self._check_taught(example)
+        if self._source == "sampled" and not self.drawn_anew:
+            self._check_sampled()
+
+    @functools.cached_property
+    def _labels(self) -> dict[str, str]:
+        """The different labels of the split, by their keys."""
+        labels: dict[str, str] = {}
+        for example in self.examples:
+            labels.setdefault(text_key(example.label_text), example.label_text)
+        return labels
+
+    def _check_sampled(self) -> None:
+        labels = self._labels
+        for i, example in enumerate(self.examples):
+            others = self._others.get(i, frozenset())
+            if len(labels) <= self._n_negatives + len(example.context) + len(others):
+                n = len(labels.keys() - self._taken(Row(example, i, others)))
+                if n < self._n_negatives:
+                    raise self._too_few(example, n)
+
+    def _too_few(self, example: Example, n: int) -> InputError:
+        return InputError(
+            "batch.n_negatives",
+            problem=f"row {example.id} has {n} wrong answers among the {len(self._labels)} different labels "
+            "of the training rows (no turn of its context is one, nor another right answer)",
+            got=self._n_negatives,
+            fix=f"use {n}" if n else "set `batch.candidates` to batch, or leave out this row",
+        )
 
     def _check_taught(self, example: Example) -> None:
         listed = len(example.candidates) if self._source == "inline" else 1
@@ -261,9 +289,9 @@ class Negatives:
     def _sampled(self, row: Row, epoch: int) -> list[str]:
         """Other examples' labels, none of them right for the row or a turn of its context."""
         draw = np.random.default_rng([self._seed, epoch, row.index])
-        taken = {text_key(t) for t in (row.example.label_text, *row.example.context)} | row.right
+        taken = self._taken(row)
         negatives: list[str] = []
-        for _ in range(_TRIES * self._n_negatives):
+        for _ in range(TRIES * self._n_negatives):
             other = int(draw.integers(len(self.examples)))
             candidate = self.at(other, epoch).label_text
             if other != row.index and (key := text_key(candidate)) not in taken:
@@ -271,12 +299,16 @@ class Negatives:
                 negatives.append(candidate)
                 if len(negatives) == self._n_negatives:
                     return negatives
-        raise InputError(
-            "batch.n_negatives",
-            problem="the training split has too few different labels",
-            got=self._n_negatives,
-            fix="lower it",
-        )
+        # A few frequent labels hide the others.
+        left = [text for key, text in self._labels.items() if key not in taken]
+        missing = self._n_negatives - len(negatives)
+        if len(left) < missing:
+            raise self._too_few(row.example, len(negatives) + len(left))
+        return negatives + [left[i] for i in draw.choice(len(left), missing, replace=False)]
+
+    def _taken(self, row: Row) -> set[str]:
+        """Keys of texts that are not sampled for a row: right answers and turns of its context."""
+        return {text_key(text) for text in (row.example.label_text, *row.example.context)} | row.right
 
 
 def label_score(example: Example) -> float | None:

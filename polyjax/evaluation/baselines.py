@@ -26,9 +26,12 @@ from polyjax.types import Example
 
 TFIDF_TURNS = 5
 _UNSPACED = re.compile(
-    # Thai, Lao, Tibetan, Myanmar, Khmer, kana, Chinese characters
-    "[\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0edf\u0f40-\u0f6c\u1000-\u102a\u1780-\u17b3"
-    "\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
+    # Thai, Lao, Tibetan, Myanmar, Khmer, kana, bopomofo, Chinese characters
+    "[\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0edf\u0f40-\u0f6c\u1000-\u102a\ua9e0-\ua9fe\uaa60-\uaa7a"
+    "\u1780-\u17b3\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9d\U00020000-\U0003ffff"
+    # Tai Le, New Tai Lue, Tai Tham, Tai Viet, Balinese, Javanese, Cham, Yi
+    "\u1950-\u1974\u1980-\u19ab\u1a20-\u1a54\uaa80-\uaac2\u1b05-\u1b33\ua984-\ua9b2\uaa00-\uaa28\ua000-\ua48c]"
 )
 """Letters of scripts whose words are not separated by spaces."""
 _ROWS = 256

@@ -27,7 +27,7 @@ def check_count(name: str, count: object) -> None:
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise InputError unless it is one of the choices; a similar one is suggested."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # a dtype of numpy equals its name
         known = {_SHORT.get(choice, choice): choice for choice in choices} | {one: one for one in choices}
         near = [known[word] for word in difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)]
         fix = f"did you mean {near[0]}?" if near else None
@@ -98,7 +98,9 @@ def as_texts(name: str, texts: Iterable[str]) -> list[str]:
     if hasattr(texts, "columns"):  # a table iterates over their names
         fix = "give one column of it, frame['text']"
         raise InputError(name, expected="a list of texts", got=_kind(texts), fix=fix)
-    if isinstance(texts, bytes | bytearray | set | frozenset | Mapping) or not isinstance(texts, Iterable):
+    single = getattr(texts, "ndim", 1) == 0  # an array of no dimension, over which nothing iterates
+    not_a_list = isinstance(texts, bytes | bytearray | set | frozenset | Mapping)
+    if single or not_a_list or not isinstance(texts, Iterable):
         raise InputError(name, expected="a list of texts", got=_kind(texts))
     found = list(texts)
     if not found:

@@ -30,6 +30,7 @@ from polyjax.nn.heads import (
     TiesEncoders,
 )
 from polyjax.runtime.fields import check_types
+from polyjax.runtime.forks import refuse_forked
 from polyjax.types import DualInputs, PairInputs, Tokens
 
 
@@ -248,6 +249,7 @@ def make_scorer(encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs)
         InputError: ``head`` does not implement the contract of ``polyjax.nn.heads``, the encoder cannot be
             used with it, or a setting is of another type or not among its choices.
     """
+    refuse_forked()
     for name, settings in {"encoder": encoder, "head": head}.items():
         if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
             check_types(settings, name)

@@ -29,8 +29,8 @@ from polyjax.recipes.models import ModelName, load_ranker, run_folder
 from polyjax.recipes.own_rows import has_settings, rows_of_run, taskless, warn_of_training_rows
 from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import task_of
-from polyjax.recipes.run import Run
-from polyjax.runs import write_json
+from polyjax.recipes.run import RESULTS, Run
+from polyjax.runs import CONFIG, MODEL, write_json
 from polyjax.runtime.fields import check_types
 from polyjax.runtime.progress import console, hushed
 from polyjax.types import Example
@@ -258,7 +258,7 @@ def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Result
     console.print(console_table([result], f"{title}, {len(examples)} rows", ks=ks))
     metrics = {"loss": evaluation.loss, **result.summary(ks)}
     if config.out is not None and is_primary():
-        write_json(config.out / "results.json", metrics)
+        write_json(config.out / RESULTS, metrics)
         write_examples(config.out, examples, evaluation, shared=rows.shared)
         console.print(f"written: {config.out}")
     console.print(f"programs compiled: {scorer.compilations}; length buckets {scorer.text.config.buckets}")
@@ -273,6 +273,12 @@ def run(config: EvaluateConfig) -> Results:
 
 
 def _make_folder(folder: Path) -> None:
+    """Make the folder for results, or raise InputError before anything is scored."""
+    if (folder / CONFIG).exists() or (folder / MODEL).exists():
+        problem = f"{folder} is a run directory, whose own results.json would be replaced"
+        raise InputError("out", problem=problem, fix="choose another folder")
+    if (folder / RESULTS).is_dir():
+        raise InputError("out", problem=f"{folder / RESULTS} is a folder", fix="choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # before anything is scored

@@ -190,6 +190,8 @@ def _settings(
     if named is not None:
         nested = {**nested, "head": None}
     elif isinstance(head, HeadSettings):
+        if arch != "poly" and head.arch in get_args(Arch) and arch != head.arch:
+            raise InputError("arch", expected=f"{head.arch!r}, as the head's settings say", got=arch)
         arch, named = head.arch, "joint" if is_plain_cross(head) else None
     defaults = _defaults(
         arch if arch in get_args(Arch) or head is None else "poly",

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from polyjax.config import from_json
 from polyjax.data.identity import digests
-from polyjax.data.known import count_trained, load_known
+from polyjax.data.known import count_trained, load_known, load_seen
 from polyjax.data.rows import RankConfig, Rows, rows_digest
 from polyjax.data.tasks import Task
 from polyjax.data.tasks.chitchat import ChitchatConfig
@@ -72,20 +74,22 @@ def warn_of_training_rows(
 def rows_trained_on(run_dir: Path, own: Task, rows: Sequence[Example]) -> int | None:
     """How many of some rows a run was trained on; None if that cannot be known.
 
-    A run directory has digests of its training rows. For a run of an older version, they are computed from
-    the rows if these can still be read.
+    A run directory has digests of its training rows, and of those of the run that it started from. For a
+    run of an older version, they are computed from the rows if these can still be read.
 
     Args:
         run_dir: the run directory.
         own: the run's task.
         rows: to look up, with the label or any further right answer.
     """
-    known = load_known(run_dir)
-    if known is None:
+    known = load_seen(run_dir)
+    if load_known(run_dir) is None:
         if read_json(run_dir / CONFIG).get("type") == ConvertedFrom.__name__:
             return None
         try:
-            known = digests(own.read("train").examples).rows
+            again = digests(own.read("train").examples).rows
         except InputError:
             return None
+        known = again if known is None else np.concatenate([known, again])
+    assert known is not None
     return count_trained(rows, known)

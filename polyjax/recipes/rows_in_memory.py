@@ -25,7 +25,7 @@ from polyjax.data.tasks.own_rows import (
     example_of,
     repeats_header,
 )
-from polyjax.errors import InputError, first_line, shown
+from polyjax.errors import InputError, first_line
 from polyjax.inference.arguments import check_folder
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.runtime.files import temporary_folder
@@ -201,7 +201,7 @@ def _table_rows(name: str, table: Any) -> Any:
         row = {key: record[key] for key in KEYS if key in record and not _is_missing(record[key])}
         if repeats_header(record.values()):
             raise InputError(f"{name}[{i}]", problem=HEADER_AGAIN, fix="remove this row")
-        numbers = (key for key in REQUIRED if isinstance(row.get(key), int) and row[key] is not True)
+        numbers = (key for key in REQUIRED if isinstance(row.get(key), int | np.bool_))
         row |= {key: str(row[key]) for key in numbers}  # a label 4 is "4" in the file
         try:
             texts = cells_object({key: value for key, value in row.items() if isinstance(value, str)})
@@ -220,6 +220,8 @@ def _is_missing(value: Any) -> bool:
         return bool(value != value)  # noqa: PLR0124
     except TypeError:  # pandas.NA
         return True
+    except ValueError:  # an array or a series
+        return False
 
 
 def _is_whole(value: Any) -> bool:
@@ -240,10 +242,11 @@ def _plain(value: Any) -> Any:
 
 def _line(name: str, row: object) -> str:
     if isinstance(row, Example):
-        if isinstance(row.context, str) or isinstance(row.candidates, str):
-            raise InputError(
-                name, expected="a tuple of texts as context and as candidates", got=shown("a text")
-            )
+        for field in ("context", "candidates", "answers", "negatives"):
+            if isinstance(value := getattr(row, field), str) or not isinstance(value, Iterable):
+                raise InputError(f"{name}.{field}", expected="a tuple of texts", got=value)
+        if isinstance(row.label, bool) or not isinstance(row.label, int | np.integer):
+            raise InputError(f"{name}.label", expected="the place of the right candidate", got=row.label)
         if not 0 <= row.label < len(row.candidates):
             raise InputError(
                 f"{name}.label", expected=f"a place among {len(row.candidates)} candidates", got=row.label
@@ -270,8 +273,9 @@ def as_dict(example: Example) -> dict[str, Any]:
     if example.group not in ("", example.id):
         row["group"] = example.group
     for name in ("answers", "negatives", "scores"):
-        if getattr(example, name):
-            row[name] = list(getattr(example, name))
+        value = getattr(example, name)
+        if value is not None and len(value):
+            row[name] = list(value)
     return row
 
 

@@ -117,7 +117,10 @@ class Run:
 
     def report(self) -> "Report":
         """The report: results, verdict, learning curve, data, recipe and limits, as Markdown."""
-        return Report((self.folder / REPORT).read_text(encoding="utf-8"))
+        path = self.folder / REPORT
+        if not path.is_file():
+            raise InputError.missing_file(path, "the report of a finished run")
+        return Report(path.read_text(encoding="utf-8"))
 
     def __repr__(self) -> str:
         return f"{self.test}\n\nrun directory: {self.folder}"

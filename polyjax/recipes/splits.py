@@ -6,7 +6,7 @@ from pathlib import Path
 
 from polyjax.data.corpora.leakage import held_out_of
 from polyjax.data.identity import Digests, digests
-from polyjax.data.known import answers_note, count_known, count_trained, load_known, ranked_note, save_known
+from polyjax.data.known import answers_note, count_known, count_trained, load_seen, ranked_note, save_known
 from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks import read_to_rank
 from polyjax.evaluation.candidates import check_candidates
@@ -56,7 +56,8 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
         digested = {split: rows_digest(rows) for split, rows in every.items()}
         open_data(config.folder, digested, trained_on=found["train"].rows)
         if is_primary():
-            save_known(config.folder, found["train"])
+            before = None if config.init is None else load_seen(config.init)
+            save_known(config.folder, found["train"], before=before)
             # The rows are the same, but their files may have moved: save the new paths.
             write_json(config.folder / CONFIG, config)
     counts = " / ".join(f"{len(rows.examples):,}" for rows in every.values())
@@ -92,7 +93,7 @@ def leakage_notes(
             notes.append(
                 f"warning: {known:,} of {len(found[split].rows):,} {split} rows are training rows too"
             )
-    before = None if config.init is None else load_known(config.init)
+    before = None if config.init is None else load_seen(config.init)
     if before is not None:
         for split in ("valid", "test"):
             if known := count_trained(every[split].examples, before):

@@ -1,10 +1,11 @@
 """Drawn candidates: wrong by the rule of identity, for every right answer of a context."""
 
+import random
 import unicodedata
 
 import pytest
 
-from polyjax.data.candidates import add_candidates, fixed_candidates
+from polyjax.data.candidates import TRIES, add_candidates, fixed_candidates
 from polyjax.data.identity import text_key
 from polyjax.data.rows import RankConfig, Rows, ranked_among
 from polyjax.errors import InputError
@@ -39,6 +40,27 @@ def test_labels_that_differ_in_signs_only_are_ranked_against_each_other(labels):
     rows = examples((f"question {i}", labels[i % 4]) for i in range(40))
     for row in add_candidates(rows, n_candidates=4, seed=0):
         assert sorted(row.candidates) == sorted(labels)
+
+
+class Counted(random.Random):
+    """Counts the draws of all."""
+
+    n = 0
+
+    def randrange(self, *args):
+        Counted.n += 1
+        return super().randrange(*args)
+
+
+def test_rare_labels_are_drawn_beside_a_frequent_one(monkeypatch):
+    """Draws of the frequent one are not repeated for ever: for 100,000 rows it took minutes."""
+    monkeypatch.setattr("polyjax.data.candidates.random.Random", Counted)
+    rows = examples((f"question {i}", "common" if i >= 20 else f"rare {i}") for i in range(20_000))
+    found = add_candidates(rows[:20], n_candidates=20, seed=0, pool=rows)
+    assert Counted.n <= 20 * (TRIES * 20 + 1)
+    for row in found:
+        assert len(set(row.candidates)) == 20
+    assert found == add_candidates(rows[:20], n_candidates=20, seed=0, pool=rows)
 
 
 def asked(n_contexts: int, n_answers: int) -> list[Example]:

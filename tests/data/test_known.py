@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from polyjax.config import from_json
 from polyjax.data.identity import digests
-from polyjax.data.known import KNOWN, count_known, load_known, save_known
+from polyjax.data.known import KNOWN, count_known, load_known, load_seen, save_known
 from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError
@@ -89,6 +90,37 @@ def test_training_rows_are_known_in_every_file(opened, tmp_path):
     assert count([*new, *further]) == 5, "the best placed of them counts as the label"
     config.task.train.unlink()
     assert count(ROWS) == len(training), "the run keeps what is needed to know"
+
+
+def test_the_training_rows_of_the_runs_before_are_known_too(opened, tmp_path):
+    config, splits = opened
+    trained = list(splits.train.examples)
+    new = [{"context": f"new {i}", "label": f"thing {i}"} for i in range(100)]
+    second = dataclasses.replace(
+        config,
+        task=OwnDataConfig(train=write(tmp_path / "data" / "new.jsonl", new), n_candidates=5),
+        run_dir=tmp_path / "second",
+        init=config.folder,
+        encoder=EncoderChoice(name=INIT),
+        tokenizer=TokenizerChoice(kind="pretrained"),
+    )
+    open_run(second.folder, second)
+    read_splits(second, None)
+    assert rows_trained_on(second.folder, second.task, trained) == len(trained)
+    third = dataclasses.replace(
+        second,
+        task=dataclasses.replace(config.task, test=write(tmp_path / "data" / "test.jsonl", ROWS)),
+        run_dir=tmp_path / "third",
+        init=second.folder,
+    )
+    open_run(third.folder, third)
+    (note,) = [note for note in read_splits(third, None).notes if f"training rows of {second.folder}" in note]
+    assert note.startswith(f"warning: {len(trained)} of {len(ROWS)} test rows")
+    # A run that is resumed after the folder that it started from has gone still knows.
+    shutil.rmtree(config.folder)
+    read_splits(second, None)
+    assert rows_trained_on(second.folder, second.task, trained) == len(trained)
+    assert len(load_known(second.folder)) < len(load_seen(second.folder))
 
 
 def test_a_run_that_kept_no_digests(opened, tmp_path):

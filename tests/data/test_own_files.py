@@ -39,7 +39,7 @@ READ = {
     "a table in UTF-16": ("f.csv", TABLE.encode("utf-16"), HELLO),
     "a table in big-endian UTF-16": ("f.csv", b"\xfe\xff" + TABLE.encode("utf-16-be"), HELLO),
     "a table in UTF-32": ("f.tsv", TABLE.replace(",", "\t").encode("utf-32"), HELLO),
-    "other columns": ("f.csv", "n,context,label,n,ID\n1,hi,hello,2,3\n", HELLO),
+    "other columns": ("f.csv", "n,context,label,n,ids\n1,hi,hello,2,3\n", HELLO),
     "turns in lines": ("f.csv", 'context,label\n"a\nb\r\nc\rd",x\n', [(("a", "b", "c", "d"), ("x",))]),
     "line breaks within a turn": (
         "f.csv",
@@ -57,6 +57,11 @@ READ = {
         "f.csv",
         "context,label\n[sic] it hums,x\n",
         [(("[sic] it hums",), ("x",))],
+    ),
+    "a note in brackets": (
+        "f.csv",
+        "context,label\n[None of it] hums,\"['x'] marks it\"\n",
+        [(("[None of it] hums",), ("['x'] marks it",))],
     ),
     "a text that begins as a list": (
         "f.csv",
@@ -169,6 +174,34 @@ REFUSED = {
         "'candidates ' is nearly 'candidates'",
     ),
     "a column in the plural": ("f.csv", "contexts,label\n", 1, "'contexts' is nearly 'context'"),
+    "an id in capitals": ("f.csv", "ID,context,label\n", 1, "the column 'ID' is nearly 'id'"),
+    "a second label as pandas names it": (
+        "f.csv",
+        "context,label,label.1\n",
+        1,
+        "'label' and 'label.1' have nearly the same name",
+    ),
+    "a table of pandas, split": (
+        "f.json",
+        '{"columns": ["context", "label"], "index": [0], "data": [["q", "a"]]}',
+        1,
+        "the key 'context' is missing; write an object for each row: to_json",
+    ),
+    "turns with a missing one": (
+        "f.csv",
+        "context,label\n\"['a', nan]\",b\n",
+        2,
+        "context: .*JSON list of turns",
+    ),
+    "turns as bytes": ("f.csv", "context,label\n\"[b'a', b'b']\",b\n", 2, "context: .*JSON list of turns"),
+    "turns as an array": (
+        "f.csv",
+        "context,label\n\"array(['a', 'b'], dtype=object)\",b\n",
+        2,
+        "context: .*JSON list of turns",
+    ),
+    "labels with a missing one": ("f.csv", "context,label\nq,\"['a', nan]\"\n", 2, "label: expected a text"),
+    "a label and nothing": ("f.csv", "context,label\nq,\"['a', None]\"\n", 2, "label: expected a text"),
     "two columns that are nearly one": (
         "f.csv",
         "context,label,Label\n",

@@ -7,7 +7,8 @@ import pytest
 from test_text import Letters
 
 from polyjax import DualInputs, Example, InputError, PairInputs
-from polyjax.data.batches import BatchConfig, BatchPlan, make_loader
+from polyjax.data.batches import BatchConfig, BatchPlan, check_training_rows, make_loader
+from polyjax.data.negatives import Negatives
 from polyjax.data.text import TextConfig, TextEncoder
 
 
@@ -195,9 +196,30 @@ def test_a_batch_larger_than_the_split_is_refused(examples, text):
 
 
 def test_more_negatives_than_labels_are_refused(examples, text):
-    loader, _ = make_loader(
-        examples[:5], text, BatchConfig(batch_size=4, n_negatives=10), inputs="pairs", n_batches=1, seed=0
-    )
+    """Before the first step, with the row and the number that works."""
+    config = BatchConfig(batch_size=4, n_negatives=10)
     with pytest.raises(InputError) as error:
-        next(loader)
-    assert (error.value.argument, error.value.got, error.value.fix) == ("batch.n_negatives", 10, "lower it")
+        check_training_rows(examples[:5], config, inputs="pairs", needs_teacher=False)
+    assert (error.value.argument, error.value.got) == ("batch.n_negatives", 10)
+    assert f"row {examples[0].id} has 4 wrong answers among the 5 different labels" in error.value.problem
+    assert error.value.fix == "use 4"
+    rows = [Example(str(i), (f"q {i}",), (f"answer {i % 12}",), 0, "") for i in range(200)]
+    rows.append(
+        Example("odd", ("the one",), ("answer 0",), 0, "", answers=tuple(f"answer {i}" for i in range(9)))
+    )
+    config = BatchConfig(batch_size=4, n_negatives=4)
+    with pytest.raises(InputError, match="row odd has 3 wrong answers among the 12 different labels"):
+        check_training_rows(rows, config, inputs="pairs", needs_teacher=False)
+    check_training_rows(rows[:-1], config, inputs="pairs", needs_teacher=False)
+
+
+def test_rare_labels_are_sampled_beside_a_frequent_one(text):
+    rows = [Example(str(i), (f"q {i}",), ("yes",), 0, "") for i in range(3000)]
+    rows += [Example(f"o{i}", (f"other {i}",), (f"rare {i}",), 0, "") for i in range(4)]
+    negatives = Negatives(rows, source="sampled", seed=0, n_negatives=4, fixed=(), n_hard=0, mask=True)
+    negatives.check(needs_teacher=False)
+    for i in (0, 3000):
+        (row,) = negatives.rows([i], 0)
+        texts = negatives.choice(row, 0, [row], 0).texts
+        assert sorted(texts) == ["rare 0", "rare 1", "rare 2", "rare 3", "yes"]
+        assert texts == negatives.choice(row, 0, [row], 0).texts

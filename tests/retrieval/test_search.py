@@ -436,9 +436,11 @@ def test_arguments_of_other_types_are_named(parlai_models, tmp_path):
     script = tmp_path / "mistakes.py"
     script.write_text(
         "import sys\n"
+        "import numpy as np\n"
         "from polyjax import InputError, Ranker\n"
         "r = Ranker.from_parlai(sys.argv[1])\n"
         "r.index(['a', 'b'])\n"
+        "r.compile(np.int64(40), n_candidates=np.int64(3)), r.search('hi', np.int64(40))\n"
         "for call in (\n"
         "    lambda: r.search('hi', 2.5),\n"
         "    lambda: r.search('hi', 1, rerank=r, rerank_top='x'),\n"
@@ -447,6 +449,8 @@ def test_arguments_of_other_types_are_named(parlai_models, tmp_path):
         "    lambda: r.rank('hi', ['a'], True),\n"
         "    lambda: r.open_index(None),\n"
         "    lambda: r.index(['a'], dtype='float16'),\n"
+        "    lambda: r.index(['a'], 'folder', dtype=np.dtype('int8')),\n"
+        "    lambda: r.rank('hi', np.array('x')),\n"
         "    lambda: r.index(['a'], mesh='data=2'),\n"
         "    lambda: r.measure_recall([], None),\n"
         "    lambda: Ranker('runs/x'),\n"
@@ -473,6 +477,8 @@ def test_arguments_of_other_types_are_named(parlai_models, tmp_path):
         "top_k; True; None",
         "folder; None; None",
         "dtype; 'float16'; did you mean bfloat16?",
+        "dtype; dtype('int8'); did you mean int8?",
+        "candidates; 'a value of type ndarray'; None",
         "mesh; 'data=2'; None",
         "first_stage; 'NoneType'; None",
         "scorer; 'runs/x'; write Ranker.load('runs/x')",

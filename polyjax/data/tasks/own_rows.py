@@ -24,6 +24,15 @@ _NUMBERS = re.compile(rf"\s*([\[(])\s*({_NUMBER}(?:\s*,\s*|\s+))*{_NUMBER}\s*,?\
 _PYTHON_LIST = re.compile(rf"\s*\[\s*({_STRING}(?:\s*,\s*|\s+))*{_STRING}\s*,?\s*\]\s*", re.DOTALL)
 
 
+_ODD = rf"(?:{_STRING}|b{_STRING}|nan|NaN|None|<NA>)"
+_ODD_LIST = re.compile(
+    rf"\s*(?:\[(?=.*['\"])\s*(?:{_ODD}(?:\s*,\s*|\s+))*{_ODD}\s*,?\s*\]"
+    r"|array\(\[.*\](?:,\s*dtype=[^)]*)?\))\s*",
+    re.DOTALL,
+)
+"""A list as Python and pandas write it where some texts are missing or bytes, and an array of numpy."""
+
+
 class Twice(dict[str, Any]):
     """A JSON object in which a key came twice.
 
@@ -58,14 +67,14 @@ def json_fault(error: Exception) -> InputError:
 def nearly(name: str) -> str | None:
     """The key that a misspelt name probably means: other case, spaces, singular or plural.
 
-    >>> nearly(" Candidate"), nearly("Labels"), nearly("label"), nearly("answer"), nearly("ids")
-    ('candidates', 'label', None, 'answers', None)
+    >>> nearly(" Candidate"), nearly("Labels"), nearly("label"), nearly("ID"), nearly("ids")
+    ('candidates', 'label', None, 'id', None)
     """
     if name in KEYS:
         return None
-    plain = re.sub(r"[\W_]+", "", name).casefold()
+    plain = re.sub(r"[\W_]+", "", re.sub(r"\.\d+$", "", name)).casefold()  # label.1: pandas' second label
     for key in KEYS:
-        if key != "id" and plain.rstrip("s") == key.rstrip("s"):
+        if plain == key or (key != "id" and plain.rstrip("s") == key.rstrip("s")):
             return key
     return None
 
@@ -145,6 +154,8 @@ def _check_keys(row: Mapping[Any, Any]) -> None:
                 instead = (
                     f"write the rows of {lists[0]!r} to a file of their own, without the object around them"
                 )
+            if "columns" in row and "data" in row:  # pandas' to_json(orient="split")
+                instead = "write an object for each row: to_json(orient='records', lines=True)"
             raise InputError.in_row(problem=f"the key {name!r} is missing", fix=instead)
     if unknown:
         key = nearly(unknown[0])
@@ -249,7 +260,7 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     if "label" in cells:
         found["label"] = cells["label"]
         listed = _listed("label", cells["label"])
-        if listed and all(isinstance(one, str) for one in listed):
+        if _ODD_LIST.fullmatch(cells["label"]) or (listed and any(isinstance(one, str) for one in listed)):
             raise InputError(
                 "label",
                 expected="a text",
@@ -260,6 +271,9 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     if "context" in cells:
         turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
         listed = _listed("context", cells["context"])
+        if listed is None and _ODD_LIST.fullmatch(cells["context"]):
+            expected = "a text, or a JSON list of turns"
+            raise InputError("context", expected=expected, got=cells["context"][:40], is_argument=False)
         found["context"] = turns if listed is None else listed
     for name in ("id", "group"):
         if cells.get(name, "").strip():

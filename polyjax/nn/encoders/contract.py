@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from polyjax.errors import InputError
 from polyjax.nn.activations import Activation
+from polyjax.runtime.fields import check_types
 from polyjax.types import Tokens
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -257,6 +258,7 @@ def check_stack(config: StackSettings) -> None:
     Raises:
         InputError: a size is below 1, the heads do not divide the width, or a rate or factor is out of range.
     """
+    check_types(config, "encoder")
     for name in ("vocab_size", "dim", "n_layers", "n_heads", "mlp_dim", "n_positions"):
         if getattr(config, name) < 1:
             raise InputError(f"encoder.{name}", expected="at least 1", got=getattr(config, name))

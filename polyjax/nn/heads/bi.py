@@ -12,6 +12,7 @@ from polyjax.nn.heads.common import check_scale
 from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.heads.dense import DenseConfig, DenseLayers
 from polyjax.nn.reduce import Reducer, Reduction, reduce, unit
+from polyjax.runtime.fields import check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class BiConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for an invalid value."""
+        check_types(self, "head")
         check_scale("score_scale", self.score_scale)
 
     def vector_dim(self, dim: int) -> int:

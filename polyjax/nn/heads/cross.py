@@ -12,6 +12,7 @@ from polyjax.nn.activations import Activation, activate
 from polyjax.nn.heads.contract import Inputs
 from polyjax.nn.linear import LayerNorm, Linear
 from polyjax.nn.reduce import Reducer, Reduction, reduce
+from polyjax.runtime.fields import check_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class CrossConfig:
     norm: Literal["none", "scale", "scale-and-bias"] = "none"
     norm_eps: float = 1e-5
     activation: Literal["identity", "sigmoid", "tanh"] = "identity"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value of another type."""
+        check_types(self, "head")
 
     def activated(self, scores: np.ndarray) -> np.ndarray:
         """Apply ``activation`` to scores of any shape."""

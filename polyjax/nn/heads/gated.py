@@ -13,6 +13,7 @@ from polyjax.nn.heads.common import check_scale
 from polyjax.nn.heads.contract import Inputs
 from polyjax.nn.linear import Linear
 from polyjax.nn.reduce import reduce, unit
+from polyjax.runtime.fields import check_types
 
 GATE_RATE = 30.0
 """Multiplies the learnt gates. Without it they would hardly move at the small rates of fine-tuning."""
@@ -45,6 +46,7 @@ class GatedCrossConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot work."""
+        check_types(self, "head")
         check_scale("score_scale", self.score_scale)
         if math.isnan(self.gate) or self.gate == math.inf:
             raise InputError("head.gate", expected="a number, or minus infinity", got=self.gate)

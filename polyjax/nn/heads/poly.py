@@ -16,6 +16,7 @@ from polyjax.nn.heads.clusters import centres
 from polyjax.nn.heads.common import check_heads, check_scale
 from polyjax.nn.heads.contract import Inputs, ProductForm
 from polyjax.nn.reduce import Reducer, Reduction, reduce, unit
+from polyjax.runtime.fields import check_types
 
 AttentionKind = Literal["basic", "sqrt", "multihead"]
 """Dot products, dot products divided by sqrt(d), or multi-head attention with projections."""
@@ -76,6 +77,7 @@ class PolyConfig:
 
     def __post_init__(self) -> None:
         """Raise InputError for an invalid value."""
+        check_types(self, "head")
         if self.n_codes < 1:
             expected = "at least 1 (the paper uses 16, 64 and 360)"
             raise InputError("head.n_codes", expected=expected, got=self.n_codes)

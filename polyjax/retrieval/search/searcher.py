@@ -281,7 +281,7 @@ class Searcher:
 
     def rows_wanted(self, top_k: int) -> int:
         """The number of rows to search for: a power of two, so that few values need a compiled program."""
-        return power_of_two(min(max(top_k, FEWEST_WANTED), self.index.rows))
+        return power_of_two(int(min(max(top_k, FEWEST_WANTED), self.index.rows)))
 
     def _results(self, outcome: Outcome, top_k: int) -> Results:
         found = tuple(
