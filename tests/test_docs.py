@@ -69,7 +69,7 @@ def prose(page: Path) -> str:
 
 
 ROWS = [{"context": f"my printer says {code}", "label": f"see page {code}"} for code in range(120)]
-RUNS = ("chitchat-poly-minilm", "mine-poly-minilm", "converted", "pretrained")
+RUNS = ("chitchat-poly-minilm", "mine-poly-minilm", "converted", "pretrained", "ladder/poly-demo-0")
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +94,7 @@ def workplace(models, tmp_path, monkeypatch) -> Path:
     (tmp_path / "replies.txt").write_text("".join(f"{row['label']}\n" for row in ROWS))
     (tmp_path / "runs").mkdir()
     for name in RUNS:
+        (tmp_path / "runs" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(models / name)
     return tmp_path
 
