@@ -132,7 +132,7 @@ def settings_of_jax():
 
 
 def of_readme(names: dict[str, Any]) -> None:
-    assert isinstance(names["ranker"], polyjax.Ranker) and len(names["best"]) == 5
+    assert isinstance(names["ranker"], polyjax.Ranker) and isinstance(names["found"], polyjax.Found)
     assert names["run"].test.model["n"] > 0
 
 

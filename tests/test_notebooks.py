@@ -7,7 +7,10 @@ import jupytext
 import nbclient
 import pytest
 
+import polyjax
 from conftest import FAST_COMPILATION
+from polyjax.recipes.results import Results
+from polyjax.runtime import progress
 from test_experiments import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -62,3 +65,16 @@ def test_a_notebook_is_paired_and_without_outputs(path):
     assert not any(re.search(r"^class |nnx\.Module", cell.source, re.MULTILINE) for cell in cells), (
         "no models"
     )
+
+
+def test_text_in_a_notebook_is_text(monkeypatch):
+    """rich shows what it prints in a notebook at once; then ``str`` of results was empty."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    metrics = {"recall@1/4": 0.5, "recall@1/4 95% interval": [0.25, 0.75], "mrr": 0.625, "n": 8}
+    results = Results({"poly": metrics}, title="mine test")
+    assert "0.500" in str(results) and str(results) == repr(results)
+    assert not progress.console.is_jupyter and not progress.errors.is_jupyter
+
+
+def test_the_functions_of_the_package_are_listed():
+    assert {"fit", "evaluate", "mine", "Run", "Ranker"} <= set(dir(polyjax))

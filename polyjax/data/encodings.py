@@ -22,7 +22,7 @@ _LOOKED_AT = 1000
 
 
 def by_mark(head: bytes) -> str | None:
-    """The encoding that a byte order mark names; None without one.
+    r"""The encoding that a byte order mark names; None without one.
 
     >>> by_mark(b"\xff\xfeh\0"), by_mark(b"hi")
     ('utf-16', None)

@@ -86,7 +86,7 @@ def fit(
     """Train a ranker, test it together with baselines, and save everything in a run directory.
 
     Called again with the same arguments, it resumes an interrupted run, with bit-identical parameters in the
-    end, or returns at once if the run has finished. ``polyjax train`` does the same on the command line.
+    end; a finished run is only tested again. ``polyjax train`` does the same on the command line.
 
     Args:
         data: the path of a .jsonl, .csv or .tsv file; rows in memory (dicts with ``context``, ``label`` and

@@ -78,7 +78,7 @@ class Results(Mapping[str, dict[str, Any]]):
         for cells in rows:
             table.add_row(*cells)
         out = io.StringIO()
-        Console(file=out, width=100, color_system=None).print(table)
+        Console(file=out, width=100, color_system=None, force_jupyter=False).print(table)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
 
     __repr__ = __str__

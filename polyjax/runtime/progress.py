@@ -61,9 +61,10 @@ class Screen(Console):
 
 
 # Lines are left whole: a terminal wraps them itself, and a file or pipe should not hold wrapped ones.
-console = Screen(highlight=False, soft_wrap=True)
+# In notebooks they are text too: rich would show each line by itself, and a bar with a package of its own.
+console = Screen(highlight=False, soft_wrap=True, force_jupyter=False)
 """Output for a person, on standard output."""
-errors = Screen(highlight=False, soft_wrap=True, stderr=True)
+errors = Screen(highlight=False, soft_wrap=True, stderr=True, force_jupyter=False)
 """Likewise on standard error, when standard output is for results."""
 
 
