@@ -275,8 +275,9 @@ def test_mistakes_are_named_with_status_2(extra, message, folder, tmp_path, monk
     assert message in printed and printed.startswith("error: ") and printed.count("error: ") == 1
 
 
-def test_a_mistake_is_one_line(folder):
-    done = command("run.py", "--task.min-label-words", "500", "--run-dir", str(folder / "no"), folder=folder)
+def test_a_mistake_is_one_line(tmp_path):
+    """In an empty folder, where the data are prepared first: tensorflow-datasets warned of its folders."""
+    done = command("run.py", "--task.min-label-words", "500", "--run-dir", "no", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

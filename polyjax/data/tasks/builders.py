@@ -155,7 +155,7 @@ def prepared(name: str, data_dir: Path, source: Callable[[], Path]) -> Mapping[s
         InputError: ``data_dir`` cannot be written.
     """
     builder = _builder(name, data_dir)
-    if not builder.is_prepared():
+    if not _is_prepared(builder):
         _prepare(builder, source().parent, data_dir)
     return cast(Mapping[str, Sequence[dict[str, Any]]], builder.as_data_source())
 
@@ -166,6 +166,11 @@ def _builder(name: str, data_dir: Path, config: FilesConfig | None = None) -> tf
             return BUILDERS[name](data_dir=data_dir, file_format="array_record", config=config)
     except OSError as error:
         raise InputError("task.data_dir", problem=f"cannot be read: {error}", got=str(data_dir)) from None
+
+
+def _is_prepared(builder: tfds.core.GeneratorBasedBuilder) -> bool:
+    with absl_quiet():
+        return builder.is_prepared()
 
 
 @contextlib.contextmanager
@@ -202,7 +207,7 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
         ):  # it reports downloads, although nothing is downloaded
             builder.download_and_prepare(download_config=config)
     except OSError as error:
-        if builder.is_prepared():  # by another process, meanwhile
+        if _is_prepared(builder):  # by another process, meanwhile
             return
         raise InputError("task.data_dir", problem=f"cannot be written: {error}", got=str(data_dir)) from None
 
@@ -313,7 +318,7 @@ def prepared_files(
     state = hashlib.sha1(repr(states).encode()).hexdigest()[:12]
     names = {True: f"{form}-official-{state}", False: f"{form}-unverified-{state}"}
     for official in (True, False) if unverified else (True,):
-        if _builder(source.task, data_dir, FilesConfig(name=names[official])).is_prepared():
+        if _is_prepared(_builder(source.task, data_dir, FilesConfig(name=names[official]))):
             return names[official], official
     official = all([locate(folder, file, source, unverified=unverified)[1] for file in files])
     config = FilesConfig(name=names[official], rows=lambda: parse(*paths))
