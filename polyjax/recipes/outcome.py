@@ -26,6 +26,7 @@ from polyjax.interop.pretrained import load_pretrained
 from polyjax.mesh.processes import is_primary
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.card import model_card
+from polyjax.recipes.run import RESULTS
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
 from polyjax.recipes.start import initial_scorer
@@ -34,7 +35,6 @@ from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult
 from polyjax.types import Example
 
-RESULTS = "results.json"
 BEFORE = "before training"
 """Name in tables of the model given as ``init``."""
 
