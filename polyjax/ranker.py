@@ -38,7 +38,7 @@ from polyjax.retrieval.search.searcher import Method, Results
 from polyjax.retrieval.searchable import Index
 from polyjax.retrieval.stages.faiss import FirstStage
 from polyjax.runtime.forks import OfThisProcess, refuse_forked
-from polyjax.types import Ranked
+from polyjax.types import Ranked, Ranking
 
 
 class Ranker(OfThisProcess, SavesModel):
@@ -201,7 +201,7 @@ class Ranker(OfThisProcess, SavesModel):
         turns, texts = as_turns("context", context), as_texts("candidates", candidates)
         scores = self.scorer.score([turns], [texts])[0]
         order, shown = np.argsort(-scores, kind="stable")[:top_k], self.scorer.activated(scores)
-        return [Ranked(texts[i], float(shown[i]), i) for i in map(int, order)]
+        return Ranking(Ranked(texts[i], float(shown[i]), i) for i in map(int, order))
 
     def embed(
         self, texts: Sequence[str], prompt: str | None = None, *, output: Output = "vectors"

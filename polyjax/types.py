@@ -18,6 +18,8 @@ Masks are True where a token is real (``mask``) or a candidate is real (``where`
 
 import dataclasses
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -183,3 +185,32 @@ class Ranked:
     text: str
     score: float
     index: int
+
+
+class Ranking(list[Ranked]):
+    """Ranked candidates, best first: a list that shows itself as lines of scores and texts.
+
+    >>> Ranking([Ranked("a walk", 0.71, 1), Ranked("tea", 0.2, 0)])
+      0.7100  a walk
+      0.2000  tea
+    """
+
+    def __repr__(self) -> str:
+        return score_lines(self)
+
+
+def score_lines(found: Sequence[Any], *, most: int = 20, width: int = 100) -> str:
+    """Scores and texts of candidates (``Ranked`` or ``Found``), a line each, for people to read.
+
+    Args:
+        found: the candidates, best first.
+        most: number of lines; of more candidates only the number is given.
+        width: number of characters of a text that are shown.
+    """
+    if not found:
+        return "(no candidates)"
+    lines = []
+    for one in found[:most]:
+        text = " ".join(one.text.split())
+        lines.append(f"{one.score:8.4f}  {text if len(text) <= width else text[: width - 1] + '…'}")
+    return "\n".join([*lines, *([f"... and {len(found) - most:,} more"] if len(found) > most else [])])

@@ -162,6 +162,22 @@ def test_several_indexes_of_one_ranker(poly, tmp_path):
     assert one.search_batch(["hi", ["a", "b"]], 1)[0][0].text == one.search("hi", 1)[0].text
 
 
+def test_what_was_found_shows_itself_as_lines(poly, capfd):
+    """Scores and texts, as on the command line; a long text is cut, line breaks are spaces."""
+    texts = ["hello\nthere", "no " * 200, *(f"candidate {i}" for i in range(30))]
+    ranked = poly.rank("hi", texts)
+    assert isinstance(ranked, list) and ranked == list(ranked)
+    lines = repr(ranked).splitlines()
+    assert len(lines) == 21 and lines[-1] == "... and 12 more"
+    assert repr(poly.rank("hi", texts[:1])) == f"{poly.score('hi', texts[:1])[0]:8.4f}  hello there"
+    assert len(repr(poly.rank("hi", texts[1:2]))) == 8 + 2 + 100
+    index = poly.index([*texts, "HELLO there"])
+    assert "copies of earlier candidates, which are left out: 1" in capfd.readouterr().err
+    *found, exact = str(index.search("hi", 3)).splitlines()
+    assert [line[:8] for line in found] == [f"{one.score:8.4f}" for one in index.search("hi", 3)]
+    assert exact == "(certified: as if every candidate had been scored)"
+
+
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_an_index_is_added_to_and_removed_from(poly, tmp_path, kept, dtype):

@@ -138,9 +138,7 @@ def run_index(command: IndexCommand, say: Callable[[str], None]) -> None:
         case Build():
             texts = candidate_lines(command.candidates)
             index = _ranker(command).index(texts, command.index, dtype=command.dtype, replace=command.replace)
-            copies = len(texts) - len(index)
-            left_out = f" ({copies:,} copies are left out)" if copies else ""
-            say(f"{command.index}: {len(index):,} candidates, {command.dtype}{left_out}")
+            say(f"{command.index}: {len(index):,} candidates, {command.dtype}")
         case Add():
             texts, scorer = candidate_lines(command.candidates), _ranker(command).scorer
             before = read_manifest(command.index).next_id

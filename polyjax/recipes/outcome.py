@@ -30,7 +30,7 @@ from polyjax.recipes.run import RESULTS
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
 from polyjax.recipes.start import initial_scorer
-from polyjax.runs import MODEL, MetricsLog, write_json
+from polyjax.runs import MODEL, Checkpoints, MetricsLog, write_json
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult
 from polyjax.types import Example
@@ -138,12 +138,15 @@ def report_notes(
 ) -> list[str]:
     """Facts about the run, one per line; the first is about the test rows."""
     config, outcome = run.config, run.outcome
+    tested = Checkpoints(config.folder, read_only=True).best_step
     return [
         f"task: {describe(config.dataset, 'test', n_tested)}",
         *splits.notes,
         *lost,
         f"training: {outcome.steps} steps of {config.batch.batch_size} contexts in {outcome.seconds:.0f} s "
         f"(validations included), ended by: {outcome.stopped_by}; seed {config.train.seed}",
+        f"tested: the checkpoint of step {tested:,}, the best on the validation rows by "
+        f"{config.train.best_by}",
         f"programs compiled: {outcome.compilations} for training and validation, "
         f"{scorer.compilations} for testing; length buckets {config.text.buckets}",
         f"whole command: {time.monotonic() - run.began:.0f} s",

@@ -55,6 +55,7 @@ def make_index(
         with meter("encoding", len(kept), unit="candidates", out=errors) as bar:
             vectors = scorer.encode_candidates(kept, progress=bar.add)
         say_losses(kept, scorer)
+        say_copies(len(texts) - len(kept))
         found = in_memory(kept, vectors, dtype, ids=places)
         return Index(scorer, found, mesh=mesh, next_id=len(texts), programs=programs)
     found = None
@@ -66,7 +67,14 @@ def make_index(
         with meter("encoding", len(texts), unit="candidates", out=errors) as bar:
             found = build_index(folder, texts, scorer, dtype=dtype, progress=bar.add)
         say_losses(texts, scorer)
+        say_copies(len(texts) - len(found))
     return Index(scorer, found, folder=folder, mesh=mesh, programs=programs)
+
+
+def say_copies(n: int) -> None:
+    """Say on standard error how many candidates an index leaves out: copies of earlier ones."""
+    if n:
+        errors.print(f"copies of earlier candidates, which are left out: {n:,}")
 
 
 def say_losses(texts: Sequence[str], scorer: TextScorer) -> None:

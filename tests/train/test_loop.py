@@ -241,11 +241,20 @@ def test_settings_take_a_directory_over_until_something_was_trained_there(tmp_pa
 
 @pytest.mark.parametrize(("there_is", "kept"), [(None, False), ("tokenizer", True)])
 def test_a_mistake_before_anything_was_made_leaves_no_folder(tmp_path, there_is, kept):
-    with pytest.raises(InputError, match="no such file"), owned_run(tmp_path / "run", OptimConfig()):
+    folder = tmp_path / "runs" / "one"
+    with pytest.raises(InputError, match="no such file"), owned_run(folder, OptimConfig()):
         if there_is:
-            (tmp_path / "run" / there_is).mkdir()
+            (folder / there_is).mkdir()
         raise InputError("task", problem="no such file")
-    assert (tmp_path / "run").exists() == kept
+    assert folder.exists() == kept
+    assert (tmp_path / "runs").exists() == kept, "nor is an empty folder left around it"
+
+
+def test_folders_that_were_there_before_a_mistake_stay(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="no such file"), owned_run(tmp_path / "runs" / "one", OptimConfig()):
+        raise InputError("task", problem="no such file")
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
 
 
 def test_data_take_a_directory_over_until_something_was_trained_there(tmp_path):

@@ -21,7 +21,7 @@ from polyjax.retrieval.search.quick import QuickSearch
 from polyjax.retrieval.search.scan import BLOCK_ROWS, FEW_ROWS, Scan
 from polyjax.retrieval.search.sharded import ShardedScan
 from polyjax.retrieval.stages.faiss import FirstStage, StagedSearch, check_stage
-from polyjax.types import AnyArray
+from polyjax.types import AnyArray, score_lines
 
 Method = Literal["auto", "scan", "certified", "quick"]
 """Method of a search; see ``Index.search``."""
@@ -56,7 +56,7 @@ class Found:
     first_score: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Results(Sequence[Found]):
     """The best candidates of a context, best first, and how they were found.
 
@@ -75,6 +75,10 @@ class Results(Sequence[Found]):
     rank: int | None
     rescored: float
     recall: float | None
+
+    def __repr__(self) -> str:
+        exact = "certified: as if every candidate had been scored"
+        return f"{score_lines(self.found)}\n({exact if self.certified else 'not certified'})"
 
     def __len__(self) -> int:
         """Number of candidates."""
