@@ -154,6 +154,7 @@ async def _lifespan(service: Service) -> AsyncIterator[None]:
 
 
 async def _open(service: Service) -> None:
+    log.info("compiling: /health replies 503 until this is done")
     try:
         await asyncio.to_thread(service.compile)
     except Exception as error:

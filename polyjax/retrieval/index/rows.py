@@ -27,7 +27,8 @@ class Texts(Sequence[str]):
     """
 
     def __init__(self, data: np.ndarray, ends: np.ndarray):
-        self._data, self._ends = data, ends
+        # As plain views: an element of a memory map takes ten times as long to read.
+        self._data, self._ends = np.asarray(data), np.asarray(ends)
 
     @property
     def packed(self) -> tuple[np.ndarray, np.ndarray]:
@@ -45,12 +46,19 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         """A text, or several."""
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return self.take(np.arange(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
         start = int(self._ends[index - 1]) if index else 0
         return bytes(self._data[start : int(self._ends[index])]).decode("utf-8")
+
+    def take(self, places: np.ndarray) -> list[str]:
+        """The texts at places, int [n] from 0; faster than one by one."""
+        ends = self._ends[places].tolist()
+        starts = np.where(places > 0, self._ends[places - 1], 0).tolist()
+        data = self._data.data  # a memoryview, whose slices cost less than an array's
+        return [str(data[start:end], "utf-8") for start, end in zip(starts, ends, strict=True)]
 
 
 def pack_texts(texts: Sequence[str]) -> tuple[bytes, np.ndarray]:

@@ -288,11 +288,9 @@ class Searcher:
         return power_of_two(int(min(max(top_k, FEWEST_WANTED), self.index.rows)))
 
     def _results(self, outcome: Outcome, top_k: int) -> Results:
-        found = tuple(
-            Found(self.index.text(int(row)), float(score), self.index.id(int(row)))
-            for score, row in zip(outcome.scores[:top_k], outcome.rows[:top_k], strict=True)
-            if row >= 0
-        )
+        rows, scores = np.asarray(outcome.rows[:top_k]), np.asarray(outcome.scores[:top_k])
+        scores, named = scores[rows >= 0].tolist(), self.index.texts_and_ids(rows[rows >= 0])
+        found = tuple(Found(text, score, id_) for score, (text, id_) in zip(scores, named, strict=True))
         share = outcome.rescored / max(len(self.index), 1)
         return Results(found, outcome.certified, outcome.rank, share, outcome.recall)
 
