@@ -33,7 +33,7 @@ from polyjax.recipes.settings import SCRATCH, RunConfig, TeacherConfig
 from polyjax.runs import read_json, saved_steps, write_json
 from polyjax.runtime.journal import Journal
 from polyjax.runtime.progress import errors, meter
-from polyjax.train.losses import DistillationLoss
+from polyjax.train.losses import DistillationLoss, LossConfig
 from polyjax.types import Example
 
 FOLDER = "teacher"
@@ -118,15 +118,22 @@ def taught(
             folder.mkdir(exist_ok=True)
             _open(folder / ABOUT, json.loads(json.dumps(about)), begun=bool(saved_steps(config.folder)))
         rows = list(examples) if miner is None else miner.mined(examples, folder)[0]
-        scores = [teacher_scores(teacher, rows, folder) for teacher in teachers]
+        learnt = learns_scores(config.loss)
+        scores = [teacher_scores(teacher, rows, folder) for teacher in teachers if learnt]
     names = [
         *map(str, settings.models),
         *(f"a ranker in memory ({digest[:8]})" for digest in settings.digests),
     ]
-    note = f"taught by {' and '.join(names)}, with {settings.n_negatives} mined negatives per row"
+    note = f"{settings.n_negatives} mined negatives per row"
+    note = f"taught by {' and '.join(names)}, with {note}" if learnt else note
     if len(examples) < n_rows:
         note += f"; {len(examples):,} of {n_rows:,} training rows, as many as the steps read"
-    return with_scores(rows, scores), note
+    return with_scores(rows, scores) if learnt else rows, note
+
+
+def learns_scores(loss: object) -> bool:
+    """Whether a loss may learn a teacher's scores; a built-in one says so, one of a user's own may."""
+    return not isinstance(loss, LossConfig) or bool(getattr(loss, "needs_teacher", False))
 
 
 def read_by_steps(config: RunConfig, examples: Sequence[Example]) -> Sequence[Example]:
