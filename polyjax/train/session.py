@@ -125,6 +125,10 @@ class Session:
         self._profile.after(number, metrics)
         self._speed.add(self._objective.work(local))
         self._window.append(metrics)
+        # One step in flight is enough for the devices to be busy. With more, a signal, a time limit or Ctrl-C
+        # would wait for all of them, which are minutes where a step is slow.
+        if len(self._window) > 1:
+            jax.block_until_ready(self._window[-2])
 
     @property
     def seconds(self) -> float:

@@ -34,7 +34,7 @@ from polyjax.recipes import teaching
 from polyjax.recipes.mining import model_digest
 from polyjax.recipes.settings import GuideConfig, RunConfig, TeacherConfig
 from polyjax.runs import Checkpoints, ModelCard, write_model
-from polyjax.train.losses import MarginLoss, SoftmaxLoss
+from polyjax.train.losses import BinaryLoss, MarginLoss, SoftmaxLoss
 
 WORDS = "printer lamp phone screen router keyboard mouse fan".split()
 FAULTS = "hums blinks smokes freezes beeps leaks".split()
@@ -180,6 +180,17 @@ def test_rows_that_no_step_reads_are_neither_mined_for_nor_scored(runs, tmp_path
     assert teaching.read_by_steps(other, rows) != some
     whole = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
     assert teaching.read_by_steps(whole, rows) == rows
+
+
+def test_a_teacher_whose_scores_are_not_learnt_mines_only(runs, tmp_path):
+    """A loss of a user's own might learn them."""
+    given = SMALL | {"teacher": runs / "bi", "steps": 2, "run_dir": tmp_path / "run"}
+    run = polyjax.fit(ROWS, **given, loss="softmax")
+    folder = tmp_path / "run" / "teacher"
+    assert not list(folder.glob("scores-*.jsonl")) and (folder / "negatives.jsonl").is_file()
+    assert "8 mined negatives per row" in run.report() and "taught by" not in run.report()
+    assert not any(map(teaching.learns_scores, (SoftmaxLoss(), BinaryLoss())))
+    assert all(map(teaching.learns_scores, (MarginLoss(), lambda scores, batch: scores[:, 0])))
 
 
 class Kept:

@@ -5,6 +5,8 @@ import json
 import shutil
 import signal
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from polyjax.train import Trainer
 from polyjax.train.config import TrainConfig, steps_of
 from polyjax.train.losses import ranking_loss
 from polyjax.train.optim import OptimConfig
+from polyjax.train.session import Session
 from runs import assert_same, finish, parameters, saved_steps, start
 
 
@@ -255,6 +258,36 @@ def test_folders_that_were_there_before_a_mistake_stay(tmp_path):
     with pytest.raises(InputError, match="no such file"), owned_run(tmp_path / "runs" / "one", OptimConfig()):
         raise InputError("task", problem="no such file")
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+
+
+class Computing:
+    """A metric of a step that is still computed."""
+
+    def __init__(self, step, waited):
+        self.step, self._waited = step, waited
+
+    def block_until_ready(self):
+        self._waited.append(self.step)
+        return self
+
+
+def test_one_step_at_most_is_in_flight():
+    """A signal or a time limit need not wait for more: ten steps can be minutes."""
+    waited, steps = [], iter(range(1, 5))
+    nothing = SimpleNamespace(before=lambda *_: 0, after=lambda *_: 0, waited=lambda _: 0, add=lambda _: 0)
+    session: Any = SimpleNamespace(
+        _profile=nothing,
+        _speed=nothing,
+        _window=[],
+        _objective=SimpleNamespace(place=lambda batch: batch, work=lambda batch: batch),
+        _trainer=SimpleNamespace(step=lambda batch: {"loss": Computing(next(steps), waited)}),
+    )
+    for step in range(1, 4):
+        Session.step(session, step, iter([None]))
+        assert waited == list(range(1, step))
+    session._window = []  # a log line waits for all of them
+    Session.step(session, 4, iter([None]))
+    assert waited == [1, 2]
 
 
 def test_data_take_a_directory_over_until_something_was_trained_there(tmp_path):
