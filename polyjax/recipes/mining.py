@@ -17,9 +17,10 @@ from polyjax.errors import InputError, shown
 from polyjax.inference.scorer import TextScorer
 from polyjax.ranker import Ranker
 from polyjax.recipes.rows_in_memory import as_jsonl
-from polyjax.retrieval import Index, Results, make_index
+from polyjax.retrieval import make_index
 from polyjax.retrieval.index.fingerprint import fingerprint
 from polyjax.retrieval.index.texts import text_digest
+from polyjax.retrieval.search.searcher import Searcher
 from polyjax.runtime.journal import Journal
 from polyjax.runtime.progress import errors, meter
 from polyjax.types import Example
@@ -124,58 +125,102 @@ class Miner:
         journal = None if folder is None else Journal(folder / "negatives.jsonl", self.header(examples))
         done = results if journal is None else journal.done
         if len(done) < len(examples):
-            index = self._index(folder)
+            searcher = self._searcher(folder)
             rows, keys = with_answers(examples), Keys()
+            places = {keys[text]: place for place, text in enumerate(self.candidates)}
             with meter("mining", len(rows), unit="rows", start=len(done), out=errors) as bar:
                 for start in range(len(done), len(rows), ROWS_AT_ONCE):
                     some = rows[start : start + ROWS_AT_ONCE]
-                    found = list(self._some(index, some, start, keys))
+                    found = list(self._some(searcher, some, start, keys, places))
                     results += found
                     if journal is not None:
                         journal.add(found)
                     bar.add(len(some))
         return _collected(examples, done, self.config.n_negatives)
 
-    def _index(self, folder: Path | None) -> Index:
+    def _searcher(self, folder: Path | None) -> Searcher:
+        """Searches the candidates; a row of its index is a place in ``candidates``, which has no copies."""
         digest = text_digest([model_digest(self.ranker), *self.candidates])[:16]
         place = None if folder is None else folder / f"index-{digest}"
-        return make_index(self.ranker.scorer, list(self.candidates), place)
+        index = make_index(self.ranker.scorer, list(self.candidates), place)
+        return Searcher(self.ranker.scorer, index.candidates)
 
     def _some(
-        self, index: Index, rows: Sequence[Example], first: int, keys: Keys
+        self,
+        searcher: Searcher,
+        rows: Sequence[Example],
+        first: int,
+        keys: Keys,
+        places: Mapping[str, int],
     ) -> Iterator[tuple[list[str], list[float], dict[str, int]]]:
-        """For each row: its negatives, the scores of its own texts and then of these, skipped counts."""
+        """For each row: its negatives, the scores of its own texts and then of these, skipped counts.
+
+        Args:
+            searcher: of the candidates.
+            rows: some of the rows.
+            first: number of the first of them.
+            keys: of the texts.
+            places: of the candidates, by their keys.
+        """
         right = [{keys[text] for text in (row.label_text, *row.answers)} for row in rows]
         listed = [{keys[text] for text in (*row.candidates, *row.negatives)} for row in rows]
         wanted = [self.config.depth + len(one | other) for one, other in zip(right, listed, strict=True)]
-        found = index.search_batch([row.context for row in rows], max(wanted))
-        looked = [results[:k] for results, k in zip(found, wanted, strict=True)]
-        texts = [[one.text for one in results] for results in looked]
+        found = [
+            (one.rows[one.rows >= 0][: max(wanted)], one.scores[one.rows >= 0][: max(wanted)])
+            for one in searcher.outcomes([row.context for row in rows], max(wanted))
+        ]
+        looked = [at[:k] for (at, _), k in zip(found, wanted, strict=True)]
         own = [[*row.candidates, *row.negatives, *row.answers] for row in rows]
         if self.rescore is None:
-            scores = [np.array([one.score for one in results]) for results in looked]
-            own_scores = _own_scores(self.ranker.scorer, rows, own, found)
+            scores = [some[:k].astype(np.float64) for (_, some), k in zip(found, wanted, strict=True)]
+            own_scores = self._own_scores(rows, own, found, keys, places)
             shown, own_shown = scores, own_scores
         else:
+            texts = [[self.candidates[place] for place in at.tolist()] for at in looked]
             both = score(self.rescore.scorer, rows, [a + b for a, b in zip(own, texts, strict=True)])
             own_scores = [some[: len(a)] for some, a in zip(both, own, strict=True)]
             scores = [some[len(a) :] for some, a in zip(both, own, strict=True)]
             shown, own_shown = map(self._shown, (scores, own_scores))
         for i, row in enumerate(rows):
-            there = [keys[text] for text in texts[i]]
-            is_right = np.array([key in right[i] for key in there], bool)
-            is_listed = np.array([key in listed[i] for key in there], bool)
+            is_right, is_listed = (
+                np.isin(looked[i], [places[key] for key in some if key in places])
+                for some in (right[i], listed[i])
+            )
             n_listed = len(row.candidates) + len(row.negatives)
             lowest = min(own_shown[i][row.label], *own_shown[i][n_listed:], np.inf)
-            places, skipped = choose(
+            chosen, skipped = choose(
                 np.asarray(shown[i]),
                 {"right answer": is_right, "already listed": is_listed},
                 float(lowest),
                 self.config,
                 row=first + i,
             )
-            kept = [*own_scores[i][:n_listed], *scores[i][places]]
-            yield [texts[i][j] for j in places], [float(f"{value:.9g}") for value in kept], skipped
+            kept = [*own_scores[i][:n_listed], *scores[i][chosen]]
+            negatives = [self.candidates[place] for place in looked[i][chosen].tolist()]
+            yield negatives, [float(f"{value:.9g}") for value in kept], skipped
+
+    def _own_scores(
+        self,
+        rows: Sequence[Example],
+        own: Sequence[Sequence[str]],
+        found: Sequence[tuple[np.ndarray, np.ndarray]],
+        keys: Keys,
+        places: Mapping[str, int],
+    ) -> list[np.ndarray]:
+        """Scores of each row's own texts, taken from the search if it found all of them."""
+        scores: list[np.ndarray] = []
+        for texts, (at, scored) in zip(own, found, strict=True):
+            place = np.array([places.get(keys[text], -1) for text in texts])
+            # A copy of a candidate that is written otherwise may have another score.
+            same = [j >= 0 and self.candidates[j] == text for j, text in zip(place, texts, strict=True)]
+            hit = (place[:, None] == at) & np.array(same)[:, None]
+            scores.append(np.where(hit.any(1), scored[hit.argmax(1)].astype(np.float64), np.nan))
+        missing = [i for i, some in enumerate(scores) if np.isnan(some).any()]
+        if missing:
+            computed = score(self.ranker.scorer, [rows[i] for i in missing], [own[i] for i in missing])
+            for i, some in zip(missing, computed, strict=True):
+                scores[i] = some
+        return scores
 
     def _shown(self, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The re-scoring model's scores after its activation, as users see them."""
@@ -215,22 +260,6 @@ def score(scorer: TextScorer, rows: Sequence[Example], texts: Sequence[Sequence[
     """A model's scores (for a cross-encoder, logits) of the texts of each row, [n] each."""
     table = scorer.score([row.context for row in rows], texts)
     return [row[: len(some)] for row, some in zip(table, texts, strict=True)]
-
-
-def _own_scores(
-    scorer: TextScorer, rows: Sequence[Example], own: Sequence[Sequence[str]], found: Sequence[Results]
-) -> list[np.ndarray]:
-    """Scores of each row's own texts, taken from the search if it found all of them."""
-    known = [{one.text: one.score for one in results} for results in found]
-    scores = [
-        np.array([there.get(text, np.nan) for text in texts]) for there, texts in zip(known, own, strict=True)
-    ]
-    missing = [i for i, some in enumerate(scores) if np.isnan(some).any()]
-    if missing:
-        computed = score(scorer, [rows[i] for i in missing], [own[i] for i in missing])
-        for i, some in zip(missing, computed, strict=True):
-            scores[i] = some
-    return scores
 
 
 def _collected(examples: Sequence[Example], results: Sequence[Any], n: int) -> tuple[list[Example], Skipped]:

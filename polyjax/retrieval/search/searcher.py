@@ -171,6 +171,21 @@ class Searcher:
             InputError: the method or the first stage does not suit the model or the index, or the model's
                 vectors of a context are not finite.
         """
+        outcomes = self.outcomes(contexts, top_k, method=method, first_stage=first_stage)
+        return [self._results(outcome, top_k) for outcome in outcomes]
+
+    def outcomes(
+        self,
+        contexts: Sequence[Sequence[str]],
+        top_k: int,
+        *,
+        method: Method = "auto",
+        first_stage: FirstStage | None = None,
+    ) -> list[Outcome]:
+        """As ``search``, but with rows of the index and scores as arrays, of at least ``top_k`` candidates.
+
+        Where there are many candidates and few of their texts are needed, this takes much less time.
+        """
         staged = None if first_stage is None else self._through(first_stage)
         if staged is not None and method != "auto":
             raise InputError(
@@ -179,7 +194,7 @@ class Searcher:
                 fix="leave out one of them",
             )
         self._check_method(method)
-        results: dict[int, Results] = {}
+        results: dict[int, Outcome] = {}
         for places, vectors, mask in self._batches(contexts):
             _check_finite(places, vectors)
             if staged is not None:
@@ -187,8 +202,7 @@ class Searcher:
                 outcomes = staged(vectors[:n], mask[:n], self.rows_wanted(top_k))
             else:
                 outcomes = self._outcomes(vectors, mask, len(places), self.rows_wanted(top_k), method)
-            for place, outcome in zip(places, outcomes, strict=False):
-                results[place] = self._results(outcome, top_k)
+            results.update(zip(places, outcomes, strict=False))
         return [results[i] for i in range(len(contexts))]
 
     def search_encoded(
