@@ -176,7 +176,7 @@ class Miner:
             own_scores = self._own_scores(rows, own, found, keys, places)
             shown, own_shown = scores, own_scores
         else:
-            texts = [[self.candidates[place] for place in at.tolist()] for at in looked]
+            texts = [self._texts(at) for at in looked]
             both = score(self.rescore.scorer, rows, [a + b for a, b in zip(own, texts, strict=True)])
             own_scores = [some[: len(a)] for some, a in zip(both, own, strict=True)]
             scores = [some[len(a) :] for some, a in zip(both, own, strict=True)]
@@ -196,8 +196,10 @@ class Miner:
                 row=first + i,
             )
             kept = [*own_scores[i][:n_listed], *scores[i][chosen]]
-            negatives = [self.candidates[place] for place in looked[i][chosen].tolist()]
-            yield negatives, [float(f"{value:.9g}") for value in kept], skipped
+            yield self._texts(looked[i][chosen]), [float(f"{value:.9g}") for value in kept], skipped
+
+    def _texts(self, places: np.ndarray) -> list[str]:
+        return [self.candidates[int(place)] for place in places]
 
     def _own_scores(
         self,
