@@ -64,7 +64,7 @@ LADDER = (
         # The bi-encoder finds the negatives; its scores are not learnt. Its best ones are often right answers
         # that nobody marked, so they are drawn among its 1,000 best.
         "distil --arch cross --init {after} --teacher {after} --teacher.n-negatives 5 "
-        "--teacher.range-max 1000 --loss softmax --batch.batch-size 32 --optim.learning-rate 5e-5 "
+        "--teacher.range-max 1000 --loss softmax --batch.batch-size 16 --optim.learning-rate 2e-5 "
         "--train.validate-every-steps 70 --batch.chunk 8",
         after="bi demo",
         offset=100,
