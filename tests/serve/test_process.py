@@ -246,3 +246,20 @@ def test_a_port_that_is_in_use_is_said_before_anything_is_loaded(run_dir):
     assert (
         done.stderr.startswith("error: --port: cannot listen at 127.0.0.1:") and done.stderr.count("\n") == 1
     )
+
+
+def test_requests_in_turn_on_one_connection_wait_for_no_acknowledgement(run_dir):
+    """40 ms each if the kernel holds a reply's body back until the client has acknowledged its head."""
+    body = json.dumps({"query": QUERY, "texts": TEXTS})
+    with process(run_dir) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        outside = []  # seconds of each request that are not the server's
+        for _ in range(40):
+            time.sleep(0.02)
+            began = time.perf_counter()
+            connection.request("POST", "/rerank", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            outside.append(time.perf_counter() - began - float(answer.headers["x-total-time"]) / 1e3)
+        connection.close()
+    assert float(np.median(outside)) < 0.02
