@@ -4,27 +4,33 @@
     python benchmarks/serve.py minilm --quick
 
 Starts `polyjax serve` in a process of its own on 127.0.0.1. Each request is ranked by a `Ranker` of this
-process and sent to the server; both share the machine's cores, one after the other. The server's own times
-come from its headers. Prints a table, writes results/serve/HOST.json. benchmarks/load.py has many
-requests at once.
+process and sent to the server; both share the machine's cores, one after the other. What the server adds is
+the median of the differences within such pairs. The same is measured with one random layer of width 32 and
+the same tokenizer, whose few milliseconds do not hide the server's. The server's own times come from its
+headers. Prints a table, writes results/serve/HOST.json. benchmarks/load.py has many requests at once.
 """
 
 import dataclasses
 import http.client
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from common import print_table
+from common import interval_of_median, print_table
+from flax import nnx
 from http_load import bodies_of
 from record import RESULTS, Record
 from served import Request, requests_of, served
 
+from polyjax import BiConfig, EncoderConfig, Ranker
 from polyjax.evaluation.report import hardware
+from polyjax.nn.scorers import make_scorer
 from polyjax.recipes.models import load_ranker
+from polyjax.runs import ModelCard, write_model
 from polyjax.runtime.compilation import enable_compilation_cache
 
 AIM_MS = 3.0
@@ -59,23 +65,23 @@ class BenchmarkConfig:
     out: Path = RESULTS
 
 
-def run(config: BenchmarkConfig) -> dict[str, Any]:
+def run(config: BenchmarkConfig, model: Path, ranker: Ranker) -> dict[str, Any]:
     """Milliseconds of each request by the ranker and through the server, and the server's own."""
-    enable_compilation_cache()
-    ranker = load_ranker(config.model)
     ranker.compile(n_candidates=config.texts)
     n = config.warmup + (config.repeats // 5 if config.quick else config.repeats)
     # A word of the list is one token in most vocabularies; two are special.
     words = config.tokens - 2
     requests = requests_of(n, config.texts, lengths=(words, words), seed=0)
-    with served(config.model) as server:
+    with served(model) as server:
         samples = _in_turns(ranker, server.port, requests)
         start_s = server.start_s
     samples = {name: values[config.warmup :] for name, values in samples.items()}
     medians = {name: statistics.median(values) for name, values in samples.items()}
+    added = [server - ranker for server, ranker in zip(samples["server"], samples["ranker"], strict=True)]
     return {
         "start_s": start_s,
-        "overhead_ms": medians["server"] - medians["ranker"],
+        "overhead_ms": statistics.median(added),
+        "overhead_interval_ms": interval_of_median(added),
         "aim_ms": AIM_MS,
         "medians": medians,
         "samples": {name: [round(value, 3) for value in values] for name, values in samples.items()},
@@ -105,26 +111,47 @@ def _in_turns(ranker: Any, port: int, requests: list[Request]) -> dict[str, list
     return samples
 
 
+def one_layer(ranker: Ranker, folder: Path) -> Path:
+    """A run directory of one random layer with the ranker's tokenizer and text settings."""
+    text = ranker.scorer.text
+    shape = EncoderConfig(
+        vocab_size=text.tokenizer.vocab_size, dim=32, n_layers=1, n_heads=1, mlp_dim=64, n_positions=512
+    )
+    scorer = make_scorer(shape, BiConfig(), rngs=nnx.Rngs(0))
+    write_model(folder, scorer, ModelCard(model=scorer.settings, text=text.config), text.tokenizer, config={})
+    return folder
+
+
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
+    enable_compilation_cache()
     record = Record("serve", measures=MEASURES, settings=config, seeds=(0,))
-    found = run(config)
-    case = {"texts": config.texts, "tokens": config.tokens}
-    record.add(case, "ms", found["samples"], to="ranker")
-    record.add(case, "s", {"start": [found["start_s"]]})
-    medians = found["medians"]
-    row = {name.replace("-", "_"): value for name, value in medians.items()} | found
+    ranker = load_ranker(config.model)
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        small = one_layer(ranker, Path(place) / "one-layer")
+        found = run(config, config.model, ranker)
+        models = {config.model.name: found, "one layer": run(config, small, Ranker.load(small))}
+    for model, one in models.items():
+        case = {"model": model, "texts": config.texts, "tokens": config.tokens}
+        record.add(case, "ms", one["samples"], to="ranker")
+        added = zip(one["samples"]["server"], one["samples"]["ranker"], strict=True)
+        record.add(case, "ms", {"added": [server - ranker for server, ranker in added]})
+        record.add(case, "s", {"start": [one["start_s"]]})
+        rows.append({name.replace("-", "_"): value for name, value in one["medians"].items()} | one | case)
     columns = {
+        "model": "{model}",
         "Ranker.rank": "{ranker:.1f}",
         "server": "{server:.1f}",
         "overhead": "{overhead_ms:.2f}",
+        "95% interval": "{overhead_interval_ms[0]:.2f} to {overhead_interval_ms[1]:.2f}",
         "aim": "< {aim_ms:.0f}",
         "in the server": "{x_total_time:.1f}",
         "queue": "{x_queue_time:.2f}",
-        "model": "{x_inference_time:.1f}",
+        "computing": "{x_inference_time:.1f}",
         "tokenising": "{x_tokenization_time:.2f}",
     }
-    print_table(f"{config.texts} texts of {config.tokens} tokens, ms (medians)", columns, [row])
+    print_table(f"{config.texts} texts of {config.tokens} tokens, ms (medians)", columns, rows)
     print(f"ready {found['start_s']:.0f} s after the start of the process")
     record.write(config.out, {"hardware": hardware(), **found})
 

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from common import interval_of_quotient  # noqa: E402
 from record import RESULTS, read, stale  # noqa: E402
 
 PAGES = (
@@ -208,6 +210,31 @@ def offered(results: Path) -> str:
     return "\n".join(text)
 
 
+def families(results: Path) -> str:
+    """Encoder families beside PyTorch, and their ratios over BERT's, from benchmarks/encoders.py."""
+    heads = ["family", "part", "PyTorch, ms", "polyjax, ms", "ratio over BERT's", "95% interval"]
+    text = []
+    for result in read("encoders", results):
+        samples = {
+            (one["case"]["family"], one["case"]["part"], one["name"]): one["samples"]
+            for one in result["measurements"]
+        }
+        turns = {
+            (family, part): [a / b for a, b in zip(times, samples[family, part, "torch"], strict=True)]
+            for (family, part, name), times in samples.items()
+            if name == "polyjax"
+        }
+        lines = [row(heads), row(["---", "---", *["---:"] * 4])]
+        for (family, part), ratios in turns.items():
+            ours, torch = (median(samples[family, part, name]) for name in ("polyjax", "torch"))
+            low, high = interval_of_quotient(ratios, turns["bert", part])
+            cells = [family, part, number(torch), f"{number(ours)} ({ours / torch:.2f})"]
+            over = f"{median(ratios) / median(turns['bert', part]):.2f}"
+            lines.append(row([*cells, over, f"[{low:.2f}, {high:.2f}]"]))
+        text.append(caption(result) + "\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(text)
+
+
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -388,17 +415,14 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     ),
     "corpus_pairs": Table("corpus_pairs", {"pairs": "pairs"}, CORPUS),
     "corpus_reddit": Table("corpus_reddit", {"pairs": "pairs"}, CORPUS),
-    "encoders": Table(
-        "encoders",
-        {"family": "family", "part": "part"},
-        (Column("PyTorch, ms", "torch"), Column("polyjax, ms", "polyjax", to="torch")),
-    ),
+    "encoders": families,
     "serve": Table(
         "serve",
-        {"texts": "texts", "tokens": "tokens each"},
+        {"model": "model", "texts": "texts", "tokens": "tokens each"},
         (
             Column("Ranker.rank, ms", "ranker"),
             Column("through the server, ms", "server", to="ranker"),
+            Column("more, ms (median of pairs)", "added"),
             Column("ready after, s", "start", "s"),
         ),
     ),
