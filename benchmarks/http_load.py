@@ -49,6 +49,8 @@ class Client:
         return Answer(status, time.perf_counter() - due)
 
     async def _exchange(self, path: str, body: bytes) -> int:
+        while self._free and self._free[-1][0].at_eof():  # the server closes what was idle for long
+            self._free.pop()[1].close()
         free = self._free.pop() if self._free else None
         reader, writer = free or await asyncio.open_connection("127.0.0.1", self._port)
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
