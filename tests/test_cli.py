@@ -299,7 +299,9 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
         (["chat", "x"], "give the replies to choose from:"),
         (["chat", "x", "--candidats", "y"], "chat: unrecognized options: --candidats; did you mean --cand"),
         (["chat", "x", "--candidates", "y", "--topp", "3"], "unrecognized options: --topp; did you mean"),
-        (["convert", "parlai", "x"], "directory to create; must not exist. (required); see polyjax convert"),
+        (["convert", "parlai", "x"], "convert: missing: OUT; see polyjax convert --help"),
+        (["rank", "--top", "3"], "rank: missing: MODEL, --candidates PATH; see polyjax rank --help"),
+        (["rank", "x", "--candidats", "y"], "is --candidats meant to be --candidates? See polyjax rank"),
         (["convert", "parlai", str(MODEL), "out"], f"{MODEL}: expected the model file in this folder, such"),
         (
             ["chat", str(CANDIDATES), "--candidates", "y"],

@@ -24,8 +24,8 @@ class Convert:
     """
 
     source: Annotated[Literal["parlai"], tyro.conf.Positional]
-    model_file: Annotated[Path, tyro.conf.Positional]
-    out_dir: Annotated[Path, tyro.conf.Positional]
+    model_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_FILE")]
+    out_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     padding: Literal["none", "parlai"] = "none"
 
 

@@ -27,8 +27,8 @@ class Export:
         step: a saved step; the best one by default.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
-    out: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     step: int | None = None
 
 
@@ -46,7 +46,7 @@ class ExportSentenceTransformers:
     """
 
     run_dir: Annotated[ModelName, tyro.conf.Positional]
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     step: int | None = None
     name: str | None = None
 

@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -126,11 +127,28 @@ def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputE
         given_flag = (flags or words)[0]
         near.sort(key=lambda flag: -difflib.SequenceMatcher(None, flag, given_flag).ratio())
     advice = f"did you mean {' or '.join(near[:3])}? " if near else ""
-    if missing := re.match(r"Missing from .*?: (--[\w.-]+)", problem):
-        close = difflib.get_close_matches(missing[1], [w for w in given if w != missing[1]], n=1, cutoff=0.8)
-        advice = f"is {close[0]} meant to be {missing[1]}? " if close else ""
+    if missing := _missing(box):
+        problem = f"missing: {', '.join(missing)}"
+        flag = missing[0].split()[0]
+        close = difflib.get_close_matches(flag, [w for w in given if w != flag], n=1, cutoff=0.8)
+        advice = f"is {close[0]} meant to be {flag}? " if close and flag.startswith("--") else ""
     help_ = f"{'See' if advice else 'see'} {prog} --help"
     return InputError(prog, problem=problem, fix=advice + help_, is_argument=False)
+
+
+def _missing(box: str) -> list[str]:
+    """The required arguments in tyro's box that were not given; their descriptions are indented further.
+
+    >>> _missing("│ Missing from run:   │\\n│     --a STR │\\n│         a file. │\\n│     FILE │\\n│ ─── │")
+    ['--a STR', 'FILE']
+    """
+    lines = iter(re.sub(r"^│|│$", "", line.rstrip()) for line in box.splitlines())
+    start = next((line for line in lines if line.strip().startswith("Missing from")), None)
+    if start is None:
+        return []
+    indent = len(start) - len(start.lstrip()) + 4
+    part = itertools.takewhile(lambda line: not re.fullmatch(r"\s*(─+|-{3,})\s*", line), lines)
+    return [line.strip() for line in part if re.match(rf" {{{indent}}}\S", line)]
 
 
 def as_text(given: str) -> str:

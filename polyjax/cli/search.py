@@ -37,7 +37,7 @@ class Search:
     """
 
     model: Annotated[ModelName, tyro.conf.Positional]
-    index: Annotated[Path, tyro.conf.Positional]
+    index: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
     context: tuple[str, ...] = ()
     top: int = 10
     method: Method = "auto"
