@@ -225,29 +225,38 @@ class TextEncoder:
         length = self._store.length(self.config.candidate_prompt + text) + 2
         return length if self.config.pair_tokens else min(length, self.config.candidate_tokens)
 
-    def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
-        """A context and a candidate in one sequence, and the number of its tokens in segment 0."""
+    def pair(self, context: Ids, candidate: Ids, *, keep_end: bool = False) -> tuple[Ids, int]:
+        """A context and a candidate in one sequence, and the number of its tokens in segment 0.
+
+        Args:
+            context: ids, from ``context``.
+            candidate: ids, from ``candidate``.
+            keep_end: whether ``pair_tokens`` drops the first tokens of a candidate, not the last.
+        """
+        if self.config.pair_tokens:
+            first, second = self.kept_of_pair(len(context), len(candidate))
+            context = self.shortened(context, first)
+            candidate = self.shortened(candidate, second, keep_end=keep_end)
         if self.config.pairs == "apart":
-            if self.config.pair_tokens:
-                first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
-                context, candidate = self._shortened(context, first), self._shortened(candidate, second)
             return np.concatenate([context, candidate]), len(context)
         between, segments = self._between
-        if self.config.pair_tokens:
-            first, second = longest_first(len(context) - 2, len(candidate) - 2, self._pair_room)
-            context, candidate = self._shortened(context, first), self._shortened(candidate, second)
-        elif (over := self._whole_pair(len(context), len(candidate)) - self.config.pair_limit()) > 0:
+        over = self._whole_pair(len(context), len(candidate)) - self.config.pair_limit()
+        if over > 0 and not self.config.pair_tokens:
             # Templates with more tokens between the texts than one: the candidate gives way.
-            candidate = self._shortened(candidate, len(candidate) - 2 - over)
+            candidate = self.shortened(candidate, len(candidate) - 2 - over)
         row, n = self._layout.pair(context, candidate, between, self.tokenizer)
         return row, n if segments else len(row)
 
     def cuts_pair(self, context: int, candidate: int) -> tuple[bool, bool]:
         """Which of a context and a candidate of so many tokens are cut to fit into ``pair_tokens``."""
-        if not self.config.pair_tokens:
-            return False, False
-        first, second = longest_first(context - 2, candidate - 2, self._pair_room)
+        first, second = self.kept_of_pair(context, candidate)
         return first < context - 2, second < candidate - 2
+
+    def kept_of_pair(self, context: int, candidate: int) -> tuple[int, int]:
+        """Tokens left of each between start and end; the lengths given include these two."""
+        if not self.config.pair_tokens:
+            return context - 2, candidate - 2
+        return longest_first(context - 2, candidate - 2, self._pair_room)
 
     @property
     def _pair_room(self) -> int:
@@ -262,9 +271,11 @@ class TextEncoder:
             return np.array(self.tokenizer.between_ids, np.int32), self.tokenizer.pair_segments
         return np.empty(0, np.int32), True
 
-    def _shortened(self, row: Ids, n: int) -> Ids:
-        """A sequence with its first n tokens between start and end."""
-        return row if len(row) - 2 <= n else between_marks(row[1 : n + 1], self.tokenizer)
+    def shortened(self, row: Ids, n: int, *, keep_end: bool = False) -> Ids:
+        """A sequence with its first (or last) n tokens between start and end."""
+        if len(row) - 2 <= n:
+            return row
+        return between_marks(row[len(row) - 1 - n : -1] if keep_end else row[1 : n + 1], self.tokenizer)
 
     def pair_length(self, context: int, candidate: int) -> int:
         """How many tokens ``pair`` gives at most, for a context and a candidate of these lengths."""

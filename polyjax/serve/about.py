@@ -61,6 +61,7 @@ class AboutRoutes:
                 "max_context_tokens": model.limit("context"),
                 "max_turns": model.max_turns,
                 "calibrated": service.calibrated,
+                "search_calibrated": service.search_calibrated,
                 "reranker": service.reranker is not None,
                 "candidates": None if service.index is None else len(service.index),
                 "allow_changes": config.allow_changes,

@@ -105,6 +105,14 @@ def _count(value: Any, where: str) -> int:
     return value
 
 
+def _count_or_all(value: Any, where: str) -> int | None:
+    return (
+        None
+        if value == 0 and isinstance(value, int) and not isinstance(value, bool)
+        else _count(value, where)
+    )
+
+
 def _numbers(value: Any, where: str) -> list[int]:
     if not isinstance(value, list):
         raise invalid(where, "a list of ids", value)
@@ -147,4 +155,6 @@ DOCUMENTS = Kind(
 )
 FLAG = Kind(_flag, {"type": "boolean"})
 COUNT = Kind(_count, {"type": "integer", "minimum": 1})
+COUNT_OR_ALL = Kind(_count_or_all, {"type": "integer", "minimum": 0})
+"""0 for all, as in vLLM, whose clients send it where nothing was asked for."""
 IDS = Kind(_numbers, {"type": "array", "items": {"type": "integer", "minimum": 0}})

@@ -55,17 +55,21 @@ class Rows:
         candidates: token ids of each candidate, [t].
         cut_contexts: number of contexts that were truncated, or lost their first turns.
         cut_candidates: indices of the candidates that were truncated.
+        dropped: number of tokens that no pair keeps.
+        side: the side of candidates on which pairs drop tokens.
     """
 
     contexts: list[Ids]
     candidates: list[Ids]
     cut_contexts: int
     cut_candidates: list[int]
+    dropped: int = 0
+    side: Side = "Right"
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of all texts."""
-        return sum(map(len, self.contexts)) + sum(map(len, self.candidates))
+        """Number of tokens of all texts that are read."""
+        return sum(map(len, self.contexts)) + sum(map(len, self.candidates)) - self.dropped
 
 
 class Model:
@@ -171,7 +175,8 @@ class Model:
             contexts: turns of each context, oldest first.
             candidates: texts.
             cut: truncation of candidates.
-            pairs: indices of contexts and candidates that a cross-encoder reads together.
+            pairs: indices of contexts and candidates that a cross-encoder reads together; a candidate is in
+                one pair at most.
         """
         config = self._text.config
         candidates = [config.candidate_prompt + text for text in candidates]
@@ -199,20 +204,25 @@ class Model:
         part = TextEncoder(_Known(self._template, kept), bare)
         rows = [whole.context(turns) for turns in contexts], [part.candidate(text) for text in candidates]
         cut_candidates = {place for place, text in enumerate(candidates) if text in long}
+        dropped, least = 0, {}  # tokens that no pair keeps, of candidates and of each context
         for c, d in pairs if self.pair_tokens else ():
-            first, second = self._text.cuts_pair(len(rows[0][c]), len(rows[1][d]))
-            cut_contexts |= {c} if first else set()
-            cut_candidates |= {d} if second else set()
-        return Rows(*rows, len(cut_contexts), sorted(cut_candidates))
+            n, m = len(rows[0][c]) - 2, len(rows[1][d]) - 2
+            first, second = self._text.kept_of_pair(n + 2, m + 2)
+            cut_contexts |= {c} if first < n else set()
+            cut_candidates |= {d} if second < m else set()
+            least[c] = min(n - first, least.get(c, n))
+            dropped += m - second
+        dropped += sum(least.values())
+        return Rows(*rows, len(cut_contexts), sorted(cut_candidates), dropped, cut.side)
 
     def _joined(self, turns: Sequence[str], ids: Mapping[str, Sequence[int]]) -> int:
         """Number of tokens of the turns that are read, including separators."""
         between = (len(turns) - 1) * len(self._text.tokenizer.separator_ids)
         return sum(len(ids[turn]) for turn in turns) + between
 
-    def pair(self, context: Ids, candidate: Ids) -> tuple[Ids, int]:
+    def pair(self, context: Ids, candidate: Ids, side: Side) -> tuple[Ids, int]:
         """A context and a candidate as one sequence, and the number of tokens in its first segment."""
-        return self._text.pair(context, candidate)
+        return self._text.pair(context, candidate, keep_end=side == "Left")
 
     def context_vectors(self, rows: Sequence[Ids], length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of contexts, float32 [n, m, d], and their mask [n, m].

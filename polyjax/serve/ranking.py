@@ -148,4 +148,6 @@ def _named(values: dict[str, Any], name: str, other: str) -> list[str]:
     """The texts in a field that has two names."""
     if values[name] is not None and values[other] is not None:
         raise Problem(422, f"`{name}` and `{other}` are the same; give one of them")
-    return shapes.listed(values, other if values[name] is None and values[other] is not None else name)
+    if values[name] is None and values[other] is None:
+        raise Problem(422, f"`{name}` (or `{other}`): missing; expected a list of texts")
+    return shapes.listed(values, other if values[name] is None else name)

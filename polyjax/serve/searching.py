@@ -49,7 +49,8 @@ class SearchRoutes:
             found = await visit.result(Searching(service.model, rows, search, **visit.times))
             results = [(one.id, one.text, one.score) for one in found]
             if again and results:
-                results = await self._reranked(visit, turns, results)
+                results, more = await self._reranked(visit, turns, results, truncate=values["truncate"])
+                usage = shapes.Usage(usage.tokens + more.tokens, usage.warnings + more.warnings)
             results = results[: values["top_n"]]
             seconds = time.perf_counter() - began
             headers = visit.timed()
@@ -81,17 +82,26 @@ class SearchRoutes:
         return JSONResponse(body, headers=headers)
 
     async def _reranked(
-        self, visit: Visit, turns: list[str], results: list[tuple[int, str, float]]
-    ) -> list[tuple[int, str, float]]:
-        """Search results, re-ranked."""
+        self,
+        visit: Visit,
+        turns: list[str],
+        results: list[tuple[int, str, float]],
+        *,
+        truncate: bool | None,
+    ) -> tuple[list[tuple[int, str, float]], shapes.Usage]:
+        """Search results, re-ranked, and what the re-ranker read."""
         model = self._service.reranker
         assert model is not None
         texts = [text for _, text, _ in results]
         pairs = [(0, place) for place in range(len(texts))]
-        rows, _ = await visit.tokenise(model, [turns], texts, pairs=pairs, truncate=True)
+        rows, usage = await visit.tokenise(
+            model, [turns], texts, pairs=pairs, truncate=truncate, are_stored=True
+        )
         scores = await visit.result(Scoring(model, rows, pairs, **visit.times))
         order = np.argsort(-scores, kind="stable").tolist()
-        return [(*results[i][:2], float(scores[i])) for i in order]
+        warnings = [f"the re-ranker: {warning}" for warning in usage.warnings]
+        ranked = [(*results[i][:2], float(scores[i])) for i in order]
+        return ranked, shapes.Usage(usage.tokens, warnings)
 
     async def about(self, request: Request) -> Response:
         """GET /index: the number of candidates, their dtype, and whether changes are allowed."""
@@ -106,8 +116,12 @@ class SearchRoutes:
         for i, text in enumerate(texts):
             if not text_key(text):
                 raise Problem(400, f"`documents[{i}]`: is empty", "Empty")
+        async with self._service.visit(request, 1) as visit:
+            _, usage = await visit.tokenise(self._service.model, [], texts, truncate=values["truncate"])
+            headers = visit.timed()
         added, ids = await self._change(request, lambda: index.add(texts))
-        return JSONResponse({"added": added, "ids": ids, **self._state(index)})
+        body = {"added": added, "ids": ids, **self._state(index)}
+        return JSONResponse(body | ({"warnings": usage.warnings} if usage.warnings else {}), headers=headers)
 
     async def remove(self, request: Request) -> Response:
         """DELETE /index: remove candidates by id or by text."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -42,6 +43,8 @@ class Service:
         ready: whether every shape is compiled.
         draining: whether new requests are refused because the server is shutting down.
         failure: why the server could not start; None if it could.
+        calibrated: whether scores of candidates in a request are mapped to probabilities.
+        search_calibrated: likewise, scores of search results, which the re-ranker gives if there is one.
         changing: number of changes of the index in progress.
     """
 
@@ -63,6 +66,7 @@ class Service:
         )
         self.score_map, self.reranker_map = score_map or SIGMOID, reranker_map or SIGMOID
         self.calibrated = score_map is not None
+        self.search_calibrated = (score_map if reranker is None else reranker_map) is not None
         self.metrics = Metrics()
         self.worker = Worker(config, Observed(batch=self.metrics.batch))
         self.bodies = Bodies(
@@ -192,6 +196,7 @@ class Visit:
         pairs: Sequence[tuple[int, int]] = (),
         truncate: bool | None,
         cut: Cut = AS_TRAINED,
+        are_stored: bool = False,
     ) -> tuple[Rows, Usage]:
         """The token ids of a request's texts, and the usage with warnings about truncated texts.
 
@@ -202,6 +207,7 @@ class Visit:
             pairs: indices of contexts and candidates that are scored together.
             truncate: True truncates too long texts, False refuses them; None as configured for the server.
             cut: truncation of candidates.
+            are_stored: whether the candidates are the index's own, which are truncated in any case.
 
         Raises:
             Problem: 422; a text cannot be tokenised, or is too long and must not be truncated. 504; the
@@ -225,14 +231,16 @@ class Visit:
         self._tokenisation += time.monotonic() - began
         found = warnings_of(model, rows, cut)
         allowed = self._service.config.auto_truncate if truncate is None else truncate
-        if found and not allowed:
-            raise Problem(422, refusal_of(model, rows))
+        own = dataclasses.replace(rows, cut_candidates=[]) if are_stored else rows
+        if not allowed and (own.cut_contexts or own.cut_candidates):
+            raise Problem(422, refusal_of(model, own))
         if rows.cut_contexts:
             self.headers["x-truncated-queries"] = str(rows.cut_contexts)
         if rows.cut_candidates:
             self.headers["x-truncated-texts"] = str(len(rows.cut_candidates))
-        self._cut = rows.cut_contexts + len(rows.cut_candidates)
-        self._service.metrics.truncated.inc(self._cut)
+        n_cut = rows.cut_contexts + len(rows.cut_candidates)
+        self._cut += n_cut
+        self._service.metrics.truncated.inc(n_cut)
         return rows, Usage(rows.tokens, found)
 
     async def result(self, job: Job) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from polyjax.inference.explain import Explanation
 from polyjax.serve.fields import (
     COUNT,
+    COUNT_OR_ALL,
     DOCUMENTS,
     FLAG,
     IDS,
@@ -40,7 +41,7 @@ DIRECTION = Field(
     "The side on which candidates are truncated. A query is truncated as in training.",
     "Right",
 )
-TOP_N = Field("top_n", COUNT, "Maximum number of results.")
+TOP_N = Field("top_n", COUNT_OR_ALL, "Maximum number of results; 0 for all.")
 LISTED = Field("documents", DOCUMENTS, "Candidates, texts or objects with `text`.")
 RETURN_DOCUMENTS = Field("return_documents", FLAG, "Repeat each candidate's text in its result.", False)
 PER_DOC = Field("max_tokens_per_doc", COUNT, "Truncate candidates to this many tokens.")
@@ -123,7 +124,10 @@ EXPLAIN = (
     Field("top", COUNT, f"Codes whose tokens are shown, the largest first; {MOST_READS} at most.", 5),
     TRUNCATE,
 )
-ADD = (Field("documents", DOCUMENTS, "Candidates to add; those already in the index are skipped."),)
+ADD = (
+    Field("documents", DOCUMENTS, "Candidates to add; those already in the index are skipped."),
+    TRUNCATE,
+)
 REMOVE = (
     Field("ids", IDS, "Ids of candidates, the `index` of search results."),
     Field("documents", DOCUMENTS, "Texts of candidates to remove, instead of `ids`."),

@@ -137,7 +137,7 @@ class Scoring(Job):
             self._candidates = np.empty((len(candidates), model.dim), np.float32)
         else:
             for place, (c, d) in enumerate(self._distinct):
-                pair = model.pair(contexts[c], candidates[d])
+                pair = model.pair(contexts[c], candidates[d], rows.side)
                 units.append(Unit(self, "pair", place, model.padded("pair", len(pair[0])), pair))
             self._scores = np.empty(len(units), np.float32)
         self._planned(units)

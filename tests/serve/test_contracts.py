@@ -261,8 +261,30 @@ def test_what_a_pair_cuts_is_counted_though_each_text_would_fit(folder):
         "the query was cut",
         "1 of 1 documents were cut",
     ]
+    assert both.json["usage"]["prompt_tokens"] <= 32 + 2  # each text has a start and an end of its own
     fits = folder.post("/v1/rerank", {"query": query, "documents": ["soup"]})
     assert "warnings" not in fits.json["meta"]
+
+
+def test_a_pair_is_cut_on_the_side_that_was_asked_for(folder):
+    query = "trail " * 10
+    same, other, end = ("river " * 24 + word * 4 for word in ("soup ", "moon ", "rain "))
+    body = {"query": query, "raw_scores": True, "texts": [same, other, end]}
+    scores = {
+        side: {one["score"] for one in folder.post("/rerank", {**body, "truncation_direction": side}).json}
+        for side in ("Right", "Left")
+    }
+    assert len(scores["Right"]) == 1 and len(scores["Left"]) == 3
+    # 32 tokens, of which 3 are marks and 10 the query's.
+    (kept,) = folder.post("/rerank", body | {"texts": ["river " * 15 + "soup " * 4]}).json
+    (left,) = folder.post("/rerank", body | {"texts": [same], "truncation_direction": "Left"}).json
+    np.testing.assert_allclose(left["score"], kept["score"], rtol=1e-5, atol=1e-5)
+
+
+def test_top_n_0_is_all_as_in_vllm(server):
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        reply = server.post(path, {"query": QUERY, "documents": TEXTS, "top_n": 0})
+        assert len(reply.json["results"]) == len(TEXTS)
 
 
 def test_an_activation_gives_the_rankers_scores_and_the_same_probabilities(folder):

@@ -81,7 +81,7 @@ BODIES = {
         422,
         "`documents[0].text`",
     ),
-    "top_n 0": (body(top_n=0), 422, "`top_n`"),
+    "top_n -1": (body(top_n=-1), 422, "`top_n`"),
     "top_n true": (body(top_n=True), 422, "`top_n`"),
     "top_n 2.0": (body(top_n=2.0), 422, "`top_n`"),
     "top_n of another kind": (
@@ -168,7 +168,7 @@ def test_what_is_odd_but_right_is_served(server, name):
             {"queries": ["a", "b"], "documents": ["c", "d", "e"]},
             "`queries`: expected one, or as many",
         ),
-        ("/score", {"queries": "a"}, "`documents`: missing"),
+        ("/score", {"queries": "a"}, "`documents` (or `text_2`): missing"),
         ("/score", {"queries": "a", "text_1": "a", "documents": "b"}, "`queries` and `text_1`"),
         ("/score", {"queries": {"a": 1}, "documents": "b"}, "`queries`: expected a text or a list"),
         ("/embed", {"inputs": ["a", 1]}, "`inputs[1]`"),

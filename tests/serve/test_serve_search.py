@@ -231,6 +231,31 @@ def test_changes_that_are_refused_change_nothing(changing, method, body, status,
     assert changing.healthy()
 
 
+def test_candidates_that_are_too_long_are_counted_or_refused(changing):
+    long = "river " * 200
+    added = changing.post("/index", {"documents": ["a short one", long]})
+    assert added.json["added"] == 2 and added.headers["x-truncated-texts"] == "1"
+    assert added.json["warnings"] == ["1 of 2 documents were cut to 16 tokens"]
+    refused = changing.post("/index", {"documents": ["another", "soup " * 200], "truncate": False})
+    assert refused.status == 422 and "document 1 is longer than 16 tokens" in refused.json["error"]
+    assert changing.ask("GET", "/index").json["candidates"] == len(CANDIDATES) + 2
+
+
+def test_what_the_re_ranker_cuts_is_counted(ranker, tmp_path):
+    index, again = indexed(ranker, tmp_path / "index"), tiny_ranker("folder")
+    with running(ranker, index=index, reranker=again, reranker_map=ScoreMap(slope=0.1)) as server:
+        info = server.ask("GET", "/info").json["polyjax"]
+        assert (info["calibrated"], info["search_calibrated"]) == (False, True)
+        short = server.post("/search", {"query": "trail", "top_n": 3}).json
+        reply = server.post("/search", {"query": "trail " * 31, "top_n": 3})
+        cut = [line for line in reply.json["meta"]["warnings"] if line.startswith("the re-ranker: ")]
+        assert any("the query was cut" in line for line in cut), reply.body
+        assert reply.json["usage"]["prompt_tokens"] > short["usage"]["prompt_tokens"] > 3
+        refused = server.post("/search", {"query": "trail " * 31, "top_n": 3, "truncate": False})
+        assert refused.status == 422 and "a query is longer than" in refused.json["error"]
+        assert server.post("/search", {"query": "trail", "truncate": False}).status == 200
+
+
 def test_readers_keep_what_they_began_with_while_others_change(ranker, tmp_path):
     few = CANDIDATES[:40]  # all that there will be fit into a reply
     with running(ranker, config=CHANGES, index=indexed(ranker, tmp_path / "index", few)) as server:

@@ -47,10 +47,15 @@ function ownCandidates() {
   return [...new Set(at("candidates").value.split("\n").map((line) => line.trim()).filter(Boolean))];
 }
 
+/** Whether a route's scores are probabilities: those of /search come from the re-ranker if there is one. */
+function areProbabilities(path) {
+  return path === "/search" ? state.info.search_calibrated : state.info.calibrated;
+}
+
 /** What to send for the conversation so far. */
 function request() {
   const texts = ownCandidates();
-  const raw_scores = !state.info.calibrated;
+  const raw_scores = !areProbabilities(texts.length ? "/rerank" : "/search");
   if (texts.length) return { path: "/rerank", body: { context: context(), texts, raw_scores, return_text: true } };
   if (state.info.candidates === null) {
     at("own").open = true;
@@ -131,12 +136,12 @@ function show(found) {
   const asked = state.last.body.context;
   const scores = found.results.map((one) => one.score);
   at("results").replaceChildren(...found.results.map((one, i) => row(one, i, scores, asked)));
-  at("legend").hidden = state.info.calibrated;
+  at("legend").hidden = areProbabilities(state.last.path);
   at("legend").textContent = "Scores are the model’s own, bars are relative: this run keeps no map to probabilities.";
 }
 
 function row(one, i, scores, asked) {
-  const calibrated = state.info.calibrated;
+  const calibrated = areProbabilities(state.last.path);
   const [high, low] = [Math.max(...scores), Math.min(...scores)];
   const share = calibrated ? one.score : high > low ? 0.1 + 0.9 * (one.score - low) / (high - low) : 1;
   const bar = make("i");
