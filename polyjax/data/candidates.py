@@ -1,6 +1,7 @@
 """Candidates from a file, and drawn candidates for examples that list only their label."""
 
 import dataclasses
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -90,6 +91,19 @@ def _taken(example: Example, keys: Keys) -> set[str]:
     return {keys[text] for text in (example.label_text, *example.answers, *example.context)}
 
 
+def _is_json(content: str) -> bool:
+    """Whether it is one JSON list of texts or objects, or objects with a ``text``, one a line."""
+    whole = content.strip().removeprefix("\ufeff")
+    try:
+        if whole.startswith("["):
+            found = json.loads(whole)
+            return bool(found) and all(isinstance(one, str | dict) for one in found)
+        lines = whole.splitlines() if whole.startswith("{") else []
+        return bool(lines) and all("text" in json.loads(line) for line in lines if line.strip())
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
 def fixed_candidates(path: Path) -> list[str]:
     """The candidates of a text file, each once: of lines that are one text by the rule, the first.
 
@@ -99,7 +113,7 @@ def fixed_candidates(path: Path) -> list[str]:
     return different(candidate_lines(path))
 
 
-_TABLES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".xls", ".xlsx")
+_TABLES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tab", ".tsv", ".xls", ".xlsx")
 """Endings of files that hold more than plain lines."""
 
 
@@ -130,11 +144,20 @@ def candidate_lines(path: Path, *, strip: bool = True) -> list[str]:
         raise InputError.missing_file(path, "candidates, one a line")
     encoding = encoding_of(path)
     try:
-        lines = path.read_text(encoding=encoding).split("\n")
+        content = path.read_text(encoding=encoding)
     except UnicodeDecodeError as error:
         raise not_valid(path, encoding, error) from None
     except OSError as error:
         raise InputError.in_file(path, problem=f"cannot be read: {error.strerror or error}") from None
+    if _is_json(content):
+        raise InputError.in_file(
+            path,
+            expected="a plain text file of candidates, one a line",
+            got=shown("JSON"),
+            fix="write the texts alone, without brackets and quotes",
+        )
+    # A mark of the byte order also begins later lines where files were joined.
+    lines = [line.removeprefix("\ufeff") for line in content.split("\n")]
     texts = [line.strip() if strip else line.removesuffix("\r") for line in lines]
     empty = [not text_key(text) for text in texts]
     while empty and empty[-1]:

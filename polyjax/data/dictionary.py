@@ -22,6 +22,8 @@ from polyjax.runtime.files import write_bytes
 
 DICTIONARY_FILE, CODES_FILE, SETTINGS_FILE = "parlai.dict", "parlai.dict.codecs", "parlai.json"
 NEWLINE = "__newln__"
+KNOWN_WORDS, LONGEST_KNOWN = 1 << 15, 32
+"""Words whose pieces are kept, and characters of the longest: two kilobytes each at most."""
 _WORDS = re.compile(r"\w+|[^\w\s]")
 _ESCAPES = (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"))
 
@@ -77,7 +79,11 @@ class SubwordCodes:
             if len(pair) != 2:
                 raise InputError.in_file(path, first + i, expected="two symbols and a space", got=line)
             self._rank.setdefault((pair[0], pair[1]), i)
-        self.split = lru_cache(maxsize=1_000_000)(self._split)
+        self._known = lru_cache(maxsize=KNOWN_WORDS)(self._split)
+
+    def split(self, word: str) -> tuple[str, ...]:
+        """The pieces of a word; those of many short ones are kept."""
+        return self._known(word) if len(word) <= LONGEST_KNOWN else self._split(word)
 
     def _split(self, word: str) -> tuple[str, ...]:
         """The pieces of a word.

@@ -60,8 +60,10 @@ def load_seen(folder: Path) -> np.ndarray | None:
 def _read(path: Path) -> np.ndarray:
     try:
         rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
         raise InputError.in_file(path, problem=f"cannot be read ({first_line(error)})") from None
+    except (ValueError, EOFError):  # numpy would advise to unpickle it
+        raise InputError.in_file(path, problem="the file is damaged", fix="remove it") from None
     if rows.dtype != np.uint64 or rows.ndim != 1:
         raise InputError.in_file(
             path, expected="digests, uint64 [n]", got=f"{rows.dtype} {list(rows.shape)}", fix="remove it"

@@ -52,6 +52,7 @@ def test_digests_that_are_damaged_are_named_and_written_again(tmp_path):
         with pytest.raises(InputError) as caught:
             load_known(tmp_path)
         assert caught.value.argument == str(path)
+        assert "pickle" not in str(caught.value) and "remove it" in str(caught.value)
     np.save(path, np.zeros(3))
     with pytest.raises(InputError, match="expected digests"):
         load_known(tmp_path)

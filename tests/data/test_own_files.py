@@ -46,6 +46,11 @@ READ = {
         'context,label\n"a\u2028b\x0bc\x85d\x1ee\x0cf\ng",x\n',
         [(("a\u2028b\x0bc\x85d\x1ee\x0cf", "g"), ("x",))],
     ),
+    "a mark where another file was joined": (
+        "f.csv",
+        b"context,label\nhi,hello\n\xef\xbb\xbfho,yes\n",
+        [*HELLO, (("ho",), ("yes",))],
+    ),
     "rows that end with \\r": ("f.csv", "context,label\rhi,hello\r", HELLO),
     "turns as JSON": ("f.csv", 'context,label\n"[""a"", ""b""]",x\n', [(("a", "b"), ("x",))]),
     "turns as Python writes them": (
@@ -202,6 +207,31 @@ REFUSED = {
     ),
     "labels with a missing one": ("f.csv", "context,label\nq,\"['a', nan]\"\n", 2, "label: expected a text"),
     "a label and nothing": ("f.csv", "context,label\nq,\"['a', None]\"\n", 2, "label: expected a text"),
+    "a list that numpy shortened": (
+        "f.csv",
+        "context,label\n\"['hi' 'there' ... 'bye']\",yo\n",
+        2,
+        "a JSON list of turns",
+    ),
+    "a list with a quote too many": ("f.csv", "context,label\n\"['it's', 'b']\",yo\n", 2, "a JSON list of"),
+    "a list that is cut": ("f.csv", "context,label\n\"['a', 'b'\",yo\n", 2, "a JSON list of turns"),
+    "a list of arrays": (
+        "f.csv",
+        "context,label\n\"[array(['a'], dtype=object)]\",yo\n",
+        2,
+        "a JSON list of",
+    ),
+    "a deque": ("f.csv", "context,label\n\"deque(['a', 'b'])\",yo\n", 2, "a JSON list of turns"),
+    "an array of pandas": ("f.csv", "context,label\n<ArrowStringArray>,yo\n", 2, "a JSON list of turns"),
+    "a column for each candidate": (
+        "f.csv",
+        "context,label,candidate_1,candidate_2\n",
+        1,
+        "'candidate_1' is nearly 'candidates'",
+    ),
+    "a column for each place": ("f.csv", "context,label,candidates[0]\n", 1, "is nearly 'candidates'"),
+    "negatives by another name": ("f.csv", "context,label,hard_negatives\n", 1, "is nearly 'negatives'"),
+    "nothing but a mark": ("f.jsonl", b"\xef\xbb\xbf", 0, "no rows|holds no|is empty|no examples"),
     "two columns that are nearly one": (
         "f.csv",
         "context,label,Label\n",
@@ -327,6 +357,8 @@ CANDIDATES = {
     "c.txt": ("a\nb b \na\n", ["a", "b b"]),
     "C.TXT": ("a\r\nb\u2028c\r\n", ["a", "b\u2028c"]),
     "marked.txt": ("a\n".encode("utf-8-sig"), ["a"]),
+    "joined.txt": (b"a\n\xef\xbb\xbfb\n", ["a", "b"]),
+    "brackets.txt": ("[sic]\n{text}\n", ["[sic]", "{text}"]),
     "wide.txt": ("a\nü\n".encode("utf-16"), ["a", "ü"]),
     "no_ending": ("a\n", ["a"]),
 }
@@ -347,6 +379,8 @@ def test_candidates_are_plain_lines(tmp_path, name, content, expected):
         (b"a\n\nb\n", 2, "expected a candidate, got an empty line"),
         ("a\n\u200b\nb\n".encode(), 2, "expected a candidate, got an empty line"),
         (b"\xff", 0, "not valid UTF-8"),
+        (b'["yes",\n "no"]\n', 0, "got JSON"),
+        (b'{"text": "yes"}\n{"text": "no"}\n', 0, "got JSON"),
         (b"a\0b\0\n\0", 0, "UTF-16 without a byte order mark"),
     ],
 )
@@ -359,7 +393,7 @@ def test_candidates_that_cannot_be_used_are_named(tmp_path, content, line, messa
     assert caught.value.argument == (f"{path}:{line}" if line else str(path))
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".JSONL", ".ndjson", ".json", ".Tsv", ".xlsx"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".JSONL", ".ndjson", ".tab", ".Tsv", ".xlsx"])
 def test_a_table_is_no_list_of_candidates(tmp_path, ending):
     path = tmp_path / f"c{ending}"
     path.write_text("text,score\nhello,1\n")

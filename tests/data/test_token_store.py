@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyjax.data import token_store
+from polyjax.data import dictionary, token_store
 from polyjax.data.huggingface_tokenizer import HuggingFaceTokenizer
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.token_store import TokenStore
@@ -172,6 +173,21 @@ def test_a_store_goes_to_worker_processes():
     copy = pickle.loads(pickle.dumps(store))
     copy.add(["a", "c"])
     assert copy.tokenizer.seen == 3 and copy.ids("a").tolist() == [97]
+
+
+def test_a_dictionary_keeps_the_pieces_of_few_and_short_words(parlai_models, monkeypatch):
+    monkeypatch.setattr(dictionary, "KNOWN_WORDS", 1000)
+    _, text, _ = load_parlai(parlai_models / "bi_shared_max_trained" / "model")
+    text.tokenizer.encode(["warm up"])
+    tracemalloc.start()
+    try:
+        for i in range(5):
+            text.tokenizer.encode(["xy" * 1000 + str(i)])
+        text.tokenizer.encode([f"{i:x}z{i}" for i in range(5000)])
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.5e6
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "dictionary", "another"])

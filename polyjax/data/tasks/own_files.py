@@ -4,6 +4,7 @@ JSON lines; a JSON list of objects, or objects that are written over several lin
 UTF-8, or UTF-16 with its byte order mark.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -146,11 +147,12 @@ def _json_lines(path: Path, encoding: str) -> Iterator[Row]:
         if raw is None:
             yield number, InputError.in_row(problem=f"longer than {LONGEST_LINE:,} bytes")
             continue
-        raw = raw.rstrip()  # an error at its end would be reported for the next line
+        # Files that begin with a mark may have been joined; an error at the end would be the next line's.
+        raw = raw.removeprefix(codecs.BOM_UTF8).rstrip()
         if not raw:
             continue
         try:
-            text = raw.decode("utf-8-sig")  # files that begin with a mark may have been joined
+            text = raw.decode()
             yield number, json.loads(text, object_pairs_hook=json_object)
         except UnicodeDecodeError as error:
             problem = f"not valid UTF-8: {error.reason} at byte {error.start}"
@@ -199,7 +201,9 @@ def _cells(path: Path, rows: Iterator[tuple[int, list[str] | InputError]]) -> It
         if isinstance(row, InputError) or not row:
             if row:
                 yield number, row
-        elif any(map(_HALF.search, row)):
+            continue
+        row[0] = row[0].removeprefix("\ufeff")  # of a file that another was joined to
+        if any(map(_HALF.search, row)):
             yield number, InputError.in_row(problem="not valid UTF-8")
         elif repeats_header(row):
             yield number, InputError.in_row(problem=HEADER_AGAIN, fix="remove this line")

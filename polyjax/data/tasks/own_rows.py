@@ -31,6 +31,13 @@ _ODD_LIST = re.compile(
     re.DOTALL,
 )
 """A list as Python and pandas write it where some texts are missing or bytes, and an array of numpy."""
+_ALMOST_LIST = re.compile(
+    r"\s*(?:\[\s*['\"](?:.*\]|[^\]]*)"
+    r"|\[?\s*(?:array|deque|tensor|Index|Series|set|frozenset)\(\s*[\[{].*[\])]"
+    r"|<\w+Array>.*)\s*",
+    re.DOTALL,
+)
+"""Lists that are cut, that numpy has shortened (``...``), whose quotes are wrong, or of another kind."""
 
 
 class Twice(dict[str, Any]):
@@ -65,14 +72,18 @@ def json_fault(error: Exception) -> InputError:
 
 
 def nearly(name: str) -> str | None:
-    """The key that a misspelt name probably means: other case, spaces, singular or plural.
+    """The key that a misspelt name probably means: other case, spaces, singular or plural, one of several.
 
     >>> nearly(" Candidate"), nearly("Labels"), nearly("label"), nearly("ID"), nearly("ids")
     ('candidates', 'label', None, 'id', None)
+    >>> nearly("candidate_1"), nearly("candidates[0]"), nearly("hard_negatives"), nearly("label_id")
+    ('candidates', 'candidates', 'negatives', None)
     """
     if name in KEYS:
         return None
     plain = re.sub(r"[\W_]+", "", re.sub(r"\.\d+$", "", name)).casefold()  # label.1: pandas' second label
+    if several := re.fullmatch(r"(?:hard)?(candidate|negative|answer)s?\d*", plain):
+        return f"{several[1]}s"
     for key in KEYS:
         if plain == key or (key != "id" and plain.rstrip("s") == key.rstrip("s")):
             return key
@@ -271,9 +282,10 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     if "context" in cells:
         turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
         listed = _listed("context", cells["context"])
-        if listed is None and _ODD_LIST.fullmatch(cells["context"]):
+        cell = cells["context"]
+        if listed is None and (_ODD_LIST.fullmatch(cell) or _ALMOST_LIST.fullmatch(cell)):
             expected = "a text, or a JSON list of turns"
-            raise InputError("context", expected=expected, got=cells["context"][:40], is_argument=False)
+            raise InputError("context", expected=expected, got=cell[:40], is_argument=False)
         found["context"] = turns if listed is None else listed
     for name in ("id", "group"):
         if cells.get(name, "").strip():
