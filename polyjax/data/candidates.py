@@ -93,6 +93,8 @@ def _taken(example: Example, keys: Keys) -> set[str]:
 
 def _is_json(content: str) -> bool:
     """Whether it is one JSON list of texts or objects, or objects with a ``text``, one a line."""
+    if not content[:64].lstrip("\ufeff \t\r\n").startswith(("[", "{")):
+        return False
     whole = content.strip().removeprefix("\ufeff")
     try:
         if whole.startswith("["):

@@ -106,11 +106,7 @@ def _count(value: Any, where: str) -> int:
 
 
 def _count_or_all(value: Any, where: str) -> int | None:
-    return (
-        None
-        if value == 0 and isinstance(value, int) and not isinstance(value, bool)
-        else _count(value, where)
-    )
+    return None if type(value) is int and value == 0 else _count(value, where)
 
 
 def _numbers(value: Any, where: str) -> list[int]:

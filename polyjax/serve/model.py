@@ -206,12 +206,13 @@ class Model:
         cut_candidates = {place for place, text in enumerate(candidates) if text in long}
         dropped, least = 0, {}  # tokens that no pair keeps, of candidates and of each context
         for c, d in pairs if self.pair_tokens else ():
-            n, m = len(rows[0][c]) - 2, len(rows[1][d]) - 2
-            first, second = self._text.kept_of_pair(n + 2, m + 2)
-            cut_contexts |= {c} if first < n else set()
-            cut_candidates |= {d} if second < m else set()
-            least[c] = min(n - first, least.get(c, n))
-            dropped += m - second
+            n, m = len(rows[0][c]), len(rows[1][d])
+            first, second = self._text.kept_of_pair(n, m)
+            lost = n - 2 - first, m - 2 - second
+            cut_contexts |= {c} if lost[0] else set()
+            cut_candidates |= {d} if lost[1] else set()
+            least[c] = min(lost[0], least.get(c, n))
+            dropped += lost[1]
         dropped += sum(least.values())
         return Rows(*rows, len(cut_contexts), sorted(cut_candidates), dropped, cut.side)
 
