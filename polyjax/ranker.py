@@ -24,6 +24,7 @@ from polyjax.inference.arguments import (
 from polyjax.inference.embedding import Output, embed
 from polyjax.inference.explain import Explanation, explain
 from polyjax.inference.scorer import TextScorer, check_scorer
+from polyjax.interop.hub import model_folder
 from polyjax.interop.parlai.model import load_parlai
 from polyjax.interop.pretrained import load_model, origin_of, zero_shot_scorer
 from polyjax.interop.saving import SavesModel, with_origin
@@ -98,7 +99,7 @@ class Ranker(OfThisProcess, SavesModel):
         check_mesh(mesh)
         loaded = load_model(folder, step=step, dtype=dtype, head=head, encoder=encoder)
         return with_origin(
-            cls(TextScorer(*loaded, mesh=mesh), folder=Path(folder).absolute()), origin_of(folder)
+            cls(TextScorer(*loaded, mesh=mesh), folder=model_folder(folder).absolute()), origin_of(folder)
         )
 
     @classmethod

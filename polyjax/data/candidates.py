@@ -32,6 +32,7 @@ def add_candidates(
     seed: int,
     pool: Sequence[Example] | None = None,
     argument: str = "task.n_candidates",
+    source: str = "the split",
 ) -> list[Example]:
     """Each example with ``n_candidates`` candidates: its label and others, in random order.
 
@@ -45,6 +46,7 @@ def add_candidates(
         seed: of the draw.
         pool: rows whose labels are drawn; the examples by default.
         argument: where ``n_candidates`` came from, for an error.
+        source: where the pool came from, for an error.
 
     Raises:
         InputError: there are too few different texts.
@@ -61,10 +63,10 @@ def add_candidates(
     if most < n_candidates:
         raise InputError(
             argument,
-            problem=f"there are {len(known)} different labels to draw from, which give a row at most {most} "
-            "candidates (no turn of its context is one, nor another right answer)",
+            problem=f"{source} has too few different labels to draw candidates from: {len(known)}, which "
+            f"give some row {most} (no turn of its context is a candidate, nor another right answer)",
             got=n_candidates,
-            fix=f"use `{argument}` {most}" if most > 1 else "list candidates in the rows",
+            fix=f"use `{argument}` {most}" if most > 1 else "list candidates in the rows, or give more rows",
         )
     found = []
     for example, used in zip(examples, taken, strict=True):

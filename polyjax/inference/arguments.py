@@ -44,7 +44,7 @@ def check_folder(folder: object, name: str = "folder") -> None:
     """Raise InputError unless it is a path that a file or folder could have."""
     if not isinstance(folder, str | os.PathLike):
         raise InputError(name, expected="a path", got=folder)
-    if not is_possible(folder):
+    if not is_possible(folder) or not os.fspath(folder):
         raise InputError(name, expected="a path that a file or folder can have", got=os.fspath(folder))
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+from polyjax.data.known import load_seen
 from polyjax.inference.arguments import check_folder
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.hub import folder_to_upload
@@ -23,11 +24,13 @@ class SavesModel:
 
     Attributes:
         scorer: the model with its tokenizer.
+        folder: that the model was loaded from; None if it was made in memory.
         origin: the hub model that it is, or was trained from, as ``organisation/model@commit``; None if it
             does not come from the hub.
     """
 
     scorer: TextScorer
+    folder: Path | None = None
     origin: str | None = None
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, name: str | None = None) -> None:
@@ -35,6 +38,7 @@ class SavesModel:
 
         A bi-encoder becomes a SentenceTransformer with the same embeddings. A cross-encoder whose head is its
         family's classifier becomes a CrossEncoder with the same scores. ``Ranker.load`` reads the folder too.
+        Digests of the rows that a run was trained on go along, so that testing on them is noticed.
 
         Args:
             folder: must not exist yet; it is written completely or not at all.
@@ -45,7 +49,13 @@ class SavesModel:
                 poly-encoder, ...), it was not loaded in float32, or the folder exists or cannot be written.
         """
         check_folder(folder)
-        write_folder(self.scorer, Path(folder), name=name or Path(folder).name, base=self.origin)
+        write_folder(
+            self.scorer,
+            Path(folder),
+            name=name or Path(folder).name,
+            base=self.origin,
+            trained_on=None if self.folder is None else load_seen(self.folder),
+        )
 
     def push_to_hub(self, model: str) -> None:
         """Upload the model to the Hugging Face hub in one commit, as ``save_pretrained`` writes it.

@@ -22,11 +22,19 @@ from polyjax.evaluation.rankings import some, write_examples
 from polyjax.evaluation.report import console_table
 from polyjax.inference.arguments import check_choice, check_count, check_folder, check_list
 from polyjax.inference.scorer import TextScorer
+from polyjax.interop.hub import model_folder
+from polyjax.interop.pretrained import names_minilm
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
 from polyjax.recipes.models import ModelName, load_ranker, run_folder
-from polyjax.recipes.own_rows import has_settings, rows_of_run, taskless, warn_of_training_rows
+from polyjax.recipes.own_rows import (
+    has_settings,
+    rows_of_run,
+    taskless,
+    warn_of_exported_rows,
+    warn_of_training_rows,
+)
 from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import task_of
 from polyjax.recipes.run import RESULTS, Run
@@ -124,7 +132,7 @@ def evaluate(
             out=None if out is None else Path(out),
         )
         try:
-            chosen = rows_to_evaluate(config, run_dir)
+            chosen = rows_to_evaluate(config, run_dir, ranker.folder)
         except InputError as error:
             raise error.renamed("ks") if error.argument == "k" else error from None
         return scored(config, ranker.scorer, chosen)
@@ -202,12 +210,13 @@ class Chosen:
     ks: list[int]
 
 
-def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None) -> Chosen:
+def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None, folder: Path | None) -> Chosen:
     """Read and check the rows, and print warnings, for example if the run was trained on some of them.
 
     Args:
         config: what to evaluate.
         run_dir: the model's run directory; None for a model from elsewhere.
+        folder: that the model was loaded from, if any.
 
     Raises:
         InputError: rows are missing or cannot be ranked, a k is too large, or ``out`` cannot be written.
@@ -238,6 +247,8 @@ def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None) -> Chosen:
             console.print(note)
     if run_dir is not None and own is not None:
         warn_of_training_rows(run_dir, config.split, own[0], rows, examples, of_the_run=of_the_run)
+    elif folder is not None:
+        warn_of_exported_rows(folder, examples)
     return Chosen(task, rows, examples, sorted({1, *(config.k or task.ks)}))
 
 
@@ -267,7 +278,9 @@ def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Result
 
 def run(config: EvaluateConfig) -> Results:
     """Evaluate as the command line asks: load the model, rank the rows, print and write the results."""
-    chosen = rows_to_evaluate(config, run_folder(config.run_dir))
+    run_dir = run_folder(config.run_dir)
+    folder = None if names_minilm(config.run_dir) else model_folder(config.run_dir)
+    chosen = rows_to_evaluate(config, run_dir, folder)
     ranker = load_ranker(config.run_dir, step=config.step, mesh=make_mesh(config.mesh))
     return scored(config, ranker.scorer, chosen)
 

@@ -67,8 +67,23 @@ def warn_of_training_rows(
     n = rows_trained_on(run_dir, own, examples)
     if n is None:
         console.print("the run's training rows are not known: it may have been trained on these rows")
-    elif n:
-        console.print(f"warning: the run was trained on {n:,} of these {len(examples):,} rows")
+    _warn_of(n, examples, "run")
+
+
+def warn_of_exported_rows(folder: Path, examples: Sequence[Example]) -> None:
+    """Warn if a model that was exported from a run was trained on some of the rows.
+
+    Args:
+        folder: the exported folder, with the run's digests; without them, nothing is known or printed.
+        examples: the rows.
+    """
+    known = load_seen(folder)
+    _warn_of(None if known is None else count_trained(examples, known), examples, "model")
+
+
+def _warn_of(n: int | None, examples: Sequence[Example], trained: str) -> None:
+    if n:
+        console.print(f"warning: the {trained} was trained on {n:,} of these {len(examples):,} rows")
 
 
 def rows_trained_on(run_dir: Path, own: Task, rows: Sequence[Example]) -> int | None:

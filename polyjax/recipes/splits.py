@@ -10,7 +10,8 @@ from polyjax.data.known import answers_note, count_known, count_trained, load_se
 from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks import read_to_rank
 from polyjax.evaluation.candidates import check_candidates
-from polyjax.interop.pretrained import is_pretraining_run, read_pretraining_card
+from polyjax.interop.hub import model_folder
+from polyjax.interop.pretrained import MINILM, is_pretraining_run, read_pretraining_card
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.recipes.settings import RunConfig
 from polyjax.runs import CONFIG, open_data, write_json
@@ -56,7 +57,8 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
         digested = {split: rows_digest(rows) for split, rows in every.items()}
         open_data(config.folder, digested, trained_on=found["train"].rows)
         if is_primary():
-            before = None if config.init is None else load_seen(config.init)
+            start = config.init or source
+            before = None if start is None else load_seen(start)
             save_known(config.folder, found["train"], before=before)
             # The rows are the same, but their files may have moved: save the new paths.
             write_json(config.folder / CONFIG, config)
@@ -93,12 +95,14 @@ def leakage_notes(
             notes.append(
                 f"warning: {known:,} of {len(found[split].rows):,} {split} rows are training rows too"
             )
-    before = None if config.init is None else load_seen(config.init)
-    if before is not None:
+    for name, folder in _models_used(config, source).items():
+        before = load_seen(folder)
+        if before is None:
+            continue
         for split in ("valid", "test"):
             if known := count_trained(every[split].examples, before):
                 n = len(found[split].rows)
-                notes.append(f"warning: {known:,} of {n:,} {split} rows are training rows of {config.init}")
+                notes.append(f"warning: {known:,} of {n:,} {split} rows are training rows of {name}")
     if source is not None and is_pretraining_run(source):
         left_out = {found.digest for found in read_pretraining_card(source).left_out}
         if not left_out or held_out_of(config.dataset).digest not in left_out:
@@ -106,3 +110,12 @@ def leakage_notes(
     if repeated := count_known(found["test"].labels, found["train"].labels):
         notes.append(f"{repeated:,} of {len(found['test'].labels):,} test labels are training labels too")
     return notes
+
+
+def _models_used(config: RunConfig, source: Path | None) -> dict[str, Path]:
+    """Folders of the models that a run starts from or learns from, by their names."""
+    models = () if config.teacher is None else map(str, config.teacher.models)
+    found = {name: model_folder(name) for name in models if name != MINILM}
+    if config.init is not None:
+        return {str(config.init): config.init, **found}
+    return found if source is None else {config.encoder.name: source, **found}

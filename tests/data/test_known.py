@@ -18,7 +18,7 @@ from polyjax.recipes.own_rows import rows_trained_on
 from polyjax.recipes.pretrain import check_corpus, note_corpus
 from polyjax.recipes.rows_in_memory import RowFiles, as_jsonl
 from polyjax.recipes.session import INCIDENTAL
-from polyjax.recipes.settings import INIT, EncoderChoice, RunConfig, TokenizerChoice
+from polyjax.recipes.settings import INIT, EncoderChoice, RunConfig, TeacherConfig, TokenizerChoice
 from polyjax.recipes.splits import read_splits
 from polyjax.runs import open_run
 from polyjax.types import Example
@@ -162,6 +162,28 @@ def test_rows_that_the_model_to_start_from_was_trained_on_are_said(opened, tmp_p
     notes = read_splits(config, None).notes
     n = len(read_splits(before, None).train.examples)
     assert f"warning: {n} of {len(ROWS) + 1} test rows are training rows of {before.folder}" in notes
+
+
+def test_rows_that_an_encoders_folder_or_a_teacher_was_trained_on_are_said(opened, tmp_path):
+    """An exported folder has the digests of its run; a teacher may have seen the rows of the test."""
+    before, splits = opened
+    trained, exported = splits.train.examples, tmp_path / "exported"
+    exported.mkdir()
+    shutil.copyfile(before.folder / KNOWN, exported / KNOWN)
+    train = write(tmp_path / "new.jsonl", [{"context": f"new {i}", "label": f"new {i}"} for i in range(20)])
+    test = write(tmp_path / "old.jsonl", ROWS)
+    config = RunConfig(
+        task=OwnDataConfig(train=train, valid=train, test=test, n_candidates=5),
+        run_dir=tmp_path / "later",
+        encoder=EncoderChoice(name=str(exported)),
+        teacher=TeacherConfig(models=(before.folder,)),
+        tokenizer=TokenizerChoice(kind="pretrained"),
+    )
+    open_run(config.folder, config)
+    notes = read_splits(config, exported).notes
+    for place in (exported, before.folder):
+        assert f"warning: {len(trained)} of {len(ROWS)} test rows are training rows of {place}" in notes
+    assert rows_trained_on(config.folder, config.task, trained) == len(trained)
 
 
 def test_changed_negatives_and_scores_are_other_rows():

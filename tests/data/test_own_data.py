@@ -302,7 +302,7 @@ def test_too_few_rows(tmp_path):
     assert "`task.valid`" in caught.value.fix or "`task.test`" in caught.value.fix
     with pytest.raises(
         InputError,
-        match="there are 5 different labels .*; use task.n_candidates 5",
+        match="too few different labels to draw candidates from: 5, .*; use task.n_candidates 5",
     ):
         few = write(tmp_path, *map(row, range(5)))
         OwnDataConfig(train=few, valid=few, test_fraction=0.5).read("test")
@@ -343,7 +343,7 @@ def test_other_candidates_may_be_asked_for_than_a_file_can_give(tmp_path):
     fixed = tmp_path / "classes.txt"
     fixed.write_text("\n".join(classes))
     config = OwnDataConfig(train=path)
-    with pytest.raises(InputError, match="there are 10 different labels .*; use task.n_candidates 10"):
+    with pytest.raises(InputError, match="too few different labels .*: 10, .*; use task.n_candidates 10"):
         read_to_rank(config, "test", RankConfig())
     few = read_to_rank(dataclasses.replace(config, n_candidates=10), "test", RankConfig())
     assert all(sorted(row.candidates) == classes for row in few.examples)

@@ -227,7 +227,7 @@ REFUSED = {
         "f.csv",
         "context,label,candidate_1,candidate_2\n",
         1,
-        "'candidate_1' is nearly 'candidates'",
+        "'candidate_1' is nearly 'candidates'; put the texts of all such columns into one list, 'candidates'",
     ),
     "a column for each place": ("f.csv", "context,label,candidates[0]\n", 1, "is nearly 'candidates'"),
     "negatives by another name": ("f.csv", "context,label,hard_negatives\n", 1, "is nearly 'negatives'"),

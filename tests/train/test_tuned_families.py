@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from conftest import ENCODERS, golden_encoder, random_tokens
-from polyjax import BiConfig, DualScorer, InputError, Ranker, fit
+from polyjax import BiConfig, DualScorer, InputError, Ranker, evaluate, fit
+from polyjax.data.rows import RankConfig
 from polyjax.interop.pretrained import encoder_shape, load_pretrainer
 from polyjax.nn.encoders import AlbertConfig
 from polyjax.nn.pretraining import Pretrainer, pretraining_sums
@@ -111,7 +112,7 @@ def test_pretraining_starts_from_the_folder_of_a_family(name):
     np.testing.assert_allclose(np.asarray(hidden)[mask], golden["hidden"], rtol=0, atol=5e-5)
 
 
-def test_a_cross_encoders_folder_is_fine_tuned_saved_and_loaded(tmp_path):
+def test_a_cross_encoders_folder_is_fine_tuned_saved_and_loaded(tmp_path, capsys):
     folder, _ = golden_encoder("ce_roberta")
     letters = "abcdefgh"
     rows = [{"context": f"{a} {b}", "label": f"{b} {a}"} for a in letters for b in letters if a != b]
@@ -135,3 +136,11 @@ def test_a_cross_encoders_folder_is_fine_tuned_saved_and_loaded(tmp_path):
     texts = [row["label"] for row in rows[:5]]
     np.testing.assert_allclose(back.score("a b", texts), trained.score("a b", texts), rtol=0, atol=1e-5)
     assert np.abs(trained.score("a b", texts) - Ranker.load(folder).score("a b", texts)).max() > 1e-4
+    # Renamed and written once more, it is still known what the model was trained on.
+    back.save_pretrained(tmp_path / "again")
+    asked = [*rows[:5], {"context": "new", "label": "one"}]
+    sampled = RankConfig(candidates="sampled", n=3)
+    for model, known in ((Ranker.load(tmp_path / "again"), True), (tmp_path / "out", True), (folder, False)):
+        evaluate(model, asked, rank=sampled)
+        warned = "warning: the model was trained on 5 of these 6 rows" in capsys.readouterr().out
+        assert warned == known, model

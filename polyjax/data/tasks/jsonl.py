@@ -87,7 +87,11 @@ class OwnDataConfig:
         if check_counts(self._path(split), file.rows, self.n_candidates) > 1:
             return rows
         drawn = add_candidates(
-            rows.examples, n_candidates=self.n_candidates, seed=self.candidate_seed, pool=file.rows
+            rows.examples,
+            n_candidates=self.n_candidates,
+            seed=self.candidate_seed,
+            pool=file.rows,
+            source=self._path(split).name,
         )
         return dataclasses.replace(rows, examples=drawn)
 

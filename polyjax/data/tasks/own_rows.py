@@ -170,11 +170,20 @@ def _check_keys(row: Mapping[Any, Any]) -> None:
             raise InputError.in_row(problem=f"the key {name!r} is missing", fix=instead)
     if unknown:
         key = nearly(unknown[0])
+        fix = None
+        if key:
+            fix = _into_one_list(unknown[0], key) or f"is it meant to be {key!r}?"
         raise InputError.in_row(
             problem=f"unknown key {unknown[0]!r}",
             expected=", ".join(KEYS),
-            fix=f"is it meant to be {key!r}?" if key else None,
+            fix=fix,
         )
+
+
+def _into_one_list(name: str, key: str) -> str | None:
+    """The fix for names such as candidate_1 and candidate_2; None for a name without a number."""
+    lists = key in ("candidates", "negatives", "answers") and re.search(r"\d\W*$", name)
+    return f"put the texts of all such columns into one list, {key!r}" if lists else None
 
 
 def _holds_rows(value: object) -> bool:
@@ -241,7 +250,7 @@ def check_header(header: Sequence[str]) -> None:
     for name in header:
         key = nearly(name)
         if key is not None and key not in header:
-            fix = "rename it to that, or to something else"
+            fix = _into_one_list(name, key) or "rename it to that, or to something else"
             raise InputError.in_row(problem=f"the column {name!r} is nearly {key!r}", fix=fix)
         if key is not None:
             problem = f"the columns {key!r} and {name!r} have nearly the same name"

@@ -13,15 +13,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from polyjax.data.huggingface_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, HuggingFaceTokenizer
+from polyjax.data.known import KNOWN
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, shown
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.huggingface import WEIGHTS, family_for, tensors_of
-from polyjax.interop.sentence_transformers.folder import (
-    CLASSIFIER,
-    LENGTHS,
-    read_folder,
-)
+from polyjax.interop.sentence_transformers.folder import CLASSIFIER, LENGTHS, read_folder
 from polyjax.interop.sentence_transformers.model_card import model_card
 from polyjax.interop.sentence_transformers.modules import (
     CONFIG,
@@ -34,7 +31,7 @@ from polyjax.interop.sentence_transformers.modules import (
 from polyjax.interop.sentence_transformers.prompts import PROMPTS, ROLES, role_prompts
 from polyjax.nn.encoders import Classifier, ConfigJson
 from polyjax.nn.heads import BiConfig, CrossConfig
-from polyjax.runtime.files import new_folder, write_text
+from polyjax.runtime.files import new_folder, save_array, write_text
 
 _CLASSES = "sentence_transformers.models"
 _VERSION = {"sentence_transformers": "5.1.2"}
@@ -42,7 +39,14 @@ _VERSION = {"sentence_transformers": "5.1.2"}
 _ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", "scan")
 
 
-def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None = None) -> None:
+def write_folder(
+    scorer: TextScorer,
+    out: Path,
+    *,
+    name: str,
+    base: str | None = None,
+    trained_on: np.ndarray | None = None,
+) -> None:
     """Write a scorer as a folder of sentence-transformers, completely or not at all.
 
     The settings are read back from a temporary folder before it is renamed to ``out``. If they differ from
@@ -54,6 +58,7 @@ def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None =
         out: a folder that does not exist yet.
         name: name of the model, for README.md.
         base: the hub model that it was trained from, as ``organisation/model@commit``.
+        trained_on: digests of its training rows, to recognise them when the model is evaluated or trained.
 
     Raises:
         InputError: sentence-transformers has no equivalent of the model, or the folder exists or cannot be
@@ -68,6 +73,8 @@ def write_folder(scorer: TextScorer, out: Path, *, name: str, base: str | None =
             write_text(aside / path, content)
         for path, arrays in made.arrays.items():
             save_file(arrays, aside / path, metadata={"format": "pt"})
+        if trained_on is not None:
+            save_array(aside / KNOWN, trained_on)
         _check(aside, made)
 
 
