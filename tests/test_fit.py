@@ -14,6 +14,7 @@ from flax import nnx
 
 import polyjax
 from polyjax import Example, InputError, Ranker, Run
+from polyjax.interop.cards import read_card
 from polyjax.recipes.evaluate import check_arguments
 from polyjax.recipes.notebook import Display
 from polyjax.recipes.presets import PRESETS
@@ -370,3 +371,13 @@ def test_the_public_list_is_there():
     assert not isinstance(polyjax.Ranker, nnx.Module)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         polyjax.nothing  # noqa: B018
+
+
+def test_rows_that_share_their_candidates_calibrate_the_scores_too(tmp_path):
+    file = tmp_path / "shared.txt"
+    file.write_text("".join(f"{row['label']}\n" for row in ROWS))
+    rank = {"candidates": "fixed", "file": file}
+    settings = SMALL | {"steps": 30, "rank": rank, "train": {"validate_every_steps": 30}}
+    found = polyjax.fit(ROWS, **settings, run_dir=tmp_path / "run", quiet=True)
+    scores = read_card(found.folder).scores
+    assert scores is not None and scores.slope > 0

@@ -1,6 +1,7 @@
 """After training: the test of model and baselines, the report, and the next command to run."""
 
 import dataclasses
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -159,17 +160,27 @@ def calibrate(run: Trained, scorer: TextScorer, valid: Rows) -> None:
     Args:
         run: the trained run.
         scorer: the model at its best checkpoint.
-        valid: validation rows; if they share their candidates, no map is fitted.
+        valid: validation rows. If they share their candidates, each is scored with a few of them.
     """
-    if valid.shared:
-        return
     examples = some(valid.examples, run.config.train.validate_examples)
+    if valid.shared:
+        examples = [_with_some(example, valid.shared) for example in examples]
     found = evaluate("valid", scorer, examples, title="calibrating")
     right = np.take_along_axis(right_places(examples), found.best, axis=1)
     score_map = fit_score_map(found.scores, right)
     card = read_card(run.config.folder, **run.config.own_parts)
     if is_primary():
         write_json(run.config.folder / MODEL, dataclasses.replace(card, scores=score_map))
+
+
+FEW = 31
+"""Number of shared candidates, besides its label, with which a row is scored to fit the map."""
+
+
+def _with_some(example: Example, shared: Sequence[str]) -> Example:
+    """The example with its label and a few of the shared candidates, always the same ones."""
+    drawn = random.Random(example.id).sample(shared, min(FEW, len(shared)))
+    return dataclasses.replace(example, candidates=(example.label_text, *drawn), label=0)
 
 
 def run_baselines(

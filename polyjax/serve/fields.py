@@ -87,6 +87,11 @@ def _documents(value: Any, where: str) -> list[str]:
 
 def _text_or_texts(value: Any, where: str) -> str | list[str]:
     if isinstance(value, list):
+        if value and all(type(item) is int or isinstance(item, list) for item in value):
+            message = (
+                f"`{where}`: expected a text or a list of texts, got token ids, which are another model's"
+            )
+            raise Problem(422, f"{message}; send texts (langchain: check_embedding_ctx_length=False)")
         return _texts(value, where)
     if not isinstance(value, str):
         raise invalid(where, "a text or a list of texts", value)

@@ -110,11 +110,9 @@ class LiveIndex:
             except InputError as error:
                 if not error.argument.startswith(("ids", "texts")):
                     raise
-                if texts:
-                    problem = "`documents`: one of them is not in the index, or may be several"
-                else:
-                    problem = "`ids`: one of them was never given"
-                raise UnknownCandidate(problem) from error
+                where = error.argument.replace("texts", "documents")
+                what = "is not in the index, or may be several" if texts else "was never given"
+                raise UnknownCandidate(f"`{where}`: {what}") from error
             self._opened, _ = _compiled(index, self.max_top_n)
             return n
 

@@ -97,13 +97,13 @@ class RankingRoutes:
         """POST /explain: the parts of a bi- or poly-encoder's score."""
         service, model = self._service, self._service.model
         values = await service.fields(request, shapes.EXPLAIN)
+        if not model.explains:
+            raise Problem(422, f"the score of this {model.arch}-encoder has no parts to explain")
         turns, text, top = shapes.turns_of(values), values["document"], values["top"]
         if text is None:
             raise Problem(422, "`document`: missing; expected a text")
         if top > shapes.MOST_READS:
             raise Problem(422, f"`top`: expected at most {shapes.MOST_READS}, got {top}")
-        if not model.explains:
-            raise Problem(422, f"the score of this {model.arch}-encoder has no parts to explain")
         service.check_sizes(context=turns, document=[text])
         async with service.visit(request, 1) as visit:
             rows, usage = await visit.tokenise(model, [turns], [text], truncate=values["truncate"])

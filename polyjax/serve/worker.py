@@ -21,6 +21,8 @@ SMOOTHING = 0.05
 """Weight of the latest batch in the exponential average of the measured speed."""
 FEW_BATCHES = 20
 """Number of batches after which the measured speed is used."""
+IN_TIME = 0.9
+"""The share of the timeout that admission plans with; its estimates of the wait err by several percent."""
 log = logging.getLogger("polyjax.serve")
 T = TypeVar("T")
 
@@ -108,17 +110,17 @@ class Worker:
             arrived: arrival in seconds on the monotonic clock.
 
         Raises:
-            Problem: 429; the queue is full, or the request would wait longer than the timeout.
+            Problem: 429; the queue is full, or the request could not be answered within the timeout. A
+                request that nothing precedes is always admitted.
         """
         config = self._config
         wait = self._wait_of_a_newcomer
         busy = len(self._tickets) >= config.max_concurrent_requests
         if busy or (self._texts and self._texts + texts > config.max_waiting_texts):
             raise overloaded(wait, "the server is overloaded; try again later")
-        if wait > config.timeout:
-            raise overloaded(
-                wait - config.timeout, "the server is overloaded: the wait is longer than the timeout"
-            )
+        late = wait + texts * self._seconds_per_text - IN_TIME * config.timeout
+        if self._tickets and late > 0:
+            raise overloaded(late, "the server is overloaded: the wait is longer than the timeout")
         ticket = Ticket(texts, arrived, arrived + config.timeout)
         self._tickets.add(ticket)
         self._texts += texts

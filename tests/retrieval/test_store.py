@@ -438,7 +438,7 @@ def test_ids_that_were_never_given_remove_nothing(tmp_path, ids):
     build_index(tmp_path / "i", TEXTS[:4], Encoder())
     with pytest.raises(InputError) as error:
         remove(tmp_path / "i", ids)
-    assert (error.value.argument, error.value.expected) == ("ids", "ids from 0 to 3")
+    assert error.value.argument in ("ids[0]", "ids[1]") and error.value.expected == "ids from 0 to 3"
     assert len(open_index(tmp_path / "i")) == 4
     assert remove(tmp_path / "i", np.array([1, 2])) == 2
 

@@ -69,7 +69,8 @@ def test_a_text_names_the_candidate_of_exactly_that_text_or_the_one_it_is_by_the
 def test_a_text_that_may_be_several_candidates_names_none():
     with pytest.raises(InputError) as error:
         ids_of(old(["Yes", "yes", "no"]), ["YES"])
-    assert error.value.argument == "texts" and "[0, 1]" in error.value.problem
+    assert error.value.argument == "texts[0]" and "[0, 1]" in error.value.problem
     with pytest.raises(InputError) as error:
         ids_of(old(["Yes", "yes", "no"]), ["no", "never", "neither"])
-    assert error.value.problem == "2 of 3 are not in the index, first 'never'"
+    assert error.value.argument == "texts[1]" and error.value.got == "never"
+    assert error.value.problem == "not in the index (of 3 texts, 2 are not)"

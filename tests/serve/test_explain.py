@@ -94,6 +94,7 @@ def test_an_empty_candidate_has_parts_too(server):
 
 
 def test_a_model_whose_score_has_no_parts_says_so(cross, server):
+    assert "no parts to explain" in cross.post("/explain", {}).json["error"], "before what is missing"
     answer = cross.post("/explain", BODY)
     assert answer.status == 422 and "cross-encoder has no parts" in answer.json["error"]
     assert cross.ask("GET", "/info").json["polyjax"]["explains"] is False

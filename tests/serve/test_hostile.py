@@ -173,7 +173,13 @@ def test_what_is_odd_but_right_is_served(server, name):
         ("/score", {"queries": {"a": 1}, "documents": "b"}, "`queries`: expected a text or a list"),
         ("/embed", {"inputs": ["a", 1]}, "`inputs[1]`"),
         ("/embed", {"inputs": "a", "prompt_name": "other"}, "`prompt_name`: expected one of query, document"),
-        ("/v1/embeddings", {"input": [1, 2, 3]}, "`input[0]`: expected a text, got 1"),
+        (
+            "/v1/embeddings",
+            {"input": [1, 2, 3]},
+            "`input`: expected a text or a list of texts, got token ids",
+        ),
+        ("/v1/embeddings", {"input": [[1, 2], [3]]}, "check_embedding_ctx_length=False"),
+        ("/v1/embeddings", {"input": ["a", 1]}, "`input[1]`: expected a text, got 1"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "`encoding_format`"),
     ],
 )

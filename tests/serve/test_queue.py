@@ -221,26 +221,38 @@ def test_who_would_wait_longer_than_the_timeout_is_refused_at_once():
     for _ in range(FEW_BATCHES):
         worker._measured(2, 16, 2.0)  # a second for each text
     arrived = time.monotonic()
-    for texts in (3, 2, 4):  # before which 0, 3 and 5 wait
+    for texts in (2, 1, 1):  # they end after 2, 3 and 4 seconds; admission plans with 4.5
         worker.admit(texts, arrived=arrived)
     with pytest.raises(Problem) as refused:
-        worker.admit(1, arrived=arrived)
+        worker.admit(2, arrived=arrived)
     assert refused.value.status == 429 and "longer than the timeout" in refused.value.message
-    assert refused.value.headers == {"Retry-After": "4"}, "when the 9 that wait are 5"
-    assert (worker.requests, worker.texts) == (3, 9)
+    assert refused.value.headers == {"Retry-After": "2"}, "it would end 1.5 s late"
+    assert (worker.requests, worker.texts) == (3, 4)
+    worker.stop()
+
+
+def test_a_request_too_large_for_the_timeout_is_admitted_if_nothing_is_before_it():
+    """It will not be answered in time, but to try again later would never help."""
+    worker = Worker(dataclasses.replace(LIMITS, timeout=5.0))
+    for _ in range(FEW_BATCHES):
+        worker._measured(2, 16, 2.0)
+    ticket = worker.admit(90, arrived=time.monotonic())
+    with pytest.raises(Problem):
+        worker.admit(90, arrived=time.monotonic())
+    worker.leave(ticket)
+    worker.admit(90, arrived=time.monotonic())
     worker.stop()
 
 
 def test_a_large_request_does_not_lock_small_ones_out():
     """Only its first batches are computed before a request that arrives later."""
-    worker = Worker(dataclasses.replace(LIMITS, timeout=10.0))
+    worker = Worker(dataclasses.replace(LIMITS, timeout=12.0))
     worker._waiting.tokens_per_batch = 32
     for _ in range(FEW_BATCHES):
         worker._measured(2, 16, 2.0)  # a second for each text of 16 tokens: 8 s for four batches of 32
     arrived = time.monotonic()
-    for texts in (900, 1, 1):  # before which 0, 8 and 9 wait
+    for texts in (900, 1, 1):  # before which 0, 8 and 9 wait; admission plans with 10.8
         worker.admit(texts, arrived=arrived)
-    worker.admit(900, arrived=arrived)
     with pytest.raises(Problem, match="longer than the timeout"):
         worker.admit(1, arrived=arrived)
     worker.stop()

@@ -137,10 +137,10 @@ def removable(index: CandidateIndex, ids: Iterable[int] | np.ndarray, *, next_id
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise InputError("ids", expected="a list of ids", got=ids)
     ids = list(ids)
-    for number in ids:
+    for place, number in enumerate(ids):
         is_number = isinstance(number, int | np.integer) and not isinstance(number, bool)  # nor a mask's
         if not is_number or not 0 <= number < next_id:
-            raise InputError("ids", expected=f"ids from 0 to {next_id - 1}", got=number)
+            raise InputError(f"ids[{place}]", expected=f"ids from 0 to {next_id - 1}", got=number)
     known = np.concatenate([segment.ids for segment in index.segments])
     return np.intersect1d(np.setdiff1d(np.asarray(ids, np.int64), index.removed), known)
 

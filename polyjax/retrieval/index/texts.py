@@ -72,19 +72,17 @@ def ids_of(index: CandidateIndex, texts: Sequence[str]) -> list[int]:
         alike[text_key(text)].append(id_)
     found: set[int] = set()
     missing = []
-    for text in texts:
+    for place, text in enumerate(texts):
         meant = exact.get(text) or alike.get(text_key(text), [])
         if len(meant) > 1 and text not in exact:
             raise InputError(
-                "texts",
+                f"texts[{place}]",
                 problem=f"{text[:60]!r} may be any of the candidates {meant}, which differ only in spelling",
                 fix="name one by its exact text or by `ids`",
             )
-        missing += [] if meant else [text]
+        missing += [] if meant else [place]
         found.update(meant)
     if missing:
-        raise InputError(
-            "texts",
-            problem=f"{len(missing):,} of {len(texts):,} are not in the index, first {missing[0][:60]!r}",
-        )
+        problem = f"not in the index (of {len(texts):,} texts, {len(missing):,} are not)"
+        raise InputError(f"texts[{missing[0]}]", problem=problem, got=texts[missing[0]][:60])
     return sorted(found)
