@@ -65,7 +65,7 @@ LADDER = (
         # that nobody marked, so they are drawn among its 1,000 best.
         "distil --arch cross --init {after} --teacher {after} --teacher.n-negatives 5 "
         "--teacher.range-max 1000 --loss softmax --batch.batch-size 16 --optim.learning-rate 2e-5 "
-        "--train.validate-every-steps 70 --batch.chunk 8",
+        "--train.validate-every-steps 70",
         after="bi demo",
         offset=100,
     ),

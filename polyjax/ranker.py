@@ -26,7 +26,7 @@ from polyjax.inference.explain import Explanation, explain
 from polyjax.inference.scorer import TextScorer, check_scorer
 from polyjax.interop.hub import model_folder
 from polyjax.interop.parlai.model import load_parlai
-from polyjax.interop.pretrained import load_model, origin_of, zero_shot_scorer
+from polyjax.interop.pretrained import load_model, names_minilm, origin_of, zero_shot_scorer
 from polyjax.interop.saving import SavesModel, with_origin
 from polyjax.nn.encoders import Dtype
 from polyjax.retrieval.index.build import check_dual
@@ -121,7 +121,8 @@ class Ranker(OfThisProcess, SavesModel):
         check_folder(encoder, "encoder")
         check_count("turns", turns)
         check_dtype(dtype)
-        return cls(TextScorer(*zero_shot_scorer(encoder, turns=turns, dtype=dtype)))
+        scorer = TextScorer(*zero_shot_scorer(encoder, turns=turns, dtype=dtype))
+        return cls(scorer, folder=None if names_minilm(encoder) else model_folder(encoder).absolute())
 
     @classmethod
     def from_parlai(

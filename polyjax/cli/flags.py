@@ -172,12 +172,15 @@ def as_json_line(value: Any) -> str:
 
 
 def command_of(arguments: Sequence[str], commands: Collection[str], prog: str) -> tuple[str, Sequence[str]]:
-    """The command at the beginning of a command line, and the remaining arguments.
+    """The command at the beginning of a command line, and the remaining arguments; ``--help`` lists them.
 
     Raises:
         InputError: the command does not exist; the message suggests a similar one.
     """
     name, *rest = arguments or [""]
+    if name in ("--help", "-h"):
+        print(f"{prog} COMMAND: {', '.join(commands)}\n\n{prog} COMMAND --help shows its flags.")
+        raise SystemExit(0)
     if name not in commands:
         near = difflib.get_close_matches(name, commands, n=1)
         raise InputError(

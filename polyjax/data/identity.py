@@ -116,14 +116,20 @@ def digests(examples: Iterable[Example]) -> Digests:
 
 
 def right_digests(examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Digests of rows with each of their right answers, as ``Digests.rows``, and the places of those rows."""
+    """Digests of rows with each of their right answers, as ``Digests.rows``, and the places of those rows.
+
+    A context counts with its turns, as one turn, and with its lines as turns: a table and a JSON file read a
+    turn with a line break otherwise.
+    """
     keys = Keys()
     found, places = [], []
     for i, example in enumerate(examples):
-        context = "\n".join([keys[turn] for turn in example.context])
-        for text in (example.label_text, *example.answers):
-            found.append(_row_digest(context, keys[text]))
-            places.append(i)
+        turns = [keys[turn] for turn in example.context]
+        lines = [keys[line] for turn in example.context for line in turn.splitlines() if keys[line]]
+        for context in dict.fromkeys(("\n".join(turns), " ".join(turns), "\n".join(lines))):
+            for text in (example.label_text, *example.answers):
+                found.append(_row_digest(context, keys[text]))
+                places.append(i)
     return np.array(found, np.uint64), np.array(places, int)
 
 

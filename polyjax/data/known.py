@@ -11,8 +11,8 @@ from polyjax.runtime.files import save_array
 from polyjax.types import Example
 
 KNOWN, BEFORE = "trained_on.npy", "trained_before.npy"
-"""Files of a run directory: digests of its training rows, and of those of the runs before that it started
-from, 8 bytes each."""
+"""Files of a run directory: digests of its training rows, and of those of the models that it started from or
+learnt from, 8 bytes each."""
 
 
 def save_known(folder: Path, found: Digests, *, before: np.ndarray | None = None) -> None:
@@ -21,7 +21,7 @@ def save_known(folder: Path, found: Digests, *, before: np.ndarray | None = None
     Args:
         folder: the run directory.
         found: digests of the run's training rows.
-        before: digests of the training rows of the run that it starts from, as ``load_seen`` returns them.
+        before: digests of the training rows of the models that it starts from or learns from.
     """
     _save(folder / KNOWN, np.unique(found.rows))
     if before is not None and len(before):

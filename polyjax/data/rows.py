@@ -111,7 +111,8 @@ def _in_batches(examples: Sequence[Example], n: int, seed: int) -> list[Example]
     """Each row with the labels of its batch; the last batch is filled up with rows of the one before it.
 
     Rows are shuffled first: successive ones are often of one dialogue, whose replies stand in the context.
-    A label of the batch that is also right for the row is replaced by the next one that is not.
+    A label of the batch that is also right for the row, or is there already, is replaced by the next that is
+    neither.
     """
     if len(examples) < n:
         raise InputError(
@@ -130,7 +131,9 @@ def _in_batches(examples: Sequence[Example], n: int, seed: int) -> list[Example]
         candidates = labels[first : first + n]
         others = (j % len(order) for j in range(first + n, first + len(order)))
         for k in range(n):
-            if first + k != place and keys[first + k] in taken:
+            if first + k == place:
+                continue
+            if keys[first + k] in taken:
                 other = next((j for j in others if keys[j] not in taken), None)
                 if other is None:
                     raise InputError(
@@ -140,5 +143,8 @@ def _in_batches(examples: Sequence[Example], n: int, seed: int) -> list[Example]
                         fix="lower it",
                     )
                 candidates[k] = labels[other]
+                taken.add(keys[other])
+            else:
+                taken.add(keys[first + k])
         found[i] = dataclasses.replace(examples[i], candidates=tuple(candidates), label=place - first)
     return found

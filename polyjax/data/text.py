@@ -305,7 +305,9 @@ class TextEncoder:
             ids[mask] = np.concatenate(sequences)
         mask = self._layout.real(ids, mask, self.tokenizer)
         left_out = self.prompt_tokens(prompt)
-        pooled = mask & (np.arange(length)[None, :] >= left_out) if left_out else None
+        # The last token always counts, also where a prompt alone fills the sequence.
+        first = np.minimum(left_out, lengths - 1)[:, None]
+        pooled = mask & (np.arange(length)[None, :] >= first) if left_out else None
         return Tokens(ids, mask, np.zeros_like(ids), pooled=pooled)
 
     def pad_contexts(self, sequences: Sequence[Ids], *, length: int | None = None) -> Tokens:

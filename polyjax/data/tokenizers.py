@@ -203,8 +203,13 @@ def train_sentencepiece(
             return train_sentencepiece(
                 texts, path, vocab_size=int(most[1]), kind=kind, seed=seed, argument=argument
             )
-        problem = f"does not fit the corpus ({' '.join(str(error).split())})"
-        raise InputError(argument, problem=problem, got=vocab_size) from None
+        problem, fix = f"does not fit the corpus ({' '.join(str(error).split())})", None
+        if most is not None:
+            problem = f"is too large for the corpus, which has {most[1]} pieces"
+            fix = f"use at most {most[1]} as `{argument}`"
+        elif least := re.search(r"\d+ vs (\d+)", str(error)):
+            problem, fix = "is smaller than the number of letters", f"use at least {least[1]} as `{argument}`"
+        raise InputError(argument, problem=problem, got=vocab_size, fix=fix) from None
     write_bytes(path, model.getvalue())
     return SentencePieceTokenizer(path)
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from polyjax.data.known import KNOWN
 from polyjax.errors import InputError, first_line
 from polyjax.runtime.files import temporary_folder
 
 _NAME = re.compile(r"(?P<model>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_READ = ("*.json", "*.txt", "*.safetensors", "README.md")
+_READ = ("*.json", "*.txt", "*.safetensors", "README.md", KNOWN)
 _LEFT = ("onnx/*", "openvino/*")
 """Exports of the same model for other runtimes; they are not downloaded."""
 

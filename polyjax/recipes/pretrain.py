@@ -21,7 +21,7 @@ from polyjax.data.corpora.prepare import (
     sampled_turns,
 )
 from polyjax.data.corpora.store import PreparedCorpus, tokens_of
-from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer, train_sentencepiece
+from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer
 from polyjax.errors import InputError, shown
 from polyjax.interop.parlai.model import load_dictionary
 from polyjax.interop.pretrained import (
@@ -37,8 +37,9 @@ from polyjax.nn.encoders import KnownEncoder
 from polyjax.nn.pretraining import Pretrainer
 from polyjax.recipes.plan import memory_line
 from polyjax.recipes.pretraining_report import write_pretraining_report
-from polyjax.recipes.pretraining_settings import PretrainConfig
+from polyjax.recipes.pretraining_settings import PretrainConfig, VocabularyChoice
 from polyjax.recipes.settings import SCRATCH, scratch_shape
+from polyjax.recipes.start import learn_vocabulary
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, LeftOut, owned_run, read_json, write_json
 from polyjax.runtime.forks import refuse_forked
@@ -85,13 +86,13 @@ def make_tokenizer(
             of_parlai = given.suffix == ".dict"
             (load_dictionary(given.with_suffix("")) if of_parlai else load_tokenizer(given)).save(folder)
         else:
-            console.print(f"training a SentencePiece vocabulary of {config.vocabulary.size} pieces")
-            train_sentencepiece(
+            learn_vocabulary(
                 sampled_turns(pieces, config.vocabulary.sample, excluded=excluded),
                 folder / SENTENCEPIECE_FILE,
-                vocab_size=config.vocabulary.size,
+                size=config.vocabulary.size,
                 kind=config.vocabulary.model,
                 seed=config.train.seed,
+                shrink=config.vocabulary.size == VocabularyChoice().size,
                 argument="vocabulary.size",
             )
     return load_tokenizer(folder)

@@ -114,7 +114,7 @@ def train_and_report(config: RunConfig, source: Path | None, mesh: Mesh, parts: 
     began = time.monotonic()
     check_tfidf()
     with kept_rows(config.folder, parts.files):
-        splits = read_splits(config, source)
+        splits = read_splits(config, source, teachers=parts.teachers)
     if config.teacher is not None:
         examples, note = taught(config, splits.train.examples, parts.teachers)
         splits = dataclasses.replace(

@@ -1,8 +1,10 @@
 """Reads and checks the rows of a run, and records their digests in the run directory."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from polyjax.data.corpora.leakage import held_out_of
 from polyjax.data.identity import Digests, digests
@@ -13,6 +15,7 @@ from polyjax.evaluation.candidates import check_candidates
 from polyjax.interop.hub import model_folder
 from polyjax.interop.pretrained import MINILM, is_pretraining_run, read_pretraining_card
 from polyjax.mesh.processes import is_primary, primary_first
+from polyjax.ranker import Ranker
 from polyjax.recipes.settings import RunConfig
 from polyjax.runs import CONFIG, open_data, write_json
 from polyjax.runtime.progress import console
@@ -35,12 +38,13 @@ class Splits:
     notes: list[str]
 
 
-def read_splits(config: RunConfig, source: Path | None) -> Splits:
+def read_splits(config: RunConfig, source: Path | None, *, teachers: Sequence[Ranker] = ()) -> Splits:
     """Read and check the rows, record their digests in the run directory, and print their numbers.
 
     Args:
         config: settings of the run.
         source: folder of the initial weights; None for none.
+        teachers: teachers in memory, in addition to those of the settings.
 
     Raises:
         InputError: a file is missing or invalid, rows cannot be ranked, or the run was trained on other rows.
@@ -53,20 +57,19 @@ def read_splits(config: RunConfig, source: Path | None) -> Splits:
         check_candidates(rows.examples, rows.shared, source=f"{name} {split}")
     every = {"train": training, "valid": valid, "test": test}
     found = {split: digests(rows.examples) for split, rows in every.items()}
+    before = _seen_before(config, source, teachers)
     with primary_first("rows"):
         digested = {split: rows_digest(rows) for split, rows in every.items()}
         open_data(config.folder, digested, trained_on=found["train"].rows)
         if is_primary():
-            start = config.init or source
-            before = None if start is None else load_seen(start)
-            save_known(config.folder, found["train"], before=before)
+            save_known(config.folder, found["train"], before=_together(before.values()))
             # The rows are the same, but their files may have moved: save the new paths.
             write_json(config.folder / CONFIG, config)
     counts = " / ".join(f"{len(rows.examples):,}" for rows in every.values())
     console.print(f"{name}: {counts} examples in train / valid / test")
     notes = list(dict.fromkeys(rows.note for rows in every.values() if rows.note))
     notes += [note for split in every if (note := _answers(every[split], found[split], split))]
-    notes += leakage_notes(config, source, every, found)
+    notes += leakage_notes(config, source, every, found, before)
     for note in notes:
         console.print(note)
     return Splits(training, valid, test, notes)
@@ -79,7 +82,11 @@ def _answers(rows: Rows, found: Digests, split: str) -> str:
 
 
 def leakage_notes(
-    config: RunConfig, source: Path | None, every: Mapping[str, Rows], found: Mapping[str, Digests]
+    config: RunConfig,
+    source: Path | None,
+    every: Mapping[str, Rows],
+    found: Mapping[str, Digests],
+    before: Mapping[str, np.ndarray],
 ) -> list[str]:
     """Notes about validation and test rows that the model may have seen in training or pre-training.
 
@@ -88,6 +95,7 @@ def leakage_notes(
         source: folder of the initial weights; None for none.
         every: the rows of each split.
         found: digests of these rows.
+        before: digests of what other models were trained on that the run starts or learns from, by name.
     """
     notes = []
     for split in ("valid", "test"):
@@ -95,12 +103,9 @@ def leakage_notes(
             notes.append(
                 f"warning: {known:,} of {len(found[split].rows):,} {split} rows are training rows too"
             )
-    for name, folder in _models_used(config, source).items():
-        before = load_seen(folder)
-        if before is None:
-            continue
+    for name, seen in before.items():
         for split in ("valid", "test"):
-            if known := count_trained(every[split].examples, before):
+            if known := count_trained(every[split].examples, seen):
                 n = len(found[split].rows)
                 notes.append(f"warning: {known:,} of {n:,} {split} rows are training rows of {name}")
     if source is not None and is_pretraining_run(source):
@@ -112,10 +117,20 @@ def leakage_notes(
     return notes
 
 
-def _models_used(config: RunConfig, source: Path | None) -> dict[str, Path]:
-    """Folders of the models that a run starts from or learns from, by their names."""
-    models = () if config.teacher is None else map(str, config.teacher.models)
-    found = {name: model_folder(name) for name in models if name != MINILM}
+def _seen_before(config: RunConfig, source: Path | None, teachers: Sequence[Ranker]) -> dict[str, np.ndarray]:
+    """Digests of the training rows of the models that a run starts from or learns from, by their names."""
+    folders: dict[str, Path] = {}
     if config.init is not None:
-        return {str(config.init): config.init, **found}
-    return found if source is None else {config.encoder.name: source, **found}
+        folders[str(config.init)] = config.init
+    elif source is not None:
+        folders[config.encoder.name] = source
+    models = () if config.teacher is None else map(str, config.teacher.models)
+    folders |= {name: model_folder(name) for name in models if name != MINILM}
+    folders |= {str(teacher.folder): teacher.folder for teacher in teachers if teacher.folder is not None}
+    seen = {name: load_seen(folder) for name, folder in folders.items()}
+    return {name: rows for name, rows in seen.items() if rows is not None}
+
+
+def _together(digests: Iterable[np.ndarray]) -> np.ndarray | None:
+    found = list(digests)
+    return np.unique(np.concatenate(found)) if found else None

@@ -1,7 +1,8 @@
 """The start of a run: weights, tokenizer, encoder settings, and the scorer before training."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from flax import nnx
@@ -46,25 +47,38 @@ def make_tokenizer(config: RunConfig, source: Path | None, turns: Callable[[], I
     if config.tokenizer.kind == "sentencepiece":
         path = folder / SENTENCEPIECE_FILE
         if not path.exists():
-            size = config.tokenizer.vocab_size
-            console.print(f"training a SentencePiece vocabulary of {size} pieces")
-            made = train_sentencepiece(
+            learn_vocabulary(
                 list(turns()),
                 path,
-                vocab_size=size,
+                size=config.tokenizer.vocab_size,
                 kind=config.tokenizer.model,
                 seed=config.train.seed,
-                shrink=size == TokenizerChoice().vocab_size,
+                shrink=config.tokenizer.vocab_size == TokenizerChoice().vocab_size,
             )
-            if made.vocab_size < size:
-                console.print(
-                    f"the corpus has no more than {made.vocab_size} pieces; the vocabulary has these"
-                )
     elif config.init is not None:
         load_tokenizer(config.init / "tokenizer").save(folder)
     elif not any(folder.iterdir()):
         encoder_tokenizer(source or minilm_folder()).save(folder)
     return load_tokenizer(folder)
+
+
+def learn_vocabulary(
+    texts: Iterable[str],
+    path: Path,
+    *,
+    size: int,
+    kind: Literal["unigram", "bpe"],
+    seed: int,
+    shrink: bool,
+    argument: str = "tokenizer.vocab_size",
+) -> None:
+    """Train a SentencePiece vocabulary, and print its size; see ``train_sentencepiece``."""
+    console.print(f"training a SentencePiece vocabulary of {size} pieces")
+    made = train_sentencepiece(
+        texts, path, vocab_size=size, kind=kind, seed=seed, shrink=shrink, argument=argument
+    )
+    if made.vocab_size < size:
+        console.print(f"the corpus has no more than {made.vocab_size} pieces; the vocabulary has these")
 
 
 def encoder_config(config: RunConfig, source: Path | None, vocab_size: int) -> EncoderSettings:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from polyjax.runs.quiet import ArrayError, attempt, quiet
+
+with quiet():  # absl logs already while orbax is imported
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 BEST_BY = "best_by"
 PROGRESS = "progress"

@@ -128,8 +128,15 @@ class Checkpoints:
             raise InputError.in_file(self._folder, problem=problem, fix="make room, then resume") from None
 
     def save_parameters(self, model: nnx.Module) -> None:
-        """Save a model that was not trained here as step 0."""
-        self._store.save(0, {"model": flat_parameters(nnx.state(model))})
+        """Save a model that was not trained here as step 0.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            self._store.save(0, {"model": flat_parameters(nnx.state(model))})
+        except ArrayError as error:
+            raise OSError(first_line(error)) from None
 
     def restore(self, like: Mapping[str, Any]) -> Saved:
         """The latest saved step that is intact; damaged ones are reported and put aside.

@@ -102,7 +102,8 @@ async def http_problem(request: Request, error: Exception) -> Response:
     """Starlette's own errors (404, 405) in the same format as all others."""
     assert isinstance(error, HTTPException)
     texts = {404: "there is no such route; see /docs", 405: "this route does not take that method"}
-    problem = Problem(error.status_code, texts.get(error.status_code, error.detail), "NotFound")
+    kind = "NotFound" if error.status_code == 404 else "Validation"
+    problem = Problem(error.status_code, texts.get(error.status_code, error.detail), kind)
     request.scope["state"]["notes"]["problem"] = problem.message
     return JSONResponse(problem.body(), problem.status, {**(error.headers or {}), **CLOSE})
 

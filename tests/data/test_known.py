@@ -7,9 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from conftest import golden_encoder
+from polyjax import Ranker
 from polyjax.config import from_json
 from polyjax.data.identity import digests
-from polyjax.data.known import KNOWN, count_known, load_known, load_seen, save_known
+from polyjax.data.known import BEFORE, KNOWN, count_known, load_known, load_seen, save_known
 from polyjax.data.rows import Rows, rows_digest
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.errors import InputError
@@ -85,6 +87,8 @@ def test_training_rows_are_known_in_every_file(opened, tmp_path):
     assert count(new) == 0
     some = [{"context": list(e.context), "label": e.label_text.upper()} for e in training[:7]]
     assert count([*new, *some]) == 7
+    lines = [{"context": "\n".join(e.context), "label": e.label_text} for e in training[:6]]
+    assert count([*new, *lines]) == 6, "a table reads such lines as turns"
     further = [
         {"context": list(e.context), "label": "another", "answers": [e.label_text]} for e in training[:5]
     ]
@@ -183,6 +187,14 @@ def test_rows_that_an_encoders_folder_or_a_teacher_was_trained_on_are_said(opene
     notes = read_splits(config, exported).notes
     for place in (exported, before.folder):
         assert f"warning: {len(trained)} of {len(ROWS)} test rows are training rows of {place}" in notes
+    assert rows_trained_on(config.folder, config.task, trained) == len(trained)
+    # A teacher in memory, of a run that does not start from the folder.
+    (config.folder / BEFORE).unlink()
+    other = dataclasses.replace(config, teacher=None, encoder=EncoderChoice())
+    teacher = Ranker.load(golden_encoder("bert")[0])
+    teacher.folder = before.folder
+    notes = read_splits(other, None, teachers=[teacher]).notes
+    assert f"warning: {len(trained)} of {len(ROWS)} test rows are training rows of {before.folder}" in notes
     assert rows_trained_on(config.folder, config.task, trained) == len(trained)
 
 

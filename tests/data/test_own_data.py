@@ -454,6 +454,26 @@ def test_copies_of_a_label_in_a_list_are_counted(tmp_path):
     )
 
 
+def test_copies_of_a_wrong_candidate_are_said(tmp_path):
+    """They push the label down by as many places; chance counts them too."""
+    listed = [row(i, candidates=["x", f"answer number {i}", "y", "X "]) for i in range(30)]
+    listed += [row(i, candidates=["x", f"answer number {i}", "y", "z"]) for i in range(30, 60)]
+    rows = OwnDataConfig(train=write(tmp_path, *listed), test_fraction=0.9, valid_fraction=0.05).read("test")
+    n = sum(len({text_key(text) for text in e.candidates}) == 3 for e in rows.examples)
+    said = f"warning: {n} of {len(rows.examples)} test rows list copies of a wrong candidate, each of which"
+    assert 0 < n < len(rows.examples) and rows.note == f"{said} counts"
+
+
+def test_labels_of_a_batch_are_each_there_once(tmp_path):
+    """Three of four rows share a few labels."""
+    rows = [row(i, label=f"answer {i % 3}" if i % 4 else f"answer number {i}") for i in range(100)]
+    read = OwnDataConfig(train=write(tmp_path, *rows), test_fraction=0.9, valid_fraction=0.05)
+    found = read_to_rank(read, "test", RankConfig(candidates="batch", n=10)).examples
+    assert all(len({text_key(text) for text in e.candidates}) == 10 for e in found)
+    with pytest.raises(InputError, match="too few labels are wrong"):
+        read_to_rank(read, "test", RankConfig(candidates="batch", n=40))
+
+
 def test_contexts_that_are_one_text_share_a_split(tmp_path):
     """The first of them decides, by its own letters: rows of other files stay where they were."""
     rows = [{"context": f"Question {i}", "label": f"a {i}"} for i in range(300)]

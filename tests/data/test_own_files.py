@@ -221,6 +221,12 @@ REFUSED = {
         2,
         "a JSON list of",
     ),
+    "a list as a text in JSON": (
+        "f.jsonl",
+        '{"context": "[\'a\', \'b\']", "label": "yo"}\n',
+        1,
+        "not a list written as a text",
+    ),
     "a deque": ("f.csv", "context,label\n\"deque(['a', 'b'])\",yo\n", 2, "a JSON list of turns"),
     "an array of pandas": ("f.csv", "context,label\n<ArrowStringArray>,yo\n", 2, "a JSON list of turns"),
     "a column for each candidate": (

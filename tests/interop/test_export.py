@@ -143,6 +143,18 @@ def test_a_trained_cross_encoder_with_berts_classifier_comes_back(tmp_path):
     np.testing.assert_allclose(back.score("tea", TEXTS), ranker.score("tea", TEXTS), rtol=0, atol=1e-5)
 
 
+def test_a_cross_encoders_prompt_is_written_where_sentence_transformers_reads_it(tmp_path):
+    """It reads config_sentence_transformers.json only beside a modules.json."""
+    prompt = {"context_prompt": "find: ", "embedding_prompt": "find: ", "prompts": (("q", "find: "),)}
+    ranker = ranker_of(CrossConfig(reduction="first", dense="tanh"), text=prompt)
+    ranker.save_pretrained(tmp_path / "out")
+    (module,) = json.loads((tmp_path / "out" / "modules.json").read_text())
+    assert module["type"].endswith(".Transformer") and module["path"] == ""
+    back = Ranker.load(tmp_path / "out")
+    assert back.scorer.text.config.context_prompt == "find: "
+    np.testing.assert_allclose(back.score("tea", TEXTS), ranker.score("tea", TEXTS), rtol=0, atol=1e-5)
+
+
 SHARED = {"shared_encoder": True}
 
 

@@ -107,12 +107,13 @@ def test_opening_for_reading_says_nothing(tmp_path):
     program = (
         "import logging, pathlib, sys; logging.getLogger('absl')\n"  # before absl is imported, as a user may
         "from polyjax.runs.checkpoints import Checkpoints\n"
-        "print(Checkpoints(pathlib.Path(sys.argv[1]), read_only=True).latest_step)"
+        "print(Checkpoints(pathlib.Path(sys.argv[1]), read_only=True).latest_step, logging.root.handlers)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("1\n", "")
+    # A handler that stayed would make the user's own logging.basicConfig do nothing.
+    assert (done.stdout, done.stderr) == ("1 []\n", "")
 
 
 def process_state() -> dict[str, object]:

@@ -239,16 +239,16 @@ def check_counts(path: Path, rows: Sequence[Example], n_drawn: int) -> int:
 
 
 def copies_note(examples: Sequence[Example], split: str) -> str:
-    """What a report says of rows that list their label more than once; "" where none does."""
-    n = 0
+    """What a report says of rows that list a candidate more than once; "" where none does."""
+    labels = wrong = 0
     for example in examples:
-        key = text_key(example.label_text) if len(example.candidates) > 1 else ""
-        n += sum(text_key(text) == key for text in example.candidates) > 1
-    if not n:
-        return ""
-    return (
-        f"{n:,} of {len(examples):,} {split} rows list copies of their label, which do not count against it"
-    )
+        counts = Counter(map(text_key, example.candidates if len(example.candidates) > 1 else ()))
+        labels += counts.pop(text_key(example.label_text), 0) > 1
+        wrong += max(counts.values(), default=0) > 1
+    of = f"of {len(examples):,} {split} rows list copies of"
+    notes = [f"warning: {wrong:,} {of} a wrong candidate, each of which counts"] if wrong else []
+    notes += [f"{labels:,} {of} their label, which do not count against it"] if labels else []
+    return "; ".join(notes)
 
 
 def split_of(example: Example, *, valid: float, test: float) -> Split:

@@ -111,6 +111,8 @@ def example_of(row: object, default_id: str) -> Example:
     _check_keys(row)
     row = {key: value for key, value in row.items() if value is not None or key in REQUIRED}
     context = row["context"]
+    if isinstance(context, str) and (_ODD_LIST.fullmatch(context) or _python(context)):
+        raise _wrong("context", "a text or a list of turns, not a list written as a text", context)
     turns = [context] if isinstance(context, str) else context
     if not isinstance(turns, list | tuple) or not turns:
         raise _wrong("context", "a text or a list of turns", context)
@@ -170,13 +172,10 @@ def _check_keys(row: Mapping[Any, Any]) -> None:
             raise InputError.in_row(problem=f"the key {name!r} is missing", fix=instead)
     if unknown:
         key = nearly(unknown[0])
-        fix = None
-        if key:
-            fix = _into_one_list(unknown[0], key) or f"is it meant to be {key!r}?"
         raise InputError.in_row(
             problem=f"unknown key {unknown[0]!r}",
             expected=", ".join(KEYS),
-            fix=fix,
+            fix=(_into_one_list(unknown[0], key) or f"is it meant to be {key!r}?") if key else None,
         )
 
 

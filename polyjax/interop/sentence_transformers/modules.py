@@ -18,6 +18,16 @@ from polyjax.nn.reduce import Reduction
 MODULES = "modules.json"
 """Name of the file that lists the modules; only sentence-transformers writes it."""
 CONFIG = "config.json"
+ONLY_TRANSFORMER = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+]
+"""A cross-encoder's modules, as version 6 writes them."""
+OF_PAIRS = {
+    "transformer_task": "sequence-classification",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    "module_output_name": "scores",
+}
+"""Entries of a cross-encoder's sentence_bert_config.json."""
 KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
 
 POOLING: Mapping[str, Reduction] = {

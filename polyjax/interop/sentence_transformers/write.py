@@ -24,6 +24,8 @@ from polyjax.interop.sentence_transformers.modules import (
     CONFIG,
     FLAGS,
     MODULES,
+    OF_PAIRS,
+    ONLY_TRANSFORMER,
     POOLING,
     SENTENCE,
     torch_class,
@@ -34,8 +36,7 @@ from polyjax.nn.heads import BiConfig, CrossConfig
 from polyjax.runtime.files import new_folder, save_array, write_text
 
 _CLASSES = "sentence_transformers.models"
-_VERSION = {"sentence_transformers": "5.1.2"}
-"""The version of sentence-transformers whose file format is written."""
+_VERSION = {"sentence_transformers": "5.1.2"}  # whose file format is written
 _ARITHMETIC = ("dropout", "attention_dropout", "dtype", "remat", "remat_keeps", "scan")
 
 
@@ -65,10 +66,9 @@ def write_folder(
             written.
     """
     made = _made(scorer)
-    page = model_card(made.head, made.config, made.tokenizer, made.limit, name=name, base=base)
-    made.texts["README.md"] = page
+    card = model_card(made.head, made.config, made.tokenizer, made.limit, name=name, base=base)
     with new_folder(out) as aside:
-        for path, content in made.texts.items():
+        for path, content in {**made.texts, "README.md": card}.items():
             (aside / path).parent.mkdir(exist_ok=True)
             write_text(aside / path, content)
         for path, arrays in made.arrays.items():
@@ -299,8 +299,11 @@ class _CrossFiles(_Files):
         self.arrays[WEIGHTS] |= tensors_of(classifier.stored(), own, "")
         self.write_tokenizer()
         if self.config.context_prompt:
-            prompts, default = dict(self.config.prompts), self.config.context_prompt
-            self.write_prompts("CrossEncoder", prompts, default, {"activation_fn": activation})
+            default, more = self.config.context_prompt, {"activation_fn": activation}
+            self.write_prompts("CrossEncoder", dict(self.config.prompts), default, more)
+            # sentence-transformers 6 reads prompts only beside these two files; 5 knows no prompts of pairs.
+            self.json("", MODULES, ONLY_TRANSFORMER)
+            self.json("", LENGTHS[0], OF_PAIRS)
 
     def _classifier(self, head: CrossConfig, extra: Mapping[str, Any]) -> Classifier:
         """The family's classifier.
