@@ -29,6 +29,9 @@ def part(name: str, version: int | str) -> Callable[[T], T]:
         name: unique among the user's parts of this kind.
         version: a number or a text.
 
+    Raises:
+        InputError: the class or function was given another name before.
+
     >>> @part("hinge", version=1)
     ... def hinge(scores, batch): ...
     >>> hinge.name, hinge.version
@@ -37,6 +40,8 @@ def part(name: str, version: int | str) -> Callable[[T], T]:
 
     def named(own: T) -> T:
         vars_of: Any = own
+        if (before := vars(own).get("name", name)) != name:
+            raise InputError("name", expected=f"{before!r}, which the part has already", got=name)
         vars_of.name, vars_of.version = name, version
         return own
 

@@ -9,7 +9,7 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,27 @@ def named_by(name: Callable[[str], str]) -> Iterator[None]:
         yield
     finally:
         _naming.reset(token)
+
+
+@contextlib.contextmanager
+def called_with(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors created inside name arguments as a function of Python has them; also a decorator of it.
+
+    Args:
+        names: the function's arguments, by the names of settings.
+
+    >>> with called_with({"train.steps": "steps"}):
+    ...     raise InputError("train.steps", expected="0 or more", got=-1, fix="leave `train.steps` out")
+    Traceback (most recent call last):
+    polyjax.errors.InputError: steps: expected 0 or more, got -1; leave steps out
+    """
+    with named_by(lambda name: names.get(name, name)):
+        try:
+            yield
+        except InputError as error:
+            if error.argument not in names:
+                raise
+            raise error.renamed(names[error.argument]) from None
 
 
 class shown(str):

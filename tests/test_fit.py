@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,7 +160,10 @@ def test_an_error_names_what_the_caller_wrote(run, act, argument):
 def test_a_dict_changes_the_tokenizer_of_an_encoder_from_scratch():
     with pytest.raises(InputError) as refused:
         polyjax.fit(ROWS, **SMALL, tokenizer={"vocab_size": 9999}, run_dir="large")
-    assert refused.value.argument == "tokenizer.vocab_size" and "does not fit" in refused.value.problem
+    assert (
+        refused.value.argument == "tokenizer.vocab_size"
+        and "is too large for the corpus" in refused.value.problem
+    )
 
 
 def test_evaluating_on_training_rows_is_said_whatever_holds_the_model(run, capsys):
@@ -381,3 +385,27 @@ def test_rows_that_share_their_candidates_calibrate_the_scores_too(tmp_path):
     found = polyjax.fit(ROWS, **settings, run_dir=tmp_path / "run", quiet=True)
     scores = read_card(found.folder).scores
     assert scores is not None and scores.slope > 0
+
+
+def test_few_labels_are_refused_with_an_argument_that_works(tmp_path):
+    """Settings are named as ``fit`` and ``evaluate`` have them."""
+    rows = [{"context": f"my {a} {b}", "label": f"do {b}"} for a in WORDS for b in FAULTS]
+    settings = {name: value for name, value in SMALL.items() if name != "rank"} | {"quiet": True}
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(rows, **settings, run_dir=tmp_path / "run")
+    assert refused.value.argument == "rank.n" and str(refused.value).endswith("use rank.n 8")
+    found = polyjax.fit(rows, **settings, run_dir=tmp_path / "run", rank={"n": 8})
+    assert "recall@1/8" in found.test.model
+    with pytest.raises(InputError, match=r"rank\.n: .* use rank\.n 8"):
+        polyjax.evaluate(found.ranker(), rows, quiet=True)
+    evaluated = polyjax.evaluate(found.ranker(), rows, quiet=True, rank=polyjax.data.RankConfig(n=8))
+    assert "recall@1/8" in evaluated.model
+    with pytest.raises(InputError, match="epochs: expected 0 where steps is given"):
+        polyjax.fit(rows, **settings, epochs=1.0)
+
+
+def test_a_run_that_is_not_tested_yet_shows_its_folder(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    assert repr(Run(tmp_path / "run")) == f"<Run: {tmp_path / 'run'}, not tested yet>"
+    assert Run(tmp_path / "run")._repr_html_() is None

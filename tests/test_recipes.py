@@ -157,7 +157,7 @@ def test_a_dry_run_looks_at_the_rows_to_rank(tmp_path):
         "run.py", *arguments, "--tokenizer", "sentencepiece", "--dry-run", folder=tmp_path
     )
     assert done.returncode == 2
-    assert "mine.jsonl has too few different labels to draw candidates from: 18" in done.stderr
+    assert "there are too few different labels to draw valid candidates from: 18" in done.stderr
 
 
 def test_samples_are_whole_tasks(tmp_path, monkeypatch):

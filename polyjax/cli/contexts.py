@@ -17,17 +17,25 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
     """The context on the command line, or one per line of standard input, with turns separated by tabs.
 
     Raises:
-        InputError: nothing was given, and standard input is a terminal or closed.
+        InputError: nothing was given, and standard input is a terminal, closed or empty.
     """
     if given:
         yield [as_text(turn) for turn in given]
         return
     if sys.stdin is None or sys.stdin.isatty():  # None where it is closed
-        raise InputError("context", expected="at least one turn, or lines on standard input", got=())
+        raise _none()
+    found = False
     for line in _lines(sys.stdin):
         turns = as_text(line.rstrip("\r\n")).split("\t")
         if any(turn.strip() for turn in turns):
+            found = True
             yield [turn for turn in turns if turn.strip()]
+    if not found:
+        raise _none()
+
+
+def _none() -> InputError:
+    return InputError("context", expected="at least one turn, or lines on standard input", got=())
 
 
 def _lines(stream: Any) -> Iterable[str]:

@@ -13,12 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import grain
 import numpy as np
 from absl import flags
 
 from polyjax.data.candidates import fixed_candidates
 from polyjax.data.collate import CandidateSource, Collator, PlannedBatch
+from polyjax.data.grain_library import grain
 from polyjax.data.guide import Guide
 from polyjax.data.negatives import Negatives
 from polyjax.data.text import TextEncoder

@@ -32,7 +32,7 @@ def add_candidates(
     seed: int,
     pool: Sequence[Example] | None = None,
     argument: str = "task.n_candidates",
-    source: str = "the split",
+    what: str = "candidates",
 ) -> list[Example]:
     """Each example with ``n_candidates`` candidates: its label and others, in random order.
 
@@ -46,7 +46,7 @@ def add_candidates(
         seed: of the draw.
         pool: rows whose labels are drawn; the examples by default.
         argument: where ``n_candidates`` came from, for an error.
-        source: where the pool came from, for an error.
+        what: what is drawn, for an error.
 
     Raises:
         InputError: there are too few different texts.
@@ -63,8 +63,8 @@ def add_candidates(
     if most < n_candidates:
         raise InputError(
             argument,
-            problem=f"{source} has too few different labels to draw candidates from: {len(known)}, which "
-            f"give some row {most} (no turn of its context is a candidate, nor another right answer)",
+            problem=f"there are too few different labels to draw {what} from: {len(known)}, with which "
+            f"some row has {most} (a turn of its context or another right answer is not one)",
             got=n_candidates,
             fix=f"use `{argument}` {most}" if most > 1 else "list candidates in the rows, or give more rows",
         )

@@ -5,10 +5,10 @@ import functools
 from collections.abc import Sequence
 from typing import Literal
 
-import grain
 import jax
 import numpy as np
 
+from polyjax.data.grain_library import grain
 from polyjax.data.guide import Guide
 from polyjax.data.negatives import CandidateSource, Choice, DrawnAnew, Negatives, Row, label_score
 from polyjax.data.text import Ids, TextEncoder

@@ -14,6 +14,14 @@ from polyjax.recipes.settings import EncoderChoice
 from polyjax.runtime.fields import check_values, hints_of, kinds_of, plain
 
 T = TypeVar("T")
+ARGUMENTS = {
+    "task.n_candidates": "rank.n",
+    "task.valid": "valid",
+    "task.test": "test",
+    "train.steps": "steps",
+    "train.epochs": "epochs",
+}
+"""Arguments of ``fit`` and ``evaluate`` by the names of the settings that they give."""
 
 
 def changed(default: T, given: T | Mapping[str, Any] | None, name: str) -> T:

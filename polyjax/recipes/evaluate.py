@@ -15,7 +15,7 @@ from polyjax.data.known import ranked_note
 from polyjax.data.rows import RankConfig, Rows
 from polyjax.data.tasks import Task, TaskConfig, beside, prepared_in, read_to_rank
 from polyjax.data.truncation import ranked_losses
-from polyjax.errors import InputError, shown
+from polyjax.errors import InputError, called_with, shown
 from polyjax.evaluation.candidates import check_candidates
 from polyjax.evaluation.rankings import evaluate as ranked
 from polyjax.evaluation.rankings import some, write_examples
@@ -27,6 +27,7 @@ from polyjax.interop.pretrained import names_minilm
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
+from polyjax.recipes.changes import ARGUMENTS
 from polyjax.recipes.models import ModelName, load_ranker, run_folder
 from polyjax.recipes.own_rows import (
     has_settings,
@@ -36,7 +37,7 @@ from polyjax.recipes.own_rows import (
     warn_of_training_rows,
 )
 from polyjax.recipes.results import Results
-from polyjax.recipes.rows_in_memory import task_of
+from polyjax.recipes.rows_in_memory import drawn_among, task_of
 from polyjax.recipes.run import RESULTS, Run
 from polyjax.runs import CONFIG, MODEL, write_json
 from polyjax.runtime.fields import check_types
@@ -84,6 +85,7 @@ class EvaluateConfig:
             raise InputError("k", expected="numbers of at least 1", got=self.k)
 
 
+@called_with(ARGUMENTS)
 def evaluate(
     model: Any,
     data: Any = None,
@@ -120,6 +122,8 @@ def evaluate(
         check_folder(out, "out")
     with hushed(quiet), contextlib.nullcontext() if data is None else task_of(data) as task:
         ranker, run_dir = opened(model)
+        if task is not None:
+            task, rank = drawn_among(task, rank)
         if run_dir is None and task is None:
             raise InputError("data", expected="rows, a file or a task for this ranker", got=None)
         config = EvaluateConfig(

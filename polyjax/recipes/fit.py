@@ -11,12 +11,12 @@ from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.text import TextConfig
-from polyjax.errors import InputError
+from polyjax.errors import InputError, called_with
 from polyjax.interop.hub import local_name, pinned
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.ranker import Ranker
-from polyjax.recipes.changes import changed, check_arguments
+from polyjax.recipes.changes import ARGUMENTS, changed, check_arguments
 from polyjax.recipes.encoder_folder import for_encoder, head_for
 from polyjax.recipes.notebook import shown_in_notebook
 from polyjax.recipes.presets import (
@@ -27,7 +27,7 @@ from polyjax.recipes.presets import (
     is_plain_cross,
     joint,
 )
-from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl
+from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl, drawn_among
 from polyjax.recipes.run import Run
 from polyjax.recipes.session import Callback, Parts, run
 from polyjax.recipes.settings import (
@@ -50,6 +50,7 @@ from polyjax.train.optim import OptimConfig
 Rows = str | os.PathLike[str] | Sequence[Any]
 
 
+@called_with(ARGUMENTS)
 def fit(
     data: Any,
     *,
@@ -185,6 +186,8 @@ def _settings(
     given: Mapping[str, Any],
 ) -> RunConfig:
     """The settings of a run: the preset's, adapted to the task, with the caller's changes."""
+    task, rank = drawn_among(task, nested["rank"])
+    nested = {**nested, "rank": rank}
     head, own = nested["head"], encoder if isinstance(encoder, EncoderSettings) else None
     named = head if isinstance(head, str) else None
     if named is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyjax.data.known import changed_rows
+from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import NAMED, OWN, Task, task_named
 from polyjax.data.tasks.jsonl import OwnDataConfig
 from polyjax.data.tasks.own_rows import (
@@ -28,6 +29,7 @@ from polyjax.data.tasks.own_rows import (
 from polyjax.errors import InputError, first_line
 from polyjax.inference.arguments import check_folder
 from polyjax.mesh.processes import is_primary, primary_first
+from polyjax.recipes.changes import changed
 from polyjax.runtime.files import temporary_folder
 from polyjax.types import Example
 
@@ -68,8 +70,8 @@ class RowFiles:
             if path.is_file() and path.read_bytes() == data:
                 continue
             if begun:
-                other = _difference(path.read_bytes() if path.is_file() else b"", data)
-                if not other:
+                other = "it had none in memory"
+                if path.is_file() and not (other := _difference(path.read_bytes(), data)):
                     continue
                 raise InputError(
                     "data" if name == ROWS["train"] else name.removesuffix(".jsonl"),
@@ -305,6 +307,22 @@ def task_of(data: Any, *, all_tested: bool = True) -> Iterator[Task]:
             path.write_bytes(content)
             with rows_named({path: "data"}):
                 yield _task_of_file(path, all_tested=all_tested)
+
+
+def drawn_among(task: Task, rank: Any) -> tuple[Task, Any]:
+    """The task and the ``rank`` of a Python caller, whose number alone is for candidates that the task draws.
+
+    Args:
+        task: the task.
+        rank: None, a RankConfig or a dict of its changes.
+    """
+    given, default = changed(RankConfig(), rank, "rank"), RankConfig()
+    if given == default or dataclasses.replace(given, n=default.n) != default:
+        return task, rank
+    if not hasattr(task, "n_candidates"):
+        return task, rank
+    own: Any = task
+    return dataclasses.replace(own, n_candidates=given.n), None
 
 
 def _task_of_file(path: Path, *, all_tested: bool) -> OwnDataConfig:

@@ -123,9 +123,14 @@ class Run:
         return Report(path.read_text(encoding="utf-8"))
 
     def __repr__(self) -> str:
+        """The metrics on the test rows; of a run that has none yet, its folder."""
+        if not (self.folder / RESULTS).is_file():
+            return f"<Run: {self.folder}, not tested yet>"
         return f"{self.test}\n\nrun directory: {self.folder}"
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
+        if not (self.folder / RESULTS).is_file():
+            return None
         return f"{self.test._repr_html_()}<p>run directory: <code>{self.folder}</code></p>"
 
 

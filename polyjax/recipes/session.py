@@ -36,7 +36,7 @@ from polyjax.recipes.start import (
     pretrained_folder,
     start_codes,
 )
-from polyjax.recipes.teaching import taught
+from polyjax.recipes.teaching import check_teachers, taught
 from polyjax.recipes.tensorboard import tensorboard_log
 from polyjax.runs import Checkpoints, owned_run
 from polyjax.runtime.forks import refuse_forked
@@ -100,6 +100,7 @@ def run(config: RunConfig, parts: Parts | None = None) -> None:
         InputError: a setting is invalid, a file is missing or invalid, or the directory has another run.
     """
     refuse_forked(computes=False)
+    check_teachers(config, () if parts is None else parts.teachers)
     source = pretrained_folder(config)
     mesh = make_mesh(config.mesh)
     if config.dry_run:

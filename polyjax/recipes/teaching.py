@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyjax.data.mining import MiningConfig
+from polyjax.data.tasks import NAMED
 from polyjax.errors import InputError
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
@@ -162,6 +163,15 @@ def check_scored(examples: Sequence[Example]) -> None:
                 got=f"row {example.id} without scores",
                 fix="name a run directory as the teacher",
             )
+
+
+def check_teachers(config: RunConfig, given: Sequence[Ranker]) -> None:
+    """Raise InputError if a data set that has no scores is to be learnt without a teacher."""
+    settings = config.teacher
+    if settings is None or settings.models or given or config.dataset.name not in NAMED:
+        return
+    problem = f"the rows of {config.dataset.name} have no teacher's scores"
+    raise InputError("teacher", problem=problem, fix="name a run directory as the teacher")
 
 
 def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

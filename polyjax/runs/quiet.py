@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 
 from polyjax.errors import first_line
+from polyjax.runtime.logs import root_logger_kept
 
 T = TypeVar("T")
 LOGGERS = ("absl", "asyncio")
@@ -23,7 +24,6 @@ _lock = threading.Lock()
 _within = 0
 _dropped = 0
 _before: Any = None
-_stand_in: logging.Handler | None = None
 
 
 class ArrayError(Exception):
@@ -57,31 +57,24 @@ def quiet() -> Iterator[None]:
 
     A failure is raised, so that it is reported once. Loggers keep their levels, and ``sys.unraisablehook`` is
     restored at the end. Several threads may use this at a time.
-
-    absl calls ``logging.basicConfig`` where the root logger has no handler, which would make the user's own
-    call later do nothing. It finds one here, the handler that Python itself uses where there is none.
     """
-    global _within, _before, _stand_in
+    global _within, _before
     loggers = [logging.getLogger(name) for name in LOGGERS]
     with _lock:
         if not _within:
             for logger in loggers:
                 logger.addFilter(_not_orbax)
             _before, sys.unraisablehook = sys.unraisablehook, _hook
-            _stand_in = None if logging.root.handlers else logging.lastResort
-            if _stand_in is not None:
-                logging.root.addHandler(_stand_in)
         _within += 1
     try:
-        yield
+        with root_logger_kept():
+            yield
     finally:
         with _lock:
             _within -= 1
             if not _within:
                 for logger in loggers:
                     logger.removeFilter(_not_orbax)
-                if _stand_in is not None:
-                    logging.root.removeHandler(_stand_in)
                 if sys.unraisablehook is _hook:  # otherwise somebody has set another meanwhile
                     sys.unraisablehook = _before
 

@@ -105,7 +105,7 @@ def test_the_rules_on_a_corpus_made_by_hand(tmp_path):
 
 def test_too_few_labels_for_the_candidates(rows):
     with pytest.raises(
-        InputError, match="too few different labels .*: 10, which give some row [1-9]"
+        InputError, match="too few different labels .*: 10, with which some row has [1-9]"
     ) as caught:
         add_candidates(rows[:10], n_candidates=20, seed=0)
     assert (caught.value.argument, caught.value.got) == ("task.n_candidates", 20)

@@ -263,7 +263,7 @@ def test_rows_in_memory_are_the_same_however_they_are_written_and_others_are_cou
         assert caught.value.argument == "data" and caught.value.problem.endswith(words)
     with pytest.raises(InputError) as caught:
         RowFiles({"valid.jsonl": as_jsonl("valid", [a])}).write(tmp_path, begun=True)
-    assert caught.value.argument == "valid" and "1 of 1 are new" in caught.value.problem
+    assert caught.value.argument == "valid" and "none in memory" in caught.value.problem
 
 
 def test_what_of_mined_negatives_differs_is_named():

@@ -106,6 +106,7 @@ def test_opening_for_reading_says_nothing(tmp_path):
     Checkpoints(tmp_path).save(1, TREES, {}, best_by=None)
     program = (
         "import logging, pathlib, sys; logging.getLogger('absl')\n"  # before absl is imported, as a user may
+        "import polyjax.data.batches\n"  # grain imports orbax
         "from polyjax.runs.checkpoints import Checkpoints\n"
         "print(Checkpoints(pathlib.Path(sys.argv[1]), read_only=True).latest_step, logging.root.handlers)"
     )

@@ -4,13 +4,13 @@ import dataclasses
 import math
 import typing
 
-import grain
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from polyjax.data.corpora.corpus import Pairs
 from polyjax.data.corpora.packing import PlannedRows, PretrainBatchConfig
+from polyjax.data.grain_library import grain
 from polyjax.types import AnyArray, Tokens
 
 

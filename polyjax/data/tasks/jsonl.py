@@ -91,7 +91,7 @@ class OwnDataConfig:
             n_candidates=self.n_candidates,
             seed=self.candidate_seed,
             pool=file.rows,
-            source=self._path(split).name,
+            what=f"{split} candidates",
         )
         return dataclasses.replace(rows, examples=drawn)
 
