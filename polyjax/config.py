@@ -30,7 +30,7 @@ def part(name: str, version: int | str) -> Callable[[T], T]:
         version: a number or a text.
 
     Raises:
-        InputError: the class or function was given another name before.
+        InputError: the function was given another name before.
 
     >>> @part("hinge", version=1)
     ... def hinge(scores, batch): ...
@@ -40,7 +40,7 @@ def part(name: str, version: int | str) -> Callable[[T], T]:
 
     def named(own: T) -> T:
         vars_of: Any = own
-        if (before := vars(own).get("name", name)) != name:
+        if isinstance(own, types.FunctionType) and (before := vars(own).get("name", name)) != name:
             raise InputError("name", expected=f"{before!r}, which the part has already", got=name)
         vars_of.name, vars_of.version = name, version
         return own

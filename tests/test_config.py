@@ -277,3 +277,14 @@ def test_settings_that_there_are_not_are_refused():
     """An unknown reduction was taken for another one. In a process of its own: tests check types of calls."""
     done = subprocess.run([sys.executable, "-c", CHOICES], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_function_keeps_the_name_of_its_part():
+    """The decorator marks the function itself: another name would change the part that it was."""
+
+    def flat(scores, batch):
+        return scores.sum(axis=-1)
+
+    assert part("flat", version=2)(part("flat", version=1)(flat)).version == 2
+    with pytest.raises(InputError, match="'flat', which the part has already"):
+        part("steep", version=1)(flat)

@@ -111,7 +111,7 @@ def example_of(row: object, default_id: str) -> Example:
     _check_keys(row)
     row = {key: value for key, value in row.items() if value is not None or key in REQUIRED}
     context = row["context"]
-    if isinstance(context, str) and (_ODD_LIST.fullmatch(context) or _python(context)):
+    if isinstance(context, str) and (_python(context) or _ODD_LIST.fullmatch(context)):
         raise _wrong("context", "a text or a list of turns, not a list written as a text", context)
     turns = [context] if isinstance(context, str) else context
     if not isinstance(turns, list | tuple) or not turns:
@@ -316,6 +316,8 @@ def _listed(name: str, cell: str) -> list[Any] | None:
 
 def _python(cell: str) -> list[Any] | None:
     """A list or tuple with a text or a dict in it, as Python writes it; None for anything else."""
+    if not cell.lstrip().startswith(("[", "(")):  # other texts are not parsed
+        return None
     try:
         found = ast.literal_eval(cell.strip())
     except (SyntaxError, ValueError, MemoryError, RecursionError):
