@@ -22,7 +22,7 @@ from polyjax.evaluation.metrics import RankingResult
 from polyjax.evaluation.rankings import evaluate, some
 from polyjax.evaluation.report import best_of, console_table, verdict, write_report
 from polyjax.inference.scorer import TextScorer
-from polyjax.interop.cards import load_scorer, read_card
+from polyjax.interop.cards import load_scorer
 from polyjax.interop.pretrained import load_pretrained
 from polyjax.mesh.processes import is_primary
 from polyjax.nn.encoders import EncoderSettings
@@ -31,7 +31,7 @@ from polyjax.recipes.run import RESULTS
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
 from polyjax.recipes.start import initial_scorer
-from polyjax.runs import MODEL, Checkpoints, MetricsLog, write_json
+from polyjax.runs import Checkpoints, MetricsLog, write_json, write_score_map
 from polyjax.runtime.progress import console
 from polyjax.train.loop import TrainResult
 from polyjax.types import Example
@@ -168,9 +168,8 @@ def calibrate(run: Trained, scorer: TextScorer, valid: Rows) -> None:
     found = evaluate("valid", scorer, examples, title="calibrating")
     right = np.take_along_axis(right_places(examples), found.best, axis=1)
     score_map = fit_score_map(found.scores, right)
-    card = read_card(run.config.folder, **run.config.own_parts)
     if is_primary():
-        write_json(run.config.folder / MODEL, dataclasses.replace(card, scores=score_map))
+        write_score_map(run.config.folder, score_map)
 
 
 FEW = 31
