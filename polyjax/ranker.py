@@ -8,10 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jax.sharding import Mesh
 
-from polyjax.errors import InputError
 from polyjax.inference.arguments import (
     Context,
-    as_path,
     as_rows,
     as_texts,
     as_turns,
@@ -29,26 +27,26 @@ from polyjax.interop.parlai.model import load_parlai
 from polyjax.interop.pretrained import load_model, names_minilm, origin_of, zero_shot_scorer
 from polyjax.interop.saving import SavesModel, with_origin
 from polyjax.nn.encoders import Dtype
-from polyjax.retrieval.index.build import check_dual
-from polyjax.retrieval.index.rows import IndexDtype
-from polyjax.retrieval.index.store import open_index
-from polyjax.retrieval.making import make_index
-from polyjax.retrieval.reranking import Reranker
 from polyjax.retrieval.search.programs import SearchPrograms
-from polyjax.retrieval.search.searcher import Method, Results
-from polyjax.retrieval.searchable import Index
-from polyjax.retrieval.stages.faiss import FirstStage
+from polyjax.retrieval.searches import SearchesIndexes
 from polyjax.runtime.forks import OfThisProcess, refuse_forked
 from polyjax.types import Ranked, Ranking
 
 
-class Ranker(OfThisProcess, SavesModel):
+class Ranker(OfThisProcess, SearchesIndexes, SavesModel):
     """Ranks candidate texts for a context with a trained model. Threads may share one.
 
     Use: ``Ranker.load(run_dir).rank(context, candidates)``. Load it in each process that uses it: a process
     forked afterwards, such as a worker of gunicorn --preload, raises InputError. Programs are compiled when a
     shape is first used; ``compile`` does it ahead of time. jax keeps them for the next process if
     JAX_COMPILATION_CACHE_DIR names a folder.
+
+    >>> ranker = Ranker.load("my-encoder")
+    >>> [best] = ranker.rank("how was your weekend?", ["we went hiking", "see you"], top_k=1)
+    >>> best.index in (0, 1)
+    True
+    >>> ranker.score("how was your weekend?", ["we went hiking", "see you"]).shape
+    (2,)
 
     Args:
         scorer: scores texts; ``load`` makes one from a run directory.
@@ -65,7 +63,7 @@ class Ranker(OfThisProcess, SavesModel):
     def __init__(self, scorer: TextScorer, *, folder: Path | None = None):
         self.scorer = check_scorer(scorer)
         self.folder = folder
-        self._index: Index | None = None
+        self._index = None
         self._programs = SearchPrograms(scorer.head) if scorer.is_dual else None
 
     @classmethod
@@ -230,99 +228,6 @@ class Ranker(OfThisProcess, SavesModel):
         turns, (text,) = as_turns("context", context), as_texts("candidate", [candidate])
         return explain(self.scorer, turns, text, top=top)
 
-    def index(
-        self,
-        candidates: str | os.PathLike[str] | Sequence[str],
-        folder: str | os.PathLike[str] | None = None,
-        *,
-        dtype: IndexDtype = "float32",
-        mesh: Mesh | None = None,
-        replace: bool = False,
-    ) -> Index:
-        """Encode candidates once into an index, which ``search`` of this ranker then searches.
-
-        A ranker may have several indexes, which share its compiled programs.
-
-        Args:
-            candidates: texts, or the path of a file with one per line. Their places in the list or file are
-                their ids; of texts that are one (``polyjax.data.identity``) the first is kept.
-            folder: where the index is kept, to be opened with ``open_index``; in memory if None. An index
-                of exactly these candidates is opened; an interrupted build is resumed.
-            dtype: of the kept vectors; bytes per number: float32 6 (a bfloat16 copy too), bfloat16 2, int8 1.
-            mesh: devices that share the candidates, of one process or of several.
-            replace: always build, and replace an existing index at the end.
-
-        Raises:
-            InputError: the model is a cross-encoder, another index is in the folder, an argument cannot work,
-                or a file or folder cannot be read or written.
-        """
-        check_dual(self.scorer)
-        check_mesh(mesh)
-        check_choice("dtype", dtype, get_args(IndexDtype))
-        if isinstance(candidates, str | os.PathLike):
-            check_folder(candidates, "candidates")
-        self._index = make_index(
-            self.scorer,
-            candidates,
-            as_path(folder),
-            dtype=dtype,
-            mesh=mesh,
-            replace=replace,
-            programs=self._programs,
-        )
-        return self._index
-
-    def open_index(self, folder: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Index:
-        """Open an index that was built before with this model.
-
-        Args:
-            folder: of the index.
-            mesh: devices that share the candidates, of one process or of several.
-
-        Raises:
-            InputError: there is no index, it is broken, or it was made with another model.
-        """
-        check_dual(self.scorer)
-        check_mesh(mesh)
-        check_folder(folder)
-        found = open_index(Path(folder), scorer=self.scorer)
-        self._index = Index(self.scorer, found, folder=Path(folder), mesh=mesh, programs=self._programs)
-        return self._index
-
-    def search(
-        self,
-        context: Context,
-        top_k: int = 10,
-        *,
-        method: Method = "auto",
-        first_stage: FirstStage | None = None,
-        rerank: Reranker | None = None,
-        rerank_top: int = 50,
-    ) -> Results:
-        """The best candidates of the index that was built or opened last; see ``Index.search``."""
-        options = {"method": method, "first_stage": first_stage, "rerank": rerank, "rerank_top": rerank_top}
-        return self._latest().search(context, top_k, **options)
-
-    def search_batch(
-        self,
-        contexts: Sequence[Context],
-        top_k: int = 10,
-        *,
-        method: Method = "auto",
-        first_stage: FirstStage | None = None,
-        rerank: Reranker | None = None,
-        rerank_top: int = 50,
-    ) -> list[Results]:
-        """``search`` for several contexts, which share the scan and the re-ranker's batches."""
-        options = {"method": method, "first_stage": first_stage, "rerank": rerank, "rerank_top": rerank_top}
-        return self._latest().search_batch(contexts, top_k, **options)
-
-    def measure_recall(
-        self, contexts: Sequence[Context], first_stage: FirstStage, *, top_k: int = 10
-    ) -> float:
-        """Share of the scan's best candidates that a first stage finds; see ``Index.measure_recall``."""
-        return self._latest().measure_recall(contexts, first_stage, top_k=top_k)
-
     def compile(self, top_k: int = 10, *, n_candidates: int | None = None) -> int:
         """Compile what calls for single contexts need, or take it from the cache; the number of programs.
 
@@ -341,9 +246,3 @@ class Ranker(OfThisProcess, SavesModel):
         if n_candidates is None or self._index is not None:
             programs += self._latest().compile(int(top_k))
         return programs
-
-    def _latest(self) -> Index:
-        if self._index is None:
-            problem, fix = "there is no index to search", "call index(candidates) or open_index(folder)"
-            raise InputError("index", problem=problem, fix=fix, is_argument=False)
-        return self._index

@@ -42,6 +42,10 @@ class Example:
             placed one counts as the label. ``data.identity`` groups rows by context.
         negatives: the row's own hard negatives, added to its other candidates in training.
         scores: a teacher's, one for each of the candidates and then for each of the negatives; None for none.
+
+    >>> row = Example("1", ("hello", "how was your weekend?"), ("we went hiking", "tea"), label=0, group="1")
+    >>> row.label_text
+    'we went hiking'
     """
 
     id: str
@@ -72,6 +76,12 @@ class Tokens:
         packs: which of the sequences that share a row each token belongs to, int32 [..., t], where several
             are packed one after the other; None where a row is one sequence.
         pooled: which tokens a head reads, bool [..., t]; those of the mask if None.
+
+    >>> import numpy as np
+    >>> ids = np.array([[101, 7592, 102], [101, 102, 0]], np.int32)
+    >>> tokens = Tokens(ids, mask=ids != 0, segments=np.zeros_like(ids))
+    >>> tokens.read.sum(1).tolist()
+    [3, 2]
     """
 
     ids: Int[AnyArray, "*shape t"]
@@ -96,6 +106,11 @@ class Shared:
         tokens: Tokens [n, t].
         of_rows: whether there is one per row of the batch, its label (n = b), on the device of the row;
             otherwise they are the same in every batch, and on all devices.
+
+    >>> import numpy as np
+    >>> ids = np.ones((20, 8), np.int32)
+    >>> Shared(Tokens(ids, ids > 0, 0 * ids), of_rows=False).tokens.ids.shape
+    (20, 8)
     """
 
     tokens: Tokens
@@ -110,6 +125,11 @@ class Listed:
 
     Attributes:
         tokens: Tokens [b, c, t].
+
+    >>> import numpy as np
+    >>> ids = np.ones((2, 5, 8), np.int32)
+    >>> Listed(Tokens(ids, ids > 0, 0 * ids)).tokens.ids.shape
+    (2, 5, 8)
     """
 
     tokens: Tokens
@@ -127,6 +147,12 @@ class DualInputs:
         context: Tokens [b, t].
         shared: candidates of all contexts, such as in-batch negatives.
         listed: each context's own candidates, such as hard negatives.
+
+    >>> import numpy as np
+    >>> ids = np.ones((2, 8), np.int32)
+    >>> texts = Tokens(ids, ids > 0, 0 * ids)
+    >>> DualInputs(texts, shared=Shared(texts)).listed is None  # each label is the other row's negative
+    True
     """
 
     context: Tokens
@@ -138,7 +164,13 @@ class DualInputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PairInputs:
-    """Input of a cross-encoder: context and candidate in one sequence, Tokens [b, c, t]."""
+    """Input of a cross-encoder: context and candidate in one sequence, Tokens [b, c, t].
+
+    >>> import numpy as np
+    >>> ids, segments = np.array([[[101, 7, 102, 8, 102]]], np.int32), np.array([[[0, 0, 0, 1, 1]]], np.int32)
+    >>> PairInputs(Tokens(ids, ids > 0, segments)).pairs.ids.shape
+    (1, 1, 5)
+    """
 
     pairs: Tokens
 
@@ -170,6 +202,13 @@ class Batch:
         where: True at the label and at real candidates that are negatives, bool [b, c]: not at copies of a
             right answer.
         teacher: a teacher's scores, where rows have them.
+
+    >>> import numpy as np
+    >>> ids = np.ones((2, 8), np.int32)
+    >>> texts = Tokens(ids, ids > 0, 0 * ids)
+    >>> batch = Batch(DualInputs(texts, Shared(texts)), np.arange(2, dtype=np.int32), np.ones((2, 2), bool))
+    >>> batch.label.tolist()
+    [0, 1]
     """
 
     inputs: DualInputs | PairInputs
@@ -180,7 +219,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """A candidate with its score and its place in the list it came from."""
+    """A candidate with its score and its place in the list it came from.
+
+    >>> Ranked("we went hiking", score=0.71, index=2).text
+    'we went hiking'
+    """
 
     text: str
     score: float

@@ -1,24 +1,8 @@
 """Strict jax for every test: promotion of ranks and dtypes raises, as a warning does."""
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
-
-# Before jax is imported: small programs compile in less than half the time like this. Eight simulated
-# devices are for what is tested on a mesh.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_force_host_platform_device_count=8",
-)
-
-# All processes of a session share what they compile: its workers, and the commands that tests start. Set
-# JAX_COMPILATION_CACHE_DIR to keep it for the next session, which then takes half as long.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/polyjax-compiled-{os.getpid()}")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import numpy as np
@@ -63,13 +47,6 @@ LONG = (
 def pytest_collection_modifyitems(items):
     """Long modules first, so that no worker begins one when the others are done."""
     items.sort(key=lambda item: item.path.stem not in LONG)
-
-
-def pytest_unconfigure():
-    """The process that chose the folder, by its own number, removes it; the others have it from that one."""
-    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
-    if cache.endswith(f"polyjax-compiled-{os.getpid()}"):
-        shutil.rmtree(cache, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -528,6 +528,12 @@ def test_every_name_of_a_face_is_described(face):
     assert [name for name in FACES[face] if name != "__version__" and not described(face, name)] == []
 
 
+@pytest.mark.parametrize("name", [name for name in polyjax.__all__ if callable(getattr(polyjax, name))])
+def test_every_public_name_has_an_example(name):
+    """Doctests run it."""
+    assert "\n    >>> " in getattr(polyjax, name).__doc__
+
+
 # What is said of the code
 
 

@@ -1,6 +1,7 @@
 """The house: which package may import which, and how large its parts are (docs/design, CONTRIBUTING.md)."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_imports_run_downwards(path):
         other = module.split(".")[1]
         assert other in FLOOR, f"{path.name}:{line} imports {module} through the public list"
         assert FLOOR[other] <= FLOOR[own], f"{path.name}:{line}: {own} imports {module}, which is above it"
+
+
+def module_of(path: Path) -> str:
+    parts = ("polyjax", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    """The public list is left out: what is below it never imports from it (see above)."""
+    modules = {module_of(path) for path in FILES} - {"polyjax"}
+    arrows = {
+        module_of(path): {m if m in modules else m.rpartition(".")[0] for _, m in imports(path)} & modules
+        for path in FILES
+    }
+    del arrows["polyjax"]
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

@@ -41,6 +41,10 @@ class ModelConfig:
     Attributes:
         encoder: settings of the transformer(s).
         head: settings of the head.
+
+    >>> encoder = EncoderConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, mlp_dim=32)
+    >>> ModelConfig(encoder=encoder, head=BiConfig()).vector_dim
+    16
     """
 
     encoder: KnownEncoder | EncoderSettings
@@ -64,6 +68,15 @@ class DualScorer(nnx.Module):
 
     Attributes:
         head: the head's module.
+
+    >>> import numpy as np
+    >>> encoder = EncoderConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, mlp_dim=32)
+    >>> scorer = DualScorer(encoder, PolyConfig(n_codes=4), rngs=nnx.Rngs(0))
+    >>> ids = np.ones((3, 8), np.int32)
+    >>> texts = Tokens(ids, ids > 0, 0 * ids)
+    >>> vectors, mask = scorer.encode_context(texts)
+    >>> vectors.shape, scorer.encode_candidates(texts).shape, scorer(DualInputs(texts, Shared(texts))).shape
+    ((3, 4, 16), (3, 16), (3, 3))
     """
 
     inputs: ClassVar[Inputs] = "dual"
@@ -170,6 +183,13 @@ class CrossScorer(nnx.Module):
     Raises:
         InputError: the encoder cannot distinguish the texts of a pair, or the head has gates that the encoder
             does not support.
+
+    >>> import numpy as np
+    >>> encoder = EncoderConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, mlp_dim=32)
+    >>> scorer = CrossScorer(encoder, CrossConfig(), rngs=nnx.Rngs(0))
+    >>> ids = np.ones((2, 5, 8), np.int32)
+    >>> scorer(PairInputs(Tokens(ids, ids > 0, 0 * ids))).shape
+    (2, 5)
     """
 
     inputs: ClassVar[Inputs] = "pairs"
@@ -248,6 +268,10 @@ def make_scorer(encoder: EncoderSettings, head: HeadSettings, *, rngs: nnx.Rngs)
     Raises:
         InputError: ``head`` does not implement the contract of ``polyjax.nn.heads``, the encoder cannot be
             used with it, or a setting is of another type or not among its choices.
+
+    >>> encoder = EncoderConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, mlp_dim=32)
+    >>> type(make_scorer(encoder, BiConfig(), rngs=nnx.Rngs(0))).__name__
+    'DualScorer'
     """
     refuse_forked()
     for name, settings in {"encoder": encoder, "head": head}.items():

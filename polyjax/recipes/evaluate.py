@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -27,7 +27,7 @@ from polyjax.interop.pretrained import names_minilm
 from polyjax.mesh.placement import make_mesh
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.ranker import Ranker
-from polyjax.recipes.changes import ARGUMENTS
+from polyjax.recipes.changes import ARGUMENTS, changed
 from polyjax.recipes.models import ModelName, load_ranker, run_folder
 from polyjax.recipes.own_rows import (
     has_settings,
@@ -93,7 +93,7 @@ def evaluate(
     split: Literal["valid", "test"] = "test",
     ks: Sequence[int] = (),
     examples: int = 0,
-    rank: RankConfig | None = None,
+    rank: RankConfig | Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Results:
@@ -107,7 +107,8 @@ def evaluate(
         split: split of the data set, or of the run's own rows.
         ks: the k of the recalls, besides 1; by default those of the task.
         examples: maximum number of rows, always the same ones; 0 for all.
-        rank: candidates among which labels are ranked; by default those of the data, or as in the run.
+        rank: candidates among which labels are ranked, or a dict of changes, such as ``{"n": 100}``; by
+            default those of the data, or as in the run.
         out: folder for results.json, each row with its scores (examples.jsonl), and TREC files.
         quiet: print nothing.
 
@@ -116,7 +117,13 @@ def evaluate(
 
     Raises:
         InputError: a file is missing or invalid, the rows cannot be ranked, or ``model`` is not a model.
+
+    >>> rows = [{"context": f"question {i}", "label": f"answer {i}"} for i in range(20)]
+    >>> results = evaluate("my-encoder", rows, rank={"n": 4}, quiet=True)
+    >>> results.model["n"], 0 <= results.recall_at_1 <= 1
+    (20, True)
     """
+    rank = None if rank is None else changed(RankConfig(), rank, "rank")
     check_arguments(split, ks, examples, rank)
     if out is not None:
         check_folder(out, "out")
@@ -151,7 +158,7 @@ def check_arguments(split: object, ks: object, examples: object, rank: object) -
     if examples != 0:
         check_count("examples", examples)
     if not isinstance(rank, RankConfig | None):
-        raise InputError("rank", expected="a RankConfig", got=rank)
+        raise InputError("rank", expected="a RankConfig, or a dict of changes", got=rank)
     if rank is not None:
         check_types(rank, "rank")
 
@@ -183,18 +190,18 @@ def chosen_rank(before: RankConfig, asked: RankConfig) -> RankConfig:
     """
     if asked.candidates != "task":
         return asked
-    changed = {
+    numbers = {
         name: getattr(asked, name)
         for name in ("n", "seed")
         if getattr(asked, name) != getattr(RankConfig(), name)
     }
-    if changed and before.candidates not in ("sampled", "batch"):
+    if numbers and before.candidates not in ("sampled", "batch"):
         raise InputError(
-            f"rank.{next(iter(changed))}",
+            f"rank.{next(iter(numbers))}",
             problem="has no effect with the task's own candidates",
             fix="choose `rank.candidates` as well",
         )
-    return dataclasses.replace(before, **changed)
+    return dataclasses.replace(before, **numbers)
 
 
 @dataclasses.dataclass(frozen=True)

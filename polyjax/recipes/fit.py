@@ -8,16 +8,16 @@ from typing import Any, cast, get_args
 
 from polyjax.data.batches import BatchConfig
 from polyjax.data.rows import RankConfig
-from polyjax.data.tasks import NAMED, OWN, Task, task_named
-from polyjax.data.tasks.jsonl import OwnDataConfig
+from polyjax.data.tasks import Task
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, called_with
-from polyjax.interop.hub import local_name, pinned
+from polyjax.interop.hub import pinned
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadConfig, HeadSettings
 from polyjax.ranker import Ranker
 from polyjax.recipes.changes import ARGUMENTS, changed, check_arguments
 from polyjax.recipes.encoder_folder import for_encoder, head_for
+from polyjax.recipes.given_rows import Rows, in_its_folder, row_files, training_task
 from polyjax.recipes.notebook import shown_in_notebook
 from polyjax.recipes.presets import (
     PRESETS,
@@ -27,7 +27,7 @@ from polyjax.recipes.presets import (
     is_plain_cross,
     joint,
 )
-from polyjax.recipes.rows_in_memory import ROWS, RowFiles, as_jsonl, drawn_among
+from polyjax.recipes.rows_in_memory import drawn_among
 from polyjax.recipes.run import Run
 from polyjax.recipes.session import Callback, Parts, run
 from polyjax.recipes.settings import (
@@ -46,8 +46,6 @@ from polyjax.runtime.progress import hushed
 from polyjax.train.config import TrainConfig
 from polyjax.train.losses import LossConfig, loss_of
 from polyjax.train.optim import OptimConfig
-
-Rows = str | os.PathLike[str] | Sequence[Any]
 
 
 @called_with(ARGUMENTS)
@@ -143,12 +141,18 @@ def fit(
 
     Raises:
         InputError: an argument is invalid, a file is missing or invalid, or ``run_dir`` holds another run.
+
+    >>> rows = [{"context": f"question {i}", "label": f"answer {i}"} for i in range(60)]
+    >>> settings = {"arch": "bi", "encoder": "tiny", "steps": 2, "batch": {"batch_size": 8}, "quiet": True}
+    >>> run = fit(rows, run_dir="runs/earlier", **settings)  # the same call resumes, or opens a finished run
+    >>> run.test.model["n"] > 0
+    True
     """
     check_arguments(locals())
-    files = _row_files(data, valid, test)
+    files = row_files(data, valid, test)
     learnt, teachers = _learnt(loss, teacher, guide, optimizer)
     config = _settings(
-        _task(data, valid, test, files),
+        training_task(data, valid, test, files),
         arch=arch,
         encoder=encoder,
         preset=preset,
@@ -166,7 +170,7 @@ def fit(
             "tensorboard": tensorboard,
         },
     )
-    config = _in_its_folder(config, files)
+    config = in_its_folder(config, files)
     with hushed(quiet), shown_in_notebook(wanted=not quiet) as display:
         logs = (*callbacks, *([] if display is None else [display.log]))
         run(config, Parts(callbacks=logs, files=files, teachers=teachers, show_table=display is None))
@@ -267,44 +271,6 @@ def _defaults(
     return found
 
 
-def _row_files(data: Any, valid: Rows | None, test: Rows | None) -> RowFiles | None:
-    """Rows in memory, as the files to write; None if all rows are in files already."""
-    content = {}
-    for split, rows in (("train", data), ("valid", valid), ("test", test)):
-        if rows is None or isinstance(rows, str | os.PathLike) or _is_task(rows):
-            continue
-        name = "data" if split == "train" else split
-        content[ROWS[split]] = as_jsonl(name, rows)
-    return RowFiles(content) if content else None
-
-
-def _is_task(data: object) -> bool:
-    return isinstance(data, Task)
-
-
-def _task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | None) -> Task:
-    """The task for the data; paths of rows in memory are set later, by ``_in_its_folder``."""
-    if _is_task(data) or (isinstance(data, str) and data in NAMED):
-        if valid is not None or test is not None:
-            raise InputError(
-                "valid" if valid is not None else "test",
-                problem="the data set has rows of its own",
-                fix="leave it out, or give the training rows as a file",
-            )
-        return task_named(data) if isinstance(data, str) else data
-
-    def path(split: str, rows: Any) -> Path | None:
-        if rows is None:
-            return None
-        if isinstance(rows, str | os.PathLike):
-            return Path(os.fspath(rows).removeprefix(OWN))
-        return Path(ROWS[split])
-
-    train = path("train", data)
-    assert train is not None
-    return OwnDataConfig(train=train, valid=path("valid", valid), test=path("test", test))
-
-
 def _learnt(loss: Any, teacher: Any, guide: Any, optimizer: Any) -> tuple[dict[str, Any], list[Ranker]]:
     """The settings of loss, teacher, guide and optimizer, and the teachers that are in memory."""
     teaching, teachers = as_teacher(teacher)
@@ -322,20 +288,6 @@ def _learnt(loss: Any, teacher: Any, guide: Any, optimizer: Any) -> tuple[dict[s
     elif guide is not None:
         raise InputError("guide", expected="a Run, a path or a GuideConfig", got=guide)
     return given, teachers
-
-
-def _in_its_folder(config: RunConfig, files: RowFiles | None) -> RunConfig:
-    """The settings with paths in the run directory for rows that were in memory."""
-    if files is None:
-        return config
-    if config.run_dir is None and ROWS["train"] in files.content:
-        source = local_name(config.encoder.name) if config.init is None else config.init.name
-        taught = "" if config.teacher is None else "-distilled"
-        name = f"{config.preset}-{files.digest}-{config.arch}-{source}{taught}"
-        config = dataclasses.replace(config, run_dir=Path("runs") / name)
-    kept = {split: config.folder / name for split, name in ROWS.items() if name in files.content}
-    task: Any = config.task  # its paths change
-    return dataclasses.replace(config, task=dataclasses.replace(task, **kept))
 
 
 def _with_length(config: TrainConfig, given: Mapping[str, Any], seed: int) -> TrainConfig:

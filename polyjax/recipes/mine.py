@@ -127,6 +127,11 @@ def mine(
     Raises:
         InputError: an argument is invalid, a file is missing or invalid, ``out`` exists and was made from
             other inputs, or the model is a cross-encoder.
+
+    >>> rows = [{"context": f"question {i}", "label": f"answer {i}"} for i in range(40)]
+    >>> mined = mine("my-encoder", rows, n_negatives=2, relative_margin=None, quiet=True)
+    >>> max(len(row.negatives) for row in mined.rows)
+    2
     """
     rules = settings_of(
         MiningConfig,

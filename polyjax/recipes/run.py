@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from polyjax.errors import InputError
 from polyjax.inference.arguments import check_folder
+from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
 from polyjax.recipes.results import Results
 from polyjax.runs import CONFIG, MetricsLog, read_json
@@ -16,22 +19,28 @@ RESULTS, REPORT = "results.json", "report.md"
 class Run:
     """A finished run. ``polyjax.fit`` returns one; ``Run.load(folder)`` opens an earlier one.
 
+    >>> run = Run.load("runs/earlier")
+    >>> list(run.test)  # baselines, and the model
+    ['chance', 'TF-IDF (below chance)', 'bi-encoder']
+    >>> ranker = run.ranker()
+
     Attributes:
         folder: the run directory, which holds all files of the run.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], **parts: Any):
+    def __init__(self, folder: str | os.PathLike[str], *, head: Any = None, encoder: Any = None):
         check_folder(folder)
         self.folder = Path(folder)
-        self._parts = {name: part for name, part in parts.items() if part is not None}
+        self._head, self._encoder = head, encoder
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], **parts: Any) -> "Run":
+    def load(cls, folder: str | os.PathLike[str], *, head: Any = None, encoder: Any = None) -> "Run":
         """Open a run of ``polyjax.fit`` or ``polyjax train``.
 
         Args:
             folder: the run directory.
-            parts: your own parts that the model was trained with, as for ``Ranker.load`` (``head=``).
+            head: your own head that the run was made with: its class or its settings.
+            encoder: your own encoder family, likewise.
 
         Raises:
             InputError: the folder is not a run directory, or the run has not finished.
@@ -46,7 +55,7 @@ class Run:
                 fix="call `fit` again with the same arguments to resume it",
                 is_argument=False,
             )
-        return cls(path, **parts)
+        return cls(path, head=head, encoder=encoder)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -79,13 +88,21 @@ class Run:
         metrics = {name: value for name, value in chosen.items() if name not in ("kind", "seconds")}
         return Results({f"step {chosen['step']}": metrics}, title=f"{self.folder.name}, validation")
 
-    def ranker(self, **options: Any) -> Ranker:
-        """The trained model, loaded with ``Ranker.load(run.folder)``.
+    def ranker(
+        self, *, step: int | None = None, dtype: Dtype | None = None, mesh: Mesh | None = None
+    ) -> Ranker:
+        """The trained model: ``Ranker.load(run.folder)`` with the run's own parts.
 
         Args:
-            options: options of ``Ranker.load``: step, dtype, mesh.
+            step: a saved step; by default the one with the best validation metric.
+            dtype: of the encoders' arithmetic, such as ``bfloat16``; by default the model's own.
+            mesh: devices that share each batch of texts, from ``make_mesh``; one device if None.
+
+        Raises:
+            InputError: as ``Ranker.load``.
         """
-        return Ranker.load(self.folder, **self._parts, **options)
+        parts = {"head": self._head, "encoder": self._encoder}
+        return Ranker.load(self.folder, step=step, dtype=dtype, mesh=mesh, **parts)
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, step: int | None = None, name: str | None = None

@@ -33,6 +33,12 @@ class Index(OfThisProcess):
     that the index was built from; additions get the following ids, and no id is reused. Of several copies of
     a text (``polyjax.data.identity``), the first is kept.
 
+    >>> index = Ranker.load("my-encoder").index(["we went hiking", "see you"])
+    >>> index.add(["no rain at all"])
+    [2]
+    >>> [found.id for found in index.search("no rain at all", top_k=1)]
+    [2]
+
     Args:
         scorer: the model that the candidates were encoded with.
         candidates: the candidates with their vectors.

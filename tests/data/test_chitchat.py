@@ -7,7 +7,7 @@ import pytest
 from polyjax import Example, InputError
 from polyjax.data.candidates import add_candidates
 from polyjax.data.identity import text_key
-from polyjax.data.tasks import chitchat
+from polyjax.data.tasks import chitchat, chitchat_corpus
 from polyjax.data.tasks.chitchat import ChitchatConfig
 
 COUNTS = {
@@ -91,12 +91,12 @@ def test_the_rules_on_a_corpus_made_by_hand(tmp_path):
     }
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(corpus))
-    kept = {c.id: c.turns for c in chitchat.parse_conversations(path)}
+    kept = {c.id: c.turns for c in chitchat_corpus.parse_conversations(path)}
     assert kept == {
         "joined": ("hi there", "a b c", "three words here", ":)", "ok"),
         "cut": ("one", "two", "three", "four"),
     }
-    examples = chitchat.make_examples(list(chitchat.parse_conversations(path)), min_label_words=3)
+    examples = chitchat.make_examples(list(chitchat_corpus.parse_conversations(path)), min_label_words=3)
     assert examples == [
         Example("joined/1", ("hi there",), ("a b c",), 0, "joined"),
         Example("joined/2", ("hi there", "a b c"), ("three words here",), 0, "joined"),
@@ -118,14 +118,14 @@ def test_a_label_length_that_empties_the_split(data_dir):
 
 
 def test_a_changed_corpus_is_refused(monkeypatch):
-    monkeypatch.setattr(chitchat, "DATASET_SHA256", "0" * 64)
+    monkeypatch.setattr(chitchat_corpus, "DATASET_SHA256", "0" * 64)
     with pytest.raises(
         InputError, match="expected sha256 0000.*, got d2a5d0bf.*pip install chitchat-dataset"
     ):
-        chitchat.corpus_path()
+        chitchat_corpus.corpus_path()
 
 
 def test_a_missing_package_names_the_install_command(monkeypatch):
-    monkeypatch.setattr(chitchat.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(chitchat_corpus.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install chitchat-dataset"):
-        chitchat.corpus_path()
+        chitchat_corpus.corpus_path()

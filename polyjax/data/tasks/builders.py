@@ -3,7 +3,6 @@
 TensorFlow is not needed, neither to prepare nor to read.
 """
 
-import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -18,9 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from polyjax.data.tasks import chitchat
+from polyjax.data.tasks import chitchat_corpus
 from polyjax.data.tasks.source import OfficialFile, Source, find, locate
-from polyjax.data.tasks.wikipedia_search import Article
 from polyjax.errors import InputError
 from polyjax.runtime.progress import console
 from polyjax.types import Example
@@ -30,7 +28,7 @@ _AT_ONCE = 1000
 
 
 class Chitchat(tfds.core.GeneratorBasedBuilder):
-    """Conversations of the chitchat corpus; see polyjax.data.tasks.chitchat for the rules.
+    """Conversations of the chitchat corpus; see polyjax.data.tasks.chitchat_corpus for the rules.
 
     ``manual_dir`` holds the corpus file, dataset.json of the package chitchat-dataset.
     """
@@ -53,8 +51,8 @@ class Chitchat(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(path, split) for split in ("train", "valid", "test")}
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for conversation in chitchat.parse_conversations(path):
-            if chitchat.split_of(conversation.id) == split:
+        for conversation in chitchat_corpus.parse_conversations(path):
+            if chitchat_corpus.split_of(conversation.id) == split:
                 yield conversation.id, {"id": conversation.id, "turns": list(conversation.turns)}
 
 
@@ -215,23 +213,26 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, folder: Path, data_dir: P
 T = TypeVar("T")
 
 
-class _Prepared(Sequence[T]):
+class Prepared(Sequence[T]):
     """Rows on disk, decoded when they are asked for.
 
     Args:
         name: key of BUILDERS.
         data_dir: where prepared data is kept.
         config: name of the prepared configuration.
+        decode: gives the object that a row's features stand for; a function of a module, so that a worker
+            process can be sent it.
     """
 
-    def __init__(self, name: str, data_dir: Path, config: str):
-        self._key = name, data_dir, config
+    def __init__(self, name: str, data_dir: Path, config: str, decode: Callable[[dict[str, Any]], T]):
+        self._key = name, data_dir, config, decode
+        self._decoded = decode
         builder = _builder(name, data_dir, FilesConfig(name=config))
         self._rows: Any = cast(Mapping[str, Any], builder.as_data_source())[_FromFiles.SPLIT]
 
     def __reduce__(self) -> tuple:
         """A worker process opens the files again."""
-        return type(self), self._key
+        return Prepared, self._key
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -255,29 +256,16 @@ class _Prepared(Sequence[T]):
         for start in range(0, len(self), _AT_ONCE):
             yield from self[start : start + _AT_ONCE]
 
-    @abc.abstractmethod
-    def _decoded(self, row: dict[str, Any]) -> T:
-        """The object that a row's features stand for."""
 
-
-class PreparedRows(_Prepared[Example]):
-    """The rows of a task."""
-
-    def _decoded(self, row: dict[str, Any]) -> Example:
-        return Example(
-            row["id"].decode(),
-            _texts(row["context"]),
-            _texts(row["candidates"]),
-            int(row["label"]),
-            row["group"].decode(),
-        )
-
-
-class PreparedArticles(_Prepared[Article]):
-    """The articles of wikipedia_search."""
-
-    def _decoded(self, row: dict[str, Any]) -> Article:
-        return Article(row["title"].decode(), _texts(row["sentences"]))
+def example_of(row: dict[str, Any]) -> Example:
+    """A task's row."""
+    return Example(
+        row["id"].decode(),
+        _texts(row["context"]),
+        _texts(row["candidates"]),
+        int(row["label"]),
+        row["group"].decode(),
+    )
 
 
 def _texts(encoded: Sequence[bytes]) -> tuple[str, ...]:

@@ -1,37 +1,23 @@
-"""chitchat: human small talk (BYU Chit-Chat Challenge corpus, MIT, package ``chitchat-dataset``).
+"""chitchat: human small talk; the corpus is described in chitchat_corpus.
 
-A turn is one entry of ``messages``: its texts joined by a space, white space collapsed. Empty turns are
-skipped, a conversation ends before its first turn of more than 100 words, and those with two senders and
-at least 4 turns are kept: 2,927 / 157 / 132 in train / valid / test. Every turn but the first is the
-label of an example whose context is up to 20 turns before it, except turns without any word (":)", "?"):
-104,046 / 5,150 / 4,236 examples, of which 95,664 / 4,716 / 3,884 have a label of at least 3 words.
+Every turn but the first is the label of an example whose context is up to 20 turns before it, except turns
+without any word (":)", "?"): 104,046 / 5,150 / 4,236 examples in train / valid / test, of which 95,664 /
+4,716 / 3,884 have a label of at least 3 words.
 """
 
 import dataclasses
-import hashlib
-import importlib.util
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polyjax.data.candidates import add_candidates, words
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.chitchat_corpus import Conversation, corpus_path
 from polyjax.data.tasks.protocol import KS, Split
 from polyjax.data.tasks.source import PreparedFolder
-from polyjax.errors import InputError, shown
+from polyjax.errors import InputError
 from polyjax.types import Example
 
-DATASET_SHA256 = "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"
 MAX_CONTEXT_TURNS = 20
-_INSTALL = "pip install chitchat-dataset"
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversation:
-    """One conversation's turns, speakers alternating for the most part."""
-
-    id: str
-    turns: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,53 +83,6 @@ class ChitchatConfig:
             f"{n:,} chitchat {split} rows; label of at least {self.min_label_words} words, "
             f"{self.n_candidates} candidates, seed {self.candidate_seed}"
         )
-
-
-def split_of(conversation_id: str) -> Split:
-    """The split of a conversation, by a stable hash of its id: 5% test, 5% valid, the rest train."""
-    place = int(hashlib.sha1(conversation_id.encode()).hexdigest()[:8], 16) % 100
-    return "test" if place < 5 else "valid" if place < 10 else "train"
-
-
-def corpus_path() -> Path:
-    """The corpus inside its installed package, after checking its sha256."""
-    spec = importlib.util.find_spec("chitchat_dataset")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "task",
-            problem="chitchat needs the package chitchat-dataset, which is not installed",
-            fix=f"run: {_INSTALL}",
-        )
-    path = Path(spec.submodule_search_locations[0]) / "dataset.json"
-    if not path.is_file():
-        raise InputError.in_file(
-            path, problem="the file is missing", fix=f"run: {_INSTALL} --force-reinstall"
-        )
-    got = hashlib.sha256(path.read_bytes()).hexdigest()
-    if got != DATASET_SHA256:
-        raise InputError.in_file(
-            path,
-            expected=f"sha256 {DATASET_SHA256}",
-            got=shown(got),
-            fix=f"run: {_INSTALL} --force-reinstall",
-        )
-    return path
-
-
-def parse_conversations(path: Path) -> Iterator[Conversation]:
-    """The kept conversations of the corpus file, in its order."""
-    for conversation_id, entry in json.loads(path.read_text(encoding="utf-8")).items():
-        turns, senders = [], set()
-        for messages in entry["messages"]:
-            turn = " ".join(" ".join(message["text"] for message in messages).split())
-            if not turn:
-                continue
-            if len(turn.split()) > 100:
-                break
-            turns.append(turn)
-            senders.update(message["sender"] for message in messages)
-        if len(senders) == 2 and len(turns) >= 4:
-            yield Conversation(conversation_id, tuple(turns))
 
 
 def read_conversations(split: Split, data_dir: Path) -> list[Conversation]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.prepared import prepared_rows
 from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
@@ -19,7 +20,6 @@ from polyjax.data.tasks.source import (
     Source,
     SourceFolder,
     Unverified,
-    prepared_rows,
     text_lines,
 )
 from polyjax.data.text import TextConfig

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from polyjax.data.encodings import not_valid
 from polyjax.data.rows import Rows
+from polyjax.data.tasks.prepared import prepared_rows
 from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
@@ -20,7 +21,6 @@ from polyjax.data.tasks.source import (
     Source,
     SourceFolder,
     Unverified,
-    prepared_rows,
 )
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, first_line, shown

@@ -2,15 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from polyjax.data.rows import Rows
 from polyjax.errors import InputError
-from polyjax.types import Example
 
 SourceFolder = Annotated[Path, tyro.conf.arg(name="data-dir", prefix_name=False)]
 """Where the user keeps a data set's files: ``--data-dir``."""
@@ -141,22 +139,3 @@ def note_of(name: str, official: bool) -> str:
     if official:
         return ""
     return f"{name}: not known to be the official file; do not compare with published results"
-
-
-def prepared_rows(
-    source: Source,
-    form: str,
-    folder: Path,
-    files: Sequence[OfficialFile],
-    parse: Callable[..., Iterator[Example]],
-    *,
-    data_dir: Path,
-    unverified: bool,
-) -> Rows:
-    """The rows of files, prepared first if necessary; see ``builders.prepared_files``."""
-    from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
-
-    name, official = builders.prepared_files(
-        source, form, folder, files, parse, data_dir=data_dir, unverified=unverified
-    )
-    return Rows(builders.PreparedRows(source.task, data_dir, name), note_of(files[0].name, official))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from polyjax.data.rows import Rows
 from polyjax.data.tables import read_table
+from polyjax.data.tasks.prepared import prepared_rows
 from polyjax.data.tasks.protocol import Split
 from polyjax.data.tasks.source import (
     OfficialFile,
@@ -18,7 +19,6 @@ from polyjax.data.tasks.source import (
     Source,
     SourceFolder,
     Unverified,
-    prepared_rows,
     text_lines,
 )
 from polyjax.data.text import TextConfig

@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from polyjax.data.identity import different
 from polyjax.data.rows import Rows
@@ -158,6 +158,11 @@ def _read(config: WikipediaSearchConfig, split: Split) -> Rows:
     return Rows(examples, note, shared=different(" ".join(article.sentences) for article in others))
 
 
+def _article_of(row: dict[str, Any]) -> Article:
+    """An article as it was prepared."""
+    return Article(row["title"].decode(), tuple(sentence.decode() for sentence in row["sentences"]))
+
+
 def _kept(config: WikipediaSearchConfig, name: str) -> tuple[Sequence[Article], str]:
     """The articles of one of StarSpace's files, prepared first if necessary, and a note on it."""
     from polyjax.data.tasks import builders  # tensorflow-datasets: slow to import, needed here only
@@ -172,7 +177,7 @@ def _kept(config: WikipediaSearchConfig, name: str) -> tuple[Sequence[Article], 
         data_dir=config.data_dir,
         unverified=config.unverified,
     )
-    return builders.PreparedArticles(SOURCE.task, config.data_dir, prepared), note_of(name, official)
+    return builders.Prepared(SOURCE.task, config.data_dir, prepared, _article_of), note_of(name, official)
 
 
 def parse_starspace(path: Path, *, least: int) -> Iterator[Article]:
@@ -300,4 +305,4 @@ def _prepared_articles(config: WikipediaSearchConfig, path: Path) -> Sequence[Ar
         data_dir=config.data_dir,
         unverified=True,
     )
-    return builders.PreparedArticles(SOURCE.task, config.data_dir, prepared)
+    return builders.Prepared(SOURCE.task, config.data_dir, prepared, _article_of)

@@ -72,6 +72,9 @@ class EncoderConfig:
         remat_keeps: what to keep of a recomputed block besides its input: ``nothing``, or the results of its
             matrix ``products``, so that only cheap operations are repeated.
         scan: compile one block and loop over it. It compiles faster and runs up to 11% slower.
+
+    >>> EncoderConfig(vocab_size=30522, dim=384, n_layers=6, n_heads=12, mlp_dim=1536).n_positions
+    512
     """
 
     gates_texts: ClassVar[bool] = True
@@ -167,6 +170,12 @@ class Encoder(nnx.Module):
     Args:
         config: settings of the encoder.
         rngs: source of the initial values.
+
+    >>> import numpy as np
+    >>> config = EncoderConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, mlp_dim=32)
+    >>> ids = np.ones((3, 8), np.int32)
+    >>> Encoder(config, rngs=nnx.Rngs(0))(Tokens(ids, ids > 0, 0 * ids)).shape
+    (3, 8, 16)
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):

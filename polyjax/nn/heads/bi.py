@@ -28,6 +28,9 @@ class BiConfig:
         dense: layers after the reduction, on both sides.
         raw_embeddings: with ``normalize``, scale vectors for the score only; ``embed`` returns them unscaled.
             Folders of sentence-transformers without a Normalize module need this.
+
+    >>> BiConfig(normalize=True, score_scale=20.0, shared_encoder=True).reduction  # a scaled cosine
+    'mean'
     """
 
     arch: ClassVar[str] = "bi"

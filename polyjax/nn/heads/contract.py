@@ -29,6 +29,9 @@ class ProductForm:
         scale: multiplies the mean; positive.
         sharpness: multiplies the logits of the softmax; 0 or more. With one vector it has no effect.
         masked: whether some of a context's vectors may be masked.
+
+    >>> ProductForm(scale=20.0)  # cosines of one vector a side
+    ProductForm(scale=20.0, sharpness=0.0, masked=False)
     """
 
     scale: float = 1.0

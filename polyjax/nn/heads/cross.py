@@ -28,6 +28,9 @@ class CrossConfig:
             or a gain and an offset (``scale-and-bias``); ``none`` for no norm.
         norm_eps: added to the variance in that norm.
         activation: applied to the scores of a trained model; training and evaluation use the score before it.
+
+    >>> CrossConfig(dense="tanh", activation="sigmoid").arch  # BERT's classifier, and scores in [0, 1]
+    'cross'
     """
 
     arch: ClassVar[str] = "cross"

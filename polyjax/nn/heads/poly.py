@@ -48,6 +48,12 @@ class PolyConfig:
             codes differ from the start.
         with_mean: add the mean of the context's outputs as one more context vector.
         learnt_sharpness: learn the candidate's sharpness, starting at ``candidate_sharpness`` (basic, sqrt).
+
+    >>> PolyConfig(n_codes=16, candidate_sharpness=4.0).n_codes
+    16
+    >>> PolyConfig(n_codes=0)
+    Traceback (most recent call last):
+    polyjax.errors.InputError: head.n_codes: expected at least 1 (the paper uses 16, 64 and 360), got 0
     """
 
     arch: ClassVar[str] = "poly"

@@ -87,6 +87,10 @@ class Segment:
 class CandidateIndex:
     """Candidates with their vectors, in memory or memory-mapped.
 
+    >>> index = Ranker.load("my-encoder").index(["we went hiking", "see you"])
+    >>> len(index.candidates), index.candidates.dtype
+    (2, 'float32')
+
     Args:
         segments: the parts of the index.
         dtype: dtype of the vectors.

@@ -48,6 +48,9 @@ class Found:
         score: score of the model, or of the re-ranker.
         id: index in the list that the index was built from; additions have the following ids.
         first_score: the model's score before re-ranking; None without a re-ranker.
+
+    >>> Found("we went hiking", score=0.71, id=2).text
+    'we went hiking'
     """
 
     text: str
