@@ -84,17 +84,48 @@ def parse_flags(
     Raises:
         InputError: a flag or a value is invalid; the message is one line.
     """
-    printed = io.StringIO()
+    printed, help_text = io.StringIO(), _Help()
+    given_default = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(printed), _OPEN_CHOICES, named_by(flag_of):
-            if default is None:
-                return tyro.cli(settings, args=arguments, prog=prog, description=description)
-            return tyro.cli(settings, args=arguments, prog=prog, default=default, description=description)
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(help_text):
+            with _OPEN_CHOICES, named_by(flag_of):
+                return tyro.cli(settings, args=arguments, prog=prog, description=description, **given_default)
     except SystemExit as stop:
         if stop.code != 2:
+            print(without_markup(help_text.getvalue()), end="")
             raise
         given = [word.split("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
         raise command_line_error(printed.getvalue(), prog, given) from None
+
+
+class _Help(io.StringIO):
+    """Help to be printed on the standard output, which says whether it may have colours and boxes."""
+
+    def __init__(self):
+        super().__init__()
+        self._terminal = sys.stdout
+
+    def isatty(self) -> bool:
+        return self._terminal.isatty()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # it is read-only
+        return self._terminal.encoding
+
+
+def without_markup(text: str) -> str:
+    """Help without the double backticks of docstrings; the boxes around it keep their width.
+
+    >>> print(without_markup("│ with ``init``, see │"))
+    │ with init, see     │
+    """
+    lines = []
+    for line in text.splitlines(keepends=True):
+        removed = 2 * line.count("``")
+        line = line.replace("``", "")
+        border = line.rfind("│")
+        lines.append(line if border < 0 else line[:border] + " " * removed + line[border:])
+    return "".join(lines)
 
 
 def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputError:

@@ -123,14 +123,14 @@ def evaluate(
     >>> results.model["n"], 0 <= results.recall_at_1 <= 1
     (20, True)
     """
-    rank = None if rank is None else changed(RankConfig(), rank, "rank")
-    check_arguments(split, ks, examples, rank)
+    among = None if rank is None else changed(RankConfig(), rank, "rank")
+    check_arguments(split, ks, examples, among)
     if out is not None:
         check_folder(out, "out")
     with hushed(quiet), contextlib.nullcontext() if data is None else task_of(data) as task:
         ranker, run_dir = opened(model)
         if task is not None:
-            task, rank = drawn_among(task, rank)
+            task, among = drawn_among(task, among)
         if run_dir is None and task is None:
             raise InputError("data", expected="rows, a file or a task for this ranker", got=None)
         config = EvaluateConfig(
@@ -139,7 +139,7 @@ def evaluate(
             examples=examples,
             k=tuple(ks),
             task=task,
-            rank=rank or RankConfig(),
+            rank=among or RankConfig(),
             out=None if out is None else Path(out),
         )
         try:
