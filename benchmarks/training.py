@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from polyjax import DualInputs, Shared, Tokens
+from polyjax import DualInputs, PairInputs, Shared, Tokens
 from polyjax.mesh.placement import BatchPlacer, one_device
 from polyjax.nn.scorers import Scorer
 from polyjax.train import OptimConfig, Trainer
@@ -26,6 +26,14 @@ def random_batch(n: int, context: int, candidate: int, *, vocab_size: int = 3000
 
     inputs = DualInputs(tokens(context), Shared(tokens(candidate)))
     return Batch(inputs, np.arange(n, dtype=np.int32), np.ones((n, n), bool))
+
+
+def random_pairs(n: int, c: int, length: int, *, vocab_size: int = 3000) -> Batch:
+    """n contexts with c candidates each, as pairs of so many random tokens, without padding."""
+    ids = np.random.default_rng(0).integers(1, vocab_size, (n, c, length)).astype(np.int32)
+    segments = np.broadcast_to(np.arange(length) > length // 2, ids.shape).astype(np.int32)
+    inputs = PairInputs(Tokens(ids, np.ones(ids.shape, bool), segments))
+    return Batch(inputs, np.zeros(n, np.int32), np.ones((n, c), bool))
 
 
 def one_device_update(

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from common import interval_of_quotient  # noqa: E402
+from common import interval_of_median, interval_of_quotient  # noqa: E402
 from record import RESULTS, read, stale  # noqa: E402
 
 PAGES = (
@@ -44,12 +44,14 @@ class Column:
         name: of the measurements.
         unit: of the measurements.
         to: show the ratio to this name, in brackets.
+        interval: show the median's 95% interval.
     """
 
     heading: str
     name: str
     unit: str = "ms"
     to: str | None = None
+    interval: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ def shown(result: Result, column: Column, case: Mapping[str, Any]) -> str:
                 same = ratio["name"] == one["name"] and ratio["unit"] == one["unit"]
                 if same and ratio["to"] == column.to and ratio["case"] == one["case"]:
                     text += f" ({ratio['value']:.2f})"
+            if column.interval:
+                low, high = interval_of_median(one["samples"])
+                text += f" [{low:.2f}, {high:.2f}]"
             return text
     return "–"
 
@@ -231,6 +236,20 @@ def families(results: Path) -> str:
             cells = [family, part, number(torch), f"{number(ours)} ({ours / torch:.2f})"]
             over = f"{median(ratios) / median(turns['bert', part]):.2f}"
             lines.append(row([*cells, over, f"[{low:.2f}, {high:.2f}]"]))
+        text.append(caption(result) + "\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(text)
+
+
+def versions(results: Path) -> str:
+    """This library beside an earlier commit of it, from benchmarks/versions.py."""
+    text = []
+    for result in read("versions", results):
+        heads = ["what", f"`{result['before']}`, ms", "then, ms", "ratio of pairs, median", "95% interval"]
+        lines = [row(heads), row(["---", *["---:"] * 4])]
+        for one in result["rows"]:
+            times = [number(one[name]) for name in ("before", "now")]
+            interval = f"[{one['low']:.3f}, {one['high']:.3f}]"
+            lines.append(row([one["what"], *times, f"{one['ratio']:.3f}", interval]))
         text.append(caption(result) + "\n\n" + "\n".join(lines) + "\n")
     return "\n".join(text)
 
@@ -397,7 +416,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     ),
     "chunks": Table(
         "chunks",
-        {"contexts": "contexts", "chunk": "contexts of a chunk"},
+        {"arch": "architecture", "contexts": "contexts", "chunk": "contexts of a chunk"},
         (
             Column("loss and gradients, ms", "loss and gradients"),
             Column("temporary memory, MB", "temporary memory", "MB"),
@@ -422,7 +441,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
         (
             Column("Ranker.rank, ms", "ranker"),
             Column("through the server, ms", "server", to="ranker"),
-            Column("more, ms (median of pairs)", "added"),
+            Column("more, ms (median of pairs, 95% interval)", "added", interval=True),
             Column("ready after, s", "start", "s"),
         ),
     ),
@@ -438,6 +457,12 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
             Column("memory afterwards, MB", "after twice saturation", "MB"),
         ),
     ),
+    "activations": Table(
+        "activations",
+        {"family": "family", "activation": "activation"},
+        (Column("PyTorch, ms", "torch"), Column("polyjax, ms", "polyjax", to="torch")),
+    ),
+    "versions": versions,
     "picture-millions": Picture(
         "millions", "Time of a search, and size on disk and in memory, against the number of candidates"
     ),

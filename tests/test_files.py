@@ -1,13 +1,17 @@
 """Files are written whole, whatever the names and texts in them."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import jax
 import pytest
 
+from polyjax.errors import InputError
 from polyjax.runtime.compilation import enable_compilation_cache
 from polyjax.runtime.files import write_text
+from polyjax.runtime.journal import Journal
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,22 @@ def test_texts_with_lone_surrogates_are_written(tmp_path, text, written):
     write_text(tmp_path / "a.json", json.dumps([text], ensure_ascii=False))
     again = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert again == [text if "\\" in written and "ü" not in written else written.replace("\\ud83d", "\ud83d")]
+
+
+def test_a_full_disk_costs_a_journal_nothing_that_it_has(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "kept.jsonl", {"work": 1})
+    journal.add([1, 2])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left") as refused:
+        patch.setattr(os, "fsync", full)
+        journal.add([3])
+    assert (
+        refused.value.argument == str(tmp_path / "kept.jsonl") and "2 results are kept" in refused.value.fix
+    )
+    assert Journal(tmp_path / "kept.jsonl", {"work": 1}).done[:2] == [1, 2]
 
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch):

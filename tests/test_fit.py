@@ -1,6 +1,7 @@
 """polyjax.fit from Python: rows in, a run out, resumed where it was stopped."""
 
 import contextlib
+import errno
 import json
 import re
 import shutil
@@ -127,6 +128,26 @@ def test_evaluate_takes_a_run_rows_or_a_file(run, folder, capsys):
     assert of_rows.model == of_file.model and of_rows.model["n"] == 9
     written = json.loads((folder / "metrics" / "results.json").read_text())
     assert written["mrr"] == of_file.model["mrr"] and (folder / "metrics" / "examples.jsonl").is_file()
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_loses_no_metrics(run, tmp_path, monkeypatch, capsys):
+    """Of a quiet call too: they are shown before the error is raised."""
+    monkeypatch.setattr("polyjax.recipes.evaluate.write_json", full)
+    with pytest.raises(InputError, match="No space left on device") as refused:
+        polyjax.evaluate(run, out=tmp_path / "metrics", quiet=True)
+    assert refused.value.argument == str(tmp_path / "metrics")
+    assert f"{run.test.recall_at_1:.3f}" in capsys.readouterr().err
+
+
+def test_rows_in_memory_that_do_not_fit_on_the_disk_are_refused(run, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="No space left on device") as refused:
+        polyjax.evaluate(run, ROWS[:9], quiet=True)
+    assert "TMPDIR" in refused.value.fix
 
 
 def test_evaluating_into_a_run_directory_replaces_nothing(run, folder, tmp_path):

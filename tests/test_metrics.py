@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyjax.errors import InputError
 from polyjax.evaluation.metrics import Chance, RankingResult, bootstrap_interval, rank_of_label, recall_at
 from polyjax.evaluation.rankings import some
 from polyjax.types import Example
@@ -96,6 +97,15 @@ def test_intervals_of_rows_that_agree_are_no_narrower_than_those_with_one_that_d
     low, _ = bootstrap_interval(np.ones(17), names, bounds=(0.0, 1.0))
     low_of_one_wrong, _ = bootstrap_interval(np.array([0.0] + 16 * [1.0]), names, bounds=(0.0, 1.0))
     assert low_of_one_wrong - 0.02 < low < 0.9
+
+
+def test_results_of_other_rows_are_not_compared():
+    one = RankingResult("m", np.array([1, 2]), ("a", "b"), 20)
+    for other in (Chance(("a", "b", "c"), 20), Chance(("b", "a"), 20)):
+        with pytest.raises(InputError, match="a result on the same 2 rows"):
+            one.gain_interval(other)
+    with pytest.raises(InputError, match="for at least one example"):
+        bootstrap_interval(np.zeros(0), [], bounds=(0.0, 1.0))
 
 
 def test_chance_is_known_and_is_what_draws_reach_in_the_mean(rng):

@@ -173,6 +173,8 @@ def test_what_was_found_shows_itself_as_lines(poly, capfd):
     assert len(repr(poly.rank("hi", texts[1:2]))) == 8 + 2 + 100
     index = poly.index([*texts, "HELLO there"])
     assert "copies of earlier candidates, which are left out: 1" in capfd.readouterr().err
+    poly.index([*texts, "HELLO there"], quiet=True)
+    assert capfd.readouterr().err == ""
     *found, exact = str(index.search("hi", 3)).splitlines()
     assert [line[:8] for line in found] == [f"{one.score:8.4f}" for one in index.search("hi", 3)]
     assert exact == "(certified: as if every candidate had been scored)"

@@ -9,7 +9,8 @@ import tyro
 
 from polyjax.cli.contexts import contexts_of, show
 from polyjax.cli.flags import parse_flags, user_errors
-from polyjax.data.candidates import read_candidates
+from polyjax.data.candidates import candidate_lines, say_copies
+from polyjax.data.identity import different
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
 from polyjax.recipes.models import ModelName, load_ranker
@@ -56,7 +57,9 @@ def main(arguments: Sequence[str], *, prog: str = "polyjax rank") -> None:
     with user_errors():
         command = parse(arguments, prog=prog)
         enable_compilation_cache()
-        candidates = read_candidates(command.candidates)
+        lines = candidate_lines(command.candidates)
+        candidates = different(lines)
+        say_copies(len(lines) - len(candidates))
         ranker = load_ranker(command.model, step=command.step, dtype=command.dtype)
         for context in contexts_of(command.context):
             ranked = ranker.rank(context, candidates, command.top or None)

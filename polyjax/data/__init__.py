@@ -4,7 +4,7 @@ It exports what users and other packages need to handle rows. Tokenizers, texts 
 their own, because they are slower to import.
 """
 
-from polyjax.data.candidates import add_candidates, fixed_candidates, read_candidates
+from polyjax.data.candidates import add_candidates, read_candidates
 from polyjax.data.identity import different, other_answers, text_hash, text_key, with_answers
 from polyjax.data.rows import RankConfig, Rows, ranked_among, rows_digest
 
@@ -13,7 +13,6 @@ __all__ = [
     "Rows",
     "add_candidates",
     "different",
-    "fixed_candidates",
     "other_answers",
     "ranked_among",
     "read_candidates",

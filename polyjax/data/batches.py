@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from absl import flags
 
-from polyjax.data.candidates import fixed_candidates
+from polyjax.data.candidates import read_candidates
 from polyjax.data.collate import CandidateSource, Collator, PlannedBatch
 from polyjax.data.grain_library import grain
 from polyjax.data.guide import Guide
@@ -226,7 +226,7 @@ def make_loader(
         source=config.source(inputs),
         seed=seed,
         n_negatives=config.n_negatives,
-        fixed=() if config.fixed_file is None else fixed_candidates(config.fixed_file),
+        fixed=() if config.fixed_file is None else read_candidates(config.fixed_file),
         n_hard=config.hard_negatives,
         mask_duplicates=config.mask_duplicates,
         guide=guide,

@@ -10,6 +10,7 @@ from pathlib import Path
 from polyjax.data.encodings import encoding_of, not_valid
 from polyjax.data.identity import Keys, different, text_key, with_answers
 from polyjax.errors import InputError, shown
+from polyjax.runtime.progress import errors
 from polyjax.types import Example
 
 TRIES = 100
@@ -93,8 +94,25 @@ def _taken(example: Example, keys: Keys) -> set[str]:
     return {keys[text] for text in (example.label_text, *example.answers, *example.context)}
 
 
+_KEYS = frozenset(
+    (
+        "text",
+        "label",
+        "candidate",
+        "candidates",
+        "context",
+        "response",
+        "reply",
+        "answer",
+        "document",
+        "passage",
+    )
+)
+"""Of which an object has some where it is a row, and not itself a candidate."""
+
+
 def _is_json(content: str) -> bool:
-    """Whether it is one JSON list of texts or objects, or objects with a ``text``, one a line."""
+    """Whether it is one JSON list of texts or objects, or a row of some kind on each line."""
     if not content[:64].lstrip("\ufeff \t\r\n").startswith(("[", "{")):
         return False
     whole = content.strip().removeprefix("\ufeff")
@@ -103,12 +121,18 @@ def _is_json(content: str) -> bool:
             found = json.loads(whole)
             return bool(found) and all(isinstance(one, str | dict) for one in found)
         lines = whole.splitlines() if whole.startswith("{") else []
-        return bool(lines) and all("text" in json.loads(line) for line in lines if line.strip())
-    except (ValueError, TypeError, RecursionError):
+        return bool(lines) and all(_KEYS & json.loads(line).keys() for line in lines if line.strip())
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return False
 
 
-def fixed_candidates(path: Path) -> list[str]:
+def say_copies(n: int) -> None:
+    """Say on standard error how many candidates are left out: copies of earlier ones."""
+    if n:
+        errors.print(f"copies of earlier candidates, which are left out: {n:,}")
+
+
+def read_candidates(path: Path) -> list[str]:
     """The candidates of a text file, each once: of lines that are one text by the rule, the first.
 
     Raises:
@@ -119,11 +143,6 @@ def fixed_candidates(path: Path) -> list[str]:
 
 _TABLES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tab", ".tsv", ".xls", ".xlsx")
 """Endings of files that hold more than plain lines."""
-
-
-def read_candidates(path: Path) -> list[str]:
-    """The candidates of a text file, each once; see ``candidate_lines``."""
-    return list(dict.fromkeys(candidate_lines(path)))
 
 
 def candidate_lines(path: Path, *, strip: bool = True) -> list[str]:

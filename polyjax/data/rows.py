@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from polyjax.data.candidates import add_candidates, fixed_candidates
+from polyjax.data.candidates import add_candidates, read_candidates
 from polyjax.data.identity import text_key, with_answers
 from polyjax.errors import InputError
 from polyjax.types import Example
@@ -100,7 +100,7 @@ def ranked_among(rows: Rows, config: RankConfig) -> Rows:
         case "fixed":
             assert config.file is not None
             examples = [_alone(example) for example in rows.examples]
-            return dataclasses.replace(rows, examples=examples, shared=fixed_candidates(config.file))
+            return dataclasses.replace(rows, examples=examples, shared=read_candidates(config.file))
 
 
 def _alone(example: Example) -> Example:

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 
+from polyjax.errors import InputError, shown
+
 FEW_GROUPS = 10
 """Below so many groups, resampling them alone gives intervals that are far too narrow."""
 
@@ -102,7 +104,13 @@ def bootstrap_interval(
         draws: number of bootstrap samples.
         seed: seed of the samples.
         level: confidence level of the interval.
+
+    Raises:
+        InputError: there is no example, or not one group for each.
     """
+    if not len(values) or len(values) != len(groups):
+        got = shown(f"{len(values):,} and {len(groups):,}")
+        raise InputError("groups", expected="a number and a group for at least one example", got=got)
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(index, weights=values)
     sizes = np.bincount(index).astype(float)
@@ -172,7 +180,13 @@ class RankingResult:
         Args:
             other: a result on the same examples, in the same order.
             k: number of best candidates.
+
+        Raises:
+            InputError: ``other`` is of other examples.
         """
+        if list(self.groups) != list(other.groups):
+            got = shown(f"{len(other.groups):,} rows of other groups")
+            raise InputError("other", expected=f"a result on the same {len(self.groups):,} rows", got=got)
         return bootstrap_interval(self.hits(k) - other.hits(k), self.groups, bounds=(-1.0, 1.0))
 
     def summary(self, ks: Sequence[int] = (1, 2, 5, 10)) -> dict[str, float | int | list[float]]:

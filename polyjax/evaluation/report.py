@@ -24,6 +24,8 @@ from polyjax.runtime.files import write_text
 from polyjax.runtime.hardware import cpu_has_bfloat16
 from polyjax.runtime.progress import console
 
+RESULTS, REPORT = "results.json", "report.md"
+"""Names of the files in a run directory."""
 KS = (1, 2, 5, 10)
 CAPTIONS = {
     "learning_curve": "Learning curve",
@@ -126,7 +128,7 @@ def write_report(
         ks: the k of the recalls, 1 first.
     """
     metrics = {result.name: result.summary(ks) for result in results}
-    write_text(run_dir / "results.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    write_text(run_dir / RESULTS, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     model, best = results[-1], best_of(results[:-1])
     lines = [f"# {title}", "", markdown_table(results)]
     if best is not None:
@@ -140,7 +142,7 @@ def write_report(
         lines += [f"![{caption}](figures/{name}.png)", ""]
     for section, facts in card.items():
         lines += [f"## {section}", "", *(f"* {fact}" for fact in facts), ""]
-    write_text(run_dir / "report.md", "\n".join(lines))
+    write_text(run_dir / REPORT, "\n".join(lines))
     if broken:
         console.print(f"warning: no plots, {broken}", style="yellow", markup=False)
         return

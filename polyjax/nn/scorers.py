@@ -306,19 +306,31 @@ def in_chunks(encode: Callable[..., Any], rows: Any, key: Array | None, chunk: i
     n = jax.tree.leaves(rows)[0].shape[0]
     if not 0 < chunk < n:
         return encode(rows, key=key)
-    pieces = math.ceil(n / chunk)
-
-    def split(x: Array) -> Array:
-        # If the last chunk is not full, copies of the first row fill it; their results are dropped.
-        x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (pieces * chunk - n, *x.shape[1:]))])
-        # A chunk takes every pieces-th row, so that devices that share the rows have a part of each chunk.
-        return x.reshape(chunk, pieces, *x.shape[1:]).swapaxes(0, 1)
-
-    keys = None if key is None else jax.random.split(key, pieces)
 
     @jax.checkpoint
     def one(part: tuple[Any, Array | None]) -> Any:
         return encode(part[0], key=part[1])
 
-    chunks = jax.lax.map(one, (jax.tree.map(lambda x: split(jnp.asarray(x)), rows), keys))
+    chunks = jax.lax.map(one, split_rows(rows, key, chunk))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:n], chunks)
+
+
+def split_rows(rows: Any, key: Array | None, chunk: int) -> tuple[Any, Array | None]:
+    """Rows in chunks, and a key for each; copies of the first row fill the last chunk.
+
+    A chunk takes every p-th row, so that devices that share the rows have a part of each chunk.
+
+    Args:
+        rows: arrays whose first axis is n -> [p, chunk, ...].
+        key: random key; None for none.
+        chunk: number of rows in a chunk.
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    pieces = math.ceil(n / chunk)
+
+    def split(x: Array) -> Array:
+        x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (pieces * chunk - n, *x.shape[1:]))])
+        return x.reshape(chunk, pieces, *x.shape[1:]).swapaxes(0, 1)
+
+    keys = None if key is None else jax.random.split(key, pieces)
+    return jax.tree.map(lambda x: split(jnp.asarray(x)), rows), keys

@@ -19,7 +19,7 @@ from polyjax.errors import InputError, called_with, shown
 from polyjax.evaluation.candidates import check_candidates
 from polyjax.evaluation.rankings import evaluate as ranked
 from polyjax.evaluation.rankings import some, write_examples
-from polyjax.evaluation.report import console_table
+from polyjax.evaluation.report import RESULTS, console_table
 from polyjax.inference.arguments import check_choice, check_count, check_folder, check_list
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.hub import model_folder
@@ -38,10 +38,11 @@ from polyjax.recipes.own_rows import (
 )
 from polyjax.recipes.results import Results
 from polyjax.recipes.rows_in_memory import drawn_among, task_of
-from polyjax.recipes.run import RESULTS, Run
+from polyjax.recipes.run import Run
 from polyjax.runs import CONFIG, MODEL, write_json
 from polyjax.runtime.fields import check_types
-from polyjax.runtime.progress import console, hushed
+from polyjax.runtime.files import written_to
+from polyjax.runtime.progress import console, errors, hushed
 from polyjax.types import Example
 
 
@@ -277,11 +278,19 @@ def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Result
         title=f"scoring {config.split}",
     )
     result, ks = evaluation.ranking, chosen.ks
-    console.print(console_table([result], f"{title}, {len(examples)} rows", ks=ks))
+    table = console_table([result], f"{title}, {len(examples)} rows", ks=ks)
+    console.print(table)
     metrics = {"loss": evaluation.loss, **result.summary(ks)}
     if config.out is not None and is_primary():
-        write_json(config.out / RESULTS, metrics)
-        write_examples(config.out, examples, evaluation, shared=rows.shared)
+        try:
+            fix = "make room, or choose another `out`; the results are shown above"
+            with written_to(config.out, fix=fix):
+                write_json(config.out / RESULTS, metrics)
+                write_examples(config.out, examples, evaluation, shared=rows.shared)
+        except InputError:
+            if console.quiet:  # nothing that was computed is lost
+                errors.print(table)
+            raise
         console.print(f"written: {config.out}")
     console.print(f"programs compiled: {scorer.compilations}; length buckets {scorer.text.config.buckets}")
     return Results({result.name: metrics}, title=title)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from polyjax.data.candidates import fixed_candidates
+from polyjax.data.candidates import read_candidates
 from polyjax.data.identity import different
 from polyjax.data.mining import MiningConfig
 from polyjax.data.tasks import Task, TaskConfig
@@ -194,7 +194,7 @@ def _mined(
         texts = candidates_of(examples)
     elif isinstance(candidates, str | os.PathLike):
         check_folder(candidates, "candidates")
-        texts = fixed_candidates(Path(candidates))
+        texts = read_candidates(Path(candidates))
     else:
         texts = different(as_texts("candidates", candidates))
     miner = Miner(ranker=ranker, config=rules, candidates=texts, rescore=rescore)

@@ -20,14 +20,13 @@ from polyjax.evaluation.calibration import fit_score_map
 from polyjax.evaluation.candidates import chance, check_candidates, right_places
 from polyjax.evaluation.metrics import RankingResult
 from polyjax.evaluation.rankings import evaluate, some
-from polyjax.evaluation.report import best_of, console_table, verdict, write_report
+from polyjax.evaluation.report import RESULTS, best_of, console_table, verdict, write_report
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.cards import load_scorer
 from polyjax.interop.pretrained import load_pretrained
 from polyjax.mesh.processes import is_primary
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.card import model_card
-from polyjax.recipes.run import RESULTS
 from polyjax.recipes.settings import RunConfig
 from polyjax.recipes.splits import Splits
 from polyjax.recipes.start import initial_scorer

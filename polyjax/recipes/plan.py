@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
-from polyjax.data.candidates import fixed_candidates
+from polyjax.data.candidates import read_candidates
 from polyjax.data.tasks import MissingFile, Split, listed_in_training, read_to_rank
 from polyjax.errors import InputError
 from polyjax.evaluation.candidates import check_candidates
@@ -64,7 +64,7 @@ def listed_candidates(config: RunConfig) -> int:
         case "inline" if (known := listed_in_training(config.dataset)) is not None:
             return known
         case "fixed" if config.batch.fixed_file is not None:
-            return len(fixed_candidates(config.batch.fixed_file))
+            return len(read_candidates(config.batch.fixed_file))
         case _:
             listed = max(len(example.candidates) for example in config.dataset.read("train").examples)
             if listed < 2:

@@ -20,7 +20,7 @@ from polyjax.data.corpora.prepare import (
     prepare_pieces,
     sampled_turns,
 )
-from polyjax.data.corpora.store import PreparedCorpus, tokens_of
+from polyjax.data.corpora.store import PreparedCorpus, check_split, tokens_of
 from polyjax.data.tokenizers import SENTENCEPIECE_FILE, Tokenizer, load_tokenizer
 from polyjax.errors import InputError, shown
 from polyjax.interop.parlai.model import load_dictionary
@@ -187,6 +187,7 @@ def prepare(config: PretrainConfig, source: Path | None) -> tuple[Tokenizer, Pre
         excluded |= found
         left_out.append(LeftOut(task=name, digest=found.digest))
     pieces = prepare_pieces(config.corpus)
+    check_split(config.corpus, pieces, excluded)  # before a vocabulary is learnt
     tokenizer = make_tokenizer(config, source, pieces, excluded)
     folder = config.folder / "tokenizer"
     corpus = tokens_of(config.corpus, tokenizer, folder, pieces=pieces, excluded=excluded)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polyjax.evaluation.figures import drawing, new_figure, save_figure
-from polyjax.evaluation.report import hardware
+from polyjax.evaluation.report import REPORT, RESULTS, hardware
 from polyjax.runs import MetricsLog, write_json
 from polyjax.runtime.files import write_text
 
@@ -41,10 +41,10 @@ def write_pretraining_report(run_dir: Path, notes: Sequence[str]) -> None:
         "",
         "![Losses, accuracies, speed](figures/learning.png)",
     ]
-    write_text(run_dir / "report.md", "\n".join(lines) + "\n")
+    write_text(run_dir / REPORT, "\n".join(lines) + "\n")
     metrics = {name: best[name] for name in ("step", "loss", *_NAMES)}
     metrics["tokens_per_second"] = speed["tokens_per_second"]
-    write_json(run_dir / "results.json", metrics)
+    write_json(run_dir / RESULTS, metrics)
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     with drawing(folder):

@@ -30,7 +30,7 @@ from polyjax.errors import InputError, first_line
 from polyjax.inference.arguments import check_folder
 from polyjax.mesh.processes import is_primary, primary_first
 from polyjax.recipes.changes import changed
-from polyjax.runtime.files import temporary_folder
+from polyjax.runtime.files import temporary_folder, written_to
 from polyjax.types import Example
 
 ROWS = {"train": "rows.jsonl", "valid": "valid.jsonl", "test": "test.jsonl"}
@@ -304,7 +304,9 @@ def task_of(data: Any, *, all_tested: bool = True) -> Iterator[Task]:
         content = as_jsonl("data", data)
         with temporary_folder() as folder:  # only for rows in memory: not every system has one
             path = folder / ROWS["train"]
-            path.write_bytes(content)
+            fix = "make room there, set TMPDIR, or give the path of a file"
+            with written_to(path, fix=fix):
+                path.write_bytes(content)
             with rows_named({path: "data"}):
                 yield _task_of_file(path, all_tested=all_tested)
 

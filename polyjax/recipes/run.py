@@ -7,13 +7,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from polyjax.errors import InputError
+from polyjax.evaluation.report import REPORT, RESULTS
 from polyjax.inference.arguments import check_folder
 from polyjax.nn.encoders import Dtype
 from polyjax.ranker import Ranker
 from polyjax.recipes.results import Results
 from polyjax.runs import CONFIG, MetricsLog, read_json
-
-RESULTS, REPORT = "results.json", "report.md"
 
 
 class Run:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from polyjax.data.candidates import candidate_lines
+from polyjax.data.candidates import candidate_lines, say_copies
 from polyjax.data.truncation import candidate_losses
 from polyjax.inference.arguments import as_texts
 from polyjax.inference.scorer import TextScorer
@@ -69,12 +69,6 @@ def make_index(
         say_losses(texts, scorer)
         say_copies(len(texts) - len(found))
     return Index(scorer, found, folder=folder, mesh=mesh, programs=programs)
-
-
-def say_copies(n: int) -> None:
-    """Say on standard error how many candidates an index leaves out: copies of earlier ones."""
-    if n:
-        errors.print(f"copies of earlier candidates, which are left out: {n:,}")
 
 
 def say_losses(texts: Sequence[str], scorer: TextScorer) -> None:

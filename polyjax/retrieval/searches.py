@@ -19,6 +19,7 @@ from polyjax.retrieval.search.programs import SearchPrograms
 from polyjax.retrieval.search.searcher import Method, Results
 from polyjax.retrieval.searchable import Index
 from polyjax.retrieval.stages.faiss import FirstStage
+from polyjax.runtime.progress import errors, hushed
 
 
 class SearchesIndexes:
@@ -40,6 +41,7 @@ class SearchesIndexes:
         dtype: IndexDtype = "float32",
         mesh: Mesh | None = None,
         replace: bool = False,
+        quiet: bool = False,
     ) -> Index:
         """Encode candidates once into an index, which ``search`` of this ranker then searches.
 
@@ -53,6 +55,7 @@ class SearchesIndexes:
             dtype: of the kept vectors; bytes per number: float32 6 (a bfloat16 copy too), bfloat16 2, int8 1.
             mesh: devices that share the candidates, of one process or of several.
             replace: always build, and replace an existing index at the end.
+            quiet: print nothing on standard error: no progress, and no count of what was cut or left out.
 
         Raises:
             InputError: the model is a cross-encoder, another index is in the folder, an argument cannot work,
@@ -63,15 +66,16 @@ class SearchesIndexes:
         check_choice("dtype", dtype, get_args(IndexDtype))
         if isinstance(candidates, str | os.PathLike):
             check_folder(candidates, "candidates")
-        self._index = make_index(
-            self.scorer,
-            candidates,
-            as_path(folder),
-            dtype=dtype,
-            mesh=mesh,
-            replace=replace,
-            programs=self._programs,
-        )
+        with hushed(quiet, errors):
+            self._index = make_index(
+                self.scorer,
+                candidates,
+                as_path(folder),
+                dtype=dtype,
+                mesh=mesh,
+                replace=replace,
+                programs=self._programs,
+            )
         return self._index
 
     def open_index(self, folder: str | os.PathLike[str], *, mesh: Mesh | None = None) -> Index:

@@ -53,6 +53,26 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextlib.contextmanager
+def written_to(place: str | Path, *, fix: str | None = None) -> Iterator[None]:
+    """Turn an OSError inside, such as that of a full disk, into an InputError.
+
+    Args:
+        place: the file or folder that is written.
+        fix: what to do.
+
+    >>> with written_to("out.jsonl", fix="make room"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    polyjax.errors.InputError: out.jsonl: cannot be written (No space left on device); make room
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise InputError.in_file(place, problem=problem, fix=fix) from None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, complete or not at all."""
     aside = path.with_name(path.name + PARTIAL)

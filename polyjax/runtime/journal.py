@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from polyjax.runtime.files import written_to
+
 
 class Journal:
     """A file of JSON lines: a header that says which work it is, then a line for each result.
@@ -34,15 +36,21 @@ class Journal:
             if number:
                 self.done.append(value)
         if not kept:
-            path.write_text(wanted + "\n", encoding="utf-8")
+            with written_to(path, fix="make room"):
+                path.write_text(wanted + "\n", encoding="utf-8")
         elif kept < len(content):
             with path.open("rb+") as file:
                 file.truncate(kept)
 
     def add(self, results: Iterable[Any]) -> None:
-        """Keep further results; they are on disk when this returns."""
+        """Keep further results; they are on disk when this returns.
+
+        Raises:
+            InputError: they cannot be written, for example because the disk is full.
+        """
         results = list(results)
-        with self._path.open("a", encoding="utf-8") as file:
+        fix = f"make room and run it again: {len(self.done):,} results are kept"
+        with written_to(self._path, fix=fix), self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in results)
             file.flush()
             os.fsync(file.fileno())

@@ -69,13 +69,13 @@ errors = Screen(highlight=False, soft_wrap=True, stderr=True, force_jupyter=Fals
 
 
 @contextmanager
-def hushed(quiet: bool = True) -> Iterator[None]:
-    """Print nothing on ``console`` inside, if ``quiet``."""
-    before, console.quiet = console.quiet, console.quiet or quiet
+def hushed(quiet: bool = True, out: Console = console) -> Iterator[None]:
+    """Print nothing on ``out`` inside, if ``quiet``."""
+    before, out.quiet = out.quiet, out.quiet or quiet
     try:
         yield
     finally:
-        console.quiet = before
+        out.quiet = before
 
 
 class Meter:

@@ -6,6 +6,7 @@ function with the same signature can be passed. Training on vectors instead of s
 """
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from polyjax.errors import InputError, shown
-from polyjax.nn.scorers import Scorer
+from polyjax.nn.scorers import CrossScorer, Scorer
+from polyjax.train.accumulation import accumulated_mean
 from polyjax.train.listwise import ListwiseLoss, taught_scores
 from polyjax.types import AnyArray, Batch, DualInputs
 
@@ -262,12 +264,41 @@ def ranking_loss(
         scorer: the model.
         batch: its inputs must be those of the scorer (``DualInputs`` or ``PairInputs``).
         key: random key for dropout; None for no dropout.
-        chunk: number of contexts to encode at a time, see ``polyjax.nn.scorers.in_chunks``; 0 for all.
+        chunk: number of contexts to encode at a time, see ``polyjax.nn.scorers.in_chunks``; 0 for all. A
+            cross-encoder's gradients are added up chunk by chunk instead, where the loss is a built-in one.
         loss: the loss of each context.
 
     Raises:
         InputError: the result of ``loss`` has another shape than [b].
     """
+    if 0 < chunk < len(batch.label) and isinstance(scorer, CrossScorer) and _accumulates(scorer, loss):
+        value, accuracy = accumulated_mean(
+            functools.partial(_each, loss=loss), scorer, _with_full_mask(batch), key, chunk=chunk
+        )
+    else:
+        losses, right = _each(scorer, batch, key, loss=loss, chunk=chunk)
+        value, accuracy = losses.mean(), right.mean()
+    return value, {"loss": value, "accuracy": accuracy}
+
+
+def _accumulates(scorer: CrossScorer, loss: Loss) -> bool:
+    """Whether gradients of chunks can be added: the loss of a context depends on its own scores alone.
+
+    Those of float16 are scaled as a whole, against underflow.
+    """
+    return isinstance(loss, typing.get_args(LossConfig)) and scorer.settings.encoder.dtype != "float16"
+
+
+def _with_full_mask(batch: Batch) -> Batch:
+    """The batch with one row of ``where`` for each context."""
+    where = jnp.asarray(batch.where)
+    return dataclasses.replace(batch, where=jnp.broadcast_to(where, (len(batch.label), where.shape[1])))
+
+
+def _each(
+    scorer: Scorer, batch: Batch, key: Array | None, *, loss: Loss, chunk: int = 0
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """The loss of each context, and 1 where its label is ranked first, otherwise 0."""
     score = typing.cast(Callable[..., Any], scorer)  # the loader made the inputs of this scorer's kind
     scores = score(batch.inputs, key=key, chunk=chunk).astype(jnp.float32)
     losses = loss(scores, batch)
@@ -277,7 +308,6 @@ def ranking_loss(
             expected=f"a function that gives one number for each of the {len(scores)} contexts",
             got=shown(f"an array of shape {jnp.shape(losses)}"),
         )
-    value = losses.mean()
     masked = jnp.where(batch.where, scores, -jnp.inf)
     ahead = (masked >= _at(scores, batch.label)[:, None]).sum(axis=1) - 1  # a tie counts against the label
-    return value, {"loss": value, "accuracy": (ahead == 0).astype(jnp.float32).mean()}
+    return losses, (ahead == 0).astype(jnp.float32)

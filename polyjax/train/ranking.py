@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from polyjax.data.batches import BatchConfig, make_loader
-from polyjax.data.candidates import fixed_candidates
+from polyjax.data.candidates import read_candidates
 from polyjax.data.guide import Guide
 from polyjax.data.negatives import CandidateSource
 from polyjax.data.rows import Rows
@@ -134,7 +134,7 @@ class Ranking:
             listed = most
         elif source == "fixed":
             assert self._batch.fixed_file is not None
-            listed = len(fixed_candidates(self._batch.fixed_file))
+            listed = len(read_candidates(self._batch.fixed_file))
         scorer = self.model
         assert isinstance(scorer, Scorer)
         return longest_batch(

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from polyjax.data.candidates import TRIES, add_candidates, fixed_candidates
+from polyjax.data.candidates import TRIES, add_candidates, read_candidates
 from polyjax.data.identity import text_key
 from polyjax.data.rows import RankConfig, Rows, ranked_among
 from polyjax.errors import InputError
@@ -106,7 +106,7 @@ def test_a_batch_of_nothing_but_right_answers_is_refused():
 def test_fixed_candidates_are_different_texts(tmp_path):
     path = tmp_path / "c.txt"
     path.write_text("Yes\nno\nyes \ncafé\ncafe\u0301\nC++\nC\n", encoding="utf-8")
-    assert fixed_candidates(path) == ["Yes", "no", "café", "C++", "C"]
+    assert read_candidates(path) == ["Yes", "no", "café", "C++", "C"]
     rows = ranked_among(Rows(asked(3, 1)), RankConfig(candidates="fixed", file=path))
     assert list(rows.shared) == ["Yes", "no", "café", "C++", "C"]
 

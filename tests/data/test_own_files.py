@@ -387,6 +387,7 @@ def test_candidates_are_plain_lines(tmp_path, name, content, expected):
         (b"\xff", 0, "not valid UTF-8"),
         (b'["yes",\n "no"]\n', 0, "got JSON"),
         (b'{"text": "yes"}\n{"text": "no"}\n', 0, "got JSON"),
+        (b'{"context": "hi", "label": "yes"}\n{"context": "hi", "label": "no"}\n', 0, "got JSON"),
         (b"a\0b\0\n\0", 0, "UTF-16 without a byte order mark"),
     ],
 )

@@ -21,7 +21,7 @@ from polyjax.data.corpora.identity import content_hash
 from polyjax.data.corpora.leakage import HeldOut
 from polyjax.data.corpora.prepare import CorpusConfig, TaskPiece, corpus_identity, prepare_pieces
 from polyjax.data.corpora.sources import find_pieces, is_held_out
-from polyjax.data.corpora.store import tokens_of
+from polyjax.data.corpora.store import check_split, tokens_of
 from polyjax.data.rows import Rows
 from polyjax.data.tasks.convai2 import ConvAI2Config
 from polyjax.data.text import TextConfig
@@ -178,6 +178,35 @@ def corpus(tmp_path, n=300, **changes):
     path = write(tmp_path / "a.jsonl", rows(n))
     settings = {"files": (f"pairs:{path}",), "dir": tmp_path / "prepared", "held_out": 0.1}
     return CorpusConfig(**(settings | changes))
+
+
+@pytest.mark.parametrize(
+    ("rows", "held_out", "argument", "problem"),
+    [
+        ([{"context": ["well", str(i)], "label": "b"} for i in range(9)], 0.1, "corpus.held_out", "to train"),
+        (
+            [{"context": ["hi", str(i)], "label": "b"} for i in range(9)],
+            0.1,
+            "corpus.held_out",
+            "to validate",
+        ),
+        ([{"id": str(i), "turns": ["a", "b"]} for i in range(9)], 0.001, "corpus.held_out", "to validate"),
+        ([{"id": str(i), "turns": ["a"]} for i in range(9)], 0.1, "corpus.files", "no pair"),
+        ([{"id": str(i), "turns": ["a", "b"]} for i in range(90)], 0.1, None, None),
+    ],
+)
+def test_a_corpus_with_nothing_to_train_or_validate_on_is_refused(
+    tmp_path, rows, held_out, argument, problem
+):
+    config = corpus(tmp_path, held_out=held_out)
+    write(tmp_path / "a.jsonl", rows)
+    pieces = prepare_pieces(config)
+    if argument is None:
+        check_split(config, pieces)
+        return
+    with pytest.raises(InputError) as error:
+        check_split(config, pieces)
+    assert error.value.argument == argument and problem in error.value.problem
 
 
 def test_tokens_are_those_of_the_conversations(tmp_path, tokenizer_dir):

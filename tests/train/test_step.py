@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from conftest import DUAL_HEADS, HEADS, random_tokens, tiny
-from polyjax import BiConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
+from polyjax import BiConfig, CrossConfig, DualInputs, EncoderConfig, PairInputs, make_scorer
 from polyjax.nn.scorers import in_chunks
 from polyjax.train.listwise import ListwiseLoss
 from polyjax.train.losses import LOSSES, BinaryLoss, SoftmaxLoss, ranking_loss
@@ -137,6 +137,25 @@ def test_memory_is_that_of_a_chunk(rng):
 
     small, chunked, whole = temporary(8, 0), temporary(64, 8), temporary(64, 0)
     assert chunked < 1.3 * small and whole > 5 * small
+
+
+def test_a_cross_encoder_in_chunks_encodes_each_pair_once(rng):
+    """Gradients of chunks are added up: one forward and one backward pass, as of the whole batch."""
+
+    def products(head, chunk: int, loss=LOSSES["softmax"]) -> int:
+        graph, state = nnx.split(make_scorer(tiny(n_layers=1), head, rngs=nnx.Rngs(0)))
+        batch = batch_of(rng, head, 16)
+
+        def mean(state):
+            return ranking_loss(nnx.merge(graph, state), batch, None, chunk=chunk, loss=loss)[0]
+
+        return str(jax.make_jaxpr(jax.grad(mean))(state)).count("dot_general[")
+
+    def own(scores, batch):  # may compare contexts
+        return LOSSES["softmax"](scores, batch)
+
+    assert products(CrossConfig(), 4) == products(CrossConfig(), 0) < products(CrossConfig(), 4, own)
+    assert products(BiConfig(), 4) > products(BiConfig(), 0)
 
 
 def test_each_chunk_draws_dropout_of_its_own(rng):

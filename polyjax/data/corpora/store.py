@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def tokens_of(
         excluded: conversations of these are left out.
 
     Raises:
-        InputError: the corpus is broken, or has no pair to train or validate on.
+        InputError: the corpus is broken.
     """
     pieces = prepare_pieces(config) if pieces is None else pieces
     excluded = excluded or HeldOut()
@@ -70,6 +71,38 @@ def tokens_of(
     left_out = json.loads((folder / "done.json").read_text(encoding="utf-8"))["left_out"]
     train, valid = (_mapped(folder, split) for split in SPLITS)
     return PreparedCorpus(train, valid, left_out, state)
+
+
+def check_split(
+    config: CorpusConfig, pieces: Iterable[PreparedPiece | TaskPiece], excluded: HeldOut | None = None
+) -> None:
+    """Raise InputError if a corpus has no pair to train on, or none to validate on.
+
+    Reads until it has found one of each.
+
+    Args:
+        config: of the corpus.
+        pieces: of the corpus.
+        excluded: conversations of these are left out.
+    """
+    excluded, conversations, found = excluded or HeldOut(), 0, set()
+    for conversation in itertools.chain.from_iterable(pieces):
+        if len(conversation.turns) <= max(conversation.first_label, 1) or conversation.turns in excluded:
+            continue
+        conversations += 1
+        found.add(is_held_out(conversation.id, config.held_out))
+        if len(found) == 2:
+            return
+    if not conversations:
+        raise InputError("corpus.files", problem="there is no pair of a text and the one that follows it")
+    missing, fix = ("train", "lower") if True in found else ("validate", "raise")
+    raise InputError(
+        "corpus.held_out",
+        problem=f"none of {conversations:,} conversations is left to {missing} on (rows that begin with the "
+        "same turn and have no id are one, and stay together)",
+        got=config.held_out,
+        fix=f"{fix} it, or give the rows of each conversation an `id`",
+    )
 
 
 def _make_tokens(
@@ -156,8 +189,4 @@ def _mapped(folder: Path, split: str) -> CorpusTokens:
     arrays = {
         name: np.load(folder / f"{split}-{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
     }
-    if not len(arrays["first_labels"]):
-        valid = split == "valid"
-        problem = f"there is no pair to {'validate' if valid else 'train'} on"
-        raise InputError("corpus.files", problem=problem, fix="raise `corpus.held_out`" if valid else None)
     return CorpusTokens(**arrays)
