@@ -68,13 +68,6 @@ JOBS = (
     Job(name="scoring", quick="--candidates 100000 --codes 64 --repeats 3", minutes=(0.6, 7), packages=TORCH),
     Job(name="encoder", full="--repeats 20", quick="--repeats 3", minutes=(0.9, 6), packages=PEERS),
     Job(name="encoders", minutes=(0, 8), packages=("torch", "transformers")),
-    Job(
-        name="activations",
-        script="encoders",
-        full="--families albert --activations gelu gelu_tanh",
-        minutes=(0, 2),
-        packages=("torch", "transformers"),
-    ),
     Job(name="encoding", quick="--texts 500 --repeats 2", minutes=(0.8, 7), packages=PEERS),
     Job(name="train_step", quick="--repeats 2 --rounds 1", minutes=(2.2, 6), packages=PEERS),
     Job(name="reply", quick="--repeats 3", minutes=(0.8, 2), packages=("torch", "transformers")),

@@ -2,13 +2,11 @@
 
     pip install -e '.[bench]'
     python benchmarks/encoders.py            # --quick for a look at whether it runs
-    python benchmarks/encoders.py --families albert --activations gelu gelu_tanh    # what GELU's form costs
 
 Each family is made with random weights in one shape, written as transformers reads it, and loaded there. Both
 read the same random ids in float32. They take turns, each after a pause (benchmarks/common.py); medians. The
 last columns compare a family's ratio to torch with that of bert: an interval above 1.1 says that the family
-costs here what it does not cost there. Prints a table and writes results/encoders/HOST.json; with activations
-only forward passes, results/activations/HOST.json.
+costs here what it does not cost there. Prints a table and writes results/encoders/HOST.json.
 """
 
 import dataclasses
@@ -59,8 +57,7 @@ class BenchmarkConfig:
     """What is timed.
 
     Attributes:
-        families: by model_type; all where empty. BERT is always among them.
-        activations: time the forward pass with each of these instead of the family's own.
+        families: by model_type; all where empty.
         layers: of each transformer.
         dim: width.
         rows: of a batch.
@@ -72,7 +69,6 @@ class BenchmarkConfig:
     """
 
     families: tuple[str, ...] = ()
-    activations: tuple[str, ...] = ()
     layers: int = 6
     dim: int = 384
     rows: int = 32
@@ -120,19 +116,6 @@ def written(encoder: Any, folder: Path) -> None:
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
-
-
-def cases(config: BenchmarkConfig) -> list[tuple[dict[str, str], Any]]:
-    """What names each model in results, and its settings; BERT's first."""
-    known = shapes(config)
-    chosen = {n: s for n, s in known.items() if n in ("bert", *(config.families or known))}
-    if not config.activations:
-        return [({"family": name}, shape) for name, shape in chosen.items()]
-    return [
-        ({"family": name, "activation": form}, dataclasses.replace(shape, activation=form))
-        for name, shape in chosen.items()
-        for form in config.activations
-    ]
 
 
 Calls = Mapping[str, Callable[[], object]]
@@ -194,37 +177,37 @@ def main(config: BenchmarkConfig) -> None:
     torch.set_num_threads(config.threads)
     logging.set_verbosity_error()  # of poolers that are not in the files
     logging.disable_progress_bar()
-    name, parts = ("activations", ("forward",)) if config.activations else ("encoders", ("forward", "step"))
-    record = Record(name, measures=MEASURES, settings=config, peers=("torch", "transformers"))
+    record = Record("encoders", measures=MEASURES, settings=config, peers=("torch", "transformers"))
     ids = np.random.default_rng(0).integers(5, 8000, (config.rows, config.tokens)).astype(np.int32)
+    chosen = {n: s for n, s in shapes(config).items() if n in ("bert", *(config.families or shapes(config)))}
     figures: list[dict[str, Any]] = []
-    of_bert: dict[str, list[float]] = {}  # ratios to torch in each turn, by part, of the first model
-    first = True  # torch's first timings in a process are a fifth slower: those of the first are dropped
-    for named, shape in cases(config):
+    ratios: dict[tuple[str, str], list[float]] = {}  # to torch in each turn, by family and part
+    first = (
+        True  # torch's first timings in a process are a fifth slower: those of the first family are dropped
+    )
+    for name, shape in chosen.items():
         encoder = shape.build(rngs=nnx.Rngs(0))
         with tempfile.TemporaryDirectory() as place:
             written(encoder, Path(place))
             expected, torch_calls = theirs(Path(place), ids)
         hidden, calls = ours(encoder, ids)
         np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-4)
-        for part in parts:
+        for part in ("forward", "step"):
             if first:
                 take_turns({"polyjax": calls[part], "torch": torch_calls[part]}, config.repeats)
             turns = take_turns({"polyjax": calls[part], "torch": torch_calls[part]}, config.repeats)
-            case = {**named, "part": part}
+            case = {"family": name, "part": part}
             medians = record.add(case, "ms", turns.samples, to="torch", alone=turns.alone)
             ratio = medians["polyjax"] / medians["torch"]
             pairs = zip(turns.samples["polyjax"], turns.samples["torch"], strict=True)
-            ratios = [ours / torchs for ours, torchs in pairs]
-            low, high = interval_of_quotient(ratios, of_bert.setdefault(part, ratios))
-            to_bert = statistics.median(ratios) / statistics.median(of_bert[part])
+            ratios[name, part] = [ours / torchs for ours, torchs in pairs]
+            low, high = interval_of_quotient(ratios[name, part], ratios["bert", part])
+            to_bert = statistics.median(ratios[name, part]) / statistics.median(ratios["bert", part])
             figures.append({**case, "ms": medians["polyjax"], "torch_ms": medians["torch"], "ratio": ratio})
             figures[-1] |= {"to_bert": to_bert, "low": low, "high": high, "within": low <= MOST}
         first = False
-    columns = {name: f"{{{name}}}" for name in figures[0] if name in ("family", "activation", "part")}
+    columns = {"family": "{family}", "part": "{part}", "polyjax ms": "{ms:.1f}", "torch ms": "{torch_ms:.1f}"}
     columns |= {
-        "polyjax ms": "{ms:.1f}",
-        "torch ms": "{torch_ms:.1f}",
         "ratio": "{ratio:.2f}",
         "to bert's": "{to_bert:.2f}",
         "95% interval": "{low:.2f} to {high:.2f}",

@@ -457,11 +457,6 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
             Column("memory afterwards, MB", "after twice saturation", "MB"),
         ),
     ),
-    "activations": Table(
-        "activations",
-        {"family": "family", "activation": "activation"},
-        (Column("PyTorch, ms", "torch"), Column("polyjax, ms", "polyjax", to="torch")),
-    ),
     "versions": versions,
     "picture-millions": Picture(
         "millions", "Time of a search, and size on disk and in memory, against the number of candidates"
