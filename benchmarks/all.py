@@ -110,7 +110,7 @@ JOBS = (
     ),
 )
 
-APART = {"accuracy", "gpu", "versions"}
+APART = {"accuracy", "gpu", "versions", "versions_start"}
 """Benchmarks that are run by hand."""
 
 

@@ -1,10 +1,12 @@
 """Speed of this checkout against an earlier commit: start-up, encoding, exact searches, a training step.
 
     python benchmarks/versions.py --before d9144dd
+    python benchmarks/versions.py --before d9144dd --start --rounds 15    # start-up alone
 
 The earlier commit trains a few steps and builds an index; both versions then open these. Each sample is a
 whole process, and the two take turns, so that a noisy machine hits both. A slowdown counts where the interval
-of the paired ratios lies above 1.05. Prints a table and writes results/versions/HOST.json.
+of the paired ratios lies above 1.05. Prints a table and writes results/versions/HOST.json, of start-up alone
+results/versions_start/HOST.json.
 """
 
 import dataclasses
@@ -54,6 +56,10 @@ def milliseconds(call):
         times.append(1e3 * (time.perf_counter() - began))
     return sorted(times)[2]
 found = {name: 1e3 * (b - a) for name, a, b in zip(["import", "load", "first answer"], marks, marks[1:])}
+found["import and load"] = found["import"] + found["load"]
+if not index:
+    print(json.dumps(found | {"file": polyjax.__file__}))
+    sys.exit()
 found["encode 512 candidates"] = milliseconds(lambda: ranker.index(texts))
 ranker.open_index(index)
 for method in ("scan", "certified"):
@@ -71,6 +77,7 @@ class BenchmarkConfig:
 
     Attributes:
         before: the earlier commit.
+        start: only time what a process does before its first answer.
         rounds: processes of each version and kind, after one that fills the compilation cache.
         rows: of chitchat that are trained on.
         candidates: in the index, labels of chitchat.
@@ -81,6 +88,7 @@ class BenchmarkConfig:
     """
 
     before: str
+    start: bool = False
     rounds: int = 5
     rows: int = 2000
     candidates: int = 20_000
@@ -161,20 +169,24 @@ def measure(versions: Versions, config: BenchmarkConfig) -> Iterator[tuple[str, 
     rows = [{"context": list(one.context), "label": one.label_text} for one in examples[: config.rows]]
     (versions.folder / ROWS).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     made = versions.train("before", 10)[0].rename(versions.folder / "made")
-    versions.python("before", "-c", INDEX, str(made), str(file), str(index))
-    use = ["-c", USE, str(made), str(index), str(file), contexts, str(config.top_k)]
+    if not config.start:
+        versions.python("before", "-c", INDEX, str(made), str(file), str(index))
+    opened = "" if config.start else str(index)
+    use = ["-c", USE, str(made), opened, str(file), contexts, str(config.top_k)]
     for name, round_ in in_turns(NAMES, config.rounds + 1):
         found = json.loads(versions.python(name, *use))
         if not found.pop("file").startswith(str(versions.trees[name])):
             raise RuntimeError(f"another polyjax than that of {versions.trees[name]} was imported")
-        found["training step"] = step_milliseconds(versions.train(name, config.steps)[1])
+        if not config.start:
+            found["training step"] = step_milliseconds(versions.train(name, config.steps)[1])
         if round_:
             yield from ((what, name, value) for what, value in found.items())
 
 
 def main(config: BenchmarkConfig) -> None:
     """Time both in turns, print and write."""
-    record = Record("versions", measures=MEASURES, settings=config)
+    name = "versions_start" if config.start else "versions"
+    record = Record(name, measures=MEASURES, settings=config)
     samples: dict[str, dict[str, list[float]]] = {}
     with checkout(config.before) as tree, tempfile.TemporaryDirectory() as folder:
         for what, name, value in measure(Versions({"before": tree, "now": ROOT}, Path(folder)), config):

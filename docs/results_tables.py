@@ -243,7 +243,7 @@ def families(results: Path) -> str:
 def versions(results: Path) -> str:
     """This library beside an earlier commit of it, from benchmarks/versions.py."""
     text = []
-    for result in read("versions", results):
+    for result in [*read("versions", results), *read("versions_start", results)]:
         heads = ["what", f"`{result['before']}`, ms", "then, ms", "ratio of pairs, median", "95% interval"]
         lines = [row(heads), row(["---", *["---:"] * 4])]
         for one in result["rows"]:
