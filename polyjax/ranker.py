@@ -23,7 +23,6 @@ from polyjax.inference.embedding import Output, embed
 from polyjax.inference.explain import Explanation, explain
 from polyjax.inference.scorer import TextScorer, check_scorer
 from polyjax.interop.hub import model_folder
-from polyjax.interop.parlai.model import load_parlai
 from polyjax.interop.pretrained import load_model, names_minilm, origin_of, zero_shot_scorer
 from polyjax.interop.saving import SavesModel, with_origin
 from polyjax.nn.encoders import Dtype
@@ -139,6 +138,8 @@ class Ranker(OfThisProcess, SearchesIndexes, SavesModel):
         refuse_forked(computes=False)
         check_folder(model_file, "model_file")
         check_choice("padding", padding, ("none", "parlai"))
+        from polyjax.interop.parlai.model import load_parlai  # what few need is not imported to rank
+
         return cls(TextScorer(*load_parlai(Path(model_file), padding=padding)[:2]))
 
     def __repr__(self) -> str:

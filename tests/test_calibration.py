@@ -5,7 +5,8 @@ import pytest
 
 from polyjax import InputError
 from polyjax.config import from_json, to_json
-from polyjax.evaluation.calibration import SIGMOID, ScoreMap, fit_score_map
+from polyjax.evaluation.calibration import fit_score_map
+from polyjax.inference.score_map import SIGMOID, ScoreMap
 
 
 def drawn(slope: float, offset: float, rows: int = 4000, columns: int = 5):

@@ -14,7 +14,7 @@ import tyro
 from polyjax.cli.chat import kept_index, load_index
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.errors import InputError
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
 from polyjax.interop.cards import read_card
 from polyjax.interop.hub import hub_name
 from polyjax.nn.encoders import Dtype

@@ -4,48 +4,15 @@ Platt's method (Advances in Large Margin Classifiers, 1999) with the targets of 
 Learning 68, 2007), which keep the fit finite even if scores separate right and wrong candidates completely.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from polyjax.errors import InputError
+from polyjax.inference.score_map import ScoreMap, sigmoid
 
 _STEPS, _CLOSE = 100, 1e-10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreMap:
-    """The probability that a candidate is right: 1 / (1 + exp(-(slope * score + offset))).
-
-    It holds for candidates of which the same share is right as in the rows that the map was fitted on.
-
-    Attributes:
-        slope: multiplies the score; positive, so that the order of candidates stays the same.
-        offset: added to it; with 0, a score of 0 has probability one half.
-
-    >>> ScoreMap(slope=2.0, offset=-1.0)(np.array([0.5, 100.0, -100.0])).tolist()
-    [0.5, 1.0, 0.0]
-    """
-
-    slope: float = 1.0
-    offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Raise InputError for an invalid value."""
-        if not (math.isfinite(self.slope) and self.slope > 0):
-            raise InputError("slope", expected="a positive number", got=self.slope)
-        if not math.isfinite(self.offset):
-            raise InputError("offset", expected="a finite number", got=self.offset)
-
-    def __call__(self, scores: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-        """Probabilities of scores of any shape, float32 (in half precision, different scores would tie)."""
-        return _sigmoid(self.slope * np.asarray(scores, np.float64) + self.offset).astype(np.float32)
-
-
-SIGMOID = ScoreMap()
-"""The map of a model that was not calibrated."""
 
 
 def fit_score_map(
@@ -94,7 +61,7 @@ def _newton(values: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     found = np.array([0.0, math.log(share / (1 - share))])
     loss = _loss(found @ columns, target)
     for _ in range(_STEPS):
-        chance = _sigmoid(found @ columns)
+        chance = sigmoid(found @ columns)
         gradient = columns @ (chance - target)
         curvature = (columns * (chance * (1 - chance))) @ columns.T + 1e-12 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
@@ -108,9 +75,3 @@ def _newton(values: np.ndarray, target: np.ndarray) -> tuple[float, float]:
 
 def _loss(logits: np.ndarray, target: np.ndarray) -> float:
     return float((np.logaddexp(0, logits) - target * logits).sum())
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    # The exponent is never positive, so the exponential cannot overflow.
-    small = np.exp(-np.abs(logits))
-    return np.where(logits >= 0, 1, small) / (1 + small)

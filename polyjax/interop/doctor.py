@@ -13,6 +13,7 @@ from polyjax.interop.hub import model_folder
 from polyjax.interop.huggingface import minilm_folder
 from polyjax.interop.pretrained import is_pretraining_run, is_ranking_run, names_minilm, read_pretraining_card
 from polyjax.interop.sentence_transformers import MODULES, PROMPTS, EncoderFolder, load_folder, read_folder
+from polyjax.nn.abstract import abstract_model
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.runs import TOKENIZER, saved_steps
 
@@ -74,7 +75,7 @@ def describe(found: EncoderFolder) -> list[str]:
 
 def size_of(settings: EncoderSettings) -> str:
     """An encoder's size as a text: layers, width, parameters (millions), positions."""
-    abstract = nnx.eval_shape(lambda: settings.build(rngs=nnx.Rngs(0)))
+    abstract = abstract_model(lambda rngs: settings.build(rngs=rngs))
     n = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract)))
     size = f"{settings.n_layers} layers x {settings.dim}, {n / 1e6:.1f} M parameters"
     return f"{size}, {settings.n_positions} positions"

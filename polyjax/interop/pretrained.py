@@ -18,6 +18,7 @@ from polyjax.interop.cards import load_scorer, read_card
 from polyjax.interop.hub import hub_name, model_folder, pinned
 from polyjax.interop.huggingface import CONFIG, is_minilm, load_encoder_weights, minilm_folder
 from polyjax.interop.sentence_transformers import MODULES, load_folder, read_folder
+from polyjax.nn.abstract import abstract_model
 from polyjax.nn.encoders import Dtype, EncoderSettings, KnownEncoder, TokenEncoder
 from polyjax.nn.heads import BiConfig
 from polyjax.nn.pretraining import Pretrainer
@@ -257,7 +258,7 @@ def load_pretrainer(model: Pretrainer, folder: Path) -> None:
 
 
 def _restored(folder: Path, shape: KnownEncoder) -> Pretrainer:
-    abstract = nnx.eval_shape(lambda: Pretrainer(shape, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(lambda rngs: Pretrainer(shape, rngs=rngs))
     return Checkpoints(folder, read_only=True).restore_parameters(abstract)
 
 

@@ -8,7 +8,6 @@ from polyjax.data.known import load_seen
 from polyjax.inference.arguments import check_folder
 from polyjax.inference.scorer import TextScorer
 from polyjax.interop.hub import folder_to_upload
-from polyjax.interop.sentence_transformers import write_folder
 
 Model = TypeVar("Model")
 
@@ -48,6 +47,8 @@ class SavesModel:
             InputError: sentence-transformers has no equivalent of the model (two separate transformers, a
                 poly-encoder, ...), it was not loaded in float32, or the folder exists or cannot be written.
         """
+        from polyjax.interop.sentence_transformers import write_folder  # not imported to rank
+
         check_folder(folder)
         write_folder(
             self.scorer,

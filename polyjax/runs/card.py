@@ -4,12 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flax import nnx
-
 from polyjax.config import Foreign, from_json, to_json
 from polyjax.data.text import TextConfig, TextEncoder
 from polyjax.data.tokenizers import Tokenizer, load_tokenizer
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
+from polyjax.nn.abstract import abstract_model
 from polyjax.nn.encoders import Dtype, KnownEncoder
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
 from polyjax.runs.checkpoints import Checkpoints
@@ -156,6 +155,6 @@ def load_scorer(
     card = read_card(run_dir, head=head, encoder=encoder, foreign=foreign)
     tokenizer = load_tokenizer(run_dir / TOKENIZER)
     shape = card.model.encoder if dtype is None else dataclasses.replace(card.model.encoder, dtype=dtype)
-    abstract = nnx.eval_shape(lambda: make_scorer(shape, card.model.head, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(lambda rngs: make_scorer(shape, card.model.head, rngs=rngs))
     scorer = Checkpoints(run_dir, read_only=True).restore_parameters(abstract, step)
     return scorer, TextEncoder(tokenizer, card.text)

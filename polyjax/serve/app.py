@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from polyjax.errors import InputError
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
 from polyjax.ranker import Ranker
 from polyjax.serve.about import FILES, AboutRoutes
 from polyjax.serve.embedding import EmbeddingRoutes

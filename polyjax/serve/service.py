@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from polyjax.evaluation.calibration import SIGMOID, ScoreMap
+from polyjax.inference.score_map import SIGMOID, ScoreMap
 from polyjax.ranker import Ranker
 from polyjax.serve.bodies import Bodies
 from polyjax.serve.cutting import refusal_of, warnings_of

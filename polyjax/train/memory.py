@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from polyjax.data.collate import CandidateSource
 from polyjax.data.text import TextConfig
 from polyjax.mesh.placement import one_device, path_name, row_devices, shardings_of
+from polyjax.nn.abstract import abstract_model
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.nn.heads import HeadSettings
 from polyjax.nn.scorers import ModelConfig, make_scorer
@@ -217,7 +218,7 @@ class PlannedStep:
     def _trainer(self, shape: EncoderSettings, *, chunk: int = 0) -> Trainer:
         trainable, n_layers = self._config.trainable, shape.n_layers
         return Trainer(
-            nnx.eval_shape(lambda: make_scorer(shape, self._model.head, rngs=nnx.Rngs(0))),
+            abstract_model(lambda rngs: make_scorer(shape, self._model.head, rngs=rngs)),
             functools.partial(ranking_loss, chunk=chunk),
             encoder=shape,
             n_steps=100,  # only changes a constant in the program

@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 
-from polyjax.evaluation.calibration import SIGMOID
+from polyjax.inference.score_map import SIGMOID
 from serving import QUERY, running, sentences, tiny_ranker
 
 pytestmark = [

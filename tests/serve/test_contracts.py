@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
 from serving import QUERY, TEXTS, running, sentences, tiny_ranker
 
 MAP = ScoreMap(slope=0.5, offset=0.25)

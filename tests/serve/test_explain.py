@@ -4,7 +4,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
 from serving import QUERY, TEXTS, running, tiny_ranker
 
 MAP = ScoreMap(slope=0.5, offset=0.25)

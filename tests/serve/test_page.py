@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
 from polyjax.serve import LiveIndex
 from serving import QUERY, running, sentences, tiny_ranker
 

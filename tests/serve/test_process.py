@@ -19,7 +19,7 @@ from conftest import FAST_COMPILATION
 from polyjax import Ranker
 from polyjax.cli.serve import KEY_VARIABLE, keys_of, parse
 from polyjax.errors import InputError
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
 from polyjax.retrieval.index.store import open_index as stored
 from polyjax.runs import ModelCard, write_model, write_score_map
 from serving import QUERY, TEXT, TEXTS, sentences, tiny_scorer, tiny_tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polyjax import InputError, Ranker
-from polyjax.evaluation.calibration import ScoreMap
+from polyjax.inference.score_map import ScoreMap
 from polyjax.serve import LiveIndex, create_app
 from serving import LIMITS, QUERY, running, sentences, tiny_ranker
 

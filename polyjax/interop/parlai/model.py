@@ -37,6 +37,7 @@ from polyjax.interop.parlai.flags import (
 from polyjax.interop.parlai.heads import ParlaiBiConfig
 from polyjax.interop.parlai.warmup import ParlaiWarmup
 from polyjax.interop.torch_file import read_torch_file
+from polyjax.nn.abstract import abstract_model
 from polyjax.nn.encoders import EncoderConfig
 from polyjax.nn.heads import CrossConfig
 from polyjax.nn.scorers import ModelConfig, Scorer, make_scorer
@@ -216,7 +217,7 @@ def load_parlai(
             fix="check that the dictionary belongs to this model",
         )
     found = parameters(shape, head, loaded, source)
-    abstract = nnx.eval_shape(lambda: make_scorer(shape, head, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(lambda rngs: make_scorer(shape, head, rngs=rngs))
     graph, state = nnx.split(abstract)
     expected = flat_parameters(state)
     wrong = [name for name, leaf in expected.items() if found[name].shape != leaf.shape]

@@ -13,6 +13,7 @@ from polyjax.data.tokenizers import Tokenizer
 from polyjax.errors import InputError
 from polyjax.interop.huggingface import TensorFiles, check_no_more, fill, parameter_shapes, read_parameters
 from polyjax.interop.sentence_transformers.folder import EncoderFolder, read_folder
+from polyjax.nn.abstract import abstract_model
 from polyjax.nn.encoders import Dtype, EncoderSettings, Stored
 from polyjax.nn.scorers import Scorer, make_scorer
 
@@ -34,7 +35,7 @@ def load_folder(folder: Path, *, turns: int, dtype: Dtype = "float32") -> tuple[
     assert dataclasses.is_dataclass(found.settings)
     shape: Any = dataclasses.replace(found.settings, dtype=dtype)  # pyright: ignore[reportCallIssue]
     head: Any = found.bi_head() if found.classifier is None else found.cross_head()
-    abstract = nnx.eval_shape(lambda: make_scorer(shape, head, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(lambda rngs: make_scorer(shape, head, rngs=rngs))
     graph, state = nnx.split(abstract)
     shapes = parameter_shapes(abstract)
     values = {f"encoder.{name}": value for name, value in encoder_parameters(found, shapes).items()}
