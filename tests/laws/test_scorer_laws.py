@@ -12,6 +12,7 @@ from flax import nnx
 
 from conftest import CROSS_HEADS, DUAL_HEADS, HEADS, random_tokens, tiny
 from polyjax import DualInputs, InputError, PairInputs, PolyConfig, make_scorer
+from polyjax.nn.abstract import abstract_model
 from polyjax.nn.attention import attend
 from polyjax.nn.heads import BiConfig, PolyHead, ProductForm
 from polyjax.nn.reduce import Reduction, reduce
@@ -348,3 +349,19 @@ def test_poly_settings_that_would_do_nothing_are_refused(settings, name):
     with pytest.raises(InputError) as error:
         PolyConfig(**settings)
     assert error.value.argument == f"head.{name}"
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_abstract_model_has_the_shapes_of_a_real_one(name):
+    def shapes(model):
+        flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+        return {path: (leaf.shape, leaf.dtype) for path, leaf in flat}
+
+    abstract = abstract_model(lambda rngs: make_scorer(tiny(), HEADS[name], rngs=rngs))
+    assert shapes(abstract) == shapes(make_scorer(tiny(), HEADS[name], rngs=nnx.Rngs(0)))
+
+
+def test_a_module_that_keeps_random_numbers_draws_different_ones_later():
+    """As flax's Dropout does, which may be part of a user's own head."""
+    kept = abstract_model(lambda rngs: nnx.Dropout(0.5, rngs=rngs))
+    assert type(kept.rngs) is nnx.RngStream
