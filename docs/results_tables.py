@@ -244,7 +244,8 @@ def versions(results: Path) -> str:
     """This library beside an earlier commit of it, from benchmarks/versions.py."""
     text = []
     for result in [*read("versions", results), *read("versions_start", results)]:
-        heads = ["what", f"`{result['before']}`, ms", "then, ms", "ratio of pairs, median", "95% interval"]
+        commits = (f"`{commit[:7]}`, ms" for commit in (result["before"], result["commit"]))
+        heads = ["what", *commits, "ratio of pairs, median", "95% interval"]
         lines = [row(heads), row(["---", *["---:"] * 4])]
         for one in result["rows"]:
             times = [number(one[name]) for name in ("before", "now")]

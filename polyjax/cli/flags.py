@@ -109,23 +109,23 @@ class _Help(io.StringIO):
         return self._terminal.isatty()
 
     @property
-    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # it is read-only
+    def encoding(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]  # it is read-only
         return self._terminal.encoding
 
 
 def without_markup(text: str) -> str:
     """Help without the double backticks of docstrings; the boxes around it keep their width.
 
-    >>> print(without_markup("│ with ``init``, see │"))
-    │ with init, see     │
+    >>> print(without_markup("│ with ``init``, see ││ a box │"))
+    │ with init, see     ││ a box │
     """
-    lines = []
-    for line in text.splitlines(keepends=True):
-        removed = 2 * line.count("``")
-        line = line.replace("``", "")
-        border = line.rfind("│")
-        lines.append(line if border < 0 else line[:border] + " " * removed + line[border:])
-    return "".join(lines)
+
+    def bare(line: str) -> str:
+        *cells, end = line.split("│")
+        padded = [cell.replace("``", "") + " " * 2 * cell.count("``") for cell in cells]
+        return "│".join([*padded, end.replace("``", "")])
+
+    return "".join(map(bare, text.splitlines(keepends=True)))
 
 
 def command_line_error(box: str, prog: str, given: Sequence[str] = ()) -> InputError:

@@ -44,7 +44,8 @@ class BatchConfig:
         group_batches: number of batches whose examples are sorted by length together; 1 for no grouping.
         workers: processes that collate; 0 collates in threads of this process.
         chunk: contexts whose activations are in memory at once, for a batch that does not fit: same
-            negatives, loss and gradients, at the cost of a second forward pass; 0 for the whole batch.
+            negatives, loss and gradients, at the cost of a second forward pass (a cross-encoder with a
+            built-in loss needs none, except in float16); 0 for the whole batch.
     """
 
     batch_size: int = 32

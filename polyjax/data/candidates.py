@@ -94,21 +94,15 @@ def _taken(example: Example, keys: Keys) -> set[str]:
     return {keys[text] for text in (example.label_text, *example.answers, *example.context)}
 
 
-_KEYS = frozenset(
-    (
-        "text",
-        "label",
-        "candidate",
-        "candidates",
-        "context",
-        "response",
-        "reply",
-        "answer",
-        "document",
-        "passage",
-    )
+_KEYS = (
+    *("text", "label", "candidate", "candidates", "context", "turns", "response", "reply", "answer"),
+    *("query", "question", "positive", "sentence", "document", "passage"),
 )
 """Of which an object has some where it is a row, and not itself a candidate."""
+
+
+def _is_row(value: dict) -> bool:
+    return any(isinstance(value.get(key), str | list) for key in _KEYS)
 
 
 def _is_json(content: str) -> bool:
@@ -121,7 +115,7 @@ def _is_json(content: str) -> bool:
             found = json.loads(whole)
             return bool(found) and all(isinstance(one, str | dict) for one in found)
         lines = whole.splitlines() if whole.startswith("{") else []
-        return bool(lines) and all(_KEYS & json.loads(line).keys() for line in lines if line.strip())
+        return bool(lines) and all(_is_row(json.loads(line)) for line in lines if line.strip())
     except (ValueError, TypeError, AttributeError, RecursionError):
         return False
 

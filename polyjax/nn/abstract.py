@@ -19,10 +19,6 @@ class _SameKey(nnx.RngStream):
     def __call__(self) -> jax.Array:
         return self.key[...]
 
-    def fork(self, **options) -> nnx.RngStream:
-        """A stream that counts, for a module that keeps it, such as flax's Dropout."""
-        return nnx.RngStream(self.key[...], tag=self.tag).fork(**options)
-
 
 class _SameKeys(nnx.Rngs):
     """Random numbers for a model whose values nobody sees."""
@@ -43,4 +39,10 @@ def abstract_model(make: Callable[[nnx.Rngs], M]) -> M:
     >>> type(jax.tree.leaves(nnx.state(scorer))[0]).__name__
     'ShapeDtypeStruct'
     """
-    return nnx.eval_shape(lambda: make(_SameKeys()))
+    model = nnx.eval_shape(lambda: make(_SameKeys()))
+    for _, node in nnx.iter_graph(model):  # what a module keeps draws anew each time, as usual
+        if isinstance(node, _SameKey):
+            node.__class__ = nnx.RngStream  # pyright: ignore[reportAttributeAccessIssue]
+        elif isinstance(node, _SameKeys):
+            node.__class__ = nnx.Rngs  # pyright: ignore[reportAttributeAccessIssue]
+    return model

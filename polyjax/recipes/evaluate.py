@@ -283,8 +283,8 @@ def scored(config: EvaluateConfig, scorer: TextScorer, chosen: Chosen) -> Result
     metrics = {"loss": evaluation.loss, **result.summary(ks)}
     if config.out is not None and is_primary():
         try:
-            fix = "make room, or choose another `out`; the results are shown above"
-            with written_to(config.out, fix=fix):
+            full = "make room, or choose another `out`; the results are shown above"
+            with written_to(config.out, full=full):
                 write_json(config.out / RESULTS, metrics)
                 write_examples(config.out, examples, evaluation, shared=rows.shared)
         except InputError:

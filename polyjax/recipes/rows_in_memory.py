@@ -304,8 +304,8 @@ def task_of(data: Any, *, all_tested: bool = True) -> Iterator[Task]:
         content = as_jsonl("data", data)
         with temporary_folder() as folder:  # only for rows in memory: not every system has one
             path = folder / ROWS["train"]
-            fix = "make room there, set TMPDIR, or give the path of a file"
-            with written_to(path, fix=fix):
+            full = "make room there, set TMPDIR, or give the path of a file"
+            with written_to(path, full=full):
                 path.write_bytes(content)
             with rows_named({path: "data"}):
                 yield _task_of_file(path, all_tested=all_tested)

@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from polyjax.errors import InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a file that is full."""
 PARTIAL = ".partial"
 """Ending of a file or folder that is still being written."""
 
@@ -54,14 +56,14 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def written_to(place: str | Path, *, fix: str | None = None) -> Iterator[None]:
+def written_to(place: str | Path, *, full: str) -> Iterator[None]:
     """Turn an OSError inside, such as that of a full disk, into an InputError.
 
     Args:
         place: the file or folder that is written.
-        fix: what to do.
+        full: what to do if the disk is full.
 
-    >>> with written_to("out.jsonl", fix="make room"):
+    >>> with written_to("out.jsonl", full="make room"):
     ...     raise OSError(28, "No space left on device")
     Traceback (most recent call last):
     polyjax.errors.InputError: out.jsonl: cannot be written (No space left on device); make room
@@ -70,6 +72,7 @@ def written_to(place: str | Path, *, fix: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         problem = f"cannot be written ({error.strerror or error})"
+        fix = full if error.errno in FULL else None
         raise InputError.in_file(place, problem=problem, fix=fix) from None
 
 

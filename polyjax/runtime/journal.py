@@ -36,7 +36,7 @@ class Journal:
             if number:
                 self.done.append(value)
         if not kept:
-            with written_to(path, fix="make room"):
+            with written_to(path, full="make room"):
                 path.write_text(wanted + "\n", encoding="utf-8")
         elif kept < len(content):
             with path.open("rb+") as file:
@@ -49,8 +49,8 @@ class Journal:
             InputError: they cannot be written, for example because the disk is full.
         """
         results = list(results)
-        fix = f"make room and run it again: {len(self.done):,} results are kept"
-        with written_to(self._path, fix=fix), self._path.open("a", encoding="utf-8") as file:
+        full = f"make room and run it again: {len(self.done):,} results are kept"
+        with written_to(self._path, full=full), self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in results)
             file.flush()
             os.fsync(file.fileno())

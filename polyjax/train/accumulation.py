@@ -14,6 +14,10 @@ Each = Callable[[Any, Any, Array | None], tuple[Array, Array]]
 """(model, rows, random key or None) -> for each row what is differentiated, and a metric: two arrays [n]."""
 
 
+def _is_differentiated(path: Any, value: Any) -> bool:
+    return isinstance(value, nnx.Param) and jnp.issubdtype(value.dtype, jnp.inexact)
+
+
 def accumulated_mean(
     each: Each, model: nnx.Module, rows: Any, key: Array | None, *, chunk: int
 ) -> tuple[Array, Array]:
@@ -29,7 +33,7 @@ def accumulated_mean(
         key: random key for dropout; None for no dropout.
         chunk: number of rows in a chunk.
     """
-    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    graph, parameters, rest = nnx.split(model, _is_differentiated, ...)
     n = jax.tree.leaves(rows)[0].shape[0]
     chunks, keys = split_rows(rows, key, chunk)
     pieces = jax.tree.leaves(chunks)[0].shape[0]

@@ -284,9 +284,9 @@ def ranking_loss(
 def _accumulates(scorer: CrossScorer, loss: Loss) -> bool:
     """Whether gradients of chunks can be added: the loss of a context depends on its own scores alone.
 
-    Those of float16 are scaled as a whole, against underflow.
+    A user's own loss may compare contexts. Those of float16 are scaled as a whole, against underflow.
     """
-    return isinstance(loss, typing.get_args(LossConfig)) and scorer.settings.encoder.dtype != "float16"
+    return type(loss) in typing.get_args(LossConfig) and scorer.settings.encoder.dtype != "float16"
 
 
 def _with_full_mask(batch: Batch) -> Batch:

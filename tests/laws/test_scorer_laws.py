@@ -362,6 +362,14 @@ def test_an_abstract_model_has_the_shapes_of_a_real_one(name):
 
 
 def test_a_module_that_keeps_random_numbers_draws_different_ones_later():
-    """As flax's Dropout does, which may be part of a user's own head."""
-    kept = abstract_model(lambda rngs: nnx.Dropout(0.5, rngs=rngs))
-    assert type(kept.rngs) is nnx.RngStream
+    """As flax's Dropout does, and as a user's own head may."""
+
+    class Kept(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout, self.all, self.stream = nnx.Dropout(0.5, rngs=rngs), rngs, rngs.dropout
+
+    abstract = abstract_model(Kept)
+    assert type(abstract.dropout.rngs) is type(abstract.stream) is nnx.RngStream
+    assert type(abstract.all) is nnx.Rngs
+    real = nnx.merge(nnx.graphdef(abstract), nnx.state(Kept(nnx.Rngs(0))))
+    assert len({float(jax.random.uniform(real.all.params())) for _ in range(5)}) == 5

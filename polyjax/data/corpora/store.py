@@ -85,23 +85,32 @@ def check_split(
         pieces: of the corpus.
         excluded: conversations of these are left out.
     """
-    excluded, conversations, found = excluded or HeldOut(), 0, set()
+    excluded, left_out, found = excluded or HeldOut(), 0, set()
+    ids: set[str] = set()
     for conversation in itertools.chain.from_iterable(pieces):
-        if len(conversation.turns) <= max(conversation.first_label, 1) or conversation.turns in excluded:
+        if len(conversation.turns) <= max(conversation.first_label, 1):
             continue
-        conversations += 1
+        if conversation.turns in excluded:
+            left_out += 1
+            continue
+        ids.add(conversation.id)
         found.add(is_held_out(conversation.id, config.held_out))
         if len(found) == 2:
             return
-    if not conversations:
+    if left_out and not ids:
+        problem = f"all {left_out:,} conversations are also in the data of the tasks to leave out"
+        raise InputError("leave_out", problem=problem, fix="choose another corpus")
+    if not ids:
         raise InputError("corpus.files", problem="there is no pair of a text and the one that follows it")
-    missing, fix = ("train", "lower") if True in found else ("validate", "raise")
+    missing, fix = ("train", "lower it") if True in found else ("validate", "raise it")
+    paired = any(source.startswith("pairs:") for source in config.files)
     raise InputError(
         "corpus.held_out",
-        problem=f"none of {conversations:,} conversations is left to {missing} on (rows that begin with the "
-        "same turn and have no id are one, and stay together)",
+        problem=f"nothing is left to {missing} on: the corpus has {len(ids):,} "
+        f"{'conversation' if len(ids) == 1 else 'conversations'}, each of which stays together"
+        + (" (rows that begin with the same turn and have no id are one)" if paired else ""),
         got=config.held_out,
-        fix=f"{fix} it, or give the rows of each conversation an `id`",
+        fix=fix + (", or give the rows of each conversation an `id`" if paired else ", or add to the corpus"),
     )
 
 
