@@ -110,7 +110,7 @@ JOBS = (
     ),
 )
 
-APART = {"accuracy", "gpu", "versions", "versions_start"}
+APART = {"accuracy", "gpu", "versions"}
 """Benchmarks that are run by hand."""
 
 
