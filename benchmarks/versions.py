@@ -1,7 +1,7 @@
 """Speed of this checkout against an earlier commit: start-up, encoding, exact searches, a training step.
 
     python benchmarks/versions.py --before d9144dd
-    python benchmarks/versions.py --before d9144dd --start --rounds 15    # start-up alone
+    python benchmarks/versions.py --before d9144dd --start --rounds 11    # start-up alone
 
 The earlier commit trains a few steps and builds an index; both versions then open these. Each sample is a
 whole process, and the two take turns, so that a noisy machine hits both. A slowdown counts where the interval
