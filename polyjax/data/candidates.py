@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from polyjax.data.encodings import encoding_of, not_valid
 from polyjax.data.identity import Keys, different, text_key, with_answers
@@ -101,8 +102,8 @@ _KEYS = (
 """Of which an object has some where it is a row, and not itself a candidate."""
 
 
-def _is_row(value: dict) -> bool:
-    return any(isinstance(value.get(key), str | list) for key in _KEYS)
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(value.get(key), str | list) for key in _KEYS)
 
 
 def _is_json(content: str) -> bool:
@@ -116,7 +117,7 @@ def _is_json(content: str) -> bool:
             return bool(found) and all(isinstance(one, str | dict) for one in found)
         lines = whole.splitlines() if whole.startswith("{") else []
         return bool(lines) and all(_is_row(json.loads(line)) for line in lines if line.strip())
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 

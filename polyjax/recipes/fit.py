@@ -152,7 +152,7 @@ def fit(
     files = row_files(data, valid, test)
     learnt, teachers = _learnt(loss, teacher, guide, optimizer)
     config = _settings(
-        training_task(data, valid, test, files),
+        training_task(data, valid, test),
         arch=arch,
         encoder=encoder,
         preset=preset,

@@ -31,7 +31,7 @@ def _is_task(data: object) -> bool:
     return isinstance(data, Task)
 
 
-def training_task(data: Any, valid: Rows | None, test: Rows | None, files: RowFiles | None) -> Task:
+def training_task(data: Any, valid: Rows | None, test: Rows | None) -> Task:
     """The task for the data; paths of rows in memory are set later, by ``in_its_folder``."""
     if _is_task(data) or (isinstance(data, str) and data in NAMED):
         if valid is not None or test is not None:

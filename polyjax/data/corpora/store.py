@@ -102,15 +102,16 @@ def check_split(
         raise InputError("leave_out", problem=problem, fix="choose another corpus")
     if not ids:
         raise InputError("corpus.files", problem="there is no pair of a text and the one that follows it")
-    missing, fix = ("train", "lower it") if True in found else ("validate", "raise it")
+    missing, change = ("train", "lower it") if True in found else ("validate", "raise it")
     paired = any(source.startswith("pairs:") for source in config.files)
+    others = "give the rows of each conversation an id" if paired else "add to the corpus"
     raise InputError(
         "corpus.held_out",
         problem=f"nothing is left to {missing} on: the corpus has {len(ids):,} "
-        f"{'conversation' if len(ids) == 1 else 'conversations'}, each of which stays together"
+        f"{'conversation, which stays together' if len(ids) == 1 else 'conversations'}"
         + (" (rows that begin with the same turn and have no id are one)" if paired else ""),
         got=config.held_out,
-        fix=fix + (", or give the rows of each conversation an `id`" if paired else ", or add to the corpus"),
+        fix=others if len(ids) == 1 else f"{change}, or {others}",
     )
 
 
