@@ -301,6 +301,11 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
         (["chat", "x", "--candidates", "y", "--topp", "3"], "unrecognized options: --topp; did you mean"),
         (["convert", "parlai", "x"], "convert: missing: OUT; see polyjax convert --help"),
         (["rank", "--top", "3"], "rank: missing: MODEL, --candidates PATH; see polyjax rank --help"),
+        (
+            ["rank", "--candidates", "x", "--context", "hi", "there"],
+            "missing: MODEL (the word 'there', after",
+        ),
+        (["search", "--context", "hi", "a", "b"], "search: missing: MODEL (the word 'a', after --context"),
         (["rank", "x", "--candidats", "y"], "is --candidats meant to be --candidates? See polyjax rank"),
         (["convert", "parlai", str(MODEL), "out"], f"{MODEL}: expected the model file in this folder, such"),
         (

@@ -4,11 +4,15 @@ import dataclasses
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from polyjax.cli.flags import as_json_line, as_text
 from polyjax.data.encodings import by_mark
 from polyjax.errors import InputError
+from polyjax.interop.hub import hub_name
+from polyjax.interop.pretrained import names_minilm
 from polyjax.retrieval.search.searcher import Found
 from polyjax.types import Ranked
 
@@ -32,6 +36,25 @@ def contexts_of(given: Sequence[str]) -> Iterator[list[str]]:
             yield [turn for turn in turns if turn.strip()]
     if not found:
         raise _none()
+
+
+def check_model_given(arguments: Sequence[str], model: str, prog: str) -> None:
+    """Raise InputError if no model was given, so that the last words of ``--context`` were read as one.
+
+    Args:
+        arguments: of the command line.
+        model: what was read as MODEL.
+        prog: name of the command.
+    """
+    tail = list(takewhile(lambda word: word != "--context", reversed(arguments)))
+    follows = len(tail) < len(arguments) and model in tail and not any(w.startswith("-") for w in tail)
+    if follows and not (Path(model).exists() or names_minilm(model) or hub_name(model)):
+        raise InputError(
+            prog,
+            problem=f"missing: MODEL (the word {model!r}, after --context, was read as it)",
+            fix=f"put it before the flags; see {prog} --help",
+            is_argument=False,
+        )
 
 
 def _none() -> InputError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from polyjax.cli.contexts import contexts_of, show
+from polyjax.cli.contexts import check_model_given, contexts_of, show
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.data.candidates import candidate_lines, say_copies
 from polyjax.data.identity import different
@@ -49,7 +49,9 @@ class Rank:
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax rank") -> Rank:
     """Parse the arguments of ``polyjax rank``; InputError if they are invalid."""
-    return parse_flags(Rank, arguments, prog=prog)
+    command = parse_flags(Rank, arguments, prog=prog)
+    check_model_given(arguments, command.model, prog)
+    return command
 
 
 def main(arguments: Sequence[str], *, prog: str = "polyjax rank") -> None:

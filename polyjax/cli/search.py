@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from polyjax.cli.contexts import contexts_of, show
+from polyjax.cli.contexts import check_model_given, contexts_of, show
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
@@ -57,7 +57,9 @@ class Search:
 
 def parse(arguments: Sequence[str], *, prog: str = "polyjax search") -> Search:
     """Parse the arguments of ``polyjax search``; InputError if they are invalid."""
-    return parse_flags(Search, arguments, prog=prog)
+    command = parse_flags(Search, arguments, prog=prog)
+    check_model_given(arguments, command.model, prog)
+    return command
 
 
 def main(arguments: Sequence[str], *, prog: str = "polyjax search") -> None:

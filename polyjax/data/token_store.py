@@ -24,6 +24,8 @@ Ids = np.ndarray
 """Token ids, int32 [t]. Read-only: several sequences may share their memory."""
 CACHE_BYTES = 64 << 20
 """Bytes for the ids of texts that are not kept permanently, and for these texts."""
+LARGE_BYTES = 1 << 20
+"""A text that takes more than this, with its ids, is kept until the next ``add`` only."""
 LEAST_FILED = 5_000
 """Number of new texts from which they are kept as one flat array and a file."""
 FORMAT = b"1"
@@ -62,6 +64,7 @@ class TokenStore:
         self._kept: dict[str, Ids] = {}
         self._recent: dict[str, Ids] = {}  # the least recently added first
         self._recent_bytes = 0
+        self._large: set[str] = set()  # of the recent ones
         self._lock = threading.Lock()
 
     def add(self, texts: Iterable[str], *, keep: bool = False) -> None:
@@ -146,15 +149,20 @@ class TokenStore:
         self._forget_one(text)  # another thread may have added them meanwhile
         self._recent[text] = ids
         self._recent_bytes += _n_bytes(text, ids)
+        if _n_bytes(text, ids) > LARGE_BYTES:
+            self._large.add(text)
 
     def _forget_one(self, text: str) -> Ids | None:
         ids = self._recent.pop(text, None)
         if ids is not None:
             self._recent_bytes -= _n_bytes(text, ids)
+            self._large.discard(text)
         return ids
 
     def _forget(self, asked: Mapping[str, None], newest: "_Table | None") -> None:
-        """Drop the least recent texts beyond the limit, except those just added."""
+        """Drop large texts, and the least recent ones beyond the limit, except those just added."""
+        for text in self._large - asked.keys():
+            self._forget_one(text)
         for table in self._tables:
             if self.n_bytes <= self._limit:
                 return

@@ -124,8 +124,9 @@ def _seen_before(config: RunConfig, source: Path | None, teachers: Sequence[Rank
         folders[str(config.init)] = config.init
     elif source is not None:
         folders[config.encoder.name] = source
-    models = () if config.teacher is None else map(str, config.teacher.models)
-    folders |= {name: model_folder(name) for name in models if name != MINILM}
+    models = [] if config.teacher is None else [*config.teacher.models, config.teacher.miner]
+    named = [str(model) for model in (*models, config.guide.model) if model is not None]
+    folders |= {name: model_folder(name) for name in named if name != MINILM}
     folders |= {str(teacher.folder): teacher.folder for teacher in teachers if teacher.folder is not None}
     seen = {name: load_seen(folder) for name, folder in folders.items()}
     return {name: rows for name, rows in seen.items() if rows is not None}

@@ -20,7 +20,14 @@ from polyjax.recipes.own_rows import rows_trained_on
 from polyjax.recipes.pretrain import check_corpus, note_corpus
 from polyjax.recipes.rows_in_memory import RowFiles, as_jsonl
 from polyjax.recipes.session import INCIDENTAL
-from polyjax.recipes.settings import INIT, EncoderChoice, RunConfig, TeacherConfig, TokenizerChoice
+from polyjax.recipes.settings import (
+    INIT,
+    EncoderChoice,
+    GuideConfig,
+    RunConfig,
+    TeacherConfig,
+    TokenizerChoice,
+)
 from polyjax.recipes.splits import read_splits
 from polyjax.runs import open_run
 from polyjax.types import Example
@@ -188,6 +195,14 @@ def test_rows_that_an_encoders_folder_or_a_teacher_was_trained_on_are_said(opene
     for place in (exported, before.folder):
         assert f"warning: {len(trained)} of {len(ROWS)} test rows are training rows of {place}" in notes
     assert rows_trained_on(config.folder, config.task, trained) == len(trained)
+    # A model that mines negatives, and a guide.
+    teacher = TeacherConfig(models=("minilm",), miner=before.folder)
+    for change in ({"teacher": teacher}, {"teacher": None, "guide": GuideConfig(model=before.folder)}):
+        other = dataclasses.replace(config, **change, encoder=EncoderChoice())
+        notes = read_splits(other, None).notes
+        assert (
+            f"warning: {len(trained)} of {len(ROWS)} test rows are training rows of {before.folder}" in notes
+        )
     # A teacher in memory, of a run that does not start from the folder.
     (config.folder / BEFORE).unlink()
     other = dataclasses.replace(config, teacher=None, encoder=EncoderChoice())

@@ -68,6 +68,11 @@ READ = {
         "context,label\n[None of it] hums,\"['x'] marks it\"\n",
         [(("[None of it] hums",), ("['x'] marks it",))],
     ),
+    "a context that is a number in brackets": (
+        "f.csv",
+        'context,label\n[1],x\n"[2, 3]",y\n',
+        [(("[1]",), ("x",)), (("[2, 3]",), ("y",))],
+    ),
     "a text that begins as a list": (
         "f.csv",
         "context,label\n\"['a', 'b'] I see\",x\n",

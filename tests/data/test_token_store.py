@@ -140,6 +140,18 @@ def test_tables_are_forgotten_as_well_but_never_what_is_asked_for_now():
     assert store.ids("one 5") is not None and store.tokenizer.seen == seen + 12
 
 
+def test_a_very_long_text_is_not_kept_for_later_ones():
+    store = TokenStore(Counting())
+    long = "word " * 200_000
+    store.add(["short", long])
+    assert store.n_bytes > len(long)
+    seen = store.tokenizer.seen
+    store.add([long, "another"])
+    assert len(store.ids(long)) == len(long) and store.tokenizer.seen == seen + 1
+    store.add(["third"])
+    assert store.n_bytes < 2000 and len(store.ids("short")) == 5 and store.tokenizer.seen == seen + 2
+
+
 def test_what_was_recent_can_be_kept():
     store = TokenStore(Counting(), limit=0)
     store.add(["a"])

@@ -21,7 +21,6 @@ class Projected:
     arch: ClassVar[str] = "projected"
     inputs: ClassVar[str] = "dual"
     shared_encoder: bool = True
-    proven: bool = True
 
     def build(self, dim, *, rngs):
         return ProjectedHead(self, dim, rngs=rngs)
@@ -30,7 +29,7 @@ class Projected:
 class ProjectedHead(nnx.Module):
     def __init__(self, config, dim, *, rngs):
         self.config, self.project = config, Linear(dim, dim, init_std=dim**-0.5, rngs=rngs)
-        self.product_form = ProductForm() if config.proven else None  # without it, a scan is exact
+        self.product_form = ProductForm()  # None where there is none: then only a scan is exact
 
     def candidate(self, hidden, mask):
         return self.project(reduce(hidden, mask, "mean"))
@@ -43,6 +42,18 @@ class ProjectedHead(nnx.Module):
 
 
 # The end of it
+
+
+@polyjax.part("unproven", version=1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unproven(Projected):
+    arch: ClassVar[str] = "unproven"
+
+    def build(self, dim, *, rngs):
+        head = ProjectedHead(self, dim, rngs=rngs)
+        head.product_form = None
+        return head
+
 
 TEXTS = sorted({f"{fix} the {fault} {thing}" for fix in ("fix", "mend", "sell") for thing, fault in PAIRS})
 
@@ -79,7 +90,7 @@ def test_it_is_indexed_and_searched_by_scan_and_with_a_proof(run, tmp_path):
 
 
 def test_without_a_product_form_only_the_scan_is_exact(tmp_path):
-    ranker = fitted(tmp_path / "run", head=Projected(proven=False), steps=2).ranker()
+    ranker = fitted(tmp_path / "run", head=Unproven(), steps=2).ranker()
     index = ranker.index(TEXTS, tmp_path / "index")
     assert len(index.search("my lamp hums", 5, method="scan")) == 5
     with pytest.raises(InputError, match="product form"):
@@ -90,5 +101,5 @@ def test_its_card_needs_it(run, tmp_path):
     with pytest.raises(InputError, match="'projected', version 1"):
         Ranker.load(run.folder)
     with pytest.raises(InputError) as error:
-        fitted(run.folder, head=Projected(proven=False))
-    assert "head.settings.proven" in error.value.problem
+        fitted(run.folder, head=Projected(shared_encoder=False))
+    assert "head.settings.shared_encoder" in error.value.problem

@@ -111,6 +111,27 @@ def test_faulty_folders_are_one_line_that_names_the_fault(name):
             assert wanted in message
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "architecture"),
+    [
+        ("ce_roberta", "classifier.out_proj.weight", "RobertaForSequenceClassification"),
+        ("ce_modernbert_mean", "classifier.weight", "ModernBertForSequenceClassification"),
+    ],
+)
+def test_a_classifier_that_config_json_does_not_name_is_not_ignored(name, tensor, architecture, tmp_path):
+    folder = shutil.copytree(golden_encoder(name)[0], tmp_path / name)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("architectures") == [architecture]
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in folder.glob("*modules.json"):  # with these, the kind of the model is known
+        file.unlink()
+    with pytest.raises(InputError) as error:
+        Ranker.load(folder)
+    assert tensor in error.value.problem and architecture in error.value.fix
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+    assert Ranker.load(folder).scorer.settings.head.arch == "cross"
+
+
 @pytest.mark.parametrize("name", ["st_bert_prompts_excluded", "modernbert", "st_mpnet_mean_dense"])
 def test_company_and_padding_change_no_embedding(name):
     folder, _ = golden_encoder(name)

@@ -289,8 +289,10 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
             )
     if "context" in cells:
         turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
-        listed = _listed("context", cells["context"])
         cell = cells["context"]
+        listed = _listed("context", cell)
+        if listed and all(isinstance(one, int | float) for one in listed):
+            listed = None  # a text such as "[1]"
         if listed is None and (_ODD_LIST.fullmatch(cell) or _ALMOST_LIST.fullmatch(cell)):
             expected = "a text, or a JSON list of turns"
             raise InputError("context", expected=expected, got=cell[:40], is_argument=False)

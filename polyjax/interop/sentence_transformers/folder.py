@@ -13,7 +13,7 @@ from polyjax.data.huggingface_tokenizer import (
 )
 from polyjax.data.text import TextConfig
 from polyjax.errors import InputError, shown
-from polyjax.interop.huggingface import family_of, read_entries, read_object
+from polyjax.interop.huggingface import WEIGHTS, TensorFiles, family_of, read_entries, read_object
 from polyjax.interop.sentence_transformers.modules import MODULES, Modules, read_modules, torch_activation
 from polyjax.interop.sentence_transformers.prompts import PROMPTS, read_prompts, role_prompts
 from polyjax.nn.activations import Activation
@@ -153,7 +153,7 @@ def buckets_for(longest: int) -> tuple[int, ...]:
 
 
 def read_folder(folder: Path) -> EncoderFolder:
-    """Read the settings of the model in a folder, without its weights.
+    """Read the settings of the model in a folder; of its weights only the names.
 
     Raises:
         InputError: a file is missing or broken, or asks for a feature that is not implemented.
@@ -164,6 +164,8 @@ def read_folder(folder: Path) -> EncoderFolder:
     family = family_of(entries)
     settings = family.read(entries)
     classifier = _classifier(entries, family)
+    if modules is None and not entries.entries.get("architectures"):
+        _check_no_classifier(transformer, entries, family)
     spoken = read_prompts(folder)
     lengths = _lengths(transformer, paired=classifier is not None)
     max_length, origin = _max_length(transformer, lengths, settings)
@@ -238,6 +240,22 @@ def _classifier(entries: ConfigJson, family: Family) -> Classifier | None:
             entries.path, expected="one label ('id2label'), whose score ranks", got=shown(f"{n} labels")
         )
     return family.classifier(entries)
+
+
+def _check_no_classifier(transformer: Path, entries: ConfigJson, family: Family) -> None:
+    """Raise InputError if there are weights of a classifier, which config.json does not mention."""
+    if family.classifier is None or not (transformer / WEIGHTS).is_file():
+        return
+    name = f"{family.classifier(entries).linear}.weight"
+    with TensorFiles(transformer) as tensors:
+        if tensors.has(name):
+            beginning = family.architectures[entries.entries["model_type"]]
+            raise InputError.in_file(
+                entries.path,
+                problem=f"'architectures' is missing, and {WEIGHTS} has a classifier ({name})",
+                fix=f'add "architectures": ["{beginning}{CLASSIFIER}"] for a cross-encoder, or '
+                f'["{beginning}Model"] for the transformer under it',
+            )
 
 
 def _lengths(transformer: Path, *, paired: bool) -> dict[str, Any]:
