@@ -45,7 +45,7 @@ class Gate:
         scope["path"] = _ABSOLUTE.sub("", scope["path"]) or "/"
         began, headers = time.perf_counter(), Headers(scope=scope)
         notes: dict[str, Any] = {"request_id": request_id(headers.get("x-request-id"))}
-        scope.setdefault("state", {})["notes"] = notes
+        scope.setdefault("state", {}).update(notes=notes, arrived=time.monotonic())
         status = 0
 
         async def answer(message: Message) -> None:

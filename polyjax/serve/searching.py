@@ -148,7 +148,8 @@ class SearchRoutes:
             raise overloaded(1.0, "too many changes of the index wait; try again later")
         self._waiting += 1
         try:
-            await asyncio.wait_for(self._changes.acquire(), config.timeout)
+            left = request.scope["state"]["arrived"] + config.timeout - time.monotonic()
+            await asyncio.wait_for(self._changes.acquire(), max(left, 0.001))
         except TimeoutError:
             raise Problem(504, f"no answer within {config.timeout:g} s", "Overloaded") from None
         finally:

@@ -146,8 +146,8 @@ class Service:
         self.check_open()
         route = request.scope["path"]
         self.metrics.requests.labels(route=route).inc()
-        arrived = time.monotonic()
-        ticket = self.worker.admit(texts, arrived=arrived)
+        admitted = time.monotonic()
+        ticket = self.worker.admit(texts, arrived=request.scope["state"]["arrived"])
         self.metrics.queue_size.set(self.worker.requests)
         gone = asyncio.ensure_future(_gone(request))
         visit = Visit(self, request, ticket, gone)
@@ -158,7 +158,7 @@ class Service:
             gone.cancel()
             self.worker.leave(ticket)
             self.metrics.queue_size.set(self.worker.requests)
-            self.metrics.durations.observe(time.monotonic() - arrived)
+            self.metrics.durations.observe(time.monotonic() - admitted)
             visit.note()
 
 

@@ -27,7 +27,7 @@ class ServeConfig:
         payload_limit: maximum size of a request's body, bytes.
         auto_truncate: truncate texts that are too long, with a warning in the reply; otherwise they are
             refused, unless the request has ``truncate``.
-        timeout: seconds from a request's arrival until it gets 504.
+        timeout: seconds from a request's arrival until it gets 504; its body arrives within them.
         body_timeout: maximum time to receive a request's body, seconds.
         allow_changes: allow requests that add candidates to the index or remove them.
         cors_allow_origin: origins whose pages may call the server; none by default.

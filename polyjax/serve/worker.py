@@ -107,7 +107,7 @@ class Worker:
 
         Args:
             texts: number of texts in the request.
-            arrived: arrival in seconds on the monotonic clock.
+            arrived: arrival of its head, in seconds on the monotonic clock.
 
         Raises:
             Problem: 429; the queue is full, or the request could not be answered within the timeout. A
@@ -118,7 +118,8 @@ class Worker:
         busy = len(self._tickets) >= config.max_concurrent_requests
         if busy or (self._texts and self._texts + texts > config.max_waiting_texts):
             raise overloaded(wait, "the server is overloaded; try again later")
-        late = wait + texts * self._seconds_per_text - IN_TIME * config.timeout
+        spent = time.monotonic() - arrived  # receiving the body, most of it
+        late = spent + wait + texts * self._seconds_per_text - IN_TIME * config.timeout
         if self._tickets and late > 0:
             raise overloaded(late, "the server is overloaded: the wait is longer than the timeout")
         ticket = Ticket(texts, arrived, arrived + config.timeout)

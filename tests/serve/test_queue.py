@@ -271,6 +271,20 @@ def test_a_deadline_is_kept_to(ranker):
         assert waited(server.healthy)
 
 
+def test_the_deadline_counts_from_the_head_of_a_request(ranker):
+    """Not from the end of its body, which a slow client can delay (as long as ``body_timeout``)."""
+    content = json.dumps({"query": QUERY, "texts": TEXTS}).encode()
+    head = f"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+    with running(ranker, config=dataclasses.replace(LIMITS, timeout=3.0)) as server, Gate(server):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            began = time.monotonic()
+            client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content[:5])
+            time.sleep(2.0)
+            client.sendall(content[5:])
+            assert client.recv(1000).startswith(b"HTTP/1.1 504")
+            assert 2.9 < time.monotonic() - began < 4.5
+
+
 @pytest.mark.parametrize("leaves", [False, True])
 def test_texts_that_take_long_to_tokenise_hold_up_no_answer(ranker, monkeypatch, leaves):
     """Four million characters take seconds; the deadline and a client that leaves count meanwhile, too."""
