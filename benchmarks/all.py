@@ -24,8 +24,7 @@ import tyro
 from record import RESULTS, ROOT, commits_since, host_of, read, stale
 
 POLY = "runs/chitchat-poly-minilm"
-LADDER = tuple(f"runs/ladder/{row}-0" for row in ("bi-demo", "poly-demo", "poly-long", "cross-mined"))
-TRAINED = "`make demo` and `python experiments/ladder.py` train them"
+TRAINED = "`make demo` trains it, `polyjax index` builds its index"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,13 +91,7 @@ JOBS = (
         minutes=(0, 1),
         runs=(f"{POLY}/index-100000-float32",),
     ),
-    Job(
-        name="tradeoff",
-        full=" ".join(LADDER),
-        quick=f"{' '.join(LADDER)} --contexts 3",
-        minutes=(0.8, 5),
-        runs=LADDER,
-    ),
+    Job(name="tradeoff", quick="--contexts 3 --pairs 50", minutes=(0.8, 3)),
     Job(name="serve", full="minilm", minutes=(0, 2)),
     Job(name="load", full="minilm", minutes=(0, 4)),
     Job(name="corpus_pairs", script="corpus", full="--pairs 10000 100000 1000000", minutes=(0, 8)),

@@ -1,32 +1,40 @@
 """What accuracy costs: recall@1 against the time to score 1,000 candidates for one context.
 
-    python benchmarks/tradeoff.py RUN_DIR RUN_DIR RUN_DIR      # of bi-, poly- and cross-encoders on chitchat
+    python benchmarks/tradeoff.py                      # the rows of results/ladder.json
+    python benchmarks/tradeoff.py --rows "poly demo"
 
 Bi- and poly-encoders score candidates that were encoded before, as they are served; a cross-encoder reads
-each candidate with the context. Each context is timed when its program is compiled. The recall is that of the
-run's own test, from its results.json. Prints a table, writes results/tradeoff/HOST.json, of
-which `make results` draws recall against time.
+each candidate with the context. Recall is the ladder's, a mean over its seeds. The time does not depend on
+the values of the weights, so each row's model is built as it is before its training, and no trained run is
+needed. Each context is timed when its program is compiled. Prints a table, writes
+results/tradeoff/HOST.json, of which `make results` draws recall against time.
 """
 
 import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 from common import print_table
 from record import RESULTS, Record
 
 from polyjax import Ranker
-from polyjax.data.rows import RankConfig
 from polyjax.data.tasks import read_to_rank
-from polyjax.data.tasks.chitchat import ChitchatConfig
+from polyjax.data.text import TextEncoder
 from polyjax.evaluation.report import hardware
+from polyjax.inference.scorer import TextScorer
+from polyjax.interop.pretrained import encoder_tokenizer
+from polyjax.recipes.presets import PRESETS
+from polyjax.recipes.settings import RunConfig
+from polyjax.recipes.start import encoder_config, initial_scorer, pretrained_folder
 from polyjax.runtime.compilation import enable_compilation_cache
 
-MEASURES = ("polyjax/inference", "polyjax/retrieval", "polyjax/nn")
+MEASURES = ("polyjax/inference", "polyjax/retrieval", "polyjax/nn", "results/ladder.json")
+FIGURE = "recall@1/20"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,66 +42,74 @@ class BenchmarkConfig:
     """What is measured.
 
     Attributes:
-        runs: run directories on chitchat.
-        candidates: of each context.
+        rows: names of rows of the ladder; all where empty.
+        candidates: that a bi- or poly-encoder scores for a context.
+        pairs: that a cross-encoder scores for a context; its time grows with their number alone.
         contexts: test contexts that are timed.
         data_dir: the prepared chitchat task.
         out: folder of the results.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    rows: tuple[str, ...] = ()
     candidates: int = 1000
+    pairs: int = 100
     contexts: int = 12
     data_dir: Path = Path("data")
     out: Path = RESULTS
 
 
-def measure(run: Path, contexts: list[tuple[str, ...]], texts: list[str], record: Record) -> dict[str, Any]:
-    """Recall of a run, and its median time for a context."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    name = next(reversed(results))  # the baselines come before the model
-    recall = next(figure for figure in results[name] if figure.startswith("recall@1/"))
-    ranker = Ranker.load(run)
-    cached = not name.startswith("cross")
-    if cached:
-        ranker.index(texts)
-    times = []
+def untrained(config: RunConfig) -> Ranker:
+    """The model of a run before its training."""
+    source = pretrained_folder(config)
+    assert source is not None
+    text = TextEncoder(encoder_tokenizer(source), config.text)
+    shape = encoder_config(config, source, text.tokenizer.vocab_size)
+    return Ranker(TextScorer(initial_scorer(config, shape, source), text))
+
+
+def times(ranker: Ranker, contexts: Sequence[Sequence[str]], texts: Sequence[str]) -> list[float]:
+    """Milliseconds for each context, scaled to 1,000 candidates."""
+    index = ranker.index(list(texts), quiet=True) if ranker.scorer.is_dual else None
+    found = []
     for context in contexts:
-        took = []
+        took = 0.0
         for _ in range(2):  # the first may compile
             began = time.perf_counter()
-            ranker.search(context, method="scan") if cached else ranker.rank(context, texts, top_k=10)
-            took.append(1e3 * (time.perf_counter() - began))
-        times.append(took[-1])
-    case = {"run": run.name, "model": name}
-    record.add(case, "ms for 1,000 candidates", {"time": [ms * 1000 / len(texts) for ms in times]})
-    low, high = results[name][f"{recall} 95% interval"]
-    interval = {"recall": [results[name][recall]], "low": [low], "high": [high]}
-    record.add(case, recall, interval)
-    return {
-        "run": run.name,
-        "model": name,
-        "ms": statistics.median(times) * 1000 / len(texts),
-        "figure": recall,
-        "recall": results[name][recall],
-        "low": low,
-        "high": high,
-    }
+            if index is None:
+                ranker.rank(context, texts, top_k=10)
+            else:
+                index.search(context, method="scan")
+            took = 1e3 * (time.perf_counter() - began)
+        found.append(took * 1000 / len(texts))
+    return found
+
+
+def measure(row: Mapping[str, Any], config: BenchmarkConfig, record: Record) -> dict[str, Any]:
+    """Recall of a row of the ladder, and its median time for a context."""
+    run = PRESETS[row["preset"]](row["arch"])
+    task: Any = run.dataset
+    rows = read_to_rank(dataclasses.replace(task, data_dir=config.data_dir), "test", run.rank).examples
+    n = config.pairs if row["arch"] == "cross" else config.candidates
+    texts = list(dict.fromkeys(example.label_text for example in rows))[:n]
+    contexts = [example.context for example in rows[:: len(rows) // config.contexts]][: config.contexts]
+    took = times(untrained(run), contexts, texts)
+    case = {"row": row["name"], "candidates": n}
+    record.add(case, "ms for 1,000 candidates", {"time": took})
+    recall = {"recall": row["recall_at_1"], "low": row["low"], "high": row["high"]}
+    record.add(case, FIGURE, {name: [value] for name, value in recall.items()})
+    return {"run": row["name"], "ms": statistics.median(took), "figure": FIGURE, **recall}
 
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, write."""
     enable_compilation_cache()
-    examples = read_to_rank(ChitchatConfig(data_dir=config.data_dir), "test", RankConfig()).examples
-    texts = list(dict.fromkeys(example.label_text for example in examples))[: config.candidates]
-    every = len(examples) // config.contexts
-    contexts = [example.context for example in examples[::every]][: config.contexts]
+    ladder = json.loads((RESULTS / "ladder.json").read_text(encoding="utf-8"))
+    wanted = [row for row in ladder if not config.rows or row["name"] in config.rows]
     record = Record("tradeoff", measures=MEASURES, settings=config)
-    rows = [measure(run, contexts, texts, record) for run in config.runs]
+    rows = [measure(row, config, record) for row in wanted]
     columns = {
-        "run": "{run}",
-        "model": "{model}",
-        f"{rows[0]['figure']}": "{recall:.3f} [{low:.3f}, {high:.3f}]",
+        "row of the ladder": "{run}",
+        FIGURE: "{recall:.3f} [{low:.3f}, {high:.3f}]",
         "ms for 1,000 candidates": "{ms:,.1f}",
     }
     print_table("chitchat test, one context at a time", columns, rows)

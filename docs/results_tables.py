@@ -409,7 +409,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     ),
     "tradeoff": Table(
         "tradeoff",
-        {"run": "run", "model": "model"},
+        {"row": "row of the ladder", "candidates": "candidates timed"},
         (
             Column("recall@1/20", "recall", "recall@1/20"),
             Column("ms for 1,000 candidates", "time", "ms for 1,000 candidates"),
