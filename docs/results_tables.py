@@ -135,20 +135,20 @@ def row(cells: Iterable[str]) -> str:
 
 
 def accuracy(results: Path) -> str:
-    """Baselines of the newest recorded run, and the rows of the ladder."""
+    """Baselines of the newest recorded run, and the rows of the ladder, whose own table has their commands."""
     found = read("accuracy", results)
     if not found:
         return ""
-    heads = ["model", "recall@1", "95% interval", "seeds", "steps x contexts", "command"]
-    lines = [row(heads), row(["---", "---:", "---", "---:", "---:", "---"])]
+    heads = ["model", "recall@1", "95% interval", "seeds", "steps x contexts"]
+    lines = [row(heads), row(["---", "---:", "---", "---:", "---:"])]
     *baselines, _ = found[0]["results"].items()
     for name, metrics in baselines:
-        lines.append(row([name, *recall(metrics), "", "", ""]))
+        lines.append(row([name, *recall(metrics), "", ""]))
     rungs = _json(results / "ladder.json") or []
     for one in rungs:
         arch, kind = one["name"].split(" ", 1)
         size = f"{one['steps']:,} x {one['contexts'] // one['steps']}"
-        cells = [f"{one['recall_at_1']:.3f} of 20", _interval(one), _seeds(one), size, _command(one)]
+        cells = [f"{one['recall_at_1']:.3f} of 20", _interval(one), _seeds(one), size]
         lines.append(row([f"{arch}-encoder, {kind}{_mark(one)}", *cells]))
     return "\n".join(lines) + "\n" + (STALE_ROWS if any(map(stale, rungs)) else "")
 

@@ -18,10 +18,10 @@ from polyjax.data.tasks.own_rows import (
     HEADER_AGAIN,
     cells_object,
     check_header,
-    json_fault,
     json_object,
     repeats_header,
 )
+from polyjax.data.tasks.written_lists import json_fault
 from polyjax.errors import InputError
 
 LONGEST_LINE = 10_000_000

@@ -1,13 +1,12 @@
 """A user's data rows: an object of a JSON file or a row of a table is checked and made an Example."""
 
-import ast
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from polyjax.data.identity import text_key
+from polyjax.data.tasks.written_lists import is_almost_list, is_odd_list, list_in, listed, python_list
 from polyjax.errors import InputError, shown
 from polyjax.types import Example
 
@@ -16,28 +15,6 @@ REQUIRED = ("context", "label")
 HEADER_AGAIN = "the column names once more, as where files were joined"
 _HALF = range(0xD800, 0xE000)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
-_STRING = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
-_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-_NUMPY_TEXT = re.compile(rf"\bnp\.(?:str_|u?int\d+|float\d+)\(({_STRING}|{_NUMBER})\)", re.DOTALL)
-"""As numpy 2 shows a text or a number in a list."""
-_NUMBERS = re.compile(rf"\s*([\[(])\s*({_NUMBER}(?:\s*,\s*|\s+))*{_NUMBER}\s*,?\s*[\])]\s*")
-_PYTHON_LIST = re.compile(rf"\s*\[\s*({_STRING}(?:\s*,\s*|\s+))*{_STRING}\s*,?\s*\]\s*", re.DOTALL)
-
-
-_ODD = rf"(?:{_STRING}|b{_STRING}|nan|NaN|None|<NA>)"
-_ODD_LIST = re.compile(
-    rf"\s*(?:\[(?=.*['\"])\s*(?:{_ODD}(?:\s*,\s*|\s+))*{_ODD}\s*,?\s*\]"
-    r"|array\(\[.*\](?:,\s*dtype=[^)]*)?\))\s*",
-    re.DOTALL,
-)
-"""A list as Python and pandas write it where some texts are missing or bytes, and an array of numpy."""
-_ALMOST_LIST = re.compile(
-    r"\s*(?:\[\s*['\"](?:.*\]|[^\]]*)"
-    r"|\[?\s*(?:array|deque|tensor|Index|Series|set|frozenset)\(\s*[\[{].*[\])]"
-    r"|<\w+Array>.*)\s*",
-    re.DOTALL,
-)
-"""Lists that are cut, that numpy has shortened (``...``), whose quotes are wrong, or of another kind."""
 
 
 class Twice(dict[str, Any]):
@@ -58,17 +35,6 @@ def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = Twice(found)
         found.key = next(name for i, name in enumerate(names) if name in names[:i])
     return found
-
-
-def json_fault(error: Exception) -> InputError:
-    """The error for a text that is not JSON, or JSON that Python cannot hold."""
-    if isinstance(error, json.JSONDecodeError):
-        got = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    elif isinstance(error, RecursionError):
-        got = "lists nested too deeply"
-    else:
-        got = "a number of thousands of digits"
-    return InputError.in_row(expected="JSON", got=shown(got))
 
 
 def nearly(name: str) -> str | None:
@@ -111,27 +77,27 @@ def example_of(row: object, default_id: str) -> Example:
     _check_keys(row)
     row = {key: value for key, value in row.items() if value is not None or key in REQUIRED}
     context = row["context"]
-    if isinstance(context, str) and (_python(context) or _ODD_LIST.fullmatch(context)):
+    if isinstance(context, str) and (python_list(context) or is_odd_list(context)):
         raise _wrong("context", "a text or a list of turns, not a list written as a text", context)
     turns = [context] if isinstance(context, str) else context
     if not isinstance(turns, list | tuple) or not turns:
         raise _wrong("context", "a text or a list of turns", context)
     texts = [_text(f"context[{i}]", turn) for i, turn in enumerate(turns)]
     label = _text("label", row["label"])
-    listed = _texts("candidates", row.get("candidates", [])) or [label]
-    place = _place(label, listed)
+    candidates = _texts("candidates", row.get("candidates", [])) or [label]
+    place = _place(label, candidates)
     answers = _texts("answers", row.get("answers", []))
     negatives = _texts("negatives", row.get("negatives", []))
     right = set(map(text_key, (label, *answers))) if negatives else set()
     for i, text in enumerate(negatives):
         if text_key(text) in right:
             raise InputError(f"negatives[{i}]", expected="a wrong answer", got=text[:40], is_argument=False)
-    scores = _scores(row.get("scores"), len(listed) + len(negatives))
+    scores = _scores(row.get("scores"), len(candidates) + len(negatives))
     name = _name("id", row.get("id", default_id))
     return Example(
         name,
         tuple(texts),
-        tuple(listed),
+        tuple(candidates),
         place,
         _name("group", row.get("group", name)),
         answers=tuple(answers),
@@ -278,8 +244,8 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "label" in cells:
         found["label"] = cells["label"]
-        listed = _listed("label", cells["label"])
-        if _ODD_LIST.fullmatch(cells["label"]) or (listed and any(isinstance(one, str) for one in listed)):
+        several = listed("label", cells["label"])
+        if is_odd_list(cells["label"]) or (several and any(isinstance(one, str) for one in several)):
             raise InputError(
                 "label",
                 expected="a text",
@@ -290,63 +256,22 @@ def cells_object(cells: Mapping[str, str]) -> dict[str, Any]:
     if "context" in cells:
         turns = [turn for turn in _LINE_BREAK.split(cells["context"]) if turn.strip()]
         cell = cells["context"]
-        listed = _listed("context", cell)
-        if listed and all(isinstance(one, int | float) for one in listed):
-            listed = None  # a text such as "[1]"
-        if listed is None and (_ODD_LIST.fullmatch(cell) or _ALMOST_LIST.fullmatch(cell)):
+        several = listed("context", cell)
+        if several and all(isinstance(one, int | float) for one in several):
+            several = None  # a text such as "[1]"
+        if several is None and (is_odd_list(cell) or is_almost_list(cell)):
             expected = "a text, or a JSON list of turns"
             raise InputError("context", expected=expected, got=cell[:40], is_argument=False)
-        found["context"] = turns if listed is None else listed
+        found["context"] = turns if several is None else several
     for name in ("id", "group"):
         if cells.get(name, "").strip():
             found[name] = cells[name]
     for name in ("candidates", "answers", "negatives", "scores"):
         if cells.get(name, "").strip():
-            found[name] = _list(name, cells[name])
+            found[name] = list_in(name, cells[name])
             if found[name] is None:
                 kind = "numbers" if name == "scores" else "texts"
                 raise InputError(
                     name, expected=f"a JSON list of {kind}", got=cells[name][:40], is_argument=False
                 )
     return found
-
-
-def _listed(name: str, cell: str) -> list[Any] | None:
-    """The list in a cell, as in a JSON file or as Python writes it; None for a text that begins like one."""
-    return _list(name, cell) if cell.lstrip().startswith(("[", "(")) else None
-
-
-def _python(cell: str) -> list[Any] | None:
-    """A list or tuple with a text or a dict in it, as Python writes it; None for anything else."""
-    if not cell.lstrip().startswith(("[", "(")):  # other texts are not parsed
-        return None
-    try:
-        found = ast.literal_eval(cell.strip())
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
-    is_list = isinstance(found, list | tuple) and any(isinstance(one, str | dict) for one in found)
-    return list(found) if is_list else None
-
-
-def _numbers(cell: str) -> list[Any] | None:
-    """A list, tuple or array of numbers, as Python or numpy write it; None for anything else."""
-    return [float(one) for one in re.findall(_NUMBER, cell)] if _NUMBERS.fullmatch(cell) else None
-
-
-def _list(name: str, cell: str) -> list[Any] | None:
-    """The list in a cell, as JSON, Python, pandas or numpy write it; None for anything else."""
-    try:
-        found = json.loads(cell)
-        return found if isinstance(found, list) else None
-    except json.JSONDecodeError:
-        cell = _NUMPY_TEXT.sub(r"\1", cell)
-        if name == "scores":
-            return _numbers(cell)
-        if not _PYTHON_LIST.fullmatch(cell):
-            return _python(cell)
-        try:
-            return [ast.literal_eval(text) for text in re.findall(_STRING, cell, re.DOTALL)]
-        except (SyntaxError, ValueError):  # an escape that Python does not know
-            return None
-    except (RecursionError, ValueError) as error:
-        raise json_fault(error).at(name) from None
