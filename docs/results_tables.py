@@ -135,7 +135,7 @@ def row(cells: Iterable[str]) -> str:
 
 
 def accuracy(results: Path) -> str:
-    """Baselines of the newest recorded run, and the rows of the ladder, whose own table has their commands."""
+    """Baselines of the newest recorded run, and the ladder, whose own table has the commands."""
     found = read("accuracy", results)
     if not found:
         return ""

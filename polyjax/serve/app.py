@@ -20,6 +20,7 @@ from polyjax.errors import InputError
 from polyjax.inference.score_map import ScoreMap
 from polyjax.ranker import Ranker
 from polyjax.serve.about import FILES, AboutRoutes
+from polyjax.serve.bodies import DRAINED
 from polyjax.serve.embedding import EmbeddingRoutes
 from polyjax.serve.gate import Gate, http_problem
 from polyjax.serve.index import LiveIndex
@@ -90,7 +91,8 @@ def create_app(
         score_map=score_map,
         reranker_map=reranker_map,
     )
-    gate = Middleware(Gate, keys=api_keys, open_paths=OPEN, metrics=service.metrics)
+    most = (1 + DRAINED) * config.payload_limit
+    gate = Middleware(Gate, keys=api_keys, open_paths=OPEN, metrics=service.metrics, most=most)
     middleware = [gate]
     if config.cors_allow_origin:
         cors = Middleware(

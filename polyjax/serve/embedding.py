@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyjax.serve import shapes
 from polyjax.serve.model import Cut
-from polyjax.serve.problems import Problem
+from polyjax.serve.problems import Problem, invalid
 from polyjax.serve.service import Service
 from polyjax.serve.work import Embedding
 
@@ -40,7 +40,7 @@ class EmbeddingRoutes:
         values = await self._service.fields(request, shapes.EMBEDDINGS)
         texts, dim = shapes.listed(values, "input"), self._service.model.dim
         if values["dimensions"] not in (None, dim):
-            raise Problem(422, f"`dimensions`: expected {dim}, the model's, got {values['dimensions']}")
+            raise invalid("dimensions", f"{dim}, the model's", values["dimensions"])
         vectors, usage, headers = await self._vectors(request, texts, values["input_type"], values, "Right")
         body = shapes.embeddings_body(_unit(vectors), values["encoding_format"], self._service.name, usage)
         return JSONResponse(body, headers=headers)

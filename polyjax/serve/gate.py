@@ -1,5 +1,7 @@
 """Middleware of all requests: request id, API key, uniform errors, times, metrics and the log."""
 
+import asyncio
+import contextlib
 import hmac
 import logging
 import re
@@ -20,7 +22,41 @@ GONE = 499
 """Status that is logged if the client disconnected; no reply is sent."""
 _ABSOLUTE = re.compile("^https?://[^/]*", re.IGNORECASE)
 """Origin of a request target in absolute form, which HTTP allows to any client."""
+DRAIN_SECONDS = 2.0
+"""Maximum time to receive the rest of a body whose request is refused."""
 log = logging.getLogger("polyjax.serve")
+
+
+class Body:
+    """``receive`` of a request, which knows whether its body has ended.
+
+    Args:
+        receive: the server's.
+        headers: of the request.
+        most: bytes that are received in all before a refusal; with more announced, none are.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, most: int):
+        announced = headers.get("content-length", "0")
+        length = int(announced) if announced.isdecimal() else 0
+        self._receive, self._most, self._size = receive, most, 0
+        self._ended = length > most or not (length or "transfer-encoding" in headers)
+        # Such a client waits for leave to send its body.
+        self._ended |= headers.get("expect", "").lower() == "100-continue"
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        message = await self._receive()
+        self._ended |= not message.get("more_body")  # also if the client disconnected
+        self._size += len(message.get("body", b""))
+        return message
+
+    async def drain(self) -> None:
+        """Discard the rest: most clients do not read a reply before they have sent the whole body."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._ended and self._size <= self._most:
+                    await self()
 
 
 class Gate:
@@ -31,10 +67,19 @@ class Gate:
         keys: keys, one of which a request must carry as a bearer token; without any, requests need no key.
         open_paths: paths that need no key.
         metrics: counts failed requests.
+        most: bytes of a refused request's body that are received.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], open_paths: frozenset[str], metrics: Metrics):
-        self._app, self._open, self._metrics = app, open_paths, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Sequence[str],
+        open_paths: frozenset[str],
+        metrics: Metrics,
+        most: int,
+    ):
+        self._app, self._open, self._metrics, self._most = app, open_paths, metrics, most
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +91,7 @@ class Gate:
         began, headers = time.perf_counter(), Headers(scope=scope)
         notes: dict[str, Any] = {"request_id": request_id(headers.get("x-request-id"))}
         scope.setdefault("state", {}).update(notes=notes, arrived=time.monotonic())
-        status = 0
+        status, body = 0, Body(receive, headers, self._most)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -56,6 +101,8 @@ class Gate:
                 out["x-request-id"] = notes["request_id"]
                 out["x-total-time"] = _ms(time.perf_counter() - began)
                 out["x-content-type-options"] = "nosniff"
+                if out.get("connection") == "close":
+                    await body.drain()
             await send(message)
 
         response: Response | None = None
@@ -64,7 +111,7 @@ class Gate:
                 message = "the request has Content-Length and Transfer-Encoding; send one of them"
                 raise Problem(400, message, headers=CLOSE)
             self._check_key(scope, headers)
-            await self._app(scope, receive, answer)
+            await self._app(scope, body, answer)
         except Problem as problem:
             response = JSONResponse(problem.body(), problem.status, problem.headers)
             self._metrics.failures.labels(err=problem.kind).inc()
@@ -78,7 +125,7 @@ class Gate:
             response = JSONResponse(problem.body(), problem.status)
             self._metrics.failures.labels(err=problem.kind).inc()
         if response is not None and not status:
-            await response(scope, receive, answer)
+            await response(scope, body, answer)
         self._note(scope, status, time.perf_counter() - began, notes)
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:

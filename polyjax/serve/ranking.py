@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyjax.serve import shapes
 from polyjax.serve.model import Cut
-from polyjax.serve.problems import Problem, failed
+from polyjax.serve.problems import Problem, failed, invalid
 from polyjax.serve.service import Service
 from polyjax.serve.work import Call, Scoring
 
@@ -103,7 +103,7 @@ class RankingRoutes:
         if text is None:
             raise Problem(422, "`document`: missing; expected a text")
         if top > shapes.MOST_READS:
-            raise Problem(422, f"`top`: expected at most {shapes.MOST_READS}, got {top}")
+            raise invalid("top", f"at most {shapes.MOST_READS}", top)
         service.check_sizes(context=turns, document=[text])
         async with service.visit(request, 1) as visit:
             rows, usage = await visit.tokenise(model, [turns], [text], truncate=values["truncate"])

@@ -14,7 +14,7 @@ from polyjax.data.identity import text_key
 from polyjax.errors import InputError
 from polyjax.serve import shapes
 from polyjax.serve.index import LiveIndex, RebuiltIndex, UnknownCandidate
-from polyjax.serve.problems import Problem, overloaded, unavailable
+from polyjax.serve.problems import Problem, invalid, overloaded, unavailable
 from polyjax.serve.service import Service, Visit
 from polyjax.serve.work import Scoring, Searching
 
@@ -38,7 +38,7 @@ class SearchRoutes:
         values = await service.fields(request, shapes.SEARCH)
         index, turns, most = self._index(), shapes.turns_of(values), service.config.max_top_n
         if values["top_n"] > most:
-            raise Problem(422, f"`top_n`: expected at most {most}, got {values['top_n']}")
+            raise invalid("top_n", f"at most {most}", values["top_n"])
         service.check_sizes(context=turns)
         again = service.reranker is not None
         n = max(values["top_n"], service.config.rerank_top) if again else values["top_n"]

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from polyjax.errors import InputError
 from polyjax.serve.problems import Problem
 from polyjax.serve.service import Service
+from polyjax.serve.telemetry import request_id
 
 HEAD_TIMEOUT = 20.0
 """Maximum time to receive the head of a request, in seconds."""
@@ -52,7 +53,12 @@ class Protocol(H11Protocol):
         """Reply 400 to data that is not valid HTTP."""
         self._refuse(Problem(400, "the request is not valid HTTP/1.1"))
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, problem: Problem, *, level: int = logging.INFO) -> None:
+        name = request_id(None)
+        fields = {"status": problem.status, "request_id": name, "problem": problem.logged}
+        log.log(level, "request", extra={"fields": fields})
+        service: Service = self.config.app.state.service  # pyright: ignore
+        service.metrics.failures.labels(err=problem.kind).inc()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()  # a reply has already started
             return
@@ -61,6 +67,7 @@ class Protocol(H11Protocol):
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
             ("connection", "close"),
+            ("x-request-id", name),
         ]
         for event in (
             h11.Response(status_code=problem.status, headers=headers),
@@ -82,7 +89,9 @@ class Protocol(H11Protocol):
     def _late(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
-            self._refuse(Problem(408, f"the request's head did not arrive within {HEAD_TIMEOUT:g} s"))
+            level = logging.INFO if self.conn.trailing_data[0] else logging.DEBUG  # browsers connect ahead
+            problem = Problem(408, f"the request's head did not arrive within {HEAD_TIMEOUT:g} s")
+            self._refuse(problem, level=level)
 
 
 class Server(uvicorn.Server):

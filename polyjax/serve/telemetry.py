@@ -41,7 +41,7 @@ class Metrics:
         self.queue_size = Gauge("te_queue_size", "admitted requests", registry=self._registry)
         self.truncated = Counter("polyjax_truncated_texts", "texts that were cut", registry=self._registry)
         self.candidates = Gauge("polyjax_index_candidates", "candidates", registry=self._registry)
-        self.programs = Gauge("polyjax_compiled_programs", "programs so far", registry=self._registry)
+        self.programs = Gauge("polyjax_compiled_programs", "programs at the start", registry=self._registry)
 
     def _counter(self, name: str, doc: str, label: str) -> Counter:
         return Counter(name, doc, [label], registry=self._registry)

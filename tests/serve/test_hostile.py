@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gzip
 import json
+import re
 import socket
 import time
 
@@ -313,6 +314,27 @@ def test_a_body_in_chunks(server):
     assert statuses(server.raw(chunked(b" " * 1_100_000 + body()))) == [413]
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/rerank", {"Content_Type": "text/plain"}, 415),
+        ("/v3/rerank", {}, 404),
+        ("/info", {}, 405),
+    ],
+)
+def test_a_large_body_is_received_before_it_is_refused(server, path, headers, status):
+    """Its client reads no reply before it has sent all of it, and would find a closed connection."""
+    for _ in range(5):
+        assert server.post(path, b" " * 990_000, **headers).status == status
+
+
+def test_the_key_of_a_large_body_is_refused_in_words():
+    with running(tiny_ranker("poly"), api_keys=["secret"]) as server:
+        for _ in range(5):
+            reply = server.post("/rerank", b" " * 990_000, Authorization="Bearer no")
+            assert reply.status == 401 and "API key" in reply.json["error"]
+
+
 def test_a_second_request_is_not_smuggled_in_a_body(server):
     """A proxy that believed Content-Length would have taken it for this request's body."""
     inner = request(b"", "Connection: close", method="GET", path="/info")
@@ -333,6 +355,20 @@ def test_a_body_that_trickles_in_is_given_up(server):
         found = slow.recv(65536)
     assert statuses(found) == [408] and b"did not arrive within 1 s" in found
     assert time.monotonic() - began < 8
+
+
+def test_what_is_no_http_is_counted_and_logged(server, caplog):
+    assert server.post("/rerank", {}).status == 422
+    before = server.ask("GET", "/metrics").body
+    with caplog.at_level("INFO", logger="polyjax.serve"):
+        reply = server.raw(b"GARBAGE\r\n\r\n")
+    assert statuses(reply) == [400] and b"x-request-id: " in reply
+    logged = [getattr(one, "fields", {}) for one in caplog.records]
+    (fields,) = [one for one in logged if one.get("status") == 400]
+    assert fields["request_id"].encode() in reply
+    line = re.compile(rb'te_request_failure\{err="Validation"\} (\S+)')
+    counted = [float(line.search(page)[1]) for page in (before, server.ask("GET", "/metrics").body)]
+    assert counted[1] == counted[0] + 1
 
 
 def test_a_head_that_trickles_in_is_given_up(server):

@@ -225,6 +225,14 @@ def test_a_persona_comes_first_in_the_context(opened):
         opened.say(QUERY)
     persona = "your persona: i have two dogs\nyour persona: i like rain\n"
     assert json.loads(asked.value.post_data)["context"] == [persona + QUERY]
+    # The model reads the last turns only; the persona is in the first of these.
+    opened.say("second")
+    with page.expect_request("**/search") as asked:
+        opened.say("third")
+    turns = page.evaluate("state.turns.map((turn) => turn.text)")[:-1]
+    sent = json.loads(asked.value.post_data)["context"]
+    n = page.evaluate("state.info.max_turns")
+    assert len(turns) == 5 > n == len(sent) and sent == [persona + turns[-n], *turns[1 - n :]]
 
 
 def test_the_request_as_a_command_of_the_shell(opened):

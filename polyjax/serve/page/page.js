@@ -34,10 +34,10 @@ function tell(error) {
   at("problem").hidden = !error;
 }
 
-/** The context as the model reads it: persona lines come first, within the first turn. */
+/** The turns that the model reads; persona lines come first, within the first of these. */
 function context() {
   const lines = at("persona").value.split("\n").map((line) => line.trim()).filter(Boolean);
-  const turns = state.turns.map((turn) => turn.text);
+  const turns = state.turns.map((turn) => turn.text).slice(-state.info.max_turns);
   if (!lines.length || !turns.length) return turns;
   const persona = lines.map((line) => `your persona: ${line}`);
   return [[...persona, turns[0]].join("\n"), ...turns.slice(1)];
@@ -131,7 +131,7 @@ function show(found) {
   if (found.meta?.reranked) facts.push(`the first ${found.meta.reranked} scored by a second model`);
   else if (found.meta) facts.push(found.meta.certified ? "certified: no better one exists" : "not certified");
   if (found.meta?.method === "certified") facts.push(`${(100 * found.meta.rescored).toFixed(1)}% scored exactly`);
-  if (found.cut) facts.push("the conversation was cut to what the model reads");
+  if (found.cut || state.turns.length > state.info.max_turns + 1) facts.push("the conversation was cut to what the model reads");
   at("status").textContent = facts.join(" · ");
   const asked = state.last.body.context;
   const scores = found.results.map((one) => one.score);
