@@ -85,6 +85,20 @@ class InputError(ValueError):
         """
         return InputError(argument, **self._fields())
 
+    def in_names(self, name: Callable[[str], str]) -> "InputError":
+        """The same error with all arguments named by ``name``, in the fields too.
+
+        >>> error = InputError("train.steps", expected="0 or more", fix="leave `train.steps` out")
+        >>> error.in_names(lambda name: name.removeprefix("train.")).fix
+        'leave `steps` out'
+        """
+        fields = {
+            key: _NAME.sub(lambda found: f"`{name(found[1])}`", value) if key != "got" and value else value
+            for key, value in self._fields().items()
+        }
+        argument = name(self.argument) if self.is_argument else self.argument
+        return type(self)(argument, **fields, is_argument=self.is_argument)
+
     @classmethod
     def in_file(
         cls,
@@ -182,23 +196,28 @@ def named_by(name: Callable[[str], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def called_with(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors created inside name arguments as a function of Python has them; also a decorator of it.
+    """Errors raised inside name arguments as a function of Python has them; also a decorator of it.
 
     Args:
-        names: the function's arguments, by the names of settings.
+        names: the function's arguments, by the names of settings, or of groups of them.
 
     >>> with called_with({"train.steps": "steps"}):
     ...     raise InputError("train.steps", expected="0 or more", got=-1, fix="leave `train.steps` out")
     Traceback (most recent call last):
     polyjax.errors.InputError: steps: expected 0 or more, got -1; leave steps out
     """
-    with named_by(lambda name: names.get(name, name)):
-        try:
-            yield
-        except InputError as error:
-            if error.argument not in names:
-                raise
-            raise error.renamed(names[error.argument]) from None
+
+    def name(setting: str) -> str:
+        parts = setting.split(".")
+        for n in range(len(parts), 0, -1):
+            if (known := names.get(".".join(parts[:n]))) is not None:
+                return ".".join([known, *parts[n:]])
+        return setting
+
+    try:
+        yield
+    except InputError as error:
+        raise error.in_names(name).with_traceback(error.__traceback__) from None
 
 
 class shown(str):

@@ -240,6 +240,10 @@ def test_other_rows_or_settings_are_refused(run):
     assert json.loads((run.folder / "rows.jsonl").read_text().splitlines()[-1]) == ROWS[-1]
     with pytest.raises(InputError, match="learning.rate"):
         polyjax.fit(ROWS, **SMALL, run_dir=run.folder, optim={"learning_rate": 1.0})
+    with pytest.raises(InputError) as refused:
+        polyjax.fit(ROWS, **SMALL, run_dir=run.folder, seed=3)
+    assert "`seed` was 0, now 3" in refused.value.problem or "seed was 0, now 3" in refused.value.problem
+    assert "train.seed" not in str(refused.value)
 
 
 def test_metrics_are_shown_and_saved_where_a_later_stage_fails(folder, monkeypatch, capsys):
@@ -282,6 +286,8 @@ def test_quiet_prints_nothing(capsys, folder):
         ({"optim": {"learning_rat": 1e-4}}, "optim['learning_rat']"),
         ({"data": "chitchat", "valid": ROWS}, "valid"),
         ({"data": None}, "data"),
+        ({"optimizer": lambda optim, n_steps: None}, "optimizer"),
+        ({"loss": lambda scores, batch: None}, "loss"),
         ({"data": [polyjax.Example("1", ("hello",), ("x",), 1, "")]}, "data[0].label"),
     ],
 )
@@ -319,7 +325,8 @@ cases = {{
     "callbacks[1]": {{"callbacks": [print, 3]}},
     "batch.chunk": {{"batch": {{"chunk": 2.5}}, "steps": 1}},
 }}
-for argument, changes in cases.items():
+classes = [(name, {{name: polyjax.PolyConfig}}) for name in ("head", "loss", "batch", "optim", "encoder")]
+for argument, changes in [*cases.items(), *classes]:
     try:
         polyjax.fit(changes.pop("data", rows), **{{"run_dir": "wrong"}} | changes)
     except polyjax.InputError as error:
@@ -415,6 +422,9 @@ def test_few_labels_are_refused_with_an_argument_that_works(tmp_path):
     with pytest.raises(InputError) as refused:
         polyjax.fit(rows, **settings, run_dir=tmp_path / "run")
     assert refused.value.argument == "rank.n" and str(refused.value).endswith("use rank.n 8")
+    with pytest.raises(InputError) as few:
+        polyjax.fit(ROWS[:3], **settings, run_dir=tmp_path / "few")
+    assert "`valid`" in few.value.fix and "task." not in few.value.fix
     found = polyjax.fit(rows, **settings, run_dir=tmp_path / "run", rank={"n": 8})
     assert "recall@1/8" in found.test.model
     with pytest.raises(InputError, match=r"rank\.n: .* use rank\.n 8"):

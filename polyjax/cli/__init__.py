@@ -1,0 +1,1 @@
+"""The ``polyjax`` command: a file per subcommand; nothing is imported from here."""

@@ -1,0 +1,1 @@
+"""Models of other libraries, by library. Faces: ``interop.huggingface``, ``interop.sentence_transformers``."""

@@ -1,0 +1,1 @@
+"""Layers, encoders, heads and scorers. Faces: ``polyjax.nn.encoders``, ``polyjax.nn.heads``."""

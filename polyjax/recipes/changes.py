@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polyjax.errors import InputError
+from polyjax.errors import InputError, shown
 from polyjax.inference.arguments import check_folder
 from polyjax.nn.encoders import EncoderSettings
 from polyjax.recipes.settings import EncoderChoice
@@ -20,6 +20,9 @@ ARGUMENTS = {
     "task.test": "test",
     "train.steps": "steps",
     "train.epochs": "epochs",
+    "train.seed": "seed",
+    "own_encoder": "encoder",
+    "own_optimizer": "optimizer",
 }
 """Arguments of ``fit`` and ``evaluate`` by the names of the settings that they give."""
 
@@ -59,8 +62,12 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     """Raise InputError for an argument of ``fit`` that is of another type.
 
     Args:
-        given: by name: data, encoder, run_dir, init, tokens_dir, test_examples, callbacks.
+        given: the function's arguments, by name.
     """
+    for name, value in given.items():
+        if isinstance(value, type):
+            fix = f"write {value.__name__}()" if dataclasses.is_dataclass(value) else None
+            raise InputError(name, expected="an object", got=shown(f"the class {value.__name__}"), fix=fix)
     path, folder = str | os.PathLike, "a folder"
     kinds = {
         "data": (object, "a path, rows, the name of a data set, or a task"),

@@ -62,18 +62,21 @@ def owned_run(
     """
     with contextlib.ExitStack() as lock:
         made: list[Path] = []
-        with primary_first("run directory"):
-            if is_primary():
-                made = [folder for folder in run_dir.parents if not folder.exists()]
-                _make_folder(run_dir)
-                lock.enter_context(run_lock(run_dir))
-            open_run(run_dir, config, incidental=incidental, foreign=foreign)
+        ours = False
         try:
+            with primary_first("run directory"):
+                if is_primary():
+                    made = [folder for folder in run_dir.parents if not folder.exists()]
+                    _make_folder(run_dir)
+                    lock.enter_context(run_lock(run_dir))
+                    ours = not (run_dir / CONFIG).exists()
+                open_run(run_dir, config, incidental=incidental, foreign=foreign)
+                ours = is_primary()
             yield
         except InputError:
             # After an error before anything was made, no folder that looks like a run is left,
             # and no empty one around it.
-            if is_primary() and _nothing_made(run_dir):
+            if ours and _nothing_made(run_dir):
                 shutil.rmtree(run_dir)
                 for folder in made:  # innermost first
                     with contextlib.suppress(OSError):  # another run is in it
