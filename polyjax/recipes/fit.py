@@ -131,7 +131,7 @@ def fit(
         tokens_dir: folder in which token ids of the training texts are kept for the next run; None for none.
         tensorboard: also write TensorBoard event files.
         callbacks: each is called as ``callback(step, kind, metrics)`` for every log line; ``kind`` is
-            ``train`` or ``valid``.
+            ``train`` or ``valid``. One that raises stops the run, before that step is saved.
         quiet: print nothing.
 
     Nested settings are configuration objects, which replace those of the preset, or dicts, which change
