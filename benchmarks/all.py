@@ -10,9 +10,12 @@ there is skipped, with the reason. Run it on a machine that does nothing else.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -222,11 +225,25 @@ def measure(job: Job, suite: Suite) -> str:
     command = job.command(suite.quick and job.quick is not None)
     words = [sys.executable, *shlex.split(command)[1:], "--out", str(suite.out.resolve())]
     limit = 60 * max(5.0, 3 * job.minutes[not suite.quick])
-    try:
-        done = subprocess.run(words, cwd=ROOT, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
+    status = status_within(limit, words)
+    if status is None:
         return f"ended after {limit / 60:.0f} minutes, three times as long as expected"
-    return f"exit status {done.returncode}" if done.returncode else ""
+    return f"exit status {status}" if status else ""
+
+
+def status_within(seconds: float, words: Sequence[str]) -> int | None:
+    """A command's exit status; None if it took too long and was ended.
+
+    It is ended with all processes that it started: they would compute while the next benchmark is timed.
+    """
+    with subprocess.Popen(words, cwd=ROOT, start_new_session=True) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:  # also where the user stops the suite
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def main(suite: Suite, jobs: Sequence[Job] = JOBS) -> int:

@@ -54,6 +54,19 @@ def written(root: Path, name: str = "speed", words: tuple[str, ...] = (), **own)
         sys.argv = before
 
 
+def test_what_takes_too_long_is_ended_with_its_processes(repository):
+    child = "import time; time.sleep(60)"
+    code = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    code += "open('pid', 'w').write(str(p.pid)); time.sleep(60)"
+    assert suite.status_within(5, [sys.executable, "-c", code]) is None
+    status = Path(f"/proc/{(repository / 'pid').read_text()}/stat")
+    wait_until = time.monotonic() + 10
+    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < wait_until:
+        time.sleep(0.05)
+    assert not status.exists() or status.read_text().split()[2] == "Z"
+    assert suite.status_within(30, [sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
 def test_a_result_says_how_it_was_made(repository):
     words = ("--rows", "8", "--out", "/somewhere/x", f"--index={repository}/i", "--data=/data/a")
     found = written(repository, words=words, own=[1.5])

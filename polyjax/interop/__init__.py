@@ -1,1 +1,1 @@
-"""Models of other libraries, by library. Faces: ``interop.huggingface``, ``interop.sentence_transformers``."""
+"""Models of other libraries. Faces: ``interop.huggingface``, ``interop.sentence_transformers``."""
