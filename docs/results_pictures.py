@@ -57,16 +57,18 @@ def scoring(result: Result) -> plt.Figure | None:
 
 def tradeoff(result: Result) -> plt.Figure | None:
     """Recall against milliseconds, with intervals."""
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    rows = result["rows"]
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    rows, markers = result["rows"], {"bi": "o", "poly": "s", "cross": "^"}
     for row in rows:
         errors = [[row["recall"] - row["low"]], [row["high"] - row["recall"]]]
-        axes.errorbar(row["ms"], row["recall"], errors, fmt="o", capsize=4, label=row["run"])
+        axes.errorbar(
+            row["ms"], row["recall"], errors, fmt=markers[row["run"].split()[0]], capsize=4, label=row["run"]
+        )
     label = "ms for 1,000 candidates of one context"
     axes.set(xscale="log", xlabel=label, ylabel=f"{rows[0]['figure']}, test")
     axes.margins(x=0.25, y=0.2)
     plain(axes, y=False)
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 
