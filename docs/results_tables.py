@@ -154,17 +154,19 @@ def accuracy(results: Path) -> str:
 
 
 def ladder(results: Path) -> str:
-    """The table of experiments/ladder.py: means over seeds, and the means of the seeds' own intervals."""
+    """The table of experiments/ladder.py, means over seeds and of the seeds' own intervals; its commands."""
     found = _json(results / "ladder.json")
     if not found:
         return ""
-    heads = ["row", "recall@1 of 20", "95% interval", "seeds", "steps", "contexts", "seconds", "command"]
-    lines = [row(heads), row(["---", "---:", "---", "---:", "---:", "---:", "---:", "---"])]
+    heads = ["row", "recall@1 of 20", "95% interval", "seeds", "steps", "contexts", "seconds"]
+    lines = [row(heads), row(["---", "---:", "---", "---:", "---:", "---:", "---:"])]
     for one in found:
         counts = [f"{one[name]:,}" for name in ("steps", "contexts", "seconds")]
-        cells = [f"{one['recall_at_1']:.3f}", _interval(one), _seeds(one), *counts, _command(one)]
+        cells = [f"{one['recall_at_1']:.3f}", _interval(one), _seeds(one), *counts]
         lines.append(row([f"{one['name']}{_mark(one)}", *cells]))
-    return "\n".join(lines) + "\n" + (STALE_ROWS if any(map(stale, found)) else "")
+    commands = [f"    {_command(one)}    # {one['name']}" for one in found]
+    marked = STALE_ROWS if any(map(stale, found)) else ""
+    return "\n".join(lines) + "\n" + marked + "\n" + "\n".join(commands) + "\n"
 
 
 def _mark(rung: Mapping[str, Any]) -> str:
@@ -180,7 +182,7 @@ def _seeds(rung: Mapping[str, Any]) -> str:
 
 
 def _command(rung: Mapping[str, Any]) -> str:
-    return f"`{rung['command'].split(' --train.seed')[0]}`"
+    return rung["command"].split(" --train.seed")[0]
 
 
 def gates(results: Path) -> str:

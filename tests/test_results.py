@@ -136,13 +136,11 @@ def test_recorded_runs_are_a_table_of_accuracy(measured, tmp_path):
     (tmp_path / "results" / "ladder.json").write_text(json.dumps([rung]))
     text = tables.accuracy(tmp_path / "results")
     assert "| chance | 0.050 of 20 | exact |" in text
-    cells = "0.600 of 20 | [0.550, 0.650] | 0, 3 | 280 x 32 | `polyjax train --arch poly` |"
+    cells = "0.600 of 20 | [0.550, 0.650] | 0, 3 | 280 x 32 |"
     assert f"| poly-encoder, long | {cells}" in text
     table = tables.ladder(tmp_path / "results")
-    assert (
-        "| poly long | 0.600 | [0.550, 0.650] | 0, 3 | 280 | 8,960 | 9 | `polyjax train --arch poly` |"
-        in table
-    )
+    assert "| poly long | 0.600 | [0.550, 0.650] | 0, 3 | 280 | 8,960 | 9 |" in table
+    assert "\n    polyjax train --arch poly    # poly long\n" in table
     for measured_folder in ("nn", "train"):
         (measured / "polyjax" / measured_folder).mkdir()
         (measured / "polyjax" / measured_folder / "new.py").write_text("x = 1\n")
