@@ -106,6 +106,21 @@ def test_pairs_at_their_limit_fit_with_templates_of_more_tokens():
     assert np.isfinite(scores).all()
 
 
+@pytest.mark.parametrize("head", ["gated", "joint"])
+def test_the_longest_pairs_fit_into_the_positions_of_a_small_encoder(head):
+    """Apart, both texts of a pair have a start token of their own."""
+    folder, _ = golden_encoder("st_bert_mean")
+    config = settings("cross", folder, "--head", head)
+    positions = encoder_config(config, folder, 400).n_positions
+    config.text.check_positions(positions, paired=True)
+    assert config.text.pair_limit() == positions == 48
+    scores = started(config, folder).score([["tea " * 99]], [["milk " * 99, "no"]])
+    assert np.isfinite(scores).all()
+    with pytest.raises(InputError) as refused:
+        dataclasses.replace(config.text, context_tokens=30).check_positions(positions, paired=True)
+    assert refused.value.argument == "text.context_tokens"
+
+
 @pytest.mark.parametrize(
     ("name", "named"),
     [("st_mpnet_mean_dense", "Dense modules"), ("st_bert_cls_mean_concat", "several pooling modes")],

@@ -105,8 +105,7 @@ class TextConfig:
         """Raise InputError if a sequence may be longer than the encoder's positions."""
         longest = max(self.context_tokens, self.candidate_tokens)
         name = "text.context_tokens" if longest == self.context_tokens else "text.candidate_tokens"
-        paired = paired and self.pairs == "joined"  # else each text of a pair has positions of its own
-        if paired:
+        if paired:  # apart, each text has positions of its own, but a row is no longer than there are
             longest = self.pair_limit()
         if longest > n_positions:
             together = paired and not self.pair_tokens

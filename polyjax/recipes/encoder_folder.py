@@ -116,7 +116,8 @@ def _text(preset: RunConfig, found: EncoderFolder) -> TextConfig:
     text, most = preset.text, found.max_length
     if preset.inputs == "pairs":
         candidate = min(text.candidate_tokens, max(most // 2, 3))
-        lengths = {"context_tokens": min(text.context_tokens, most + 1 - candidate)}
+        room = most - candidate + (text.pairs == "joined")  # apart, both texts have a start token
+        lengths = {"context_tokens": min(text.context_tokens, room)}
     else:
         candidate = min(text.candidate_tokens, most)
         lengths = {"context_tokens": min(text.context_tokens, most)}

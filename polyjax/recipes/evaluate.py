@@ -242,8 +242,7 @@ def rows_to_evaluate(config: EvaluateConfig, run_dir: Path | None, folder: Path 
         raise taskless(config.run_dir)
     rank = chosen_rank(rank, config.rank)
     of_the_run = (task, rank) == own
-    if own is not None:
-        task = beside(task, own[0])
+    task = beside(task, None if own is None else own[0])
     if config.prepared is not None:
         task = prepared_in(task, config.prepared)
     with primary_first("data"):

@@ -24,4 +24,4 @@ def test_it_trains_and_a_run_keeps_to_it(tmp_path):
     assert (run.config["own_optimizer"]["name"], run.config["own_optimizer"]["version"]) == ("lion", 1)
     with pytest.raises(InputError) as error:
         fitted(run.folder)
-    assert "own_optimizer" in error.value.problem
+    assert "`optimizer` was" in error.value.problem

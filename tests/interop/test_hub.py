@@ -232,13 +232,14 @@ def test_commands_take_a_model_of_the_hub_as_they_take_a_folder(
             printed("doctor", model),
             printed("rank", model, "--candidates", texts, "--context", "milk", "--json"),
             printed("search", model, index, "--context", "milk", "--rerank", model, "--json", "--top", "2"),
-            printed("evaluate", model, *data),
+            evaluated := printed("evaluate", model, *data),
             [json.loads(line)["top"] for line in replies],
             Path(out).read_text(),
         ]
         printed("export", "sentence-transformers", model, str(tmp_path / f"out-{number}"))
         if number == 0:
             expected = found
+        assert f"rows test, {len(ROWS)} rows" in evaluated, "it was trained on none of them"
     assert found == expected and expected[0][-1] == "loads: yes"
     assert not (cached / "index").exists(), "nothing is written into the hub's cache"
 

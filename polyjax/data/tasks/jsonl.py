@@ -142,7 +142,7 @@ class OwnDataConfig:
         """A line about n rows of a split."""
         return f"{n:,} {split} rows of {self._path(split).name}"
 
-    def beside(self, trained: Task) -> "OwnDataConfig":
+    def beside(self, trained: Task | None) -> "OwnDataConfig":
         """The settings to test a model on this file: all rows, unless the model was trained on this file."""
         if isinstance(trained, OwnDataConfig) and trained.train.resolve() == self.train.resolve():
             return self

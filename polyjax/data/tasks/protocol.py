@@ -124,8 +124,8 @@ def listed_in_training(task: Task) -> int | None:
     return getattr(task, "listed", None)
 
 
-def beside(task: Task, trained: Task) -> Task:
-    """The settings with which a task's rows test a model that was trained on another task's rows.
+def beside(task: Task, trained: Task | None) -> Task:
+    """The settings with which a task's rows test a model that was trained on another task's rows, or on none.
 
     The task's ``beside(trained)``, which may take in rows that ``read`` would leave to training.
     """
