@@ -29,7 +29,7 @@ class Projected:
 class ProjectedHead(nnx.Module):
     def __init__(self, config, dim, *, rngs):
         self.config, self.project = config, Linear(dim, dim, init_std=dim**-0.5, rngs=rngs)
-        self.product_form = ProductForm()  # None where there is none: then only a scan is exact
+        self.product_form = ProductForm()  # None: then only a scan is exact
 
     def candidate(self, hidden, mask):
         return self.project(reduce(hidden, mask, "mean"))
