@@ -124,6 +124,23 @@ def test_scan_and_remat_change_nothing(encoder, rng):
         )
 
 
+def test_layers_that_share_weights_take_no_more_memory():
+    """XLA would keep every shared bias, broadcast to all tokens, from the first layer to the last."""
+    ids = np.ones((64, 64), np.int32)
+    tokens = Tokens(ids, np.ones_like(ids, bool), np.zeros_like(ids))
+    shape = {"dim": 32, "mlp_dim": 128, "n_layers": 6, "blocks_per_layer": 1}
+
+    def temporary(n_groups: int) -> int:
+        config = dataclasses.replace(ENCODERS["albert"], **shape, n_groups=n_groups)
+        graph, state = nnx.split(config.build(rngs=nnx.Rngs(0)))
+        compiled = (
+            jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens)).lower(state, tokens).compile()
+        )
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(1) <= 1.1 * temporary(6)
+
+
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout"])
 def test_dropout_needs_a_key_and_follows_it(encoder, rng, rate):
     dropping = dataclasses.replace(encoder.config, **{rate: 0.5}).build(rngs=nnx.Rngs(0))

@@ -294,6 +294,10 @@ def run_blocks(
 
     def run(graph: nnx.GraphDef, x: Array, block: tuple[nnx.State, Any, Any], given: Attended) -> Array:
         state, key, gate = block
+        if len(once) < len(
+            blocks
+        ):  # else XLA keeps each shared bias, broadcast to all tokens, for the next use
+            state, x = jax.lax.optimization_barrier((state, x))
         given = given if gate is None else _through_gates(given, gate)
         return nnx.merge(graph, state)(x, given, key=key)
 
