@@ -1,6 +1,6 @@
 """What the server adds to `Ranker.rank`: requests one by one, in turns with the ranker itself.
 
-    python benchmarks/serve.py minilm                       # a minute
+    python benchmarks/serve.py minilm                       # eight minutes
     python benchmarks/serve.py minilm --quick
 
 Starts `polyjax serve` in a process of its own on 127.0.0.1. Each request is ranked by a `Ranker` of this
@@ -54,9 +54,10 @@ class BenchmarkConfig:
         model: a run directory, or ``minilm``.
         texts: candidates of a request.
         tokens: of each text, special ones included.
-        repeats: requests that are timed.
-        warmup: requests before them.
-        quick: a fifth of the repeats.
+        repeats: requests that are timed, over all launches.
+        warmup: requests before them, at each launch.
+        launches: of the server; how fast a process computes differs by some percent from launch to launch.
+        quick: one launch.
         out: folder of the results.
     """
 
@@ -65,6 +66,7 @@ class BenchmarkConfig:
     tokens: int = 30
     repeats: int = 200
     warmup: int = 10
+    launches: int = 5
     quick: bool = False
     out: Path = RESULTS
 
@@ -72,21 +74,26 @@ class BenchmarkConfig:
 def run(config: BenchmarkConfig, model: Path, ranker: Ranker) -> dict[str, Any]:
     """Milliseconds of each request by the ranker and through the server, and the server's own."""
     ranker.compile(n_candidates=config.texts)
-    n = config.warmup + (config.repeats // 5 if config.quick else config.repeats)
+    n = config.warmup + config.repeats // config.launches
     # A word of the list is one token in most vocabularies; two are special.
     words = config.tokens - 2
-    requests = requests_of(2 * n, config.texts, lengths=(words, words), seed=0)
-    with served(model) as server:
-        samples = _in_turns(ranker, server.port, requests[:n], requests[n:])
-        start_s = server.start_s
-    samples = {name: values[config.warmup :] for name, values in samples.items()}
+    samples: dict[str, list[float]] = {}
+    start_s = []
+    for launch in range(1 if config.quick else config.launches):
+        requests = requests_of(2 * n, config.texts, lengths=(words, words), seed=launch)
+        with served(model) as server:
+            found = _in_turns(ranker, server.port, requests[:n], requests[n:])
+            start_s.append(server.start_s)
+        for name, values in found.items():
+            samples.setdefault(name, []).extend(values[config.warmup :])
     medians = {name: statistics.median(values) for name, values in samples.items()}
     names = ("server", "ranker", "x-inference-time", "tokenising")
     times = list(zip(*(samples[name] for name in names), strict=True))
     samples["added"] = [server - ranker for server, ranker, _, _ in times]
     samples["outside"] = [server - model - tokenising for server, _, model, tokenising in times]
     return {
-        "start_s": start_s,
+        "start_s": statistics.median(start_s),
+        "starts_s": start_s,
         "overhead_ms": statistics.median(samples["added"]),
         "overhead_interval_ms": interval_of_median(samples["added"]),
         "outside_ms": statistics.median(samples["outside"]),
@@ -170,7 +177,7 @@ def main(config: BenchmarkConfig) -> None:
     for model, one in models.items():
         case = {"model": model, "texts": config.texts, "tokens": config.tokens}
         record.add(case, "ms", one["samples"], to="ranker")
-        record.add(case, "s", {"start": [one["start_s"]]})
+        record.add(case, "s", {"start": one["starts_s"]})
         rows.append({name.replace("-", "_"): value for name, value in one["medians"].items()} | one | case)
     columns = {
         "model": "{model}",

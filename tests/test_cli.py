@@ -306,6 +306,7 @@ def test_files_of_one_name_have_their_own_index(tmp_path):
             "missing: MODEL (the word 'there', after",
         ),
         (["search", "--context", "hi", "a", "b"], "search: missing: MODEL (the word 'a', after --context"),
+        (["search", "minilm", "--context", "hi"], "search: missing: INDEX (the word 'hi', after --context"),
         (["rank", "x", "--candidats", "y"], "is --candidats meant to be --candidates? See polyjax rank"),
         (["convert", "parlai", str(MODEL), "out"], f"{MODEL}: expected the model file in this folder, such"),
         (

@@ -46,12 +46,25 @@ def check_model_given(arguments: Sequence[str], model: str, prog: str) -> None:
         model: what was read as MODEL.
         prog: name of the command.
     """
+    if not (names_minilm(model) or hub_name(model)):
+        check_folder_given(arguments, model, "MODEL", prog)
+
+
+def check_folder_given(arguments: Sequence[str], folder: str, name: str, prog: str) -> None:
+    """Raise InputError if a folder does not exist because a word of ``--context`` was read as it.
+
+    Args:
+        arguments: of the command line.
+        folder: what was read as the argument.
+        name: of the argument, as MODEL.
+        prog: name of the command.
+    """
     tail = list(takewhile(lambda word: word != "--context", reversed(arguments)))
-    follows = len(tail) < len(arguments) and model in tail and not any(w.startswith("-") for w in tail)
-    if follows and not (Path(model).exists() or names_minilm(model) or hub_name(model)):
+    follows = len(tail) < len(arguments) and folder in tail and not any(w.startswith("-") for w in tail)
+    if follows and not Path(folder).exists():
         raise InputError(
             prog,
-            problem=f"missing: MODEL (the word {model!r}, after --context, was read as it)",
+            problem=f"missing: {name} (the word {folder!r}, after --context, was read as it)",
             fix=f"put it before the flags; see {prog} --help",
             is_argument=False,
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from polyjax.cli.contexts import check_model_given, contexts_of, show
+from polyjax.cli.contexts import check_folder_given, check_model_given, contexts_of, show
 from polyjax.cli.flags import parse_flags, user_errors
 from polyjax.errors import InputError
 from polyjax.nn.encoders import Dtype
@@ -59,6 +59,7 @@ def parse(arguments: Sequence[str], *, prog: str = "polyjax search") -> Search:
     """Parse the arguments of ``polyjax search``; InputError if they are invalid."""
     command = parse_flags(Search, arguments, prog=prog)
     check_model_given(arguments, command.model, prog)
+    check_folder_given(arguments, str(command.index), "INDEX", prog)
     return command
 
 
