@@ -95,7 +95,7 @@ JOBS = (
         runs=(f"{POLY}/index-100000-float32",),
     ),
     Job(name="tradeoff", quick="--contexts 3 --pairs 50", minutes=(0.8, 3)),
-    Job(name="serve", full="minilm", minutes=(0, 2)),
+    Job(name="serve", full="minilm", minutes=(0, 8)),
     Job(name="load", full="minilm", minutes=(0, 4)),
     Job(name="corpus_pairs", script="corpus", full="--pairs 10000 100000 1000000", minutes=(0, 8)),
     Job(
