@@ -74,7 +74,7 @@ class BenchmarkConfig:
 def run(config: BenchmarkConfig, model: Path, ranker: Ranker) -> dict[str, Any]:
     """Milliseconds of each request by the ranker and through the server, and the server's own."""
     ranker.compile(n_candidates=config.texts)
-    n = config.warmup + config.repeats // config.launches
+    n = config.warmup + max(config.repeats // config.launches, 1)
     # A word of the list is one token in most vocabularies; two are special.
     words = config.tokens - 2
     samples: dict[str, list[float]] = {}
@@ -183,12 +183,9 @@ def main(config: BenchmarkConfig) -> None:
         "model": "{model}",
         "Ranker.rank": "{ranker:.1f}",
         "server": "{server:.1f}",
-        "overhead": "{overhead_ms:.2f}",
-        "95% interval": "{overhead_interval_ms[0]:.2f} to {overhead_interval_ms[1]:.2f}",
-        "outside the model": "{outside_ms:.2f}",
-        "95% interval ": "{outside_interval_ms[0]:.2f} to {outside_interval_ms[1]:.2f}",
+        "more (95%)": "{overhead_ms:.2f} [{overhead_interval_ms[0]:.2f}, {overhead_interval_ms[1]:.2f}]",
         "aim": "< {aim_ms:.0f}",
-        "in the server": "{x_total_time:.1f}",
+        "outside the model": "{outside_ms:.2f} [{outside_interval_ms[0]:.2f}, {outside_interval_ms[1]:.2f}]",
         "queue": "{x_queue_time:.2f}",
         "computing": "{x_inference_time:.1f}",
         "tokenising": "{x_tokenization_time:.2f}",

@@ -445,7 +445,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
             Column("Ranker.rank, ms", "ranker"),
             Column("through the server, ms", "server", to="ranker"),
             Column("more, ms (median of pairs, 95% interval)", "added", interval=True),
-            Column("of it outside the model, ms", "outside", interval=True),
+            Column("outside the model, ms", "outside", interval=True),
             Column("ready after, s", "start", "s"),
         ),
     ),
